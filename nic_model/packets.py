@@ -255,7 +255,7 @@ class Ipv6Header:
         return cls(source, destination, next_header, payload_bytes, hop_limit, first >> 20 & 0xFF, first & 0xF_FFFF)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, frozen=True)
 class TcpOptions:
     """TCP options that are understood; None or False where one is absent. Unknown ones are skipped."""
 
@@ -281,7 +281,8 @@ class TcpOptions:
     @classmethod
     def parse(cls, data: Buffer) -> TcpOptions:
         """Read the bytes between the fixed header and the data. Raises PacketError for a length that cannot be."""
-        options = cls()
+        mss = window_scale = timestamps = None
+        sack_permitted = False
         at = 0
         while at < len(data):
             kind = data[at]
@@ -295,19 +296,19 @@ class TcpOptions:
             if not 2 <= length <= len(data) - at:
                 raise PacketError(f"TCP: option {kind} of {length} bytes with {len(data) - at} left")
             if kind == TcpOption.MSS and length == 4:
-                options.mss = data[at + 2] << 8 | data[at + 3]
+                mss = data[at + 2] << 8 | data[at + 3]
             elif kind == TcpOption.WINDOW_SCALE and length == 3:
-                options.window_scale = data[at + 2]
+                window_scale = data[at + 2]
             elif kind == TcpOption.SACK_PERMITTED and length == 2:
-                options.sack_permitted = True
+                sack_permitted = True
             elif kind == TcpOption.TIMESTAMPS and length == 10:
-                options.timestamps = struct.unpack_from("!II", data, at + 2)
+                timestamps = struct.unpack_from("!II", data, at + 2)
             at += length
-        return options
+        return cls(mss, window_scale, sack_permitted, timestamps)
 
 
 NO_OPTIONS = TcpOptions()
-"""Shared by all headers without options; not to be changed."""
+"""Shared by all headers without options."""
 
 
 def pack_tcp(source_port: int, destination_port: int, sequence: int, acknowledgement: int, flags: int, window: int,
