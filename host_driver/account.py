@@ -1,0 +1,99 @@
+"""Where software reports the work it does, so that a processor model can charge it.
+
+Driver, MemNet and TCP know what they did, not what it costs: they report (category, item, count) to the
+account that was handed to them. The machine file prices each item. The list of items here is the one
+definition; the machine file must price all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+ITEMS: dict[str, dict[str, str]] = {
+    "user": {
+        "request": "the application's own work for a request",
+        "connection": "the application's own work for a connection",
+        "memnet_call": "a MemNet library call that stays in user space",
+    },
+    "syscall": {
+        "accept": "an accept call",
+        "read": "a read call on a socket, without its copy",
+        "write": "a write or send call on a socket, without copies and TCP",
+        "close": "a close call",
+        "connect": "a connect call",
+        "smp_connection": "locks, line bouncing and migration for a connection on a multiprocessor",
+    },
+    "copy": {
+        "user_to_kernel_byte": "a byte copied from the application into kernel buffers",
+        "retransmit_byte": "a byte copied into the packet kept for retransmission",
+        "kernel_to_user_byte": "a byte copied from kernel buffers to the application",
+    },
+    "tcp_send": {
+        "segment": "a data segment handed down by TCP, however large",
+        "buffer": "a network buffer allocated and filled in",
+        "control": "a SYN, SYN-ACK, ACK, FIN or RST without payload, sent",
+        "checksum_byte": "a byte summed in software for sending",
+    },
+    "tcp_recv": {
+        "syn": "an arriving SYN",
+        "established": "the segment that completes a handshake",
+        "ack": "an arriving acknowledgement without data",
+        "data_segment": "an arriving segment with data",
+        "fin": "an arriving FIN",
+        "rst": "an arriving RST",
+        "checksum_byte": "a byte summed in software for receiving",
+    },
+    "ip": {
+        "receive": "a packet through IP input",
+        "send": "a packet through IP output",
+    },
+    "driver": {
+        "receive_frame": "a received frame taken from the ring, its buffer replaced",
+        "transmit_frame": "a frame or large send put on the ring",
+        "transmit_reclaim": "a finished send taken from the completion ring",
+        "mmio_write": "a posted register or doorbell write",
+        "mmio_read": "a register read, which stalls the processor",
+        "register_memory": "a memory key written",
+    },
+    "interrupt": {
+        "entry": "an interrupt taken: entry, handler dispatch, exit and the cache pollution it leaves",
+    },
+    "softirq": {
+        "run": "a bottom half started",
+        "packet": "a packet carried from the driver's queue to the protocol",
+        "smp_packet": "locks, line bouncing and migration for a packet on a multiprocessor",
+    },
+    "context_switch": {
+        "switch": "a processor given to another process",
+        "wake": "a sleeping process made runnable",
+    },
+    "poll": {
+        "batch": "a look at a completion ring by polling",
+    },
+    "san": {},
+    "file_system": {
+        "open": "a cached file looked up",
+        "read_byte": "a byte copied from the file cache to the application",
+    },
+}
+"""Category -> item -> what one unit of it is."""
+
+
+class Account(Protocol):
+    """Takes reports of work. Must be cheap: it is called several times a packet."""
+
+    def charge(self, category: str, item: str, count: int = 1) -> None:
+        """`count` units of `item` were done. Raises KeyError for an item that `ITEMS` does not list."""
+
+    async def settle(self) -> None:
+        """Wait until the processor had the time for all that was charged so far."""
+
+
+class NullAccount:
+    """An account of somebody whose processor time does not matter, such as a simulated client."""
+
+    def charge(self, category: str, item: str, count: int = 1) -> None:
+        """Forget it."""
+
+    async def settle(self) -> None:
+        """Return at once."""

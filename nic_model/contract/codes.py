@@ -1,0 +1,192 @@
+"""Codes that hardware and software exchange, and the limits that both keep."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+MAX_DESCRIPTOR_SLOTS = 16
+"""Submission slots that one descriptor may take."""
+
+MAX_INLINE_BYTES = 128
+"""Bytes of header template, or of a whole small frame, that a descriptor may carry inline."""
+
+MAX_PIECES = 31
+"""Pieces of host memory a descriptor may name: one in its first slot, two in each further one."""
+
+MAX_FRAME_BYTES = 9014
+"""Longest frame either way, without FCS: a 9,000-byte MTU and an Ethernet header."""
+
+MAX_SEGMENTED_BYTES = 1 << 20
+"""Longest payload of one segmented send (1 MiB)."""
+
+MIN_MSS = 32
+"""Smallest segment size that a segmented send may ask for."""
+
+
+class Opcode(IntEnum):
+    """Operation of a submission descriptor. Socket operations have their numbers and no hardware yet."""
+
+    SEND_FRAME = 0x01
+    """Send inline bytes followed by the pieces as one frame."""
+    SEND_SEGMENTED = 0x02
+    """Send the pieces as TCP segments of at most `mss` bytes behind the inline header template."""
+
+    SOCKET_CONNECT = 0x10
+    SOCKET_LISTEN = 0x11
+    SOCKET_ACCEPT = 0x12
+    SOCKET_SEND = 0x13
+    SOCKET_RECEIVE = 0x14
+    SOCKET_SHUTDOWN = 0x15
+    SOCKET_CLOSE = 0x16
+
+
+class OperationMask(IntFlag):
+    """What a channel may do: its `CHANNEL_OPERATIONS` register, set by the system, not by the process."""
+
+    SEND_FRAME = 1 << 0
+    """Raw frames: privileged, since the sender writes every header byte."""
+    SEND_SEGMENTED = 1 << 1
+    RECEIVE_RAW = 1 << 2
+    """May be the target of steered and unmatched frames."""
+    SOCKET = 1 << 3
+    """The socket operations (reserved)."""
+
+
+class SendFlag(IntFlag):
+    """`flags` of a submission descriptor."""
+
+    COMPLETE = 1 << 0
+    """Write a completion when the last frame has left. An error is always completed."""
+    IPV4_CHECKSUM = 1 << 1
+    """Compute the IPv4 header checksum over [l3_offset, l4_offset); its field must hold 0."""
+    L4_CHECKSUM = 1 << 2
+    """Sum [l4_offset, end), and store the complement at checksum_offset. The field must be seeded with the
+    folded, uncomplemented pseudo-header sum: with the L4 length for SEND_FRAME, without it for SEND_SEGMENTED."""
+    UDP = 1 << 3
+    """A checksum of 0 is sent as 0xffff (RFC 768)."""
+    IPV6 = 1 << 4
+    """SEND_SEGMENTED: update IPv6 payload length instead of IPv4 total length, identification and checksum."""
+    TIMESTAMP = 1 << 5
+    """Stamp the completion with `now` at the MAC's first beat of the last frame."""
+    VLAN_INSERT = 1 << 6
+    """Insert an 802.1Q tag with `vlan_tci` (reserved)."""
+
+
+class CompletionKind(IntEnum):
+    """`kind` of a completion."""
+
+    SEND = 1
+    RECEIVE = 2
+    """One frame, or the head of a coalesced receive."""
+    RECEIVE_MORE = 3
+    """A further buffer of a coalesced receive (reserved)."""
+    SOCKET = 4
+    """A socket operation (reserved)."""
+
+
+class Status(IntEnum):
+    """`status` of a completion."""
+
+    OK = 0
+    BAD_OPCODE = 1
+    """The device does not know the operation, or does not have it."""
+    BAD_DESCRIPTOR = 2
+    """Slots, inline bytes, pieces, offsets or lengths do not fit each other or the limits."""
+    NOT_PERMITTED = 3
+    """The channel's operation mask forbids it."""
+    KEY_INVALID = 4
+    """No such key, or its generation has gone."""
+    KEY_OWNER = 5
+    """The key belongs to another channel."""
+    KEY_RIGHTS = 6
+    """The key does not allow this direction."""
+    KEY_BOUNDS = 7
+    """A byte of the piece lies beyond the key's end."""
+    BUS_ERROR = 8
+    """The host bus answered a read or a write with an error."""
+
+
+class RxInfo(IntFlag):
+    """`info` of a receive completion: what the parser found."""
+
+    IPV4 = 1 << 0
+    IPV6 = 1 << 1
+    TCP = 1 << 2
+    UDP = 1 << 3
+    L3_CHECKSUM_OK = 1 << 4
+    """IPv4 header checksum verified and right."""
+    L4_CHECKSUM_OK = 1 << 5
+    """TCP or UDP checksum verified and right (a UDP checksum of 0 over IPv4 was not there, and counts as right)."""
+    CHECKSUM_BAD = 1 << 6
+    """A checksum was verified and is wrong; the frame is delivered, the software decides."""
+    VLAN = 1 << 7
+    """The frame carries an 802.1Q tag (left in the data)."""
+    FRAGMENT = 1 << 8
+    """An IPv4 fragment or IPv6 fragment header: L4 not verified."""
+
+
+class KeyRight(IntFlag):
+    """Rights of a memory key, seen from the device."""
+
+    READ = 1 << 0
+    WRITE = 1 << 1
+
+
+class ChannelCommand(IntEnum):
+    """Values written to `CHANNEL_CONTROL`."""
+
+    RESET = 0
+    """Stop fetching, finish the frame under way, drain, then IDLE."""
+    ENABLE = 1
+    """Take the ring registers as they stand, set all indices to 0, and run."""
+
+
+class ChannelState(IntEnum):
+    """`CHANNEL_STATUS`, bits 7:0."""
+
+    IDLE = 0
+    RUNNING = 1
+    DRAINING = 2
+    ERROR = 3
+
+
+class ChannelError(IntEnum):
+    """`CHANNEL_STATUS`, bits 15:8: why a channel stopped, or would not start."""
+
+    NONE = 0
+    RING_CONFIG = 1
+    """A size that is no power of two in range, an unaligned base, or a completion ring smaller than both others."""
+    DOORBELL_OVERRUN = 2
+    """A doorbell advanced beyond the ring's size."""
+    TRUNCATED_DESCRIPTOR = 3
+    """The producer index ends in the middle of a descriptor, or a descriptor claims 0 or more than 16 slots."""
+    FETCH_BUS_ERROR = 4
+    """A ring entry could not be read."""
+    COMPLETION_BUS_ERROR = 5
+    """A completion could not be written."""
+
+
+class RxFilter(IntFlag):
+    """`RX_FILTER`: which frames are let in. The own address always is."""
+
+    PROMISCUOUS = 1 << 0
+    BROADCAST = 1 << 1
+    MULTICAST = 1 << 2
+
+
+class Feature(IntFlag):
+    """`FEATURES`: what this device has."""
+
+    SEGMENTATION_IPV4 = 1 << 0
+    SEGMENTATION_IPV6 = 1 << 1
+    TX_CHECKSUM = 1 << 2
+    RX_CHECKSUM = 1 << 3
+    TIMESTAMP = 1 << 4
+    PUSH = 1 << 5
+    """Pushed descriptors are used; without it they are ignored and fetched from the ring."""
+    RSS = 1 << 6
+    COALESCE = 1 << 7
+    VLAN = 1 << 8
+    SOCKETS = 1 << 9
+    PAGE_LISTS = 1 << 10
+    """Reserved: keys that cover lists of pages."""

@@ -1,0 +1,86 @@
+"""Sizes of a device: what the RTL is built with and what its registers tell the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nic_model.contract.codes import MAX_FRAME_BYTES, Feature
+
+BURST_BYTES = 256
+"""Longest DMA burst, and its natural alignment: so no burst crosses 4 KB, and one fits one landing slot."""
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NicConfig:
+    """Parameters of one device. Raises ValueError, naming the field, for a device that cannot be built."""
+
+    name: str
+    mac_bytes: int = 8
+    """Width of the MAC streams: 8, 16, 32 or 64 bytes."""
+    host_bytes: int = 0
+    """Width of the host bus: 16, 32 or 64 bytes, at least the MAC's; 0 means twice the MAC's, 64 at most."""
+    channels: int = 16
+    """Channels: a power of two, 4 to 64."""
+    vectors: int = 16
+    """Interrupt vectors for channels: a power of two, 1 to 64. The error vector comes on top."""
+    keys: int = 1024
+    """Memory keys: a power of two, 16 to 4096."""
+    payload_reads: int = 32
+    """DMA reads of payload in flight, each up to 256 bytes: a power of two, or 96."""
+    clock_hz: int = 156_250_000
+    max_ring_log2: int = 12
+    """log2 of the largest ring in entries: 4 to 15."""
+    tx_buffer_bytes: int = 16384
+    """Frames being built: at least a longest frame and a half, since a frame is whole before it leaves."""
+    rx_buffer_bytes: int = 16384
+    """Frames received and not yet written to the host."""
+
+    def __post_init__(self) -> None:
+        if self.host_bytes == 0:
+            object.__setattr__(self, "host_bytes", max(16, min(64, 2 * self.mac_bytes)))
+        self._check("mac_bytes", self.mac_bytes in (8, 16, 32, 64), "8, 16, 32 or 64")
+        self._check("host_bytes", self.host_bytes in (16, 32, 64) and self.host_bytes >= self.mac_bytes,
+                    "16, 32 or 64, and at least mac_bytes")
+        self._check("channels", _is_power_of_two(self.channels) and 4 <= self.channels <= 64,
+                    "a power of two from 4 to 64")
+        self._check("vectors", _is_power_of_two(self.vectors) and self.vectors <= 64, "a power of two up to 64")
+        self._check("keys", _is_power_of_two(self.keys) and 16 <= self.keys <= 4096, "a power of two from 16 to 4096")
+        self._check("payload_reads", self.payload_reads == 96 or (_is_power_of_two(self.payload_reads)
+                    and 8 <= self.payload_reads <= 128), "96, or a power of two from 8 to 128")
+        self._check("clock_hz", 0 < self.clock_hz < 1 << 32, "a positive 32-bit number")
+        self._check("max_ring_log2", 4 <= self.max_ring_log2 <= 15, "4 to 15")
+        for field in ("tx_buffer_bytes", "rx_buffer_bytes"):
+            size = getattr(self, field)
+            self._check(field, _is_power_of_two(size) and size >= MAX_FRAME_BYTES * 3 // 2,
+                        f"a power of two of at least {MAX_FRAME_BYTES * 3 // 2}")
+
+    def _check(self, field: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise ValueError(f"device {self.name!r}: {field} must be {wanted}, not {getattr(self, field)!r}")
+
+    @property
+    def error_vector(self) -> int:
+        """Number of the vector that tells of channel errors; `irq` is `vectors + 1` lines wide."""
+        return self.vectors
+
+    @property
+    def features(self) -> Feature:
+        """What this device has, as its FEATURES register shows it."""
+        return (Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6 | Feature.TX_CHECKSUM | Feature.RX_CHECKSUM
+                | Feature.TIMESTAMP)
+
+
+CONFIGS: dict[str, NicConfig] = {
+    c.name: c
+    for c in (
+        NicConfig(name="tiny", mac_bytes=8, channels=4, vectors=4, keys=64),
+        NicConfig(name="default", mac_bytes=8, channels=16, vectors=16, keys=1024),
+        NicConfig(name="wide", mac_bytes=64, channels=64, vectors=32, keys=1024, payload_reads=96,
+                  tx_buffer_bytes=65536, rx_buffer_bytes=65536),
+    )
+}
+"""The named devices."""

@@ -1,0 +1,189 @@
+"""The device's address map: registers (AXI4-Lite) and doorbell pages (AXI4).
+
+Registers are 32 bits wide at byte addresses below `REGISTER_SPACE_BYTES`. A 64-bit value is a LO/HI pair:
+written LO first, used when HI is written; reading LO holds HI until it is read. Doorbell pages lie from
+`DOORBELL_BASE` in the driver's view; on the AXI4 slave the same page of channel c starts at c * 4096.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+MAGIC = 0x434E_4D4D
+"""`ID` register: "MMNC" read as ASCII, lowest byte first."""
+
+VERSION = 0x0001_0000
+"""Contract version: major in the upper half, minor in the lower."""
+
+REGISTER_SPACE_BYTES = 0x2_0000
+
+COUNTERS_BASE = 0x0400
+VECTORS_BASE = 0x0800
+VECTOR_STRIDE = 0x20
+CHANNELS_BASE = 0x4000
+CHANNEL_STRIDE = 0x80
+KEYS_BASE = 0x1_0000
+KEY_STRIDE = 0x20
+
+DOORBELL_BASE = 0x10_0000
+DOORBELL_STRIDE = 0x1000
+
+
+class Access(Enum):
+    """How software may use a register."""
+
+    RO = "read only"
+    RW = "read and write"
+    WO = "write only, reads 0"
+    RW1C = "read; writing 1 clears the bit"
+
+
+class Block(Enum):
+    """Which repeated block a register belongs to, and so how its address is formed."""
+
+    GLOBAL = "global"
+    VECTOR = "vector"
+    CHANNEL = "channel"
+    KEY = "key"
+    DOORBELL = "doorbell"
+
+
+@dataclass(frozen=True)
+class Register:
+    """One 32-bit register. `offset` counts from the start of its block."""
+
+    name: str
+    block: Block
+    offset: int
+    access: Access
+    reset: int | str
+    """Value after reset; a string names the `NicConfig` attribute that it shows."""
+    unit: str
+    meaning: str
+
+
+def _block(block: Block, *rows: tuple[str, int, Access, int | str, str, str]) -> list[Register]:
+    return [Register(name, block, *rest) for name, *rest in rows]  # type: ignore[arg-type]
+
+
+_RO, _RW, _WO, _RW1C = Access.RO, Access.RW, Access.WO, Access.RW1C
+
+_ALL = [
+    *_block(
+        Block.GLOBAL,
+        ("ID", 0x000, _RO, MAGIC, "", "magic number"),
+        ("VERSION", 0x004, _RO, VERSION, "", "contract version, major.minor as two halves"),
+        ("FEATURES", 0x008, _RO, "features", "", "Feature bits"),
+        ("CLOCK_HZ", 0x00C, _RO, "clock_hz", "Hz", "frequency of `now`"),
+        ("CHANNELS", 0x010, _RO, "channels", "", "channels"),
+        ("VECTORS", 0x014, _RO, "vectors", "", "interrupt vectors for channels; the error vector has this number"),
+        ("KEYS", 0x018, _RO, "keys", "", "entries of the memory key table"),
+        ("MAC_BYTES", 0x01C, _RO, "mac_bytes", "bytes", "width of the MAC stream"),
+        ("HOST_BYTES", 0x020, _RO, "host_bytes", "bytes", "width of the host bus"),
+        ("READ_TAGS", 0x024, _RO, "payload_reads", "", "payload reads in flight"),
+        ("MAX_RING_LOG2", 0x028, _RO, "max_ring_log2", "", "log2 of the largest ring, in entries"),
+        ("DRAIN", 0x02C, _RW, 0, "", "write 1: start; reads 1 until every DMA that began before has its response"),
+        ("NOW_LO", 0x030, _RO, 0, "cycles", "`now`, lower half; reading it holds the upper"),
+        ("NOW_HI", 0x034, _RO, 0, "cycles", "`now`, upper half, as held"),
+        ("MAC_ADDRESS_LO", 0x038, _RW, 0, "", "own address, first four bytes on the wire, first byte lowest"),
+        ("MAC_ADDRESS_HI", 0x03C, _RW, 0, "", "own address, last two bytes"),
+        ("RX_FILTER", 0x040, _RW, 0, "", "RxFilter bits"),
+        ("RX_ENABLE", 0x044, _RW, 0, "", "1: frames from the MAC are taken; 0: they are dropped uncounted"),
+        ("SNAPSHOT", 0x048, _RW, 0, "", "write 1: copy all counters at one instant; reads 1 until done"),
+        ("ERROR_CHANNELS_LO", 0x04C, _RW1C, 0, "", "channels 31:0 that stopped with an error"),
+        ("ERROR_CHANNELS_HI", 0x050, _RW1C, 0, "", "channels 63:32 that stopped with an error"),
+        ("ERROR_MASK", 0x054, _RW, 1, "", "1: the error vector stays low"),
+        ("DEVICE_RESET", 0x058, _RW, 0, "", "write 1: reset all channels; reads 1 until all are IDLE"),
+    ),
+    *_block(
+        Block.VECTOR,
+        ("VECTOR_MASK", 0x00, _RW, 1, "", "1: the line stays low; what happens meanwhile is kept"),
+        ("VECTOR_RX_TICKS", 0x04, _RW, 0, "cycles", "ethtool rx-usecs: longest wait after a receive; 0: none"),
+        ("VECTOR_RX_FRAMES", 0x08, _RW, 0, "frames", "ethtool rx-frames: fire at so many; 0: time alone decides"),
+        ("VECTOR_TX_TICKS", 0x0C, _RW, 0, "cycles", "ethtool tx-usecs"),
+        ("VECTOR_TX_FRAMES", 0x10, _RW, 0, "frames", "ethtool tx-frames"),
+        ("VECTOR_FIRED", 0x14, _RO, 0, "", "times the line rose"),
+        ("VECTOR_RX_EVENTS", 0x18, _RO, 0, "", "receive completions seen (for an adaptive driver)"),
+        ("VECTOR_TX_EVENTS", 0x1C, _RO, 0, "", "send completions seen"),
+    ),
+    *_block(
+        Block.CHANNEL,
+        ("CHANNEL_CONTROL", 0x00, _WO, 0, "", "a ChannelCommand"),
+        ("CHANNEL_STATUS", 0x04, _RO, 0, "", "bits 7:0 ChannelState, bits 15:8 ChannelError"),
+        ("CHANNEL_OPERATIONS", 0x08, _RW, 0, "", "OperationMask bits"),
+        ("CHANNEL_VECTOR", 0x0C, _RW, 0, "", "interrupt vector of the completion ring"),
+        ("TX_BASE_LO", 0x10, _RW, 0, "", "submission ring, bus address, 4 KB-aligned"),
+        ("TX_BASE_HI", 0x14, _RW, 0, "", ""),
+        ("TX_LOG2", 0x18, _RW, 0, "", "log2 of its entries (32-byte slots); 4 to MAX_RING_LOG2"),
+        ("RX_BASE_LO", 0x20, _RW, 0, "", "receive ring, bus address, 4 KB-aligned"),
+        ("RX_BASE_HI", 0x24, _RW, 0, "", ""),
+        ("RX_LOG2", 0x28, _RW, 0, "", "log2 of its entries (16-byte slots); 4 to MAX_RING_LOG2"),
+        ("CQ_BASE_LO", 0x30, _RW, 0, "", "completion ring, bus address, 4 KB-aligned"),
+        ("CQ_BASE_HI", 0x34, _RW, 0, "", ""),
+        ("CQ_LOG2", 0x38, _RW, 0, "", "log2 of its entries (32 bytes); at least both other rings together"),
+        ("TX_INDEX", 0x40, _RO, 0, "", "submission slots fetched and parsed, free-running, 16 bits"),
+        ("RX_INDEX", 0x44, _RO, 0, "", "receive slots used, free-running, 16 bits"),
+        ("CQ_INDEX", 0x48, _RO, 0, "", "completions written and answered by the bus, free-running, 16 bits"),
+    ),
+    *_block(
+        Block.KEY,
+        ("KEY_ADDRESS_LO", 0x00, _WO, 0, "", "bus address of the memory's first byte"),
+        ("KEY_ADDRESS_HI", 0x04, _WO, 0, "", ""),
+        ("KEY_LENGTH_LO", 0x08, _WO, 0, "bytes", "length, lower 32 bits"),
+        ("KEY_LENGTH_HI", 0x0C, _WO, 0, "bytes", "length, bits 39:32"),
+        ("KEY_COMMIT", 0x10, _WO, 0, "", "bits 11:0 generation, 13:12 KeyRight, 23:16 owner channel, 31 valid;"
+         " the write stores the whole entry"),
+    ),
+    *_block(
+        Block.DOORBELL,
+        ("TX_DOORBELL", 0x00, _WO, 0, "slots", "submission producer index, free-running modulo 2^16"),
+        ("RX_DOORBELL", 0x04, _WO, 0, "slots", "receive producer index, free-running modulo 2^16"),
+        ("CQ_ARM", 0x08, _WO, 0, "entries", "bits 15:0 completions consumed, modulo 2^16: arms the ring"),
+        ("PUSH", 0x400, _WO, 0, "", "1 KB window of 64-byte blocks for pushed descriptors (Feature.PUSH)"),
+    ),
+]
+
+REGISTERS: dict[str, Register] = {r.name: r for r in _ALL}
+assert len(REGISTERS) == len(_ALL), "two registers share a name"
+
+_BASE = {
+    Block.GLOBAL: (0, 0),
+    Block.VECTOR: (VECTORS_BASE, VECTOR_STRIDE),
+    Block.CHANNEL: (CHANNELS_BASE, CHANNEL_STRIDE),
+    Block.KEY: (KEYS_BASE, KEY_STRIDE),
+    Block.DOORBELL: (DOORBELL_BASE, DOORBELL_STRIDE),
+}
+
+
+def _address(name: str, block: Block, index: int) -> int:
+    found = REGISTERS.get(name)
+    if found is None or found.block is not block:
+        raise ValueError(f"no {block.value} register {name!r}")
+    base, stride = _BASE[block]
+    return base + stride * index + found.offset
+
+
+def register(name: str) -> int:
+    """Address of a global register, in the driver's view. Raises ValueError for an unknown name."""
+    return _address(name, Block.GLOBAL, 0)
+
+
+def vector_register(name: str, vector: int) -> int:
+    """Address of a register of interrupt vector `vector`."""
+    return _address(name, Block.VECTOR, vector)
+
+
+def channel_register(name: str, channel: int) -> int:
+    """Address of a register of channel `channel`."""
+    return _address(name, Block.CHANNEL, channel)
+
+
+def key_register(name: str, index: int) -> int:
+    """Address of a word of key table entry `index`."""
+    return _address(name, Block.KEY, index)
+
+
+def doorbell(name: str, channel: int) -> int:
+    """Address of a doorbell on channel `channel`'s page, in the driver's view."""
+    return _address(name, Block.DOORBELL, channel)

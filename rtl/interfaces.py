@@ -1,0 +1,150 @@
+"""What passes between the blocks: stream payloads and the small buses, in packet order.
+
+All are functions of the device's `NicConfig`, or plain layouts. A stream follows the rules of
+`amaranth.lib.stream`: `valid` never waits for `ready`, and a payload holds still until it is taken. A strobe
+(`valid` without `ready`) lasts one cycle and must be taken.
+
+`W` below is the width of the host bus in bytes. Datapath rows are `W` bytes, lane 0 the lowest address or the
+first byte on the wire.
+
+Every block has a port `active`: it is 1 in each cycle at whose end a register of the block may change for any
+reason other than `now`. While `active` is 0 and the inputs hold still, nothing changes however many cycles pass; so the
+top can say `quiet`. A stalled stream, or a wait for a bus response, is therefore not active.
+"""
+
+from amaranth.lib import data, stream
+from amaranth.lib.wiring import In, Out, Signature
+from amaranth.utils import exact_log2
+
+from nic_model.contract import NicConfig
+from nic_model.contract.config import BURST_BYTES
+
+CHANNEL_BITS = 6
+INDEX_BITS = 16
+LENGTH_BITS = 21
+TIME_BITS = 64
+BURST = BURST_BYTES
+
+
+def lane_bits(config: NicConfig) -> int:
+    """Bits of a byte lane's number."""
+    return exact_log2(config.host_bytes)
+
+
+class Strobe(Signature):
+    """A one-cycle event with a payload and no handshake."""
+
+    def __init__(self, shape):
+        self.payload_shape = shape
+        super().__init__({"valid": Out(1), "payload": Out(shape)})
+
+    def __eq__(self, other):
+        return isinstance(other, Strobe) and self.payload_shape == other.payload_shape
+
+
+# Registers -> every block that keeps some of them: one strobe per 32-bit register write, at the
+# contract's byte address. A block keeps what it needs in its own memory.
+RegisterWrite = data.StructLayout({"address": 17, "data": 32})
+
+# Registers -> the block that owns a read-only register: one strobe per read; the block answers with one
+# strobe of `RegisterValue` any number of cycles later.
+RegisterRead = data.StructLayout({"address": 17})
+RegisterValue = data.StructLayout({"data": 32})
+
+# A channel number, for start strobes.
+ChannelNumber = data.StructLayout({"channel": CHANNEL_BITS})
+
+# Doorbell pages -> transmit, receive and events. For events, `index` is the consumer index of CQ_ARM.
+DoorbellWrite = data.StructLayout({"channel": CHANNEL_BITS, "index": INDEX_BITS})
+
+# Any block -> channels: this channel must stop, `code` is a ChannelError.
+ChannelFault = data.StructLayout({"channel": CHANNEL_BITS, "code": 8})
+
+# Any block -> registers: value of a read-only index register.
+IndexReport = data.StructLayout({"channel": CHANNEL_BITS, "index": INDEX_BITS})
+
+# Memory keys: a question and its answer. `write` asks for KeyRight.WRITE, else READ.
+KeyRequest = data.StructLayout({"channel": CHANNEL_BITS, "key": 24, "offset": 40, "length": 24, "write": 1})
+KeyAnswer = data.StructLayout({"status": 8, "address": 64})
+
+# A client of the DMA read engine: any alignment, `length` >= 1.
+ReadCommand = data.StructLayout({"address": 64, "length": LENGTH_BITS})
+
+
+def read_beat(config: NicConfig) -> data.StructLayout:
+    """Answer to a ReadCommand, beats in address order. Valid bytes are lanes start .. start+count-1; `start` is not 0
+    only in a command's first beat. `last` marks a command's last beat. With `error` the burst failed and its
+    data mean nothing; all beats come nevertheless."""
+    bits = lane_bits(config)
+    return data.StructLayout({"data": 8 * config.host_bytes, "start": bits, "count": bits + 1, "last": 1, "error": 1})
+
+
+# A client of the DMA write engine: any alignment, `length` >= 1.
+WriteCommand = data.StructLayout({"address": 64, "length": 16})
+WriteDone = data.StructLayout({"error": 1})
+
+
+def row(config: NicConfig) -> data.StructLayout:
+    """A row of bytes. For a WriteCommand: lane = address mod W, rows from the first that the address touches to
+    the last, where `last` is set; lanes outside the command are ignored."""
+    return data.StructLayout({"data": 8 * config.host_bytes, "last": 1})
+
+
+# Transmit front -> transmit back: one per descriptor, in order. With `status` not OK there is neither inline
+# row nor payload. Inline rows (lane 0 = first byte of the frame) come on a stream of their own, ceil(inline_bytes / W)
+# for each good job; payload comes from the DMA read engine, `payload_bytes` of it over one or more commands.
+TxJob = data.StructLayout({
+    "channel": CHANNEL_BITS, "tag": 16, "status": 8, "ring_index": INDEX_BITS,
+    "complete": 1, "timestamp": 1, "segmented": 1, "ipv6": 1,
+    "ipv4_checksum": 1, "l4_checksum": 1, "udp": 1,
+    "inline_bytes": 8, "l3_offset": 8, "l4_offset": 8, "checksum_offset": 8, "mss": 14,
+    "payload_bytes": LENGTH_BITS,
+})
+
+# Transmit back -> completion, in job order.
+TxDone = data.StructLayout({
+    "channel": CHANNEL_BITS, "tag": 16, "status": 8, "ring_index": INDEX_BITS, "complete": 1,
+    "length": LENGTH_BITS, "segments": 16, "timestamp": TIME_BITS,
+})
+
+# Receive -> completion, in frame order, after the bus answered every write of the frame.
+RxDone = data.StructLayout({
+    "channel": CHANNEL_BITS, "buffer_id": 16, "status": 8, "ring_index": INDEX_BITS,
+    "length": 16, "info": 16, "segments": 16, "timestamp": TIME_BITS,
+})
+
+# Completion -> events: the bus has answered this completion's write; `index` is the CQ index behind it.
+Retired = data.StructLayout({"channel": CHANNEL_BITS, "receive": 1, "index": INDEX_BITS})
+
+
+def mac_beat(config: NicConfig) -> data.StructLayout:
+    """AXI-Stream to and from the MAC: `keep` is contiguous from lane 0 and all ones but in the last beat.
+    `user` on receive, in the last beat: the frame is bad. Unused on transmit (0)."""
+    return data.StructLayout({"data": 8 * config.mac_bytes, "keep": config.mac_bytes, "last": 1, "user": 1})
+
+
+# Any block -> counters: add `amount` to one counter. One strobe port per counter that the block feeds.
+CountAmount = data.StructLayout({"amount": 14})
+
+
+class AxiWriteMaster(Signature):
+    """AXI4 write channels of the DMA master, seen from the master."""
+
+    def __init__(self, config: NicConfig, id_bits: int):
+        width = config.host_bytes
+        super().__init__({
+            "aw": Out(stream.Signature(data.StructLayout({"id": id_bits, "addr": 64, "len": 8}))),
+            "w": Out(stream.Signature(data.StructLayout({"data": 8 * width, "strb": width, "last": 1}))),
+            "b": In(stream.Signature(data.StructLayout({"id": id_bits, "resp": 2}))),
+        })
+
+
+class AxiReadMaster(Signature):
+    """AXI4 read channels of the DMA master, seen from the master."""
+
+    def __init__(self, config: NicConfig, id_bits: int):
+        width = config.host_bytes
+        super().__init__({
+            "ar": Out(stream.Signature(data.StructLayout({"id": id_bits, "addr": 64, "len": 8}))),
+            "r": In(stream.Signature(data.StructLayout({"id": id_bits, "data": 8 * width, "resp": 2, "last": 1}))),
+        })

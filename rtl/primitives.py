@@ -1,0 +1,212 @@
+"""Small parts that every block is made of: a memory, a FIFO, a skid buffer, an arbiter."""
+
+from amaranth.hdl import Array, Assert, Cat, Const, Module, Mux, Shape, Signal, Value
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+
+class Ram(wiring.Component):
+    """A block RAM: one write port, one read port, registered once inside.
+
+    Enters: `write_*` at a clock edge. Leaves: `read_data`, one cycle after `read_en`, held until the next one.
+    A word must not be read in the cycle in which it is written: what comes out then is undefined on hardware,
+    and an assertion fails in simulation.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        One word.
+    depth : int
+        Words, at least 2.
+    granularity : int or None
+        Bits per write enable; None for one enable over the word.
+    """
+
+    def __init__(self, *, shape, depth, granularity=None):
+        self.shape, self.depth, self.granularity = shape, depth, granularity
+        width = Shape.cast(shape).width
+        bits = ceil_log2(depth)
+        enables = 1 if granularity is None else width // granularity
+        super().__init__({
+            "write_en": In(enables), "write_addr": In(bits), "write_data": In(width),
+            "read_en": In(1), "read_addr": In(bits), "read_data": Out(width),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        width = Shape.cast(self.shape).width
+        m.submodules.memory = mem = memory.Memory(shape=width, depth=self.depth, init=[])
+        write = mem.write_port(granularity=self.granularity)
+        read = mem.read_port()
+        m.d.comb += [
+            write.en.eq(self.write_en), write.addr.eq(self.write_addr), write.data.eq(self.write_data),
+            read.en.eq(self.read_en), read.addr.eq(self.read_addr), self.read_data.eq(read.data),
+        ]
+        collides = Signal()
+        m.d.comb += collides.eq(self.read_en & self.write_en.any() & (self.read_addr == self.write_addr))
+        m.d.sync += Assert(~collides, "a word is read while it is written")
+        return m
+
+
+class SmallRam(wiring.Component):
+    """A distributed RAM: one write port, one read port without register. For shallow tables (a few dozen words).
+
+    Enters: `write_*` at a clock edge. Leaves: `read_data` in the same cycle as `read_addr`.
+    """
+
+    def __init__(self, *, shape, depth):
+        self.shape, self.depth = shape, depth
+        width, bits = Shape.cast(shape).width, ceil_log2(depth)
+        super().__init__({
+            "write_en": In(1), "write_addr": In(bits), "write_data": In(width),
+            "read_addr": In(bits), "read_data": Out(width),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.memory = mem = memory.Memory(shape=Shape.cast(self.shape).width, depth=self.depth, init=[])
+        write = mem.write_port()
+        read = mem.read_port(domain="comb")
+        m.d.comb += [
+            write.en.eq(self.write_en), write.addr.eq(self.write_addr), write.data.eq(self.write_data),
+            read.addr.eq(self.read_addr), self.read_data.eq(read.data),
+        ]
+        return m
+
+
+class StreamFifo(wiring.Component):
+    """A FIFO between two streams in block RAM, with registered outputs.
+
+    Latency 3 cycles, throughput one a cycle. `level` counts all that is inside, the output register included.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Payload.
+    depth : int
+        Words of memory, a power of two; two more fit in the output stages.
+    """
+
+    def __init__(self, *, shape, depth):
+        if depth < 2 or depth & (depth - 1):
+            raise ValueError(f"depth must be a power of two of at least 2, not {depth!r}")
+        self.shape, self.depth = shape, depth
+        super().__init__({
+            "i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)),
+            "level": Out(range(depth + 3)), "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        width = Shape.cast(self.shape).width
+        m.submodules.ram = ram = Ram(shape=width, depth=self.depth)
+        stored = Signal(range(self.depth + 1))
+        head = Signal(ceil_log2(self.depth))
+        tail = Signal(ceil_log2(self.depth))
+        fetched = Signal()
+        output = Signal(width)
+
+        enter, fetch, advance, leave = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.i.ready.eq(stored != self.depth),
+            enter.eq(self.i.valid & self.i.ready),
+            leave.eq(self.o.valid & self.o.ready),
+            advance.eq(fetched & (~self.o.valid | self.o.ready)),
+            fetch.eq((stored != 0) & (~fetched | advance)),
+            ram.write_en.eq(enter), ram.write_addr.eq(tail), ram.write_data.eq(self.i.payload),
+            ram.read_en.eq(fetch), ram.read_addr.eq(head),
+            Value.cast(self.o.payload).eq(output),
+            self.active.eq(enter | fetch | advance | leave),
+        ]
+        m.d.sync += stored.eq(stored + enter - fetch)
+        m.d.sync += self.level.eq(self.level + enter - leave)
+        with m.If(enter):
+            m.d.sync += tail.eq(tail + 1)
+        with m.If(fetch):
+            m.d.sync += [head.eq(head + 1), fetched.eq(1)]
+        with m.Elif(advance):
+            m.d.sync += fetched.eq(0)
+        with m.If(advance):
+            m.d.sync += [output.eq(ram.read_data), self.o.valid.eq(1)]
+        with m.Elif(leave):
+            m.d.sync += self.o.valid.eq(0)
+        return m
+
+
+class SkidBuffer(wiring.Component):
+    """A stage between two streams that registers payload, `valid` and `ready`.
+
+    Latency 1 cycle, throughput one a cycle; holds two.
+    """
+
+    def __init__(self, *, shape):
+        self.shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)), "active": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        width = Shape.cast(self.shape).width
+        output, spare, spare_valid = Signal(width), Signal(width), Signal()
+        enter, leave = Signal(), Signal()
+        m.d.comb += [
+            self.i.ready.eq(~spare_valid),
+            enter.eq(self.i.valid & self.i.ready),
+            leave.eq(self.o.valid & self.o.ready),
+            Value.cast(self.o.payload).eq(output),
+            self.active.eq(enter | leave),
+        ]
+        with m.If(~self.o.valid | leave):
+            m.d.sync += self.o.valid.eq(spare_valid | enter)
+            with m.If(spare_valid | enter):
+                m.d.sync += output.eq(Mux(spare_valid, spare, self.i.payload))
+            m.d.sync += spare_valid.eq(0)
+        with m.Elif(enter):
+            m.d.sync += [spare.eq(self.i.payload), spare_valid.eq(1)]
+        return m
+
+
+class StreamArbiter(wiring.Component):
+    """Joins several streams of one shape into one, round robin, one payload at a time, output registered.
+
+    Latency 1 cycle, throughput one a cycle. Inputs are `i[0]` .. `i[count-1]`; `source` says beside `o` which it was.
+    """
+
+    def __init__(self, *, shape, count):
+        self.shape, self.count = shape, count
+        super().__init__({
+            "i": In(stream.Signature(shape)).array(count), "o": Out(stream.Signature(shape)),
+            "source": Out(range(max(count, 2))), "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        last = Signal(range(max(self.count, 2)))
+        free = Signal()
+        m.d.comb += free.eq(~self.o.valid | self.o.ready)
+        grants = round_robin(m, Cat(i.valid for i in self.i), last)
+        m.d.comb += self.active.eq((self.o.valid & self.o.ready) | (free & grants.any()))
+        with m.If(free):
+            m.d.sync += self.o.valid.eq(grants.any())
+        for index, i in enumerate(self.i):
+            m.d.comb += i.ready.eq(free & grants[index])
+            with m.If(free & grants[index]):
+                m.d.sync += [self.o.payload.eq(i.payload), self.source.eq(index), last.eq(index)]
+        return m
+
+
+def round_robin(m, requests, last):
+    """One-hot grant of the first request behind number `last`, cyclically; 0 when nobody asks. Combinational.
+
+    `requests` is a Value; `last` a Signal that the caller sets to the granted number when the grant is used.
+    """
+    count = len(requests)
+    behind = Signal(count, name="behind")
+    grants = Signal(count, name="grants")
+    first_behind, first_any = Signal(count, name="first_behind"), Signal(count, name="first_any")
+    # mask[n] = n > last, as a shift of ones: requests that come later in this turn
+    masks = Array(Const(((1 << count) - 1) & ~((2 << n) - 1), count) for n in range(count))
+    m.d.comb += behind.eq(requests & masks[last])
+    m.d.comb += [first_behind.eq(behind & (~behind + 1)), first_any.eq(requests & (~requests + 1))]
+    m.d.comb += grants.eq(Mux(behind.any(), first_behind, first_any))
+    return grants
