@@ -1,0 +1,526 @@
+"""The device as an executable: the same frames and completions as the RTL, without its timing.
+
+A descriptor is carried out when its doorbell is written, a received frame meets the buffers that are posted at that
+moment, and of all time only the deadlines of interrupt moderation are kept. In packet order: doorbell, descriptor
+fetch, checks, payload read, segmentation, MAC; MAC, filter, parse, payload write; completion, event, vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from nic_model import ring
+from nic_model.contract import (
+    CHANNEL_STRIDE,
+    CHANNELS_BASE,
+    COMPLETION,
+    COMPLETION_BYTES,
+    COUNTERS,
+    COUNTERS_BASE,
+    DOORBELL_STRIDE,
+    KEY_STRIDE,
+    KEYS_BASE,
+    MAX_DESCRIPTOR_SLOTS,
+    MAX_FRAME_BYTES,
+    RECEIVE_SLOT,
+    RECEIVE_SLOT_BYTES,
+    REGISTER_SPACE_BYTES,
+    REGISTERS,
+    SUBMISSION_HEAD,
+    SUBMISSION_SLOT_BYTES,
+    VECTOR_STRIDE,
+    VECTORS_BASE,
+    Access,
+    ChannelCommand,
+    ChannelError,
+    ChannelState,
+    CompletionKind,
+    KeyRight,
+    NicConfig,
+    Opcode,
+    OperationMask,
+    Register,
+    RxInfo,
+    SendFlag,
+    Status,
+)
+from nic_model.contract.config import BURST_BYTES
+from nic_model.contract.registers import Block
+from nic_model.events import Arming, Vector
+from nic_model.keys import KeyEntry, KeyTable
+from nic_model.packets import ETHERNET_HEADER_BYTES
+from nic_model.receive_parser import parse_received, passes_filter
+from nic_model.segmentation import finish_frame, segment
+from nic_model.submission import Piece, Submission, read_submission
+
+RECEIVE_CHANNEL = 0
+"""Channel that all accepted frames go to, until there is steering."""
+
+MIN_RING_LOG2 = 4
+RING_ALIGNMENT_BYTES = 4096
+
+_U64 = (1 << 64) - 1
+_BY_OFFSET: dict[Block, dict[int, Register]] = {
+    block: {r.offset: r for r in REGISTERS.values() if r.block is block} for block in Block
+}
+
+
+class _FetchError(Exception):
+    """A ring entry could not be read."""
+
+
+@dataclass(slots=True)
+class _Ring:
+    """A ring as ENABLE took it, and the device's index in it."""
+
+    base: int = 0
+    log2: int = 0
+    entry_bytes: int = 0
+    index: int = 0
+    producer: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Entries that the driver posted and the device has not used."""
+        return ring.distance(self.index, self.producer)
+
+    def address(self, index: int) -> int:
+        """Bus address of the entry at a free-running index."""
+        return self.base + ring.slot(index, self.log2) * self.entry_bytes & _U64
+
+
+@dataclass(slots=True)
+class _Channel:
+    """State of one channel: its registers, and what runs since ENABLE."""
+
+    number: int
+    registers: dict[str, int] = field(default_factory=dict)
+    state: ChannelState = ChannelState.IDLE
+    error: ChannelError = ChannelError.NONE
+    tx: _Ring = field(default_factory=_Ring)
+    rx: _Ring = field(default_factory=_Ring)
+    cq: _Ring = field(default_factory=_Ring)
+    vector: int = 0
+    arming: Arming = field(default_factory=Arming)
+
+    @property
+    def runs(self) -> bool:
+        return self.state is ChannelState.RUNNING
+
+
+class Device:
+    """One NIC of a configuration.
+
+    Enters: register and doorbell writes, frames. Leaves: frames through `on_frame`, levels of the interrupt lines
+    through `on_irq(vector, level)` when one changes (the error vector is number `config.vectors`), accesses to host
+    memory through the two functions given: `memory_read(address, length)` returns bytes or None, and
+    `memory_write(address, data)` whether it succeeded; None and False are bus errors. Frames go to the list `sent`
+    unless `on_frame` is replaced.
+    """
+
+    def __init__(self, config: NicConfig, memory_read: Callable[[int, int], bytes | None],
+                 memory_write: Callable[[int, bytes], bool]) -> None:
+        self.config = config
+        self.now_cycles = 0
+        self.sent: list[bytes] = []
+        self.on_frame: Callable[[bytes], None] = self.sent.append
+        self.on_irq: Callable[[int, bool], None] = lambda vector, level: None
+        self.irq = [False] * (config.vectors + 1)
+        self.counters = {counter.name: 0 for counter in COUNTERS}
+        self._memory_read = memory_read
+        self._memory_write = memory_write
+        self._keys = KeyTable(config.keys)
+        self._key_words: dict[str, int] = {}
+        self._globals = {r.name: getattr(config, r.reset) if isinstance(r.reset, str) else r.reset
+                         for r in _BY_OFFSET[Block.GLOBAL].values()}
+        self._channels = [_Channel(n, {r.name: 0 for r in _BY_OFFSET[Block.CHANNEL].values()})
+                          for n in range(config.channels)]
+        self._vectors = [Vector() for _ in range(config.vectors)]
+        self._own_address = bytes(6)
+        self._error_channels = 0
+        self._error_rises = 0
+        self._snapshot = dict(self.counters)
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def next_deadline(self) -> int | None:
+        """Cycle at which `advance` will raise a vector if nothing else happens; None if no vector waits."""
+        return min((v.deadline for v in self._vectors if v.deadline is not None), default=None)
+
+    def advance(self, now_cycles: int) -> None:
+        """Let time be `now_cycles`, and raise what was due until then."""
+        self.now_cycles = max(self.now_cycles, now_cycles)
+        for vector in self._vectors:
+            if vector.deadline is not None and vector.deadline <= self.now_cycles:
+                vector.rise()
+        self._show_irq()
+
+    # ------------------------------------------------------------------------------------------ registers
+
+    def read_register(self, address: int) -> int:
+        """32-bit value of a register in the driver's view; 0 where there is none, or it is write-only."""
+        counter, high = divmod(address - COUNTERS_BASE, 8)
+        if 0 <= counter < len(COUNTERS) and high in (0, 4):
+            return self._snapshot[COUNTERS[counter].name] >> (8 * high) & 0xFFFF_FFFF
+        block, index, found = self._locate(address)
+        if found is None or found.access is Access.WO:
+            return 0
+        if block is Block.GLOBAL:
+            return self._read_global(found.name)
+        if block is Block.VECTOR:
+            return self._read_vector(self._vectors[index], found.name)
+        return self._read_channel(self._channels[index], found.name)
+
+    def write_register(self, address: int, value: int) -> None:
+        """Write a register in the driver's view; without effect where there is none, or it is read-only."""
+        block, index, found = self._locate(address)
+        if found is None or found.access is Access.RO:
+            return
+        value &= 0xFFFF_FFFF
+        if block is Block.GLOBAL:
+            self._write_global(found.name, value)
+        elif block is Block.VECTOR:
+            self._write_vector(self._vectors[index], found.name, value)
+        elif block is Block.KEY:
+            self._write_key(index, found.name, value)
+        elif found.name == "CHANNEL_CONTROL":
+            self._command(self._channels[index], value)
+        else:
+            self._channels[index].registers[found.name] = value
+        self._show_irq()
+
+    def _locate(self, address: int) -> tuple[Block, int, Register | None]:
+        """Block, index in it, and register at an address."""
+        for block, base, stride, count in (
+            (Block.KEY, KEYS_BASE, KEY_STRIDE, self.config.keys),
+            (Block.CHANNEL, CHANNELS_BASE, CHANNEL_STRIDE, self.config.channels),
+            (Block.VECTOR, VECTORS_BASE, VECTOR_STRIDE, self.config.vectors),
+        ):
+            if base <= address < base + stride * count:
+                index, offset = divmod(address - base, stride)
+                return block, index, _BY_OFFSET[block].get(offset)
+        return Block.GLOBAL, 0, _BY_OFFSET[Block.GLOBAL].get(address) if address < REGISTER_SPACE_BYTES else None
+
+    def _read_global(self, name: str) -> int:
+        if name == "NOW_LO":
+            self._globals["NOW_HI"] = self.now_cycles >> 32 & 0xFFFF_FFFF
+            return self.now_cycles & 0xFFFF_FFFF
+        if name == "ERROR_CHANNELS_LO":
+            return self._error_channels & 0xFFFF_FFFF
+        if name == "ERROR_CHANNELS_HI":
+            return self._error_channels >> 32
+        return int(self._globals[name])
+
+    def _write_global(self, name: str, value: int) -> None:
+        if name == "SNAPSHOT":
+            if value & 1:
+                self._snapshot = dict(self.counters)
+        elif name == "DEVICE_RESET":
+            if value & 1:
+                for channel in self._channels:
+                    self._stop(channel)
+        elif name == "ERROR_CHANNELS_LO":
+            self._error_channels &= ~value
+        elif name == "ERROR_CHANNELS_HI":
+            self._error_channels &= ~(value << 32)
+        elif name != "DRAIN":  # all accesses are answered at once: there is never anything to drain
+            self._globals[name] = value
+            if name == "MAC_ADDRESS_HI":
+                words = self._globals["MAC_ADDRESS_LO"] | (value & 0xFFFF) << 32
+                self._own_address = words.to_bytes(6, "little")
+
+    @staticmethod
+    def _read_vector(vector: Vector, name: str) -> int:
+        return {
+            "VECTOR_MASK": int(vector.masked),
+            "VECTOR_RX_TICKS": vector.rx.ticks,
+            "VECTOR_RX_FRAMES": vector.rx.frames,
+            "VECTOR_TX_TICKS": vector.tx.ticks,
+            "VECTOR_TX_FRAMES": vector.tx.frames,
+            "VECTOR_FIRED": vector.rises,
+            "VECTOR_RX_EVENTS": vector.rx.seen,
+            "VECTOR_TX_EVENTS": vector.tx.seen,
+        }[name] & 0xFFFF_FFFF
+
+    @staticmethod
+    def _write_vector(vector: Vector, name: str, value: int) -> None:
+        if name == "VECTOR_MASK":
+            vector.masked = bool(value & 1)
+        else:
+            kind = vector.rx if "_RX_" in name else vector.tx
+            if name.endswith("_TICKS"):
+                kind.ticks = value
+            else:
+                kind.frames = value
+
+    def _write_key(self, index: int, name: str, value: int) -> None:
+        if name != "KEY_COMMIT":
+            self._key_words[name] = value
+            return
+        words = self._key_words
+        self._keys.store(index, KeyEntry(
+            address=words.get("KEY_ADDRESS_LO", 0) | words.get("KEY_ADDRESS_HI", 0) << 32,
+            length_bytes=words.get("KEY_LENGTH_LO", 0) | (words.get("KEY_LENGTH_HI", 0) & 0xFF) << 32,
+            generation=value & 0xFFF,
+            rights=KeyRight(value >> 12 & 3),
+            owner=value >> 16 & 0xFF,
+            valid=bool(value >> 31),
+        ))
+
+    # ------------------------------------------------------------------------------------------ channels
+
+    @staticmethod
+    def _read_channel(channel: _Channel, name: str) -> int:
+        if name == "CHANNEL_STATUS":
+            return channel.state | channel.error << 8
+        if name == "TX_INDEX":
+            return channel.tx.index
+        if name == "RX_INDEX":
+            return channel.rx.index
+        if name == "CQ_INDEX":
+            return channel.cq.index
+        return channel.registers[name]
+
+    def _command(self, channel: _Channel, command: int) -> None:
+        self._stop(channel)
+        if command != ChannelCommand.ENABLE:
+            return
+        tx, rx, cq = (self._ring(channel, name, entry_bytes) for name, entry_bytes in (
+            ("TX", SUBMISSION_SLOT_BYTES), ("RX", RECEIVE_SLOT_BYTES), ("CQ", COMPLETION_BYTES)))
+        channel.tx, channel.rx, channel.cq = tx, rx, cq
+        channel.vector = channel.registers["CHANNEL_VECTOR"] % self.config.vectors
+        channel.state = ChannelState.RUNNING
+        sizes_fit = all(MIN_RING_LOG2 <= r.log2 <= self.config.max_ring_log2 for r in (tx, rx, cq))
+        aligned = all(r.base % RING_ALIGNMENT_BYTES == 0 for r in (tx, rx, cq))
+        if not sizes_fit or not aligned or 1 << cq.log2 < (1 << tx.log2) + (1 << rx.log2):
+            self._fail(channel, ChannelError.RING_CONFIG)
+
+    @staticmethod
+    def _ring(channel: _Channel, name: str, entry_bytes: int) -> _Ring:
+        registers = channel.registers
+        base = registers[f"{name}_BASE_LO"] | registers[f"{name}_BASE_HI"] << 32
+        return _Ring(base, registers[f"{name}_LOG2"], entry_bytes)
+
+    def _stop(self, channel: _Channel) -> None:
+        channel.state, channel.error = ChannelState.IDLE, ChannelError.NONE
+        channel.arming.clear(self._vectors[channel.vector])
+
+    def _fail(self, channel: _Channel, error: ChannelError) -> None:
+        """The channel stops, and the error vector tells."""
+        channel.state, channel.error = ChannelState.ERROR, error
+        self._error_channels |= 1 << channel.number
+
+    # ------------------------------------------------------------------------------------------ doorbells
+
+    def write_doorbell(self, channel_number: int, offset: int, data: bytes) -> None:
+        """A write of `data` at `offset` of a channel's doorbell page. All that it starts is done on return.
+
+        Ignored where there is no doorbell, and while the channel does not run. Pushed blocks are ignored: what they
+        carry stands in the ring.
+        """
+        if not 0 <= channel_number < len(self._channels) or not 0 <= offset < DOORBELL_STRIDE:
+            return
+        channel = self._channels[channel_number]
+        found = _BY_OFFSET[Block.DOORBELL].get(offset)
+        if found is None or found.name == "PUSH" or not channel.runs:
+            return
+        index = int.from_bytes(data[:4], "little") & ring.INDEX_MASK
+        if found.name == "CQ_ARM":
+            channel.arming.arm(self._vectors[channel.vector], consumed_all=index == channel.cq.index)
+        elif found.name == "RX_DOORBELL":
+            self._produce(channel, channel.rx, index)
+        elif self._produce(channel, channel.tx, index):
+            self._run_submissions(channel)
+        self._show_irq()
+
+    def _produce(self, channel: _Channel, target: _Ring, index: int) -> bool:
+        if ring.distance(target.index, index) > 1 << target.log2:
+            self._fail(channel, ChannelError.DOORBELL_OVERRUN)
+            return False
+        target.producer = index
+        return True
+
+    # ------------------------------------------------------------------------------------------ transmit
+
+    def _run_submissions(self, channel: _Channel) -> None:
+        while channel.runs and channel.tx.waiting:
+            try:
+                slots = self._fetch_descriptor(channel)
+            except _FetchError:
+                self._fail(channel, ChannelError.FETCH_BUS_ERROR)
+                return
+            if slots is None:
+                self._fail(channel, ChannelError.TRUNCATED_DESCRIPTOR)
+                return
+            channel.tx.index = ring.advance(channel.tx.index, len(slots) // SUBMISSION_SLOT_BYTES)
+            submission = read_submission(slots, channel.registers["CHANNEL_OPERATIONS"])
+            self._carry_out(channel, submission)
+
+    def _fetch(self, source: _Ring, index: int) -> bytes:
+        entry = self._memory_read(source.address(index), source.entry_bytes)
+        if entry is None:
+            raise _FetchError
+        return entry
+
+    def _fetch_descriptor(self, channel: _Channel) -> bytes | None:
+        """All slots of the descriptor at the ring's head, unwrapped; None if it is truncated."""
+        tx = channel.tx
+        first = self._fetch(tx, tx.index)
+        count = SUBMISSION_HEAD.unpack(first[: SUBMISSION_HEAD.size_bytes])["slots"]
+        if not 1 <= count <= min(MAX_DESCRIPTOR_SLOTS, tx.waiting):
+            return None
+        return first + b"".join(self._fetch(tx, ring.advance(tx.index, n)) for n in range(1, count))
+
+    def _carry_out(self, channel: _Channel, submission: Submission) -> None:
+        """Send what a descriptor asks for, and complete it."""
+        status, addresses = submission.status, list[int]()
+        for piece in submission.pieces:
+            status, address = self._keys.check(channel.number, piece.key, piece.offset, piece.length_bytes,
+                                               KeyRight.READ)
+            if status is not Status.OK:
+                break
+            addresses.append(address)
+
+        frames = payload_bytes = 0
+        if status is Status.OK:
+            wanted = submission.payload_bytes
+            payload = self._read_payload(submission.pieces, addresses)
+            if len(payload) < wanted:
+                status = Status.BUS_ERROR
+            for frame, frame_payload_bytes in _frames(submission, payload, wanted):
+                self.counters["tx_frames"] += 1
+                self.counters["tx_bytes"] += len(frame)
+                self.on_frame(frame)
+                frames += 1
+                payload_bytes += frame_payload_bytes
+
+        flags = submission.head["flags"]
+        self.counters["tx_sends" if status is Status.OK else "tx_errors"] += 1
+        if status is not Status.OK or flags & SendFlag.COMPLETE:
+            self._complete(
+                channel, kind=CompletionKind.SEND, status=status, tag=submission.head["tag"], length=payload_bytes,
+                ring_index=channel.tx.index, segments=frames & 0xFFFF,
+                timestamp=self.now_cycles if flags & SendFlag.TIMESTAMP and status is Status.OK else 0)
+
+    def _read_payload(self, pieces: tuple[Piece, ...], addresses: list[int]) -> bytes:
+        """Bytes of the pieces, up to the first burst that the bus answers with an error."""
+        payload = bytearray()
+        for piece, address in zip(pieces, addresses, strict=True):
+            data = self._memory_read(address, piece.length_bytes)
+            if data is None:
+                payload += self._read_until_error(address, piece.length_bytes)
+                break
+            payload += data
+        return bytes(payload)
+
+    def _read_until_error(self, address: int, length_bytes: int) -> bytes:
+        good, end = bytearray(), address + length_bytes
+        while address < end:
+            burst_end = min(end, (address // BURST_BYTES + 1) * BURST_BYTES)
+            burst = self._memory_read(address, burst_end - address)
+            if burst is None:
+                break
+            good += burst
+            address = burst_end
+        return bytes(good)
+
+    # ------------------------------------------------------------------------------------------ receive
+
+    def receive(self, frame: bytes, bad: bool = False, now_cycles: int = 0) -> None:
+        """A frame from the MAC, `bad` as it flagged it, whose first beat came at `now_cycles`."""
+        self.advance(now_cycles)
+        if not self._globals["RX_ENABLE"] & 1:
+            return
+        self.counters["rx_frames_in"] += 1
+        drop = self._deliver(frame, bad)
+        if drop is not None:
+            self.counters[drop] += 1
+        self._show_irq()
+
+    def _deliver(self, frame: bytes, bad: bool) -> str | None:
+        """Write a frame to the buffer at the head of the receive ring; or the counter of why it was dropped."""
+        channel = self._channels[RECEIVE_CHANNEL]
+        if bad or len(frame) < ETHERNET_HEADER_BYTES:
+            return "rx_bad_frames"
+        if len(frame) > MAX_FRAME_BYTES:
+            return "rx_oversize"
+        if not passes_filter(frame[:6], self._own_address, self._globals["RX_FILTER"]):
+            return "rx_filtered"
+        may_receive = channel.registers["CHANNEL_OPERATIONS"] & OperationMask.RECEIVE_RAW
+        if not channel.runs or not may_receive or not channel.rx.waiting:
+            return "rx_no_buffer"
+        try:
+            slot = RECEIVE_SLOT.unpack(self._fetch(channel.rx, channel.rx.index))
+        except _FetchError:
+            self._fail(channel, ChannelError.FETCH_BUS_ERROR)
+            return "rx_no_buffer"
+
+        status, address = self._keys.check(channel.number, slot["key"], slot["offset"], slot["length"], KeyRight.WRITE)
+        if status is Status.OK and len(frame) > slot["length"]:
+            return "rx_oversize"
+        channel.rx.index = ring.advance(channel.rx.index)
+        if status is Status.OK and not self._memory_write(address, frame):
+            status = Status.BUS_ERROR
+        delivered = status is Status.OK
+        info = parse_received(frame) if delivered else RxInfo(0)
+        if delivered:
+            self.counters["rx_frames"] += 1
+            self.counters["rx_bytes"] += len(frame)
+            self.counters["rx_checksum_errors"] += RxInfo.CHECKSUM_BAD in info
+        self._complete(
+            channel, kind=CompletionKind.RECEIVE, status=status, tag=slot["buffer_id"],
+            length=len(frame) if delivered else 0, ring_index=channel.rx.index, info=info,
+            timestamp=self.now_cycles, segments=int(delivered))
+        return None if delivered else "rx_errors"
+
+    # ------------------------------------------------------------------------------------------ completion, event
+
+    def _complete(self, channel: _Channel, *, kind: CompletionKind, **fields: int) -> None:
+        cq = channel.cq
+        entry = COMPLETION.pack(kind=kind, phase=ring.phase(cq.index, cq.log2), **fields)
+        if not self._memory_write(cq.address(cq.index), entry):
+            self._fail(channel, ChannelError.COMPLETION_BUS_ERROR)
+            return
+        cq.index = ring.advance(cq.index)
+        self.counters["completions"] += 1
+        vector = self._vectors[channel.vector]
+        channel.arming.completed(vector, vector.tx if kind is CompletionKind.SEND else vector.rx, self.now_cycles)
+
+    def _show_irq(self) -> None:
+        """Tell of every line that changed."""
+        error_line = self._error_channels != 0 and not self._globals["ERROR_MASK"] & 1
+        self._error_rises += error_line and not self.irq[-1]
+        # Rises, not levels: an event that fires as its ring is armed lowers and raises the line at one instant.
+        self.counters["interrupts"] = sum(vector.rises for vector in self._vectors) + self._error_rises
+        lines = [*(vector.line for vector in self._vectors), error_line]
+        for number, (line, before) in enumerate(zip(lines, self.irq, strict=True)):
+            if line != before:
+                self.irq[number] = line
+                self.on_irq(number, line)
+
+
+def _frames(submission: Submission, payload: bytes, wanted: int) -> Iterator[tuple[bytes, int]]:
+    """Frames of a checked descriptor, each with the payload bytes in it; `payload` may end before `wanted`.
+
+    A frame that needs a missing byte is not made, nor are those behind it.
+    """
+    head, inline = submission.head, submission.inline
+    if head["opcode"] == Opcode.SEND_FRAME:
+        if len(payload) == wanted:
+            whole = bytearray(inline + payload)
+            finish_frame(whole, head)
+            yield bytes(whole), wanted
+        return
+    # A segmented send always gets its checksums, whatever the two flags say.
+    flags = (head["flags"] | SendFlag.L4_CHECKSUM) & ~SendFlag.IPV4_CHECKSUM
+    if not flags & SendFlag.IPV6:
+        flags |= SendFlag.IPV4_CHECKSUM
+    # Segmenting zeros in place of what is missing keeps PSH and FIN off the frames before it.
+    padded = payload + bytes(wanted - len(payload))
+    sent_bytes = 0
+    for frame in segment(inline, {**head, "flags": flags}, padded):
+        sent_bytes += len(frame) - len(inline)
+        if sent_bytes > len(payload):
+            return
+        yield frame, len(frame) - len(inline)

@@ -1,0 +1,125 @@
+"""Submission descriptors as the device reads them: the slots taken apart, and checked before any payload is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nic_model.contract import (
+    MAX_FRAME_BYTES,
+    MAX_INLINE_BYTES,
+    MAX_PIECES,
+    MAX_SEGMENTED_BYTES,
+    PIECE_BYTES,
+    SUBMISSION_HEAD,
+    SUBMISSION_SLOT_BYTES,
+    Opcode,
+    OperationMask,
+    SendFlag,
+    Status,
+    inline_slots,
+    slots_needed,
+)
+from nic_model.contract.descriptors import PIECE
+from nic_model.packets import ETHERNET_HEADER_BYTES, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, TCP_HEADER_BYTES
+
+MAX_PIECE_BYTES = 1 << 20
+
+_OPERATION = {
+    Opcode.SEND_FRAME: OperationMask.SEND_FRAME,
+    Opcode.SEND_SEGMENTED: OperationMask.SEND_SEGMENTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of host memory that a descriptor names."""
+
+    key: int
+    offset: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A descriptor taken apart. `inline` and `pieces` are empty if `status` is not OK."""
+
+    head: Mapping[str, int]
+    status: Status
+    inline: bytes = b""
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all pieces."""
+        return sum(piece.length_bytes for piece in self.pieces)
+
+
+def read_submission(slots: bytes, operations: int) -> Submission:
+    """Take apart and check the descriptor in `slots` (all of its slots, unwrapped), but for its keys.
+
+    `operations` is the channel's OperationMask. The first check that fails gives the status: the operation, its
+    permission, then the shape.
+    """
+    head = SUBMISSION_HEAD.unpack(slots[: SUBMISSION_HEAD.size_bytes])
+    try:
+        needed = _OPERATION[Opcode(head["opcode"])]
+    except (ValueError, KeyError):
+        return Submission(head, Status.BAD_OPCODE)
+    if not operations & needed:
+        return Submission(head, Status.NOT_PERMITTED)
+
+    inline_bytes, piece_count = head["inline_bytes"], head["pieces"]
+    if (inline_bytes > MAX_INLINE_BYTES or piece_count > MAX_PIECES
+            or head["slots"] != slots_needed(inline_bytes, piece_count)):
+        return Submission(head, Status.BAD_DESCRIPTOR)
+    submission = Submission(head, Status.OK, *_read_body(slots, inline_bytes, piece_count))
+    if any(not 1 <= piece.length_bytes <= MAX_PIECE_BYTES for piece in submission.pieces):
+        return Submission(head, Status.BAD_DESCRIPTOR)
+    fits = _frame_fits if head["opcode"] == Opcode.SEND_FRAME else _segmented_fits
+    return submission if fits(submission) else Submission(head, Status.BAD_DESCRIPTOR)
+
+
+def _read_body(slots: bytes, inline_bytes: int, piece_count: int) -> tuple[bytes, tuple[Piece, ...]]:
+    inline = slots[SUBMISSION_SLOT_BYTES : SUBMISSION_SLOT_BYTES + inline_bytes]
+    further = SUBMISSION_SLOT_BYTES * (1 + inline_slots(inline_bytes))
+    starts = [SUBMISSION_HEAD.size_bytes, *range(further, len(slots), PIECE_BYTES)][:piece_count]
+    pieces = []
+    for start in starts:
+        fields = PIECE.unpack(slots[start : start + PIECE_BYTES])
+        pieces.append(Piece(fields["key"], fields["offset"], fields["length"]))
+    return inline, tuple(pieces)
+
+
+def _frame_fits(submission: Submission) -> bool:
+    head, flags = submission.head, submission.head["flags"]
+    total = head["inline_bytes"] + submission.payload_bytes
+    if not ETHERNET_HEADER_BYTES <= total <= MAX_FRAME_BYTES:
+        return False
+    if flags & SendFlag.L4_CHECKSUM and not _l4_offsets_fit(head, total):
+        return False
+    return not flags & SendFlag.IPV4_CHECKSUM or _ipv4_offsets_fit(head, total)
+
+
+def _segmented_fits(submission: Submission) -> bool:
+    head, flags = submission.head, submission.head["flags"]
+    inline_bytes, l3_offset, l4_offset = head["inline_bytes"], head["l3_offset"], head["l4_offset"]
+    l3_header_bytes = IPV6_HEADER_BYTES if flags & SendFlag.IPV6 else IPV4_HEADER_BYTES
+    return (inline_bytes >= l4_offset + TCP_HEADER_BYTES
+            and head["mss"] >= 1
+            and inline_bytes + head["mss"] <= MAX_FRAME_BYTES
+            and 1 <= submission.payload_bytes <= MAX_SEGMENTED_BYTES
+            and l3_offset % 2 == 0
+            and l4_offset >= l3_offset + l3_header_bytes
+            and _l4_offsets_fit(head, inline_bytes))
+
+
+def _l4_offsets_fit(head: Mapping[str, int], end: int) -> bool:
+    l4_offset, checksum_offset = head["l4_offset"], head["checksum_offset"]
+    return (l4_offset % 2 == 0 and checksum_offset % 2 == 0 and checksum_offset >= l4_offset
+            and checksum_offset + 2 <= end)
+
+
+def _ipv4_offsets_fit(head: Mapping[str, int], end: int) -> bool:
+    l3_offset, l4_offset = head["l3_offset"], head["l4_offset"]
+    return l3_offset % 2 == 0 and l4_offset >= l3_offset + IPV4_HEADER_BYTES and l4_offset <= end
