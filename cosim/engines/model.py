@@ -1,0 +1,158 @@
+"""The engine without RTL: a Port over `nic_model.device`, in the host's own process.
+
+The device's work takes no time: a posted write has its effect at once, a read returns after a fixed latency, and
+only moderation's deadlines are timers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from cosim.mac import Mac
+from cosim.memory import HostMemory
+from host_driver.runtime import Future, Kernel, Timer
+from nic_model.contract import DOORBELL_BASE, DOORBELL_STRIDE, NicConfig
+from nic_model.device import Device
+
+PS_PER_S = 10**12
+
+DEFAULT_READ_LATENCY_PS = 1_000_000
+"""A register's round trip: 1 us unless the machine says otherwise."""
+
+
+class ModelPort:
+    """Implements `host_driver.port.Port`.
+
+    Attributes: `device`, and what the bus carried so far: `dma_read_bytes`, `dma_write_bytes`, `interrupts` (times
+    that a line rose).
+    """
+
+    def __init__(self, config: NicConfig, kernel: Kernel, memory: HostMemory, mac: Mac,
+                 read_latency_ps: int = DEFAULT_READ_LATENCY_PS) -> None:
+        self.kernel = kernel
+        self.memory = memory
+        self.device = Device(config, self._dma_read, self._dma_write)
+        self.dma_read_bytes = 0
+        self.dma_write_bytes = 0
+        self._clock_hz = config.clock_hz
+        self._read_latency_ps = read_latency_ps
+        self._mac = mac
+        self._waiting_frames: deque[bytes] = deque()
+        self._waiters: dict[int, list[Future[None]]] = {}
+        self._deadline_timer: Timer | None = None
+        self.device.on_frame = self._send
+        self.device.on_irq = self._show_irq
+        mac.deliver = self._deliver
+        mac.on_room = self._drain_frames
+
+    @property
+    def interrupts(self) -> int:
+        """Times that an interrupt line rose."""
+        return self.device.counters["interrupts"]
+
+    # ------------------------------------------------------------------------------------------ driver's side
+
+    def read32(self, address: int) -> Future[int]:
+        """Read a register: a round trip on the bus. Never overtakes posted writes."""
+        self._catch_up()
+        value = self.device.read_register(address)
+        future: Future[int] = Future(f"read of register {address:#x}")
+        self.kernel.call_at(self.kernel.now + self._read_latency_ps, lambda: future.set_result(value))
+        return future
+
+    def write32(self, address: int, value: int) -> None:
+        """Write a register or doorbell; has its effect now."""
+        self._catch_up()
+        if address >= DOORBELL_BASE:
+            self._write_doorbell(address, value.to_bytes(4, "little"))
+        else:
+            self.device.write_register(address, value)
+        self._schedule_deadline()
+
+    def write_block(self, address: int, data: bytes) -> None:
+        """Write 64 bytes to a doorbell page as one burst. Raises ValueError for another size or place."""
+        if len(data) != 64 or address < DOORBELL_BASE or address % 64:
+            raise ValueError(f"a block write is 64 aligned bytes on a doorbell page, not {len(data)} at {address:#x}")
+        self._catch_up()
+        self._write_doorbell(address, data)
+        self._schedule_deadline()
+
+    def wmb(self) -> None:
+        """Nothing to do: the device sees host memory as it stands."""
+
+    def rmb(self) -> None:
+        """Nothing to do: host memory is seen as it stands."""
+
+    def interrupt(self, vector: int) -> Future[None]:
+        """A future that finishes when the vector's line is high, or now if it is."""
+        future: Future[None] = Future(f"interrupt of vector {vector}")
+        if self.device.irq[vector]:
+            future.set_result(None)
+        else:
+            self._waiters.setdefault(vector, []).append(future)
+        return future
+
+    def sleep(self, duration_ps: int) -> Future[None]:
+        """A future that finishes after `duration_ps`."""
+        return self.kernel.sleep(duration_ps)
+
+    def now(self) -> int:
+        """Simulated time in picoseconds."""
+        return self.kernel.now
+
+    # ------------------------------------------------------------------------------------------ device's side
+
+    def _write_doorbell(self, address: int, data: bytes) -> None:
+        channel, offset = divmod(address - DOORBELL_BASE, DOORBELL_STRIDE)
+        self.device.write_doorbell(channel, offset, data)
+
+    def _dma_read(self, address: int, length: int) -> bytes | None:
+        data = self.memory.read(address, length)
+        if data is not None:
+            self.dma_read_bytes += length
+        return data
+
+    def _dma_write(self, address: int, data: bytes) -> bool:
+        self.dma_write_bytes += len(data)
+        return self.memory.write(address, data)
+
+    def _show_irq(self, vector: int, level: bool) -> None:
+        if level:
+            for waiter in self._waiters.pop(vector, []):
+                waiter.set_result(None)
+
+    @property
+    def _now_cycles(self) -> int:
+        return self.kernel.now * self._clock_hz // PS_PER_S
+
+    def _catch_up(self) -> None:
+        self.device.advance(self._now_cycles)
+
+    def _schedule_deadline(self) -> None:
+        deadline = self.device.next_deadline()
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
+        if deadline is not None:
+            # The first picosecond at which the cycle count has reached the deadline.
+            time = -(-deadline * PS_PER_S // self._clock_hz)
+            self._deadline_timer = self.kernel.call_at(time, self._deadline_reached)
+
+    def _deadline_reached(self) -> None:
+        self._deadline_timer = None
+        self._catch_up()
+        self._schedule_deadline()
+
+    # ------------------------------------------------------------------------------------------ wire's side
+
+    def _deliver(self, frame: bytes, bad: bool) -> None:
+        self.device.receive(frame, bad, self._now_cycles)
+        self._schedule_deadline()
+
+    def _send(self, frame: bytes) -> None:
+        self._waiting_frames.append(frame)
+        self._drain_frames()
+
+    def _drain_frames(self) -> None:
+        while self._waiting_frames and self._mac.has_room():
+            self._mac.transmit(self._waiting_frames.popleft())
