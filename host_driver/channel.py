@@ -1,0 +1,125 @@
+"""One channel: its rings, its doorbell page, and what is in flight on it.
+
+The driver's only hot path. A send is written to the ring by `submit`, told to the device by `ring_doorbell`, and comes
+back from `completions` with the handle it was given; a receive buffer likewise, through `post`. A sequence of
+submits needs one doorbell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from host_driver.account import Account
+from host_driver.port import Port
+from host_driver.rings import Completion, CompletionRing, Descriptor, Piece, ReceiveRing, SubmissionRing
+from nic_model.contract import CompletionKind, SendFlag, doorbell
+
+
+class Finished(NamedTuple):
+    """A completion, and the handle of what it completes."""
+
+    completion: Completion
+    handle: Any
+
+
+class Channel:
+    """Rings and doorbells of channel `number`. Raises ValueError for ring sizes that the contract forbids.
+
+    Attributes: `number`, `vector`, and the three rings, `submissions`, `buffers`, `completed`.
+    """
+
+    def __init__(self, port: Port, number: int, vector: int, *, tx_log2: int, rx_log2: int) -> None:
+        self.number = number
+        self.vector = vector
+        self._port = port
+        memory = port.memory
+        self.submissions = SubmissionRing(memory, tx_log2)
+        self.buffers = ReceiveRing(memory, rx_log2)
+        # As large as both other rings together, so that it cannot overrun.
+        self.completed = CompletionRing(memory, max(tx_log2, rx_log2) + 1)
+        self._tx_doorbell = doorbell("TX_DOORBELL", number)
+        self._rx_doorbell = doorbell("RX_DOORBELL", number)
+        self._cq_arm = doorbell("CQ_ARM", number)
+        self._sends: dict[int, Any] = {}
+        self._next_tag = 0
+        self._posted: dict[int, Any] = {}
+        self._tx_told = 0
+        self._rx_told = 0
+
+    # ------------------------------------------------------------------------------------------ sending
+
+    def has_room(self, descriptor: Descriptor) -> bool:
+        """Whether `submit` would take it."""
+        return descriptor.slots <= self.submissions.free
+
+    def submit(self, descriptor: Descriptor, handle: Any) -> None:
+        """Put a send on the ring; it always asks for a completion, which comes back with `handle`.
+
+        Raises RingFull when there is no room.
+        """
+        tag = self._next_tag
+        self.submissions.put(descriptor._replace(flags=descriptor.flags | SendFlag.COMPLETE), tag)
+        # The ring holds fewer than 2^16 descriptors, so a tag is free again before it is used again.
+        self._next_tag = tag + 1 & 0xFFFF
+        self._sends[tag] = handle
+
+    def ring_doorbell(self, account: Account) -> None:
+        """Tell the device of everything submitted and posted since the last time."""
+        if self._tx_told != self.submissions.producer or self._rx_told != self.buffers.producer:
+            self._port.wmb()
+        if self._tx_told != self.submissions.producer:
+            self._tx_told = self.submissions.producer
+            account.charge("driver", "mmio_write")
+            self._port.write32(self._tx_doorbell, self._tx_told)
+        if self._rx_told != self.buffers.producer:
+            self._rx_told = self.buffers.producer
+            account.charge("driver", "mmio_write")
+            self._port.write32(self._rx_doorbell, self._rx_told)
+
+    @property
+    def sends_in_flight(self) -> int:
+        """Sends that were submitted and have not come back."""
+        return len(self._sends)
+
+    # ------------------------------------------------------------------------------------------ receiving
+
+    def post(self, buffer: Piece, buffer_id: int, handle: Any) -> None:
+        """Give the device an empty buffer; it comes back with `handle`.
+
+        Raises RingFull, or ValueError if a buffer with this id is posted already.
+        """
+        if buffer_id in self._posted:
+            raise ValueError(f"buffer {buffer_id} of channel {self.number} is posted already")
+        self.buffers.put(buffer, buffer_id)
+        self._posted[buffer_id] = handle
+
+    # ------------------------------------------------------------------------------------------ completions
+
+    def completions(self) -> Iterator[Finished]:
+        """All that has finished, in the device's order; ends when the ring is empty at that moment."""
+        completed = self.completed
+        while completed.has_completion:
+            # The phase bit was read before; what it guards must not be older.
+            self._port.rmb()
+            completion = completed.take()
+            if completion.kind is CompletionKind.SEND:
+                self.submissions.retire(completion.ring_index)
+                yield Finished(completion, self._sends.pop(completion.tag))
+            else:
+                self.buffers.retire(completion.ring_index)
+                yield Finished(completion, self._posted.pop(completion.tag))
+
+    def arm(self, account: Account) -> None:
+        """Ask for an interrupt at the next completion, or at once if one came since `completions` ended."""
+        account.charge("driver", "mmio_write")
+        self._port.write32(self._cq_arm, self.completed.consumer)
+
+    def release(self) -> list[Any]:
+        """Free the rings, when the device has the channel IDLE; returns the handles of all that never came back."""
+        for ring in (self.submissions, self.buffers, self.completed):
+            ring.release()
+        lost = [*self._sends.values(), *self._posted.values()]
+        self._sends.clear()
+        self._posted.clear()
+        return lost

@@ -1,0 +1,203 @@
+"""The three rings of a channel, as entries in host memory. No registers, no device: who rings is `channel`.
+
+Indices are free-running modulo 2^16 (`nic_model.ring`). A ring raises ValueError for a size that the contract does
+not allow; `RingFull` when something is put where there is no room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from host_driver.port import HostMemory
+from nic_model import ring
+from nic_model.contract import (
+    COMPLETION,
+    COMPLETION_BYTES,
+    MAX_INLINE_BYTES,
+    MAX_PIECES,
+    PIECE_BYTES,
+    RECEIVE_SLOT,
+    RECEIVE_SLOT_BYTES,
+    SUBMISSION_HEAD,
+    SUBMISSION_SLOT_BYTES,
+    CompletionKind,
+    Opcode,
+    RxInfo,
+    SendFlag,
+    Status,
+    inline_slots,
+    slots_needed,
+)
+from nic_model.contract.descriptors import PIECE
+
+MIN_RING_LOG2 = 4
+MAX_RING_LOG2 = 15
+RING_ALIGNMENT_BYTES = 4096
+
+
+class RingFull(RuntimeError):
+    """More was put on a ring than it has room for."""
+
+
+class Piece(NamedTuple):
+    """A piece of registered memory: what the device reads or writes."""
+
+    key: int
+    offset: int
+    length_bytes: int
+
+
+class Descriptor(NamedTuple):
+    """A send, as the driver thinks of it; `pack` makes its slots."""
+
+    opcode: Opcode
+    inline: bytes = b""
+    pieces: Sequence[Piece] = ()
+    flags: SendFlag = SendFlag(0)
+    mss: int = 0
+    l3_offset: int = 0
+    l4_offset: int = 0
+    checksum_offset: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Submission slots it takes."""
+        return slots_needed(len(self.inline), len(self.pieces))
+
+    def pack(self, tag: int) -> bytes:
+        """All slots, in order. Raises ValueError for more inline bytes or pieces than a descriptor may have."""
+        if len(self.inline) > MAX_INLINE_BYTES or len(self.pieces) > MAX_PIECES:
+            raise ValueError(f"a descriptor has at most {MAX_INLINE_BYTES} inline bytes and {MAX_PIECES} pieces, "
+                             f"not {len(self.inline)} and {len(self.pieces)}")
+        head = SUBMISSION_HEAD.pack(
+            opcode=self.opcode, slots=self.slots, flags=self.flags, tag=tag, mss=self.mss,
+            inline_bytes=len(self.inline), l3_offset=self.l3_offset, l4_offset=self.l4_offset,
+            checksum_offset=self.checksum_offset, pieces=len(self.pieces))
+        packed = [PIECE.pack(offset=p.offset, key=p.key, length=p.length_bytes) for p in self.pieces]
+        first = packed[0] if packed else bytes(PIECE_BYTES)
+        inline = self.inline.ljust(inline_slots(len(self.inline)) * SUBMISSION_SLOT_BYTES, b"\0")
+        return (head + first + inline + b"".join(packed[1:])).ljust(self.slots * SUBMISSION_SLOT_BYTES, b"\0")
+
+
+class Completion(NamedTuple):
+    """A completion that was read; the fields are those of the contract."""
+
+    kind: CompletionKind
+    status: Status
+    tag: int
+    length: int
+    offset: int
+    ring_index: int
+    info: RxInfo
+    timestamp: int
+    segments: int
+
+
+class _Ring:
+    """Memory and size of one ring."""
+
+    def __init__(self, memory: HostMemory, log2: int, entry_bytes: int) -> None:
+        if not MIN_RING_LOG2 <= log2 <= MAX_RING_LOG2:
+            raise ValueError(f"log2 of a ring's entries must lie in {MIN_RING_LOG2}..{MAX_RING_LOG2}, not {log2}")
+        self.log2 = log2
+        self.entries = 1 << log2
+        self.entry_bytes = entry_bytes
+        self._memory = memory
+        self.address = memory.allocate(entry_bytes << log2, RING_ALIGNMENT_BYTES)
+        """Bus address of the first entry."""
+        self._bytes = memory.view(self.address, entry_bytes << log2)
+
+    def release(self) -> None:
+        """Give the memory back; only when the device no longer uses it."""
+        self._bytes.release()
+        self._memory.free(self.address)
+
+    def _entry(self, index: int) -> memoryview:
+        start = ring.slot(index, self.log2) * self.entry_bytes
+        return self._bytes[start : start + self.entry_bytes]
+
+
+class _ProducedRing(_Ring):
+    """A ring that the driver fills. Attributes: `producer`, `consumer`: free-running indices."""
+
+    def __init__(self, memory: HostMemory, log2: int, entry_bytes: int) -> None:
+        super().__init__(memory, log2, entry_bytes)
+        self.producer = 0
+        self.consumer = 0
+
+    @property
+    def free(self) -> int:
+        """Entries that may still be put."""
+        return ring.free(self.consumer, self.producer, self.log2)
+
+    @property
+    def used(self) -> int:
+        """Entries that the device has not given back."""
+        return ring.distance(self.consumer, self.producer)
+
+    def retire(self, ring_index: int) -> None:
+        """A completion said that the device is done with all entries before `ring_index`.
+
+        Raises ValueError for an index that lies outside what was put.
+        """
+        if ring.distance(self.consumer, ring_index) > self.used:
+            raise ValueError(f"completion names ring index {ring_index}, the ring holds {self.consumer} to "
+                             f"{self.producer}")
+        self.consumer = ring_index
+
+    def _put(self, entries: bytes) -> None:
+        count = len(entries) // self.entry_bytes
+        if count > self.free:
+            raise RingFull(f"{count} entries for a ring with {self.free} free of {self.entries}")
+        for start in range(0, len(entries), self.entry_bytes):
+            self._entry(self.producer)[:] = entries[start : start + self.entry_bytes]
+            self.producer = ring.advance(self.producer)
+
+
+class SubmissionRing(_ProducedRing):
+    """Sends for the device."""
+
+    def __init__(self, memory: HostMemory, log2: int) -> None:
+        super().__init__(memory, log2, SUBMISSION_SLOT_BYTES)
+
+    def put(self, descriptor: Descriptor, tag: int) -> None:
+        """Write a descriptor at the producer index; it may wrap. Raises RingFull, and then nothing was written."""
+        self._put(descriptor.pack(tag))
+
+
+class ReceiveRing(_ProducedRing):
+    """Empty buffers for the device."""
+
+    def __init__(self, memory: HostMemory, log2: int) -> None:
+        super().__init__(memory, log2, RECEIVE_SLOT_BYTES)
+
+    def put(self, buffer: Piece, buffer_id: int) -> None:
+        """Post a buffer. Raises RingFull."""
+        self._put(RECEIVE_SLOT.pack(offset=buffer.offset, key=buffer.key, length=buffer.length_bytes,
+                                    buffer_id=buffer_id))
+
+
+class CompletionRing(_Ring):
+    """What the device has done. Attribute `consumer`: free-running index of the next completion."""
+
+    _PHASE_AT, _PHASE_BIT = divmod(COMPLETION.fields["phase"].offset, 8)
+
+    def __init__(self, memory: HostMemory, log2: int) -> None:
+        super().__init__(memory, log2, COMPLETION_BYTES)
+        self.consumer = 0
+
+    @property
+    def has_completion(self) -> bool:
+        """Whether the next completion is there: its phase bit is the one of this pass over the ring."""
+        start = ring.slot(self.consumer, self.log2) * COMPLETION_BYTES
+        seen = self._bytes[start + self._PHASE_AT] >> self._PHASE_BIT & 1
+        return seen == ring.phase(self.consumer, self.log2)
+
+    def take(self) -> Completion:
+        """Read the next completion, which must be there, and go on to the one behind it."""
+        fields = COMPLETION.unpack(self._entry(self.consumer))
+        self.consumer = ring.advance(self.consumer)
+        return Completion(
+            CompletionKind(fields["kind"]), Status(fields["status"]), fields["tag"], fields["length"],
+            fields["offset"], fields["ring_index"], RxInfo(fields["info"]), fields["timestamp"], fields["segments"])
