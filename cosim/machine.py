@@ -1,0 +1,176 @@
+"""Machines and applications: what a processor, a bus and a program cost, read from TOML files.
+
+A machine prices each item of `host_driver.account.ITEMS` in cycles, but for the two that are the
+application's own work; an application profile prices those. Each cost carries its source.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from cosim.errors import MachineError
+from host_driver.account import ITEMS
+
+APPLICATION_ITEMS = (("user", "request"), ("user", "connection"))
+"""(category, item) that an application profile prices, not a machine."""
+
+PS_PER_SECOND = 10**12
+
+T = TypeVar("T")
+
+
+class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Price of one unit of an item, in processor cycles (a fraction for items counted by the byte), and its source."""
+
+    cycles: float
+    source: str
+
+
+class Bus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The bus between host and device."""
+
+    mmio_read_ns: int
+    """A register read, from the processor and back."""
+    mmio_write_ns: int
+    """A posted write, until the device sees it."""
+    dma_read_latency_ns: int
+    """From a device's read request to its first byte."""
+    dma_write_latency_ns: int
+    """From a device's last written byte to the bus response."""
+    bandwidth_bytes_per_s: int
+    """Payload bytes that the bus moves, both directions together."""
+    source: str
+
+
+class Moderation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Interrupt moderation, in ethtool's terms."""
+
+    rx_usecs: int
+    rx_frames: int
+    tx_usecs: int
+    tx_frames: int
+    source: str
+
+
+class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A host: processors, cost table, bus and the defaults of its network adapter."""
+
+    name: str
+    description: str
+    processors: int
+    clock_hz: int
+    quantum_us: int
+    """Time after which a process gives way to a waiting one."""
+    interrupt_routing: Literal["first", "rotate"]
+    """Interrupts and bottom halves run on the first processor, or on each in turn."""
+    link_bit_rate: int
+    bus: Bus
+    moderation: Moderation
+    costs: dict[str, dict[str, Cost]]
+
+
+class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A server program: its own work, and how many processes it runs."""
+
+    name: str
+    description: str
+    processes: int
+    request: Cost
+    connection: Cost
+
+
+def load_machine(name_or_path: str) -> Machine:
+    """The machine of a shipped name or of a TOML file. Raises MachineError, naming file and field."""
+    path, raw = _read(name_or_path, "machines", "machine")
+    costs = raw.pop("costs", None)
+    if not isinstance(costs, dict):
+        raise MachineError(f"{path}: missing table `costs`")
+    machine = _convert(path, {**raw, "costs": _check_costs(path, costs)}, Machine)
+    for field in ("processors", "clock_hz", "quantum_us", "link_bit_rate"):
+        _check_number(path, field, getattr(machine, field), least=1)
+    _check_fields(path, "bus", machine.bus)
+    _check_number(path, "bus.bandwidth_bytes_per_s", machine.bus.bandwidth_bytes_per_s, least=1)
+    _check_fields(path, "moderation", machine.moderation)
+    return machine
+
+
+def load_application(name_or_path: str) -> Application:
+    """The application of a shipped name or of a TOML file. Raises MachineError, naming file and field."""
+    path, raw = _read(name_or_path, "applications", "application")
+    application = _convert(path, raw, Application)
+    _check_number(path, "processes", application.processes, least=1)
+    for field in ("request", "connection"):
+        _check_number(path, f"{field}.cycles", getattr(application, field).cycles, least=0)
+    return application
+
+
+def shipped(folder: str) -> list[str]:
+    """Names of the shipped files in `machines` or `applications`."""
+    return sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.toml"))
+
+
+def prices_ps(machine: Machine, application: Application) -> dict[tuple[str, str], int]:
+    """Price of one unit of each (category, item) in whole picoseconds, rounded once, here."""
+    cycles = {(category, item): cost.cycles for category, items in machine.costs.items()
+              for item, cost in items.items()}
+    cycles["user", "request"] = application.request.cycles
+    cycles["user", "connection"] = application.connection.cycles
+    return {key: round(value * PS_PER_SECOND / machine.clock_hz) for key, value in cycles.items()}
+
+
+def _read(name_or_path: str, folder: str, kind: str) -> tuple[Path, dict[str, Any]]:
+    path = Path(__file__).parent / folder / f"{name_or_path}.toml"
+    if "/" in name_or_path or name_or_path.endswith(".toml") or not path.is_file():
+        path = Path(name_or_path)
+        if not path.is_file() and path.suffix != ".toml" and "/" not in name_or_path:
+            raise MachineError(f"no {kind} {name_or_path!r}: give a TOML file, or one of {', '.join(shipped(folder))}")
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MachineError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MachineError(f"{path}: no valid TOML: {error}") from error
+
+
+def _convert(path: Path, raw: object, kind: type[T], where: str = "") -> T:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        place = f" in `{where}`" if where else ""
+        raise MachineError(f"{path}: {error}{place}") from error
+
+
+def _check_costs(path: Path, costs: Mapping[str, Any]) -> dict[str, dict[str, Cost]]:
+    wanted = {(category, item) for category, items in ITEMS.items() for item in items} - set(APPLICATION_ITEMS)
+    checked: dict[str, dict[str, Cost]] = {}
+    for category, items in costs.items():
+        if not isinstance(items, dict):
+            raise MachineError(f"{path}: `costs.{category}` must be a table of items")
+        for item, raw in items.items():
+            field = f"costs.{category}.{item}"
+            if (category, item) not in wanted:
+                raise MachineError(f"{path}: unknown field `{field}`")
+            cost = _convert(path, raw, Cost, field)
+            _check_number(path, f"{field}.cycles", cost.cycles, least=0)
+            checked.setdefault(category, {})[item] = cost
+            wanted.discard((category, item))
+    if wanted:
+        missing = ", ".join(f"`costs.{category}.{item}`" for category, item in sorted(wanted))
+        raise MachineError(f"{path}: missing {missing}")
+    return checked
+
+
+def _check_fields(path: Path, table: str, struct: msgspec.Struct) -> None:
+    for field, value in msgspec.structs.asdict(struct).items():
+        if isinstance(value, int):
+            _check_number(path, f"{table}.{field}", value, least=0)
+
+
+def _check_number(path: Path, field: str, value: float, *, least: int) -> None:
+    if not least <= value < float("inf"):
+        raise MachineError(f"{path}: `{field}` must be at least {least}, not {value}")

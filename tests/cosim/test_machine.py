@@ -1,0 +1,96 @@
+"""Machine and application files: what is shipped, and the one line that a bad file gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cosim
+from cosim.errors import MachineError
+from cosim.machine import APPLICATION_ITEMS, load_application, load_machine, prices_ps, shipped
+from host_driver.account import ITEMS
+
+SHIPPED = Path(cosim.__file__).parent / "machines" / "p2-300-smp2.toml"
+
+
+def edited(tmp_path: Path, old: str, new: str) -> str:
+    text = SHIPPED.read_text()
+    assert old in text
+    path = tmp_path / "edited.toml"
+    path.write_text(text.replace(old, new, 1))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", shipped("machines"))
+def test_shipped_machine_prices_every_item_and_names_its_sources(name: str) -> None:
+    machine = load_machine(name)
+    priced = {(category, item) for category, items in machine.costs.items() for item in items}
+    assert priced | set(APPLICATION_ITEMS) == {(c, i) for c, items in ITEMS.items() for i in items}
+    assert all(cost.source for items in machine.costs.values() for cost in items.values())
+    assert machine.bus.source
+    assert machine.moderation.source
+
+
+@pytest.mark.parametrize("name", shipped("machines"))
+def test_shipped_machine_waits_for_a_register_as_long_as_its_bus_takes(name: str) -> None:
+    machine = load_machine(name)
+    assert machine.costs["driver"]["mmio_read"].cycles == machine.bus.mmio_read_ns * machine.clock_hz / 10**9
+
+
+def test_prices_are_whole_picoseconds_of_the_clock() -> None:
+    prices = prices_ps(load_machine("p2-300-smp2"), load_application("apache"))
+    assert prices["interrupt", "entry"] == 10_000_000  # 3,000 cycles at 300 MHz are 10 us
+    assert prices["copy", "user_to_kernel_byte"] == 9667
+    assert prices["user", "request"] == 400_000_000
+
+
+@pytest.mark.parametrize(("old", "new", "field"), [
+    ("clock_hz = 300_000_000", "", "`clock_hz`"),
+    ("clock_hz = 300_000_000", "clock_hz = 0", "`clock_hz` must be at least 1, not 0"),
+    ("clock_hz = 300_000_000", "clock_hz = 1\ncolour = 2", "`colour`"),
+    ("mmio_read_ns = 800", "mmio_read_ns = -1", "`bus.mmio_read_ns` must be at least 0, not -1"),
+    ("mmio_read_ns = 800", 'mmio_read_ns = "x"', "$.bus.mmio_read_ns"),
+    ("rx_usecs = 60", "", "`rx_usecs` - at `$.moderation`"),
+    ('interrupt_routing = "rotate"', 'interrupt_routing = "all"', "$.interrupt_routing"),
+    ("batch = { cycles = 300,", "batch = { cycles = -300,", "`costs.poll.batch.cycles` must be at least 0"),
+    ("batch = { cycles = 300,", "batch = { cycles = nan,", "`costs.poll.batch.cycles` must be at least 0"),
+    ("batch = { cycles = 300,", "batch = {", "`cycles` in `costs.poll.batch`"),
+    ("batch = {", "bunch = {", "unknown field `costs.poll.bunch`"),
+    ("receive = {", "transmit = {", "unknown field `costs.ip.transmit`"),
+    ("[costs.poll]\nbatch", "[costs.driver.x]\ny", "`costs.driver.x`"),
+    ("[costs.context_switch]\nswitch", "[costs.context_switch]\nother", "unknown field `costs.context_switch.other`"),
+    ("name =", "name ==", "no valid TOML"),
+])
+def test_bad_machine_file_is_one_line_with_file_and_field(tmp_path: Path, old: str, new: str, field: str) -> None:
+    path = edited(tmp_path, old, new)
+    with pytest.raises(MachineError) as caught:
+        load_machine(path)
+    assert path in str(caught.value)
+    assert field in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_cost_is_named(tmp_path: Path) -> None:
+    text = "".join(line for line in SHIPPED.read_text().splitlines(keepends=True) if not line.startswith("wake ="))
+    path = tmp_path / "machine.toml"
+    path.write_text(text)
+    with pytest.raises(MachineError, match=r"machine\.toml: missing `costs\.context_switch\.wake`"):
+        load_machine(str(path))
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(MachineError, match=r"no machine 'cray'.*p2-300-smp2"):
+        load_machine("cray")
+    with pytest.raises(MachineError, match=r"no application 'iis'.*apache, simple"):
+        load_application("iis")
+    with pytest.raises(MachineError, match=r"nowhere/m\.toml: No such file"):
+        load_machine("nowhere/m.toml")
+
+
+def test_application_without_processes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "app.toml"
+    path.write_text('name = "a"\ndescription = "b"\nprocesses = 0\n'
+                    'request = { cycles = 1, source = "s" }\nconnection = { cycles = 1, source = "s" }\n')
+    with pytest.raises(MachineError, match=r"app\.toml: `processes` must be at least 1"):
+        load_application(str(path))

@@ -1,0 +1,133 @@
+"""The wire's timing, the MAC's FIFO, the switch; the capture read back with scapy."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from cosim.pcapng import PcapngWriter
+from cosim.wire import Link, Wire
+from host_driver.runtime import Kernel
+
+logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
+import itertools
+
+from scapy.utils import RawPcapNgReader  # noqa: E402
+
+DEVICE, ALICE, BOB = (bytes([2, 0, 0, 0, 0, number]) for number in (1, 2, 3))
+GIGABIT = 10**9
+NS = 1000
+
+
+def frame(target: bytes, source: bytes, length: int) -> bytes:
+    return (target + source + b"\x08\x00").ljust(length, b"\x55")
+
+
+class Net:
+    """A wire with a device and two clients that log (nanosecond, who, length)."""
+
+    def __init__(self, capture: PcapngWriter | None = None, fifo_bytes: int = 16384) -> None:
+        self.kernel = Kernel()
+        self.log: list[tuple[int, str, int]] = []
+        self.wire = Wire(self.kernel, bit_rate=GIGABIT, propagation_ps=500 * NS, capture=capture,
+                         fifo_bytes=fifo_bytes)
+        self.wire.mac.deliver = lambda data, bad: self.note("device", data)
+        self.alice: Link = self.wire.attach(ALICE, lambda data: self.note("alice", data))
+        self.bob: Link = self.wire.attach(BOB, lambda data: self.note("bob", data))
+
+    def note(self, who: str, data: bytes) -> None:
+        self.log.append((self.kernel.now // NS, who, len(data)))
+
+    def run(self) -> list[tuple[int, str, int]]:
+        self.kernel.run_until(self.kernel.now + 10**12)
+        return self.log
+
+
+def test_a_frame_takes_its_bits_and_the_propagation_on_each_link() -> None:
+    net = Net()
+    net.wire.mac.transmit(frame(ALICE, DEVICE, 1514))
+    # Preamble 8 + 1514 + FCS 4 = 1526 bytes of 8 ns, and 500 ns, twice: the switch stores and forwards.
+    assert net.run() == [(2 * (1526 * 8 + 500), "alice", 1514)]
+
+
+def test_short_frames_are_padded_to_sixty_bytes() -> None:
+    net = Net()
+    net.alice.transmit(frame(DEVICE, ALICE, 54))
+    assert net.run() == [(2 * (72 * 8 + 500), "device", 60)]
+
+
+def test_frames_follow_each_other_with_the_gap_between_them() -> None:
+    net = Net()
+    for _ in range(3):
+        net.wire.mac.transmit(frame(ALICE, DEVICE, 1514))
+    times = [time for time, _, _ in net.run()]
+    assert [later - earlier for earlier, later in itertools.pairwise(times)] == [1538 * 8] * 2
+
+
+def test_rates_that_do_not_divide_round_up() -> None:
+    link = Link(Kernel(), bit_rate=3, propagation_ps=0, deliver=lambda data: None)
+    assert link.duration_ps(1) == 2_666_666_666_667
+
+
+def test_clients_share_the_devices_link_but_not_their_own() -> None:
+    net = Net()
+    net.alice.transmit(frame(DEVICE, ALICE, 1000))
+    net.bob.transmit(frame(DEVICE, BOB, 1000))
+    first, second = net.run()
+    assert second[0] - first[0] == 1024 * 8
+
+
+def test_broadcast_reaches_all_but_the_sender_and_unknown_stations_only_the_device() -> None:
+    net = Net()
+    net.alice.transmit(frame(b"\xff" * 6, ALICE, 60))
+    assert {who for _, who, _ in net.run()} == {"device", "bob"}
+    net.log.clear()
+    net.alice.transmit(frame(DEVICE, ALICE, 60))
+    assert [who for _, who, _ in net.run()] == ["device"]
+
+
+def test_mac_fifo_refuses_when_full_and_tells_of_room() -> None:
+    net = Net(fifo_bytes=12000)
+    told: list[int] = []
+    net.wire.mac.on_room = lambda: told.append(net.kernel.now // NS)
+    sent = 0
+    while net.wire.mac.has_room():
+        net.wire.mac.transmit(frame(ALICE, DEVICE, 1514))
+        sent += 1
+    assert sent == 2  # beside 3,028 bytes a frame of 9,014 does not fit any more
+    with pytest.raises(RuntimeError, match="full MAC FIFO"):
+        net.wire.mac.transmit(frame(ALICE, DEVICE, 1514))
+    net.run()
+    assert told == [1538 * 8]
+
+
+def test_capture_is_read_back_by_scapy_to_the_nanosecond(tmp_path: Path) -> None:
+    path = tmp_path / "wire.pcapng"
+    with PcapngWriter(path, "device") as capture:
+        net = Net(capture)
+        sent, answer = frame(ALICE, DEVICE, 61), frame(DEVICE, BOB, 1514)
+        net.wire.mac.transmit(sent)
+        net.bob.transmit(answer)
+        net.run()
+        assert capture.frames == 2
+    with RawPcapNgReader(str(path)) as reader:
+        packets = list(reader)
+    assert [data for data, _ in packets] == [sent, answer]
+    times_ns = [((meta.tshigh << 32) + meta.tslow) * 10**9 // meta.tsresol for _, meta in packets]
+    assert times_ns == [85 * 8, 2 * (1526 * 8 + 500)]
+    assert [meta.linktype for _, meta in packets] == [1, 1]
+    assert [meta.wirelen for _, meta in packets] == [61, 1514]
+    assert [meta.direction for _, meta in packets] == [2, 1]
+
+
+def test_timestamps_beyond_32_bits_survive(tmp_path: Path) -> None:
+    path = tmp_path / "late.pcapng"
+    time_ns = 5 * 2**32 + 7
+    with PcapngWriter(path, "device") as capture:
+        capture.write(time_ns * NS + 999, b"x" * 63, outbound=True)
+    with RawPcapNgReader(str(path)) as reader:
+        (data, meta), = list(reader)
+    assert data == b"x" * 63
+    assert (meta.tshigh << 32) + meta.tslow == time_ns
