@@ -1,0 +1,153 @@
+"""What the tests of the RTL blocks share: streams with stalls, strobes, and a watch over `active`."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from amaranth.hdl import Cat, Fragment, Signal, Value
+from amaranth.sim import Simulator
+
+PERIOD_SECONDS = 6.4e-9
+
+
+class Bench:
+    """One block under Amaranth's simulator.
+
+    Sources, sinks and test benches are added, then `run` simulates until all test benches (and all sources) have ended.
+    Meanwhile each clock edge at which `active` was 0 is checked to have changed no register of the block.
+
+    Parameters
+    ----------
+    dut : Component
+        The block; if it has a member `active`, that is watched.
+    seed : int
+        Of all random stalls; print it, or make it a parameter of the test.
+    now_registers : tuple of str
+        Names of registers that may change although `active` is 0, since they follow `now`.
+    """
+
+    def __init__(self, dut, *, seed: int = 0, now_registers: tuple[str, ...] = ()):
+        self.dut = dut
+        self.rng = random.Random(seed)
+        self.cycle = 0
+        self.idle_cycles = 0
+        self._max_cycles = 0
+        fragment = Fragment.get(dut, None)
+        self._registers = [s for s in _registers(fragment) if s.name not in now_registers]
+        self._simulator = Simulator(fragment)
+        self._simulator.add_clock(PERIOD_SECONDS)
+        self._simulator.add_process(self._count)
+        if hasattr(dut, "active") and self._registers:
+            self._simulator.add_process(self._watch)
+
+    async def _count(self, ctx):
+        async for _ in ctx.tick():
+            self.cycle += 1
+            assert self.cycle < self._max_cycles, f"not done after {self.cycle} cycles"
+
+    async def _watch(self, ctx):
+        before, was_active = None, True
+        async for _, _, active, now in ctx.tick().sample(self.dut.active, Cat(*self._registers)):
+            if not was_active:
+                self.idle_cycles += 1
+                assert now == before, f"cycle {self.cycle}: {self._changed(before, now)} changed while active was 0"
+            before, was_active = now, active
+
+    def _changed(self, before: int, now: int) -> str:
+        names, offset = [], 0
+        for register in self._registers:
+            if (before ^ now) >> offset & ((1 << len(register)) - 1):
+                names.append(register.name)
+            offset += len(register)
+        return ", ".join(names)
+
+    def add(self, testbench: Callable[[Any], Any]) -> None:
+        """Add `async def testbench(ctx)`; the run lasts until it ends."""
+        self._simulator.add_testbench(testbench)
+
+    def source(self, stream, payloads, *, stall: float = 0.0) -> None:
+        """Offer each of `payloads` (a list, or a generator that may be fed meanwhile) on `stream`, idle with
+        probability `stall` before each; the run lasts until all are taken."""
+        async def testbench(ctx):
+            for payload in payloads:
+                await self.send(ctx, stream, payload, stall=stall)
+        self.add(testbench)
+
+    async def send(self, ctx, stream, payload, *, stall: float = 0.0) -> None:
+        """Offer one payload on `stream` and wait until it is taken."""
+        while self.rng.random() < stall:
+            await ctx.tick()
+        ctx.set(stream.payload, payload)
+        ctx.set(stream.valid, 1)
+        await ctx.tick().until(stream.ready)
+        ctx.set(stream.valid, 0)
+
+    def sink(self, stream, taken: list, *, stall: float = 0.0) -> None:
+        """Take what `stream` offers into `taken` (as ints, or dicts for structures), refusing with probability
+        `stall` in each cycle. A payload that changes or is withdrawn before it is taken fails the run."""
+        async def testbench(ctx):
+            refused = None
+            ctx.set(stream.ready, self.rng.random() >= stall)
+            async for _, _, valid, ready, payload in ctx.tick().sample(stream.valid, stream.ready, stream.payload):
+                value = plain(payload)
+                assert refused is None or (valid and value == refused), f"cycle {self.cycle}: an offer was not kept"
+                if valid and ready:
+                    taken.append(value)
+                refused = value if valid and not ready else None
+                ctx.set(stream.ready, self.rng.random() >= stall)
+        self._simulator.add_testbench(testbench, background=True)
+
+    def strobes(self, strobe, seen: list, *, with_cycle: bool = False) -> None:
+        """Collect each payload of a strobe into `seen`; as (cycle, payload) if asked."""
+        async def process(ctx):
+            async for _, _, valid, payload in ctx.tick().sample(strobe.valid, strobe.payload):
+                if valid:
+                    seen.append((self.cycle, plain(payload)) if with_cycle else plain(payload))
+        self._simulator.add_process(process)
+
+    async def strobe(self, ctx, strobe, payload) -> None:
+        """Give one strobe, which ends with the next clock edge."""
+        ctx.set(strobe.payload, payload)
+        ctx.set(strobe.valid, 1)
+        await ctx.tick()
+        ctx.set(strobe.valid, 0)
+
+    def background(self, testbench: Callable[[Any], Any]) -> None:
+        """Add a test bench that the run does not wait for."""
+        self._simulator.add_testbench(testbench, background=True)
+
+    def run(self, *, max_cycles: int = 20_000, vcd: str | None = None) -> None:
+        """Simulate until all test benches have ended; fails after `max_cycles`. `vcd` names a waveform file."""
+        self._max_cycles = max_cycles
+        if vcd is None:
+            self._simulator.run()
+        else:
+            with self._simulator.write_vcd(vcd):
+                self._simulator.run()
+
+
+def plain(value):
+    """A sampled payload as an int, or as a dict of ints for a structure."""
+    if hasattr(value, "shape") and hasattr(value, "as_value"):
+        return {name: plain(value[name]) for name, _ in value.shape()}
+    return int(value)
+
+
+async def idle(ctx, cycles: int) -> None:
+    """Let `cycles` pass."""
+    if cycles:
+        await ctx.tick().repeat(cycles)
+
+
+def _registers(fragment) -> list[Signal]:
+    """All signals that a clocked statement drives, in the block and what is inside it. Memory words are not among
+    them; their write ports' data and addresses usually are."""
+    found: dict[int, Signal] = {}
+    for domain, statements in fragment.statements.items():
+        if domain != "comb":
+            for signal in statements._lhs_signals():
+                found[id(signal)] = Value.cast(signal)
+    for inner, *_ in fragment.subfragments:
+        for signal in _registers(inner):
+            found[id(signal)] = signal
+    return list(found.values())
