@@ -1,0 +1,31 @@
+"""The software TCP: of the host systems, of the simulated clients, later of the device's firmware.
+
+Pure: no clock, no bus, no coroutines. Time, in integer picoseconds, and frames go in; segments, deadlines and events
+come out. Read it in this order:
+
+- `profile`: the constants of an implementation (RFC, Linux 2.4);
+- `buffers`: what is kept: chunks to send, bytes received, in and out of order;
+- `rtt` and `congestion`: when to send again, how much may be in flight;
+- `connection`: the state machine of RFC 9293 over these;
+- `stack`: addresses, ports, timers of many connections, frames in and out.
+"""
+
+from host_driver.tcp.buffers import Chunk
+from host_driver.tcp.connection import Connection, Endpoint, State
+from host_driver.tcp.profile import LINUX24, PROFILES, RFC, Nagle, Profile
+from host_driver.tcp.stack import Listener, OutSegment, Stack
+
+__all__ = [
+    "LINUX24",
+    "PROFILES",
+    "RFC",
+    "Chunk",
+    "Connection",
+    "Endpoint",
+    "Listener",
+    "Nagle",
+    "OutSegment",
+    "Profile",
+    "Stack",
+    "State",
+]
