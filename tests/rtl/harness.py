@@ -79,7 +79,7 @@ class Bench:
             await ctx.tick()
         ctx.set(stream.payload, payload)
         ctx.set(stream.valid, 1)
-        await ctx.tick().until(stream.ready)
+        await until(ctx, stream.ready)
         ctx.set(stream.valid, 0)
 
     def sink(self, stream, taken: list, *, stall: float = 0.0) -> None:
@@ -135,8 +135,20 @@ def plain(value):
 
 async def idle(ctx, cycles: int) -> None:
     """Let `cycles` pass."""
-    if cycles:
-        await ctx.tick().repeat(cycles)
+    for _ in range(cycles):
+        await ctx.tick()
+
+
+async def until(ctx, condition, *sampled) -> list:
+    """Let cycles pass up to and with the first at whose edge `condition` holds; the values of `sampled` at that edge.
+
+    Use this and `idle`, not `until` and `repeat` of Amaranth's triggers: those complain when a background test bench
+    still waits in them at the end of the run.
+    """
+    while True:
+        _, _, holds, *values = await ctx.tick().sample(condition, *sampled)
+        if holds:
+            return values
 
 
 def _registers(fragment) -> list[Signal]:
