@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -12,8 +13,6 @@ from cosim.wire import Link, Wire
 from host_driver.runtime import Kernel
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
-import itertools
-
 from scapy.utils import RawPcapNgReader  # noqa: E402
 
 DEVICE, ALICE, BOB = (bytes([2, 0, 0, 0, 0, number]) for number in (1, 2, 3))

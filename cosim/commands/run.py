@@ -1,0 +1,140 @@
+"""`memnic run`: serve a workload once for each system, and compare."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cosim.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from cosim.engines.base import Engine, RunError, RunSpec
+from cosim.engines.registry import select_engine
+from cosim.errors import InputError
+from cosim.machine import load_application, load_machine
+from cosim.progress import RunProgress
+from cosim.report import print_report
+from cosim.results import RESULT_NAME, Configuration, ResultsFolder
+from cosim.systems import SYSTEMS, select_systems
+from cosim.workload import Workload, read_log, synthetic
+from nic_model.contract import CONFIGS
+
+DEFAULT_REQUESTS = 100
+MAX_CLIENTS = 1000
+
+_DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run")(run)
+
+
+def run(
+    log: Annotated[Path | None, typer.Option(help="Common or Combined Log Format, also .gz; without it: the Synthetic "
+                                                  "workload, 128 files of 16 KB")] = None,
+    requests: Annotated[int, typer.Option(help="requests to serve, at most as many as the log has")] = DEFAULT_REQUESTS,
+    systems: Annotated[str, typer.Option(help="systems to compare, separated by commas")] = ",".join(SYSTEMS),
+    wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system")] = False,
+    out: Annotated[Path, typer.Option(help="results folder; files of an earlier run are replaced")] = Path("results"),
+    clients: Annotated[int, typer.Option(help="clients, each with one request at a time")] = 8,
+    link_rate: Annotated[str | None, typer.Option(help="bits a second, such as 1G; default: the machine's")] = None,
+    max_size: Annotated[str, typer.Option(help="sizes in the log above this are cut to it")] = "256K",
+    machine: Annotated[str, typer.Option(help="name of a shipped machine, or a TOML file")] = "p2-300-smp2",
+    application: Annotated[str, typer.Option(help="name of a shipped application, or a TOML file")] = "apache",
+    engine: Annotated[str | None, typer.Option(help="what the device runs on; default: RTL, if there")] = None,
+    device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}")] = "default",
+    seed: Annotated[int, typer.Option(help="the same seed gives the same result")] = 1,
+    jump: Annotated[bool, typer.Option(help="jump over idle time; the result is the same")] = True,
+    json: Annotated[bool, typer.Option("--json", help=f"print {RESULT_NAME} instead of tables")] = False,
+) -> int:
+    """Serve a workload over HTTP/1.0, once for each system, and print what each took."""
+    _check_at_least("--requests", requests, 1)
+    _check_at_least("--seed", seed, 0)
+    _check_at_least("--clients", clients, 1)
+    if clients > MAX_CLIENTS:
+        raise InputError(f"--clients must be at most {MAX_CLIENTS}, not {clients}")
+    if device not in CONFIGS:
+        raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
+    chosen_machine = load_machine(machine)
+    engine_name, run_engine = select_engine(engine)
+    configuration = Configuration(
+        workload=_workload(log, requests, parse_quantity("--max-size", max_size, _BINARY)),
+        systems=select_systems(systems),
+        machine=chosen_machine,
+        application=load_application(application),
+        clients=clients,
+        link_bit_rate=(chosen_machine.link_bit_rate if link_rate is None
+                       else parse_quantity("--link-rate", link_rate, _DECIMAL)),
+        device=device,
+        engine=engine_name,
+        seed=seed,
+        jump=jump,
+    )
+    try:
+        folder = ResultsFolder(out, configuration)
+    except OSError as error:
+        raise InputError(f"cannot write results to {out}: {error.strerror}") from error
+    code = _run_systems(configuration, folder, run_engine, wave=wave)
+    if json:
+        sys.stdout.write((out / RESULT_NAME).read_text(encoding="utf-8"))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        print_report(console, configuration, list(folder.result.systems.values()))
+        if not code:
+            console.print(f"Results in {out}", highlight=False, soft_wrap=True)
+    return code
+
+
+def parse_quantity(option: str, text: str, units: dict[str, int]) -> int:
+    """A positive number with a unit, such as 256K or 2.5G. Raises InputError, naming the option."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", text.strip().upper())
+    value = round(float(match[1]) * units[match[2]]) if match else 0
+    if value < 1:
+        raise InputError(f"{option} must be a positive number, with K, M or G behind it if need be, not {text!r}")
+    return value
+
+
+def _check_at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{option} must be at least {least}, not {value}")
+
+
+def _workload(log: Path | None, requests: int, max_size_bytes: int) -> Workload:
+    if log is None:
+        return synthetic(requests)
+    return read_log(log, limit=requests, max_size_bytes=max_size_bytes)
+
+
+def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, *, wave: bool) -> int:
+    """Run each system and keep its result; the exit code. What is done when it stops early stays in the folder."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    system_name = ""
+    try:
+        with RunProgress(errors, len(configuration.workload.requests)) as progress:
+            for system in configuration.systems:
+                system_name = system.name
+                capture, wave_path = folder.prepare(system.name, wave=wave)
+                spec = RunSpec(
+                    system=system, machine=configuration.machine, application=configuration.application,
+                    requests=configuration.workload.requests, clients=configuration.clients,
+                    link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
+                    jump=configuration.jump, capture_path=str(capture),
+                    wave_path=None if wave_path is None else str(wave_path))
+                progress.start(system.name)
+                started_s = time.monotonic()
+                result = run_engine(spec, progress.update)
+                folder.add(result, time.monotonic() - started_s)
+        folder.finish()
+    except KeyboardInterrupt:
+        errors.print(f"memnic: interrupted in {system_name}; partial results are in {folder.path}", markup=False)
+        return EXIT_INTERRUPTED
+    except (RunError, OSError) as error:
+        errors.print(f"memnic: {system_name}: {error}; partial results are in {folder.path}", markup=False)
+        return EXIT_FAILED
+    return 0

@@ -1,0 +1,98 @@
+"""What an engine takes and gives: one run of one system over one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from cosim.machine import Application, Machine
+from cosim.systems import System
+from cosim.workload import Request
+
+
+class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that a run depends on; it survives JSON, so that it may be handed to another process."""
+
+    system: System
+    machine: Machine
+    application: Application
+    requests: list[Request]
+    clients: int = 8
+    link_bit_rate: int
+    device: str = "default"
+    seed: int = 1
+    jump: bool = True
+    """Jump over times in which the device does nothing; the result is the same."""
+    capture_path: str | None = None
+    """Where every frame at the device's end of the wire is kept, as pcapng."""
+    wave_path: str | None = None
+    """Where the device's signals are kept, as VCD; engines without RTL leave it alone."""
+
+
+class DeviceCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Counted at the device's own ports since it was made."""
+
+    dma_read_bytes: int
+    dma_write_bytes: int
+    interrupts: int
+    """Times that an interrupt line rose."""
+
+
+class ItemFigure(msgspec.Struct, frozen=True, kw_only=True):
+    """One item of the account, for each request."""
+
+    count: float
+    cycles: float
+
+
+class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run measured. Everything but `requests` and times is for each request, or a share."""
+
+    system: str
+    requests: int
+    body_bytes: int
+    """Bytes of all bodies that clients received and compared."""
+    duration_ps: int
+    """From the first connection to the last byte of the last response."""
+    requests_per_s: float
+    cycles: dict[str, float]
+    """Processor cycles a request, by category of the account."""
+    items: dict[str, dict[str, ItemFigure]]
+    """The same by category and item."""
+    utilisation: list[float]
+    """Busy share of `duration_ps`, for each processor."""
+    interrupts: float
+    dma_read_bytes: float
+    dma_write_bytes: float
+    frames_sent: float
+    """By the device, a request."""
+    frames_received: float
+    latency_p50_ps: int
+    """From a client's SYN to the end of its response."""
+    latency_p99_ps: int
+
+    @property
+    def total_cycles(self) -> float:
+        """Processor cycles a request."""
+        return sum(self.cycles.values())
+
+
+Progress = Callable[[int, int], None]
+"""`progress(requests_done, simulated_ps)`, called when a request is done, and now and then."""
+
+
+class RunError(RuntimeError):
+    """A run that could not go on: says what happened, and at what simulated time."""
+
+
+class Engine(Protocol):
+    """Runs one system.
+
+    Raises RunError when the run fails, InputError for a spec that it cannot run, OSError when a file cannot be
+    written. KeyboardInterrupt passes through; by then no process is left, and capture and wave are closed.
+    """
+
+    def __call__(self, spec: RunSpec, on_progress: Progress) -> SystemResult:
+        """Run it to its end."""

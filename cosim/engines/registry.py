@@ -1,0 +1,32 @@
+"""The engines there are. Each name stands for a function that is looked up when it is used, so that one engine's
+tools need not be there for another."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from cosim.engines.base import Engine
+from cosim.errors import InputError
+
+ENGINES: dict[str, str] = {
+    "cocotb": "cosim.engines.cocotb:run",
+    "model": "cosim.engines.in_process:run",
+}
+"""Name -> `module:function` that is an `Engine`, the preferred one first."""
+
+
+def available() -> list[str]:
+    """Names of the engines whose modules are there, the preferred one first."""
+    return [name for name, place in ENGINES.items() if importlib.util.find_spec(place.partition(":")[0]) is not None]
+
+
+def select_engine(name: str | None) -> tuple[str, Engine]:
+    """The engine of a name, or the preferred one. Raises InputError for one that is not there."""
+    names = available()
+    chosen = name or names[0]
+    if chosen not in names:
+        raise InputError(f"no engine {chosen!r}: choose from {', '.join(names)}")
+    module, _, function = ENGINES[chosen].partition(":")
+    engine: Engine = getattr(importlib.import_module(module), function)
+    return chosen, engine

@@ -1,0 +1,174 @@
+"""What a run found, as tables: systems side by side, the gain of offload, and the paper's breakdown beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cosim.engines.base import SystemResult
+from cosim.machine import PS_PER_SECOND
+from cosim.results import Configuration
+from cosim.systems import BASELINE
+from cosim.workload import SYNTHETIC_FILE_BYTES, Workload
+from host_driver.account import ITEMS
+
+PS_PER_US = 10**6
+EXPECTED_POINTS = 3.0
+"""Percentage points within which a figure counts as the paper's."""
+
+
+class PaperRow(NamedTuple):
+    """One row of the paper's breakdown of execution time, Rangarajan et al. 2002, Fig. 1."""
+
+    name: str
+    paper_percent: float
+    categories: tuple[str, ...]
+    """`category`, or `category.item`, of the account: what the row is here."""
+    reason: str
+    """Why ours is likely to differ, if it does."""
+
+
+_SEND = ("tcp_send", "copy.user_to_kernel_byte", "copy.retransmit_byte", "syscall.write")
+_INTERRUPT = ("interrupt", "driver")
+_RECEIVE = ("tcp_recv",)
+
+FIGURE_1: tuple[PaperRow, ...] = (
+    PaperRow("user", 20, ("user",),
+             "the application's cycles were calibrated with a multiprocessor tax on each packet that the run's own"
+             " packet count decides"),
+    PaperRow("TCP send, two copies included", 45, _SEND,
+             "the paper counted all that runs under the send call; acknowledgements clock most segments out in the"
+             " bottom half, where IP and driver work of a send is booked apart here"),
+    PaperRow("interrupts, DMA set-up included", 8, _INTERRUPT,
+             "the number of interrupts a request follows the moderation of a quieter wire; the handler's length is a"
+             " guess"),
+    PaperRow("TCP receive, without its copy", 7, _RECEIVE,
+             "costs by kind of segment are guesses; the paper's split against bottom half and IP is not stated"),
+    PaperRow("all network", 71, (*_SEND, *_INTERRUPT, *_RECEIVE, "ip", "softirq", "san", "poll"),
+             "connection set-up in system calls, context switches and the multiprocessor tax of a connection are not"
+             " counted as network here; the paper does not say where its own went"),
+)
+"""How the account's categories make the paper's rows. What is in none of them is the rest: file system, other system
+calls, context switches, the copy to user space."""
+
+
+def share_percent(result: SystemResult, categories: Sequence[str]) -> float:
+    """Share of all busy cycles, in percent, of some `category` and `category.item`."""
+    cycles = 0.0
+    for name in categories:
+        category, _, item = name.partition(".")
+        if item:
+            figure = result.items.get(category, {}).get(item)
+            cycles += figure.cycles if figure is not None else 0.0
+        else:
+            cycles += result.cycles.get(category, 0.0)
+    return 100 * cycles / result.total_cycles
+
+
+def is_figure_1(configuration: Configuration) -> bool:
+    """Whether the run is the paper's: its machine, Apache, and files of 16 KB."""
+    return (configuration.machine.name == "p2-300-smp2" and configuration.application.name == "apache"
+            and all(request.body_bytes == SYNTHETIC_FILE_BYTES for request in configuration.workload.requests))
+
+
+def print_report(console: Console, configuration: Configuration, results: Sequence[SystemResult]) -> None:
+    """Print everything that there is to say of the systems that have run."""
+    _print_workload(console, configuration.workload)
+    if not results:
+        return
+    console.print(comparison(console, results))
+    baseline = next((result for result in results if result.system == BASELINE), None)
+    if baseline is None:
+        return
+    for result in results:
+        if result is not baseline:
+            console.print(gain_sentence(baseline, result), soft_wrap=True)
+    if is_figure_1(configuration):
+        console.print()
+        console.print(figure_1(console, baseline))
+        for line in figure_1_reasons(baseline):
+            console.print(line, soft_wrap=True)
+
+
+def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
+    """Systems side by side."""
+    first = results[0]
+    table = _table(console, "Systems", "", *(result.system for result in results))
+    if len(results) > 1:
+        for result in results[1:]:
+            table.add_column(f"{result.system} / {first.system}", justify="right")
+
+    def row(name: str, values: Sequence[float], form: str) -> None:
+        ratios = [f"{value / values[0]:.2f}" if values[0] else "" for value in values[1:]]
+        table.add_row(name, *(format(value, form) for value in values), *ratios)
+
+    row("requests served", [result.requests for result in results], ",d")
+    row("requests/s (simulated)", [result.requests_per_s for result in results], ",.1f")
+    row("host cycles a request", [result.total_cycles for result in results], ",.0f")
+    for category in ITEMS:
+        values = [result.cycles.get(category, 0.0) for result in results]
+        if any(values):
+            row(f"  {category}", values, ",.0f")
+    row("interrupts a request", [result.interrupts for result in results], ",.2f")
+    row("DMA bytes read a request", [result.dma_read_bytes for result in results], ",.0f")
+    row("DMA bytes written a request", [result.dma_write_bytes for result in results], ",.0f")
+    row("frames sent a request", [result.frames_sent for result in results], ",.2f")
+    row("frames received a request", [result.frames_received for result in results], ",.2f")
+    row("latency p50, us", [result.latency_p50_ps / PS_PER_US for result in results], ",.0f")
+    row("latency p99, us", [result.latency_p99_ps / PS_PER_US for result in results], ",.0f")
+    row("processors busy, %", [100 * sum(result.utilisation) / len(result.utilisation) for result in results], ",.1f")
+    return table
+
+
+def gain_sentence(baseline: SystemResult, result: SystemResult) -> str:
+    """The gain of offload in one line."""
+    rate = 100 * (result.requests_per_s / baseline.requests_per_s - 1)
+    cycles = 100 * (1 - result.total_cycles / baseline.total_cycles)
+    return (f"Gain of offload: {result.system} serves {rate:+.1f} % requests/s against {baseline.system}, and takes "
+            f"{cycles:.1f} % {'fewer' if cycles >= 0 else 'fewer (that is, more)'} host cycles a request.")
+
+
+def figure_1(console: Console, result: SystemResult) -> Table:
+    """The paper's rows beside ours, in percent of busy time."""
+    table = _table(console, f"Execution time of {result.system}, % of busy time, beside Rangarajan et al. 2002, Fig. 1",
+                   "", "paper", "here", "difference, points")
+    for row in FIGURE_1:
+        here = share_percent(result, row.categories)
+        table.add_row(row.name, f"{row.paper_percent:.0f}", f"{here:.1f}", f"{here - row.paper_percent:+.1f}")
+    return table
+
+
+def figure_1_reasons(result: SystemResult) -> list[str]:
+    """A line for each row that is further off than expected."""
+    lines = []
+    for row in FIGURE_1:
+        difference = share_percent(result, row.categories) - row.paper_percent
+        if abs(difference) > EXPECTED_POINTS:
+            lines.append(f"{row.name}: {difference:+.1f} points. Likely reason: {row.reason}.")
+    return lines
+
+
+def _print_workload(console: Console, workload: Workload) -> None:
+    console.print(f"Workload: {len(workload.requests)} requests, {workload.source}", soft_wrap=True, highlight=False)
+    if workload.cut:
+        console.print(f"{workload.cut} sizes were above --max-size and were cut to it.", soft_wrap=True)
+    if workload.bad_lines:
+        console.print(f"{workload.bad_lines} lines are no log lines; the first:", soft_wrap=True)
+        for line in workload.bad_examples:
+            console.print(f"  {line!r}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _table(console: Console, title: str, *columns: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def simulated_seconds(ps: int) -> str:
+    """A simulated time for people."""
+    return f"{ps / PS_PER_SECOND:.4f} s"
