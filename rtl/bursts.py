@@ -1,0 +1,122 @@
+"""What the two DMA engines share: cutting commands into bursts, and the ring of bursts in flight of one client."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2, exact_log2
+
+from rtl.interfaces import BURST, Strobe
+from rtl.primitives import SmallRam
+
+OFFSET_BITS = exact_log2(BURST)
+BLOCK_BITS = 64 - OFFSET_BITS
+
+# One burst: it lies in block number `block` of BURST bytes and covers bytes first .. final of it; `last` marks the
+# last burst of its command.
+Burst = data.StructLayout({"block": BLOCK_BITS, "first": OFFSET_BITS, "final": OFFSET_BITS, "last": 1})
+
+
+class BurstCutter(wiring.Component):
+    """Cuts commands at the boundaries of naturally aligned blocks of BURST bytes, so no burst crosses 4 KB.
+
+    Enters: `i`, commands with `address` and `length` >= 1. Leaves: `o`, their bursts, addresses ascending.
+    Latency 2 cycles; one burst a cycle, and one cycle more for each command.
+
+    Parameters
+    ----------
+    command : StructLayout
+        With the fields `address` (64 bits) and `length`.
+    """
+
+    def __init__(self, *, command):
+        self.command = command
+        super().__init__({"i": In(stream.Signature(command)), "o": Out(stream.Signature(Burst)), "active": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        length = self.i.payload.length
+        end = Signal(len(length) + 1)  # where the last byte lies, counted from the start of the first block
+        cutting = Signal()
+        block = Signal(BLOCK_BITS)
+        first = Signal(OFFSET_BITS)
+        final = Signal(OFFSET_BITS)
+        blocks_left = Signal(len(end) - OFFSET_BITS)
+        take, cut = Signal(), Signal()
+
+        m.d.comb += [
+            end.eq(self.i.payload.address[:OFFSET_BITS] + length - 1),
+            self.i.ready.eq(~cutting),
+            take.eq(self.i.valid & ~cutting),
+            cut.eq(cutting & (~self.o.valid | self.o.ready)),
+            self.active.eq(take | cut | (self.o.valid & self.o.ready)),
+        ]
+        with m.If(take):
+            m.d.sync += [
+                cutting.eq(1), block.eq(self.i.payload.address[OFFSET_BITS:]),
+                first.eq(self.i.payload.address[:OFFSET_BITS]), final.eq(end), blocks_left.eq(end[OFFSET_BITS:]),
+            ]
+        with m.If(cut):
+            m.d.sync += [
+                self.o.valid.eq(1), self.o.payload.block.eq(block), self.o.payload.first.eq(first),
+                self.o.payload.final.eq(Mux(blocks_left == 0, final, BURST - 1)),
+                self.o.payload.last.eq(blocks_left == 0),
+                block.eq(block + 1), first.eq(0), blocks_left.eq(blocks_left - 1), cutting.eq(blocks_left != 0),
+            ]
+        with m.Elif(self.o.ready):
+            m.d.sync += self.o.valid.eq(0)
+        return m
+
+
+class BurstRing(wiring.Component):
+    """The bursts in flight of one client: slots given out in ring order, answered in any order, looked at in order.
+
+    Enters: `allocate`, which gives the slot `tail` to a burst; `answered`, which slot's last response has come, with
+    `lap` toggled on each use of the slot; `advance`, the slot `head` has been looked at; `release`, a slot is free
+    again. Leaves: `room` (a slot is free), `answered_head` and `error` for the slot `head`. An answer shows in the
+    next cycle. Everything may happen in each cycle.
+
+    A slot's answer flag is the lap in which it was answered, so that nothing has to clear it; after a reset the owner
+    clears all by giving answers with lap 0 (`clear` with the slot).
+
+    Parameters
+    ----------
+    slots : int
+        Bursts in flight.
+    """
+
+    def __init__(self, *, slots):
+        if not isinstance(slots, int) or slots < 2:
+            raise ValueError(f"slots must be an integer of at least 2, not {slots!r}")
+        self.slots = slots
+        bits = ceil_log2(slots)
+        super().__init__({
+            "allocate": In(1), "tail": Out(bits), "room": Out(1, init=1),
+            "answered": In(Strobe(data.StructLayout({"slot": bits, "lap": 1, "error": 1}))),
+            "head": Out(bits), "answered_head": Out(1), "error": Out(1), "advance": In(1), "release": In(1),
+            "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.answers = answers = SmallRam(shape=2, depth=self.slots)
+        used = Signal(range(self.slots + 1))
+        used_next = Signal(range(self.slots + 1))
+        head_lap = Signal(init=1)
+        answer = self.answered.payload
+        m.d.comb += [
+            answers.write_en.eq(self.answered.valid), answers.write_addr.eq(answer.slot),
+            answers.write_data[0].eq(answer.lap), answers.write_data[1].eq(answer.error),
+            answers.read_addr.eq(self.head),
+            self.answered_head.eq(answers.read_data[0] == head_lap), self.error.eq(answers.read_data[1]),
+            used_next.eq(used + self.allocate - self.release),
+            self.active.eq(self.allocate | self.advance | self.release | self.answered.valid),
+        ]
+        with m.If(self.allocate | self.release):
+            m.d.sync += [used.eq(used_next), self.room.eq(used_next != self.slots)]
+        with m.If(self.allocate):
+            m.d.sync += self.tail.eq(Mux(self.tail == self.slots - 1, 0, self.tail + 1))
+        with m.If(self.advance):
+            m.d.sync += self.head.eq(Mux(self.head == self.slots - 1, 0, self.head + 1))
+            with m.If(self.head == self.slots - 1):
+                m.d.sync += head_lap.eq(~head_lap)
+        return m
