@@ -13,3 +13,7 @@ class MachineError(InputError):
 
 class WorkloadError(InputError):
     """A log that cannot be read, or that has no request in it."""
+
+
+class ToolError(RuntimeError):
+    """A tool that memnic calls is missing, or failed: says which, and what it said."""

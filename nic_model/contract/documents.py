@@ -1,0 +1,122 @@
+"""The contract as text: a Markdown document, and a C header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from nic_model.contract import codes, registers
+from nic_model.contract.config import NicConfig
+from nic_model.contract.counters import COUNTERS
+from nic_model.contract.descriptors import COMPLETION, PIECE, RECEIVE_SLOT, SUBMISSION_HEAD, Layout
+from nic_model.contract.registers import REGISTERS, Block, Register
+
+LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION)
+
+CODES: tuple[type[Enum], ...] = (
+    codes.Opcode, codes.OperationMask, codes.SendFlag, codes.CompletionKind, codes.Status, codes.RxInfo,
+    codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter, codes.Feature,
+)
+
+LIMITS = ("MAX_DESCRIPTOR_SLOTS", "MAX_INLINE_BYTES", "MAX_PIECES", "MAX_FRAME_BYTES", "MAX_SEGMENTED_BYTES", "MIN_MSS")
+
+_BLOCKS = {
+    Block.GLOBAL: ("Global registers", 0, 0),
+    Block.VECTOR: ("Interrupt vector v", registers.VECTORS_BASE, registers.VECTOR_STRIDE),
+    Block.CHANNEL: ("Channel c", registers.CHANNELS_BASE, registers.CHANNEL_STRIDE),
+    Block.KEY: ("Memory key k", registers.KEYS_BASE, registers.KEY_STRIDE),
+    Block.DOORBELL: ("Doorbell page of channel c", registers.DOORBELL_BASE, registers.DOORBELL_STRIDE),
+}
+
+
+def reset_value(register: Register, config: NicConfig | None) -> str:
+    """A register's reset value as text; of a size register, the size in `config`, or the size's name."""
+    if isinstance(register.reset, int):
+        return f"{register.reset:#x}" if register.reset > 9 else str(register.reset)
+    return register.reset if config is None else f"{int(getattr(config, register.reset)):#x}"
+
+
+def markdown(config: NicConfig | None = None) -> str:
+    """The whole contract as a Markdown document; with a device's own sizes when `config` is given."""
+    return "\n".join(_markdown(config)) + "\n"
+
+
+def _markdown(config: NicConfig | None) -> Iterator[str]:
+    yield "# The contract between hardware and software"
+    yield ""
+    yield "Written by `memnic regs --format markdown` from `nic_model/contract`. Little-endian; addresses in bytes."
+    for block, (title, base, stride) in _BLOCKS.items():
+        at = f" at {base:#x} + {stride:#x} * {title[-1]}" if stride else ""
+        yield f"\n## {title}{at}\n"
+        yield "| offset | name | access | reset | unit | meaning |\n|---|---|---|---|---|---|"
+        for r in REGISTERS.values():
+            if r.block is block:
+                yield (f"| {r.offset:#05x} | `{r.name}` | {r.access.name} | {reset_value(r, config)} | {r.unit} "
+                       f"| {r.meaning} |")
+    yield f"\n## Counters, 64 bits each, from {registers.COUNTERS_BASE:#x}\n"
+    yield "| offset | name | unit | meaning |\n|---|---|---|---|"
+    for index, counter in enumerate(COUNTERS):
+        yield f"| {8 * index:#05x} | `{counter.name}` | {counter.unit} | {counter.meaning} |"
+    for layout in LAYOUTS:
+        yield f"\n## {layout.name.capitalize()}, {layout.size_bytes} bytes\n"
+        yield "| byte | bits | field | meaning |\n|---|---|---|---|"
+        for name, field in layout.fields.items():
+            bit = f".{field.offset % 8}" if field.offset % 8 else ""
+            yield f"| {field.offset // 8}{bit} | {field.width} | `{name}` | {field.meaning} |"
+    yield "\n## Codes"
+    for kind in CODES:
+        yield f"\n### {kind.__name__}\n"
+        yield "| value | name |\n|---|---|"
+        for member in kind:
+            yield f"| {member.value:#x} | `{member.name}` |"
+    yield "\n## Limits\n"
+    yield "| name | value |\n|---|---|"
+    for name in LIMITS:
+        yield f"| `{name}` | {getattr(codes, name)} |"
+
+
+def c_header() -> str:
+    """The contract as a C header: offsets, field positions, codes, limits. Every macro starts with MEMNIC_."""
+    return "\n".join(_c_header()) + "\n"
+
+
+def _c_header() -> Iterator[str]:
+    yield "/* SPDX-License-Identifier: Apache-2.0"
+    yield " * Written by `memnic regs --format c` from nic_model/contract: change it there. */"
+    yield "#ifndef MEMNIC_CONTRACT_H"
+    yield "#define MEMNIC_CONTRACT_H\n"
+    yield f"#define MEMNIC_MAGIC {registers.MAGIC:#010x}u"
+    yield f"#define MEMNIC_VERSION_VALUE {registers.VERSION:#010x}u\n"
+    yield "/* Registers, by byte address. */"
+    for r in REGISTERS.values():
+        _, base, stride = _BLOCKS[r.block]
+        note = f" /* {r.access.value}{': ' + r.meaning if r.meaning else ''} */"
+        if stride:
+            yield f"#define MEMNIC_{r.name}(i) ({base:#x}u + {stride:#x}u * (i) + {r.offset:#x}u){note}"
+        else:
+            yield f"#define MEMNIC_{r.name} {r.offset:#x}u{note}"
+    yield "\n/* Counters: low word, then high word. */"
+    for index, counter in enumerate(COUNTERS):
+        yield f"#define MEMNIC_COUNTER_{counter.name.upper()} {registers.COUNTERS_BASE + 8 * index:#x}u"
+    for layout in LAYOUTS:
+        yield f"\n/* {layout.name.capitalize()}: bit offset and width of each field. */"
+        yield f"#define MEMNIC_{_macro(layout)}_BYTES {layout.size_bytes}u"
+        for name, field in layout.fields.items():
+            yield f"#define MEMNIC_{_macro(layout)}_{name.upper()}_BIT {field.offset}u"
+            yield f"#define MEMNIC_{_macro(layout)}_{name.upper()}_WIDTH {field.width}u"
+    for kind in CODES:
+        yield f"\n/* {kind.__name__} */"
+        for member in kind:
+            yield f"#define MEMNIC_{_snake(kind.__name__)}_{member.name} {member.value:#x}u"
+    yield "\n/* Limits */"
+    for name in LIMITS:
+        yield f"#define MEMNIC_{name} {getattr(codes, name)}u"
+    yield "\n#endif"
+
+
+def _macro(layout: Layout) -> str:
+    return layout.name.upper().replace(" ", "_")
+
+
+def _snake(name: str) -> str:
+    return "".join("_" + c if c.isupper() and at else c for at, c in enumerate(name)).upper()

@@ -1,0 +1,94 @@
+"""The device as a simulator sees it: few wide ports, so that a test bench touches few handles in a cycle.
+
+All `valid` and `ready` that leave the device, `quiet` and the interrupt lines stand in one word, `flags`; each stream's
+payload is one vector. `now` is a counter here, and can be set ahead to jump over idle time.
+"""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from nic_model.contract import NicConfig
+from rtl.nic import Nic
+from rtl.primitives import SkidBuffer
+
+OUTPUTS = ("m_axi_ar", "m_axi_aw", "m_axi_w", "m_axis_tx", "s_axil_b", "s_axil_r", "s_axi_b")
+"""Streams that leave the device: bit n of `flags` is the valid of the n-th, bit n of `ready` its ready."""
+
+INPUTS = ("s_axil_aw", "s_axil_w", "s_axil_ar", "s_axi_aw", "s_axi_w", "m_axi_r", "m_axi_b", "s_axis_rx")
+"""Streams that enter: lowest bit of each vector is valid, the payload above it; their ready bits follow in `flags`."""
+
+QUIET_BIT = len(OUTPUTS) + len(INPUTS)
+DEADLINE_BIT = QUIET_BIT + 1
+IRQ_BIT = QUIET_BIT + 2
+
+
+def streams(nic):
+    """Name -> stream of the device's ports, by the names that the Verilog has."""
+    return {
+        "m_axi_ar": nic.m_axi_read.ar, "m_axi_r": nic.m_axi_read.r,
+        "m_axi_aw": nic.m_axi_write.aw, "m_axi_w": nic.m_axi_write.w, "m_axi_b": nic.m_axi_write.b,
+        "m_axis_tx": nic.m_axis_tx, "s_axis_rx": nic.s_axis_rx,
+        "s_axil_aw": nic.s_axil.aw, "s_axil_w": nic.s_axil.w, "s_axil_b": nic.s_axil.b,
+        "s_axil_ar": nic.s_axil.ar, "s_axil_r": nic.s_axil.r,
+        "s_axi_aw": nic.s_axi.aw, "s_axi_w": nic.s_axi.w, "s_axi_b": nic.s_axi.b,
+        "s_axi_ar": nic.s_axi.ar, "s_axi_r": nic.s_axi.r,
+    }
+
+
+def vector_fields(config: NicConfig):
+    """Name of a stream -> field -> (offset, width) in bits within its payload."""
+    return {name: {field: (shape.offset, shape.width) for field, shape in port.payload.shape()}
+            for name, port in streams(Nic(config)).items()}
+
+
+class SimulationTop(wiring.Component):
+    """The device and its clock for simulation.
+
+    Members
+    -------
+    flags : see `OUTPUTS`, `INPUTS` and the `_BIT` constants.
+    ready : a ready bit for each of `OUTPUTS`.
+    <output name>, <input name> : payload vectors.
+    jump, jump_to : at an edge with `jump`, `now` becomes `jump_to` instead of one more.
+    """
+
+    def __init__(self, config: NicConfig):
+        self.config = config
+        self.nic = Nic(config)
+        found = streams(self.nic)
+        members = {name: Out(Value.cast(found[name].payload).shape().width) for name in OUTPUTS}
+        members |= {name: In(Value.cast(found[name].payload).shape().width + 1) for name in INPUTS}
+        super().__init__({
+            **members, "flags": Out(IRQ_BIT + config.vectors + 1), "ready": In(len(OUTPUTS)),
+            "jump": In(1), "jump_to": In(64), "now": Out(64), "next_deadline": Out(64),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.nic = nic = self.nic
+        found = streams(nic)
+        now = Signal(64)
+        m.d.sync += now.eq(Mux(self.jump, self.jump_to, now + 1))
+        m.d.comb += [nic.now.eq(now), self.now.eq(now), self.next_deadline.eq(nic.next_deadline)]
+        for index, name in enumerate(OUTPUTS):
+            m.d.comb += [getattr(self, name).eq(found[name].payload), found[name].ready.eq(self.ready[index])]
+        ready, busy = [], []
+        for name in INPUTS:
+            vector, port = getattr(self, name), found[name]
+            entry = stream.Signature(port.payload.shape()).create(path=(name,))
+            m.d.comb += [entry.valid.eq(vector[0]), Value.cast(entry.payload).eq(vector[1:])]
+            if name.startswith("s_axi"):
+                # A slave may wait for valid before it is ready; a test bench wants to know beforehand.
+                m.submodules[f"skid_{name}"] = skid = SkidBuffer(shape=port.payload.shape())
+                wiring.connect(m, wiring.flipped(entry), skid.i)
+                wiring.connect(m, skid.o, port)
+                busy.append(skid.active)
+            else:
+                m.d.comb += [port.valid.eq(entry.valid), port.payload.eq(entry.payload), entry.ready.eq(port.ready)]
+            ready.append(entry.ready)
+        m.d.comb += [found["s_axi_ar"].valid.eq(0), found["s_axi_r"].ready.eq(1)]
+        m.d.comb += self.flags.eq(Cat(
+            *(found[name].valid for name in OUTPUTS), *ready, nic.quiet & ~Cat(busy).any(), nic.deadline_valid, nic.irq,
+        ))
+        return m
