@@ -100,7 +100,8 @@ def place_and_route(name: str, folder: Path, seed: int = 1) -> Timing:
     if not clocks:
         raise ToolError(f"nextpnr reports no clock for {name}")
     slowest = min(clocks, key=lambda clock: clocks[clock])
-    path = next((p["path"] for p in found["critical_paths"] if p["from"] == p["to"] == f"posedge {slowest}"), [])
+    path: list[dict[str, Any]] = next((p["path"] for p in found["critical_paths"] if p["from"] == p["to"] == f"posedge {slowest}"),
+                                      [])
     return Timing(clocks[slowest] * 1e6, seed, _describe(path))
 
 

@@ -32,8 +32,13 @@ class HostMemory(Protocol):
 class Port(Protocol):
     """Registers, host memory, interrupts and time. Addresses are those of the contract (driver's view)."""
 
-    memory: HostMemory
-    kernel: Kernel
+    @property
+    def memory(self) -> HostMemory:
+        """Memory that the device reaches."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """The clock that the driver's tasks run on."""
 
     def read32(self, address: int) -> Awaitable[int]:
         """Read a register: a round trip on the bus. Never overtakes posted writes."""

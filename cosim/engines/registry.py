@@ -10,7 +10,7 @@ from cosim.engines.base import Engine
 from cosim.errors import InputError
 
 ENGINES: dict[str, str] = {
-    "cocotb": "cosim.engines.cocotb:run",
+    "cocotb": "cosim.engines.cocotb_engine:run",
     "model": "cosim.engines.in_process:run",
 }
 """Name -> `module:function` that is an `Engine`, the preferred one first."""
