@@ -1,0 +1,486 @@
+"""A network interface: channel 0's raw frames bound to a TCP stack of the host.
+
+Receive, in packet order: interrupt (or a look by polling), completion ring, the softirq's queue, `Stack.receive`,
+and at once `Stack.transmit`, since an arriving acknowledgement is what mostly lets segments go. Send: segments of the
+stack wait in the transmit queue until the ring has room; each becomes a segmented send, a frame with its checksums
+inserted by the device, or a copy in a packet buffer, as the offloads allow.
+
+Each piece of work is charged to the account of whom it is done for: interrupt, softirq, or the process that called.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from host_driver.account import Account
+from host_driver.channel import Channel
+from host_driver.nic import DeviceError, Nic
+from host_driver.packet_buffers import PacketBuffer, PacketBuffers
+from host_driver.rings import Descriptor, Piece
+from host_driver.runtime import Event, Task, Timer
+from host_driver.tcp.buffers import Chunk
+from host_driver.tcp.connection import Connection
+from host_driver.tcp.profile import Profile
+from host_driver.tcp.stack import OutSegment, Stack
+from nic_model.contract import (
+    MAX_DESCRIPTOR_SLOTS,
+    Feature,
+    KeyRight,
+    Opcode,
+    OperationMask,
+    RxFilter,
+    RxInfo,
+    SendFlag,
+    Status,
+    register,
+    slots_needed,
+)
+from nic_model.packets import (
+    ETHERNET_HEADER_BYTES,
+    IPV4_TOTAL_LENGTH_OFFSET,
+    IPV6_PAYLOAD_LENGTH_OFFSET,
+    VLAN_TAG_BYTES,
+)
+from nic_model.segmentation import segment as cut_into_segments
+
+RAW_CHANNEL = 0
+"""The channel that unmatched frames go to."""
+
+MAX_BACKLOG_FRAMES = 300
+"""Frames between interrupt and softirq: Linux 2.4's netdev_max_backlog."""
+
+LARGEST_SEND_BYTES = 0xFFFF - 120
+"""Payload of the largest segmented send: 64 KB less the largest IP and TCP headers."""
+
+BUFFER_GRANULE_BYTES = 2048
+TX_PACKET_BUFFERS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offloads:
+    """What the device does instead of the host. Raises ValueError for segmentation without checksums."""
+
+    rx_checksum: bool = False
+    tx_checksum: bool = False
+    segmentation: bool = False
+
+    def __post_init__(self) -> None:
+        if self.segmentation and not self.tx_checksum:
+            raise ValueError("segmentation by the device needs tx_checksum too: it writes new checksums")
+
+    @property
+    def needed_features(self) -> Feature:
+        """What a device must have for them."""
+        needed = Feature(0)
+        if self.rx_checksum:
+            needed |= Feature.RX_CHECKSUM
+        if self.tx_checksum:
+            needed |= Feature.TX_CHECKSUM
+        if self.segmentation:
+            needed |= Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6
+        return needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupts:
+    """Told by interrupts, moderated as ethtool names it."""
+
+    rx_usecs: float = 0
+    rx_frames: int = 1
+    tx_usecs: float = 0
+    tx_frames: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polling:
+    """Told by looking at the completion ring every `period_ps`."""
+
+    period_ps: int
+
+
+class CurrentAccount:
+    """The account of the context that runs the stack at this moment. The stack charges it; nobody settles it."""
+
+    def __init__(self, initial: Account) -> None:
+        self.target = initial
+
+    def charge(self, category: str, item: str, count: int = 1) -> None:
+        """Charge whoever runs."""
+        self.target.charge(category, item, count)
+
+    async def settle(self) -> None:
+        """Wait on behalf of whoever runs."""
+        await self.target.settle()
+
+
+class _Fence:
+    """Calls back when the last of several sends has been read by the device."""
+
+    __slots__ = ("_callback", "_readers")
+
+    def __init__(self, readers: int, callback: Callable[[], None]) -> None:
+        self._readers = readers
+        self._callback = callback
+
+    def passed(self) -> None:
+        """One of the sends is over."""
+        self._readers -= 1
+        if self._readers == 0:
+            self._callback()
+
+
+class _Outgoing:
+    """A segment of the stack on its way: in the transmit queue, or on the ring reading registered memory."""
+
+    __slots__ = ("_fences", "segment")
+
+    def __init__(self, segment: OutSegment) -> None:
+        self.segment = segment
+        self._fences: list[_Fence] = []
+
+    def reads(self, connection: Connection, chunk: Chunk) -> bool:
+        """Whether any of its bytes lie in `chunk`, sent by `connection`."""
+        return self.segment.connection is connection and any(
+            piece.key == chunk.key and piece.offset < chunk.offset + len(chunk)
+            and chunk.offset < piece.offset + len(piece) for piece in self.segment.payload)
+
+    def add_fence(self, fence: _Fence) -> None:
+        """Tell it when this send is over."""
+        self._fences.append(fence)
+
+    def over(self) -> None:
+        """Its payload will not be read any more."""
+        fences, self._fences = self._fences, []
+        for fence in fences:
+            fence.passed()
+
+
+class NetworkInterface:
+    """One interface with its stack; made by `NetworkInterface.open`.
+
+    Attributes: `nic`, `channel`, `stack`, `account` (whoever runs the stack), and counts: `send_errors`,
+    `receive_errors` (error completions), `backlog_drops` (frames that found the softirq's queue full).
+    """
+
+    def __init__(self, nic: Nic, channel: Channel, stack: Stack, account: CurrentAccount, *, offloads: Offloads,
+                 notification: Interrupts | Polling, interrupt_account: Account, softirq_account: Account,
+                 multiprocessor: bool, mtu: int) -> None:
+        self.nic = nic
+        self.channel = channel
+        self.stack = stack
+        self.account = account
+        self.multiprocessor = multiprocessor
+        self.send_errors = 0
+        self.receive_errors = 0
+        self.backlog_drops = 0
+        self._port = nic.port
+        self._offloads = offloads
+        self._notification = notification
+        self._interrupt_account = interrupt_account
+        self._softirq_account = softirq_account
+        frame_bytes = mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES
+        buffer_bytes = -(-frame_bytes // BUFFER_GRANULE_BYTES) * BUFFER_GRANULE_BYTES
+        self._rx_buffers = PacketBuffers(nic, channel.number, channel.buffers.entries, buffer_bytes, KeyRight.WRITE)
+        self._tx_buffers = PacketBuffers(nic, channel.number, TX_PACKET_BUFFERS, buffer_bytes, KeyRight.READ)
+        self._backlog: deque[tuple[bytes, bool | None]] = deque()
+        self._softirq = Event("softirq")
+        self._timer: Timer | None = None
+        self._timer_due = False
+        self._transmit_queue: deque[_Outgoing] = deque()
+        self._on_ring: set[_Outgoing] = set()
+        self._tasks: list[Task[Any]] = []
+
+    @classmethod
+    async def open(cls, nic: Nic, *, mac: bytes, ip: IPv4Address | IPv6Address, profile: Profile,
+                   rng: random.Random, interrupt_account: Account, softirq_account: Account,
+                   offloads: Offloads | None = None, notification: Interrupts | Polling | None = None,
+                   mtu: int = 1500, multiprocessor: bool = False, vector: int = 0, tx_log2: int = 9,
+                   rx_log2: int = 8) -> NetworkInterface:
+        """Bring the interface up. The default is no offload, and an interrupt for each frame.
+
+        Raises DeviceError if the device lacks an offload, ValueError as `Nic.open_channel`.
+        """
+        offloads = offloads or Offloads()
+        missing = offloads.needed_features & ~nic.capabilities.features
+        if missing:
+            raise DeviceError(f"the device does not have {missing.name}, which {offloads} needs")
+        operations = OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED | OperationMask.RECEIVE_RAW
+        channel = await nic.open_channel(RAW_CHANNEL, operations=operations, vector=vector, tx_log2=tx_log2,
+                                         rx_log2=rx_log2)
+        account = CurrentAccount(softirq_account)
+        stack = Stack(mac=mac, ip=ip, profile=profile, mtu=mtu, account=account, rng=rng,
+                      max_segment_bytes=LARGEST_SEND_BYTES if offloads.segmentation else None)
+        interface = cls(nic, channel, stack, account, offloads=offloads,
+                        notification=notification or Interrupts(), interrupt_account=interrupt_account,
+                        softirq_account=softirq_account, multiprocessor=multiprocessor, mtu=mtu)
+        nic.set_mac_address(mac)
+        nic.set_filter(RxFilter.BROADCAST)
+        interface._start()
+        nic.enable_receive(True)
+        return interface
+
+    def _start(self) -> None:
+        while self._rx_buffers.free:
+            self._post(self._rx_buffers.free.pop())
+        self.channel.ring_doorbell(self._softirq_account)
+        notification, vector = self._notification, self.channel.vector
+        loops = [(self._watch_errors(), "device errors")]
+        if isinstance(notification, Interrupts):
+            self.nic.set_moderation(vector, rx_usecs=notification.rx_usecs, rx_frames=notification.rx_frames,
+                                    tx_usecs=notification.tx_usecs, tx_frames=notification.tx_frames)
+            self.nic.mask(vector, False)
+            loops.append((self._serve_interrupts(), f"interrupt handler of vector {vector}"))
+            loops.append((self._serve_softirq(), "softirq"))
+        else:
+            loops.append((self._poll(notification.period_ps), "polling"))
+        self._tasks = [self._port.kernel.spawn(loop, name) for loop, name in loops]
+
+    async def close(self) -> None:
+        """Take the interface down: no frame is taken or sent any more, and all its memory is given back."""
+        for task in self._tasks:
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.nic.enable_receive(False)
+        self.nic.mask(self.channel.vector, True)
+        for handle in await self.nic.close_channel(self.channel):
+            if isinstance(handle, _Outgoing):
+                handle.over()
+        for outgoing in self._transmit_queue:
+            outgoing.over()
+        self._transmit_queue.clear()
+        await self._rx_buffers.release()
+        await self._tx_buffers.release()
+
+    # ------------------------------------------------------------------------------------------ being told
+
+    async def _serve_interrupts(self) -> None:
+        """The interrupt handler: takes what is there, arms the ring, and leaves packets to the softirq."""
+        account, channel = self._interrupt_account, self.channel
+        channel.arm(account)
+        while True:
+            await self._port.interrupt(channel.vector)
+            account.charge("interrupt", "entry")
+            await account.settle()
+            while channel.completed.has_completion:
+                self._take_completions(account)
+                await account.settle()
+            channel.arm(account)
+            await account.settle()
+
+    async def _poll(self, period_ps: int) -> None:
+        """Looks at the completion ring now and then, and carries on what it finds; timers wait for the next look."""
+        account = self._softirq_account
+        while True:
+            await self._port.sleep(period_ps)
+            account.charge("poll", "batch")
+            self._take_completions(account)
+            await account.settle()
+            if self._softirq.is_set():
+                await self._run_softirq()
+
+    async def _watch_errors(self) -> None:
+        """Ends the run when a channel stops: the driver gave it something that no working driver gives."""
+        self._port.write32(register("ERROR_MASK"), 0)
+        await self._port.interrupt(self.nic.capabilities.vectors)
+        stopped = await self.nic.take_channel_errors()
+        raise DeviceError("; ".join(f"channel {n} stopped: {error.name}" for n, error in stopped.items()))
+
+    def _take_completions(self, account: Account) -> None:
+        """Empty the completion ring: received frames go to the backlog, their buffers back to the device."""
+        for completion, handle in self.channel.completions():
+            if isinstance(handle, _Outgoing):
+                account.charge("driver", "transmit_reclaim")
+                self._on_ring.discard(handle)
+                self.send_errors += completion.status is not Status.OK
+                self.account.target = account
+                handle.over()
+            elif isinstance(handle, _SentBuffer):
+                account.charge("driver", "transmit_reclaim")
+                self.send_errors += completion.status is not Status.OK
+                self._tx_buffers.free.append(handle.buffer)
+            else:
+                account.charge("driver", "receive_frame")
+                self._take_frame(handle, completion.status, completion.length, completion.info)
+        self.channel.ring_doorbell(account)
+        if self._backlog or self._transmit_queue:
+            self._softirq.set()
+
+    def _take_frame(self, buffer: PacketBuffer, status: Status, length: int, info: RxInfo) -> None:
+        if status is not Status.OK:
+            self.receive_errors += 1
+        elif len(self._backlog) >= MAX_BACKLOG_FRAMES:
+            self.backlog_drops += 1
+        else:
+            # Stands for handing the buffer up and posting a fresh one: no copy is charged.
+            self._backlog.append((bytes(buffer.view[:length]), self._checksum_verdict(info)))
+        self._post(buffer)
+
+    def _post(self, buffer: PacketBuffer) -> None:
+        self.channel.post(buffer.piece, buffer.number, buffer)
+
+    def _checksum_verdict(self, info: RxInfo) -> bool | None:
+        """What the device says of a frame's checksums; None: the software must see for itself."""
+        if not self._offloads.rx_checksum:
+            return None
+        if info & RxInfo.CHECKSUM_BAD:
+            return False
+        return True if info & RxInfo.L4_CHECKSUM_OK else None
+
+    # ------------------------------------------------------------------------------------------ softirq
+
+    async def _serve_softirq(self) -> None:
+        while True:
+            await self._softirq.wait()
+            self._softirq_account.charge("softirq", "run")
+            await self._run_softirq()
+
+    async def _run_softirq(self) -> None:
+        """Run timers that are due, carry the backlog to the stack, and send what waited for room on the ring."""
+        account = self._softirq_account
+        self._softirq.clear()
+        if self._timer_due:
+            self._timer_due = False
+            self.account.target = account
+            self.stack.poll(self._port.now())
+        while self._backlog:
+            frame, checksum_ok = self._backlog.popleft()
+            account.charge("softirq", "packet")
+            if self.multiprocessor:
+                account.charge("softirq", "smp_packet")
+            self.account.target = account
+            self.stack.receive(frame, self._port.now(), checksum_ok=checksum_ok)
+            await self.push(account)
+        await self.push(account)
+
+    def _set_timer(self) -> None:
+        """Let the softirq run the stack's timers when the next one is due."""
+        deadline = self.stack.next_deadline()
+        if self._timer is not None:
+            if self._timer.time == deadline:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            self._timer = self._port.kernel.call_at(deadline, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._timer_due = True
+        self._softirq.set()
+
+    # ------------------------------------------------------------------------------------------ sending
+
+    async def push(self, account: Account) -> None:
+        """Send all that the stack may send now, on behalf of `account`; to be called after whatever changed it.
+
+        A segment is on the ring after the processor had the time for TCP's work on it.
+        """
+        self.account.target = account
+        queued = len(self._transmit_queue)
+        self._transmit_queue.extend(_Outgoing(segment) for segment in self.stack.transmit(self._port.now()))
+        self._set_timer()
+        if len(self._transmit_queue) > queued:
+            await account.settle()
+        self._drain_transmit_queue(account)
+        await account.settle()
+
+    def when_unread(self, connection: Connection, chunk: Chunk, callback: Callable[[], None]) -> None:
+        """Call back when no send of `connection` in the queue or on the ring reads `chunk`'s memory; maybe at once."""
+        readers = [out for out in (*self._transmit_queue, *self._on_ring) if out.reads(connection, chunk)]
+        if not readers:
+            callback()
+            return
+        fence = _Fence(len(readers), callback)
+        for reader in readers:
+            reader.add_fence(fence)
+
+    def _drain_transmit_queue(self, account: Account) -> None:
+        """Put segments on the ring as long as there is room, and tell the device once."""
+        queue = self._transmit_queue
+        while queue and self._submit(queue[0], account):
+            queue.popleft()
+        self.channel.ring_doorbell(account)
+
+    def _submit(self, outgoing: _Outgoing, account: Account) -> bool:
+        """Put a segment on the ring; False when there is no room for it now."""
+        segment = outgoing.segment
+        if self._offloads.tx_checksum:
+            pieces = _pieces(segment.payload)
+            if pieces is not None and slots_needed(len(segment.header), len(pieces)) <= MAX_DESCRIPTOR_SLOTS:
+                if self.channel.submissions.free < MAX_DESCRIPTOR_SLOTS:
+                    return False
+                account.charge("driver", "transmit_frame")
+                self.channel.submit(_described(segment, pieces), outgoing)
+                self._on_ring.add(outgoing)
+                return True
+        return self._submit_copies(outgoing, account)
+
+    def _submit_copies(self, outgoing: _Outgoing, account: Account) -> bool:
+        """Copy a segment into packet buffers, headers and all: one frame, or several if it is larger than the MSS."""
+        segment = outgoing.segment
+        count = max(1, -(-segment.payload_bytes // segment.mss))
+        if count > min(len(self._tx_buffers.free), self.channel.submissions.free):
+            return False
+        if segment.payload_bytes:
+            account.charge("copy", "retransmit_byte", segment.payload_bytes)
+            account.charge("tcp_send", "buffer", count)
+        for frame in [segment.frame()] if count == 1 else _software_segments(segment):
+            buffer = self._tx_buffers.free.pop()
+            buffer.view[: len(frame)] = frame
+            account.charge("driver", "transmit_frame")
+            self.channel.submit(Descriptor(Opcode.SEND_FRAME, pieces=[buffer.first(len(frame))]), _SentBuffer(buffer))
+        outgoing.over()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _SentBuffer:
+    """Handle of a send from a packet buffer."""
+
+    buffer: PacketBuffer
+
+
+def _pieces(payload: Sequence[Chunk]) -> list[Piece] | None:
+    """What the device is to read; None if it cannot reach some of it."""
+    if any(chunk.key is None for chunk in payload):
+        return None
+    return [Piece(*chunk.piece()) for chunk in payload]
+
+
+def _described(segment: OutSegment, pieces: list[Piece]) -> Descriptor:
+    """The send that makes frames of a segment without a copy."""
+    if segment.payload_bytes > segment.mss:
+        flags = SendFlag.IPV6 if segment.ipv6 else SendFlag(0)
+        return _with_offsets(segment, Opcode.SEND_SEGMENTED, _template(segment), pieces, flags, segment.mss)
+    flags = SendFlag.L4_CHECKSUM if segment.ipv6 else SendFlag.L4_CHECKSUM | SendFlag.IPV4_CHECKSUM
+    header = segment.seeded_header(with_length=True)
+    return _with_offsets(segment, Opcode.SEND_FRAME, header, pieces, flags, 0)
+
+
+def _with_offsets(segment: OutSegment, opcode: Opcode, inline: bytes, pieces: list[Piece], flags: SendFlag,
+                  mss: int) -> Descriptor:
+    return Descriptor(opcode, inline, pieces, flags, mss, segment.l3_offset, segment.l4_offset,
+                      segment.checksum_offset)
+
+
+def _template(segment: OutSegment) -> bytes:
+    """The header as a segmented send wants it: no lengths, and the checksum's seed without one."""
+    header = bytearray(segment.seeded_header(with_length=False))
+    length_at = segment.l3_offset + (IPV6_PAYLOAD_LENGTH_OFFSET if segment.ipv6 else IPV4_TOTAL_LENGTH_OFFSET)
+    header[length_at : length_at + 2] = bytes(2)
+    return bytes(header)
+
+
+def _software_segments(segment: OutSegment) -> list[bytes]:
+    """Frames of a large segment, cut in software: for payload that the device cannot read where it lies."""
+    flags = SendFlag.L4_CHECKSUM | (SendFlag.IPV6 if segment.ipv6 else SendFlag.IPV4_CHECKSUM)
+    head = {"mss": segment.mss, "flags": int(flags), "l3_offset": segment.l3_offset, "l4_offset": segment.l4_offset,
+            "checksum_offset": segment.checksum_offset}
+    payload = b"".join(chunk.view() for chunk in segment.payload)
+    return list(cut_into_segments(_template(segment), head, payload))

@@ -1,0 +1,45 @@
+"""A Port that shows host writes to the device only after a barrier, so that a missing `wmb` fails."""
+
+from __future__ import annotations
+
+from cosim.engines.model import ModelPort
+from cosim.mac import Mac
+from cosim.memory import DEFAULT_BASE, HostMemory
+from host_driver.runtime import Kernel
+from nic_model.contract import NicConfig
+
+
+class PostedMemory(HostMemory):
+    """Host memory with write buffers that only `publish` drains. What the device writes, both see at once."""
+
+    def __init__(self, size_bytes: int, base: int = DEFAULT_BASE) -> None:
+        super().__init__(size_bytes, base)
+        self._seen_by_device = bytearray(size_bytes)
+
+    def publish(self) -> None:
+        """The device sees host memory as it stands."""
+        self._seen_by_device[:] = self.view(self.base, self.size_bytes)
+
+    def read(self, address: int, length: int) -> bytes | None:
+        if not self.contains(address, length):
+            return None
+        start = address - self.base
+        return bytes(self._seen_by_device[start : start + length])
+
+    def write(self, address: int, data: bytes) -> bool:
+        if not super().write(address, data):
+            return False
+        start = address - self.base
+        self._seen_by_device[start : start + len(data)] = data
+        return True
+
+
+class PostedPort(ModelPort):
+    """A model port over posted memory."""
+
+    def __init__(self, config: NicConfig, kernel: Kernel, memory: PostedMemory, mac: Mac) -> None:
+        super().__init__(config, kernel, memory, mac)
+        self._posted = memory
+
+    def wmb(self) -> None:
+        self._posted.publish()
