@@ -92,8 +92,8 @@ class Connection:
 
     __slots__ = (
         "_ack_at", "_ack_due", "_advertised_mss", "_bytes_since_ack", "_challenge_after", "_close_requested",
-        "_congestion", "_fin_queued", "_fin_received_at", "_irs", "_is_scaled", "_iss", "_largest_received", "_last_data_at",
-        "_last_sent_at", "_max_payload", "_max_snd_wnd", "_output", "_persist_at", "_persist_backoff",
+        "_congestion", "_fin_queued", "_fin_received_at", "_irs", "_is_scaled", "_iss", "_largest_received",
+        "_last_data_at", "_last_sent_at", "_max_payload", "_max_snd_wnd", "_output", "_persist_at", "_persist_backoff",
         "_probe_due", "_probes", "_profile", "_quick_acks", "_rcv_edge", "_rcv_shift", "_receive_buffer",
         "_retransmissions", "_retransmit_at", "_retransmit_first", "_rtt", "_send_buffer", "_small_until", "_snd_shift",
         "_snd_wl1", "_snd_wl2", "_time_wait_at", "acked_bytes", "error", "is_passive", "link", "local", "mss", "nagle",
