@@ -22,6 +22,10 @@ Item = tuple[str, str]
 """(category, item) of `host_driver.account.ITEMS`."""
 
 
+_INTERRUPT_ENTRY: Item = ("interrupt", "entry")
+_SWITCH: Item = ("context_switch", "switch")
+
+
 class Level(IntEnum):
     """Priority of a context; the lower number goes first."""
 
@@ -33,10 +37,11 @@ class Level(IntEnum):
 class _Job:
     """Time that one `settle` waits for: what it is spent on, in order, and the future of its end."""
 
-    __slots__ = ("context", "future", "parts", "remaining_ps")
+    __slots__ = ("context", "future", "is_new_interrupt", "parts", "remaining_ps")
 
     def __init__(self, context: Context, parts: dict[Item, int]) -> None:
         self.context = context
+        self.is_new_interrupt = _INTERRUPT_ENTRY in parts
         self.parts: deque[tuple[str, int]] = deque((category, ps) for (category, _), ps in parts.items())
         self.remaining_ps = sum(parts.values())
         self.future: Future[None] = Future(f"processor time of {context.name}")
@@ -113,7 +118,7 @@ class Processors:
         self.counts: Counter[Item] = Counter()
 
     def interrupt_context(self, name: str) -> Context:
-        """An account for an interrupt handler: on the first processor, or on each in turn."""
+        """An account for an interrupt handler: on the first processor, or on each in turn, entry by entry."""
         return Context(self, Level.INTERRUPT, name)
 
     def softirq_context(self, name: str) -> Context:
@@ -145,7 +150,7 @@ class Processors:
         if context.level is Level.PROCESS:
             self._submit_process(job)
             return
-        if context.level is Level.INTERRUPT and self._rotate:
+        if job.is_new_interrupt and self._rotate:
             self._interrupted = self._processors[(self._interrupted.index + 1) % len(self._processors)]
         processor = self._interrupted
         context.processor = processor.index
@@ -256,11 +261,10 @@ class Processors:
 
     def _charge_switch(self, job: _Job) -> None:
         """A process that has used its quantum goes behind those that wait, and pays for the switch back."""
-        key = ("context_switch", "switch")
-        ps = self.prices[key]
-        self.booked_ps[key] += ps
-        self.counts[key] += 1
-        job.parts.appendleft((key[0], ps))
+        ps = self.prices[_SWITCH]
+        self.booked_ps[_SWITCH] += ps
+        self.counts[_SWITCH] += 1
+        job.parts.appendleft((_SWITCH[0], ps))
         job.remaining_ps += ps
 
     def _release(self, processor: _Processor) -> None:

@@ -8,13 +8,14 @@ from typing import Protocol
 from cosim import http
 from cosim.workload import Request
 from host_driver.account import Account
+from host_driver.errors import NetworkError
 
 RECEIVE_BYTES = 4096
 """What a process asks for at once when it reads a request."""
 
 
 class ServerConnection(Protocol):
-    """A client's connection, as a server process uses it. Methods raise ConnectionError when the client has gone."""
+    """A client's connection, as a server process uses it. Methods raise NetworkError when the client has gone."""
 
     async def receive(self, max_bytes: int) -> bytes:
         """The next bytes; b"" when the client will send no more."""
@@ -61,7 +62,7 @@ class ServerProcess:
             try:
                 await self._serve(connection)
                 await connection.close()
-            except ConnectionError:
+            except NetworkError:
                 # The client has gone; it says so itself if it still wanted something.
                 continue
 

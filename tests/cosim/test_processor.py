@@ -133,7 +133,8 @@ def test_interrupts_in_turn_take_their_softirq_with_them() -> None:
     bench = Bench(processors=2, routing="rotate")
     interrupt, softirq = bench.processors.interrupt_context("i"), bench.processors.softirq_context("s")
     for start_us, expected in ((0, 0), (100, 1), (200, 0)):
-        bench.work(interrupt, start_us, 5)
+        bench.work(interrupt, start_us, 3, item=("interrupt", "entry"))
+        bench.work(interrupt, start_us + 3, 2)
         bench.work(softirq, start_us + 6, 5)
         bench.kernel.run_until((start_us + 50) * US)
         assert (interrupt.processor, softirq.processor) == (expected, expected)

@@ -1,0 +1,178 @@
+"""One run of one system: the server's machine, the wire and the clients, round a device that an engine brings.
+
+An engine makes an `Experiment`, makes a `Port` over its kernel, memory and MAC, attaches it, and lets the kernel's
+time pass until `done`. The figures are differences between the start of the load and its end, so that setting up the
+driver is not in them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from cosim.engines.base import DeviceCounts, ItemFigure, Progress, RunError, RunSpec, SystemResult
+from cosim.host import ServerHost
+from cosim.machine import PS_PER_SECOND
+from cosim.memory import HostMemory
+from cosim.pcapng import PcapngWriter
+from cosim.peers import Client, client_addresses
+from cosim.processor import Item, Processors
+from cosim.wire import Wire
+from host_driver.port import Port
+from host_driver.runtime import Kernel
+
+SERVER_MAC = bytes([0x02, 0, 0, 0, 0, 1])
+SERVER_IP = IPv4Address("10.0.0.1")
+SERVER_PORT = 80
+
+MEMORY_BYTES = 128 << 20
+"""Host memory that the device can reach: rings, packet buffers and registered memory."""
+
+SETTLE_PS = 1_000_000_000
+"""Between the last byte of the load and the last look at the books: 1 ms, longer than any moderation."""
+
+WATCH_PS = 300 * PS_PER_SECOND
+"""A load in which no frame moved for so long will not go on: no retransmission waits so long."""
+
+
+class _Books(NamedTuple):
+    """Everything that is counted, at one moment."""
+
+    time_ps: int
+    booked_ps: Counter[Item]
+    counts: Counter[Item]
+    busy_ps: list[int]
+    device: DeviceCounts
+    frames_from_device: int
+    frames_to_device: int
+
+
+class Experiment:
+    """A run as `spec` says. A context manager: its end closes the capture.
+
+    Attributes: `kernel`, `memory`, `wire` and `processors` for the engine's port; `done`. Raises OSError when the
+    capture cannot be written.
+    """
+
+    def __init__(self, spec: RunSpec, on_progress: Progress) -> None:
+        self.spec = spec
+        self.done = False
+        self.kernel = Kernel()
+        self.memory = HostMemory(MEMORY_BYTES)
+        self.processors = Processors(self.kernel, spec.machine, spec.application)
+        self._capture = None if spec.capture_path is None else PcapngWriter(Path(spec.capture_path), spec.system.name)
+        self.wire = Wire(self.kernel, bit_rate=spec.link_bit_rate, capture=self._capture)
+        self._on_progress = on_progress
+        self._latencies_ps: list[int] = []
+        self._device_counts: Callable[[], DeviceCounts] = _no_device
+        self._books: list[_Books] = []
+
+    def __enter__(self) -> Experiment:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._capture is not None:
+            self._capture.close()
+
+    def attach(self, port: Port, device_counts: Callable[[], DeviceCounts]) -> None:
+        """Begin, over a device that is out of reset; `device_counts` is asked whenever the books are looked at."""
+        self._device_counts = device_counts
+        self.kernel.spawn(self._main(port), "experiment")
+
+    def result(self) -> SystemResult:
+        """What was measured. Raises RuntimeError before the run is done."""
+        if not self.done:
+            raise RuntimeError("the experiment is not done")
+        start, end, rest = self._books
+        requests = len(self.spec.requests)
+        cycles: dict[str, float] = {}
+        items: dict[str, dict[str, ItemFigure]] = {}
+        # Sorted, so that the sums and the result do not depend on the order in which items were first charged.
+        for (category, item), ps in sorted((rest.booked_ps - start.booked_ps).items()):
+            figure = ItemFigure(count=(rest.counts[category, item] - start.counts[category, item]) / requests,
+                                cycles=self.processors.cycles(ps) / requests)
+            items.setdefault(category, {})[item] = figure
+            cycles[category] = cycles.get(category, 0.0) + figure.cycles
+        duration_ps = end.time_ps - start.time_ps
+        ordered_ps = sorted(self._latencies_ps)
+        return SystemResult(
+            system=self.spec.system.name,
+            requests=requests,
+            body_bytes=sum(request.body_bytes for request in self.spec.requests),
+            duration_ps=duration_ps,
+            requests_per_s=requests * PS_PER_SECOND / duration_ps,
+            cycles=cycles,
+            items=items,
+            utilisation=[(busy - before) / duration_ps
+                         for busy, before in zip(end.busy_ps, start.busy_ps, strict=True)],
+            interrupts=(rest.device.interrupts - start.device.interrupts) / requests,
+            dma_read_bytes=(rest.device.dma_read_bytes - start.device.dma_read_bytes) / requests,
+            dma_write_bytes=(rest.device.dma_write_bytes - start.device.dma_write_bytes) / requests,
+            frames_sent=(rest.frames_from_device - start.frames_from_device) / requests,
+            frames_received=(rest.frames_to_device - start.frames_to_device) / requests,
+            latency_p50_ps=percentile(ordered_ps, 50),
+            latency_p99_ps=percentile(ordered_ps, 99),
+        )
+
+    def stall_report(self) -> str:
+        """Why nothing goes on: the tasks that wait, and for what."""
+        waiting = ", ".join(sorted(f"{task.name} for {task.waits_for}" for task in self.kernel.tasks))
+        return f"nothing goes on at {self.kernel.now} ps; waiting: {waiting}"
+
+    async def _main(self, port: Port) -> None:
+        spec, kernel = self.spec, self.kernel
+        host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
+                          neighbours=[client_addresses(number) for number in range(spec.clients)])
+        await host.start()
+        await kernel.sleep(SETTLE_PS)
+        self._look()
+        requests = iter(enumerate(spec.requests))
+        tasks = [kernel.spawn(self._client(number).run(requests, self._answered), f"client {number}")
+                 for number in range(spec.clients)]
+        watchdog = kernel.spawn(self._watch(), "watchdog")
+        for task in tasks:
+            await task
+        watchdog.cancel()
+        self._look()
+        await kernel.sleep(SETTLE_PS)
+        self._look()
+        self.done = True
+
+    def _client(self, number: int) -> Client:
+        rng = random.Random(f"client {number} of {self.spec.seed}")
+        return Client(self.kernel, self.wire, number=number, server_mac=SERVER_MAC, server_ip=SERVER_IP,
+                      server_port=SERVER_PORT, rng=rng)
+
+    def _answered(self, latency_ps: int) -> None:
+        self._latencies_ps.append(latency_ps)
+        self._on_progress(len(self._latencies_ps), self.kernel.now)
+
+    async def _watch(self) -> None:
+        """End a run in which nothing moves any more."""
+        frames = -1
+        while frames != (frames := self.wire.frames_from_device + self.wire.frames_to_device):
+            await self.kernel.sleep(WATCH_PS)
+        raise RunError(self.stall_report())
+
+    def _look(self) -> None:
+        processors = self.processors
+        self._books.append(_Books(
+            time_ps=self.kernel.now, booked_ps=processors.booked_ps.copy(), counts=processors.counts.copy(),
+            busy_ps=[sum(busy.values()) for busy in processors.busy_ps], device=self._device_counts(),
+            frames_from_device=self.wire.frames_from_device, frames_to_device=self.wire.frames_to_device))
+
+
+def percentile(ordered: list[int], percent: int) -> int:
+    """The value below or at which `percent` of an ascending, non-empty list lie (nearest rank)."""
+    return ordered[math.ceil(len(ordered) * percent / 100) - 1]
+
+
+def _no_device() -> DeviceCounts:
+    raise RuntimeError("no device is attached to the experiment")

@@ -1,0 +1,209 @@
+"""The server's machine: driver and TCP over a port, and the server's processes with their way to the clients."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import IPv4Address
+from typing import Any
+
+from cosim.engines.base import RunSpec
+from cosim.processor import Context, Processors
+from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, Transport, longest_response_bytes
+from cosim.systems import System
+from host_driver.endpoint import Listening
+from host_driver.errors import NetworkError
+from host_driver.host_tcp import HostTcp
+from host_driver.interface import Interrupts, NetworkInterface, Offloads, Polling
+from host_driver.kernel_sockets import KernelSockets, Socket
+from host_driver.memnet import Job, MemNet, MemNetSocket, MemoryRegion
+from host_driver.nic import Nic
+from host_driver.port import Port
+from host_driver.tcp import LINUX24
+
+BACKLOG = 511
+"""Apache's ListenBacklog."""
+
+RESPONSE_BUFFERS = 4
+"""Registered response buffers of a MemNet process."""
+
+NS = 1000
+
+
+class ServerHost:
+    """The server's machine. `start` brings it up; it then serves for ever.
+
+    Parameters: `spec`, which names the system; `port`, the device; `processors`, which the work is charged to; the
+    server's addresses; `neighbours`, MAC and IP address of each client.
+    """
+
+    def __init__(self, spec: RunSpec, port: Port, processors: Processors, *, mac: bytes, ip: IPv4Address,
+                 server_port: int, neighbours: Sequence[tuple[bytes, IPv4Address]]) -> None:
+        self._spec = spec
+        self._port = port
+        self._processors = processors
+        self._mac = mac
+        self._ip = ip
+        self._server_port = server_port
+        self._neighbours = neighbours
+
+    async def start(self) -> None:
+        """Probe the device, bring the interface up, listen, and start the processes."""
+        spec, processors = self._spec, self._processors
+        nic = await Nic.probe(self._port)
+        interface = await NetworkInterface.open(
+            nic, mac=self._mac, ip=self._ip, profile=LINUX24, rng=random.Random(f"server of {spec.seed}"),
+            interrupt_account=processors.interrupt_context("interrupts"),
+            softirq_account=processors.softirq_context("softirq"),
+            offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
+                              segmentation=spec.system.segmentation),
+            notification=notification(spec), multiprocessor=spec.machine.processors > 1)
+        for mac, ip in self._neighbours:
+            interface.stack.add_neighbour(ip, mac)
+        contexts = [processors.process_context(f"{spec.application.name} {number}")
+                    for number in range(spec.application.processes)]
+        for context, transport in zip(contexts, await self._transports(interface, contexts), strict=True):
+            process = ServerProcess(transport, context, spec.requests)
+            self._port.kernel.spawn(process.run(), context.name)
+
+    async def _transports(self, interface: NetworkInterface, contexts: Sequence[Context]) -> list[Transport]:
+        """How each process reaches its clients, as the system says."""
+        if self._spec.system.api == "sockets":
+            sockets = [KernelSockets(interface, context) for context in contexts]
+            port = sockets[0].listen(self._server_port, BACKLOG)
+            return [SocketTransport(process, port) for process in sockets]
+        provider = HostTcp(interface)
+        memnets = [MemNet(provider, context) for context in contexts]
+        port = memnets[0].listen(self._server_port, BACKLOG)
+        response_bytes = longest_response_bytes(self._spec.requests)
+        return [await MemNetTransport.open(memnet, port, response_bytes) for memnet in memnets]
+
+
+def notification(spec: RunSpec) -> Interrupts | Polling:
+    """How the host is told, as the system and the machine say."""
+    system: System = spec.system
+    if system.notification == "polling":
+        return Polling(period_ps=system.poll_period_ns * NS)
+    moderation = system.moderation or spec.machine.moderation
+    return Interrupts(rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames, tx_usecs=moderation.tx_usecs,
+                      tx_frames=moderation.tx_frames)
+
+
+class SocketTransport:
+    """Ordinary sockets: a response is put together in memory of the process, and the kernel copies it."""
+
+    def __init__(self, sockets: KernelSockets, listening: Listening) -> None:
+        self._sockets = sockets
+        self._listening = listening
+
+    async def accept(self) -> ServerConnection:
+        """The next client."""
+        return _SocketConnection(await self._sockets.accept(self._listening))
+
+
+class _SocketConnection:
+    """Implements `cosim.server.ServerConnection`."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+        self._response = memoryview(bytearray())
+
+    async def receive(self, max_bytes: int) -> bytes:
+        return await self._socket.read(max_bytes)
+
+    async def buffer(self, length: int) -> memoryview:
+        self._response = memoryview(bytearray(length))
+        return self._response
+
+    async def send(self) -> None:
+        await self._socket.write(self._response)
+
+    async def close(self) -> None:
+        await self._socket.close()
+
+
+class MemNetTransport:
+    """MemNet: a response is put together in registered memory and sent from there; the process goes on at once.
+
+    Each process has a few response buffers. When all are still being sent it waits for the oldest.
+    """
+
+    def __init__(self, memnet: MemNet, listening: Any, requests: MemoryRegion, responses: MemoryRegion,
+                 response_bytes: int) -> None:
+        self._memnet = memnet
+        self._listening = listening
+        self._requests = requests
+        self._responses = responses
+        self._response_bytes = response_bytes
+        self._free = deque(range(0, responses.length_bytes, response_bytes))
+        self._sending: deque[tuple[Job, int]] = deque()
+
+    @classmethod
+    async def open(cls, memnet: MemNet, listening: Any, response_bytes: int) -> MemNetTransport:
+        """Register memory for requests, and for responses of up to `response_bytes`."""
+        return cls(memnet, listening, await memnet.register_mem(RECEIVE_BYTES),
+                   await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes)
+
+    async def accept(self) -> ServerConnection:
+        """The next client."""
+        return _MemNetConnection(self, await self._memnet.accept(self._listening))
+
+    async def receive(self, socket: MemNetSocket, max_bytes: int) -> bytes:
+        """The next bytes of a client."""
+        length = await self._memnet.sync_recv(socket, self._requests, 0, min(max_bytes, RECEIVE_BYTES))
+        return bytes(self._requests.view[:length])
+
+    async def take_buffer(self) -> int:
+        """Offset of a response buffer that nothing reads any more."""
+        memnet, sending = self._memnet, self._sending
+        while sending and memnet.job_done(sending[0][0]):
+            self._free.append(sending.popleft()[1])
+        if not self._free:
+            job, offset = sending.popleft()
+            # A client that has gone fails its job; the memory is free all the same.
+            with suppress(NetworkError):
+                await memnet.job_wait(job)
+            self._free.append(offset)
+        return self._free.popleft()
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """The bytes of a response buffer."""
+        return self._responses.view[offset : offset + length]
+
+    async def send(self, socket: MemNetSocket, offset: int, length: int) -> None:
+        """Post the send of a response buffer, which comes back when its job is done."""
+        try:
+            job = await self._memnet.async_send(socket, self._responses, offset, length)
+        except NetworkError:
+            self._free.append(offset)
+            raise
+        self._sending.append((job, offset))
+
+    async def close(self, socket: MemNetSocket) -> None:
+        """Close behind what was sent."""
+        await self._memnet.close(socket)
+
+
+class _MemNetConnection:
+    """Implements `cosim.server.ServerConnection`."""
+
+    def __init__(self, transport: MemNetTransport, socket: MemNetSocket) -> None:
+        self._transport = transport
+        self._socket = socket
+        self._offset = 0
+        self._length = 0
+
+    async def receive(self, max_bytes: int) -> bytes:
+        return await self._transport.receive(self._socket, max_bytes)
+
+    async def buffer(self, length: int) -> memoryview:
+        self._offset, self._length = await self._transport.take_buffer(), length
+        return self._transport.view(self._offset, length)
+
+    async def send(self) -> None:
+        await self._transport.send(self._socket, self._offset, self._length)
+
+    async def close(self) -> None:
+        await self._transport.close(self._socket)
