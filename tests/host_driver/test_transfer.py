@@ -294,7 +294,7 @@ def test_memory_of_a_job_is_held_until_no_send_reads_it() -> None:
         interface = await bench.interface(ALL_OFFLOADS, Interrupts())
         memnet = MemNet(HostTcp(interface), bench.process)
         listening = memnet.listen(80)
-        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
         bench.peer.push()
         socket = await memnet.accept(listening)
         region = await memnet.register_mem(data(1000))
