@@ -1,0 +1,138 @@
+"""The receive path: this file connects its blocks, in packet order."""
+
+from amaranth.hdl import Cat, Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from nic_model.contract import NicConfig
+from rtl.interfaces import (
+    TIME_BITS,
+    ChannelFault,
+    ChannelNumber,
+    CountAmount,
+    DoorbellWrite,
+    IndexReport,
+    KeyAnswer,
+    KeyRequest,
+    ReadCommand,
+    RegisterWrite,
+    RxDone,
+    Strobe,
+    WriteCommand,
+    WriteDone,
+    mac_beat,
+    read_beat,
+    row,
+)
+from rtl.mac_rx import MacRx
+from rtl.parser import Parser
+from rtl.rx_buffer import RxBuffer
+from rtl.rx_deliver import RxDeliver
+from rtl.rx_rings import RxRings
+
+
+class Receive(wiring.Component):
+    """Frames from the MAC to host memory.
+
+    Enters: `mac`, frames; `doorbell`, posted buffers. Leaves: writes of host memory, and `done`, a token for each
+    frame that was given a buffer, in frame order, when the bus has answered its writes. Every other frame is dropped
+    whole, and counted for one reason.
+
+    Parameters
+    ----------
+    config : NicConfig
+        Sizes of the device.
+
+    Members
+    -------
+    mac : frames; `ready` is always 1.
+    write, start, running, doorbell, drain_request, drain_done : the host's registers and the life of a channel.
+    ring_cmd, ring_beat : client of the DMA read engine, for receive slots.
+    key_request, key_answer : client of the key table.
+    write_cmd, write_row, write_done : client of the DMA write engine.
+    done, rx_retired : tokens for completion, and their return.
+    now : cycle count.
+    fault, index, count_rx_... : what the registers and counters are told.
+    """
+
+    def __init__(self, config: NicConfig):
+        self.config = config
+        super().__init__({
+            "mac": In(stream.Signature(mac_beat(config))),
+            "write": In(Strobe(RegisterWrite)),
+            "start": In(Strobe(ChannelNumber)),
+            "running": In(config.channels),
+            "doorbell": In(stream.Signature(DoorbellWrite)),
+            "ring_cmd": Out(stream.Signature(ReadCommand)),
+            "ring_beat": In(stream.Signature(read_beat(config))),
+            "key_request": Out(stream.Signature(KeyRequest)),
+            "key_answer": In(stream.Signature(KeyAnswer)),
+            "write_cmd": Out(stream.Signature(WriteCommand)),
+            "write_row": Out(stream.Signature(row(config))),
+            "write_done": In(stream.Signature(WriteDone)),
+            "done": Out(stream.Signature(RxDone)),
+            "now": In(TIME_BITS),
+            "fault": Out(stream.Signature(ChannelFault)),
+            "index": Out(Strobe(IndexReport)),
+            "rx_retired": In(1),
+            "drain_request": In(1),
+            "drain_done": Out(1),
+            **{f"count_rx_{name}": Out(Strobe(CountAmount)) for name in (
+                "frames_in", "frames", "bytes", "filtered", "bad_frames", "oversize", "fifo_full", "no_buffer",
+                "errors", "checksum_errors")},
+            "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.mac_rx = mac_rx = MacRx(self.config)
+        m.submodules.parser = parser = Parser(self.config)
+        m.submodules.buffer = buffer = RxBuffer(self.config)
+        m.submodules.rings = rings = RxRings(self.config)
+        m.submodules.deliver = deliver = RxDeliver(self.config)
+
+        # The frame's rows, whole into the buffer, and out of it when their place is known.
+        connect(m, flipped(self.mac), mac_rx.mac)
+        connect(m, mac_rx.row, parser.row)
+        connect(m, parser.parsed, buffer.row)
+        connect(m, buffer.o, deliver.row)
+        connect(m, deliver.write_row, flipped(self.write_row))
+
+        # The frame as an entry: its buffer, its key, its command, its end.
+        connect(m, buffer.frame, rings.frame)
+        connect(m, rings.matched, deliver.matched)
+        connect(m, deliver.key_request, flipped(self.key_request))
+        connect(m, flipped(self.key_answer), deliver.key_answer)
+        connect(m, deliver.order, buffer.order)
+        connect(m, deliver.write_cmd, flipped(self.write_cmd))
+        connect(m, flipped(self.write_done), deliver.write_done)
+        connect(m, deliver.done, flipped(self.done))
+
+        # Posted buffers.
+        connect(m, flipped(self.doorbell), rings.doorbell)
+        connect(m, rings.cmd, flipped(self.ring_cmd))
+        connect(m, flipped(self.ring_beat), rings.beat)
+
+        # Registers, the life of a channel, reports.
+        for block in (mac_rx, parser, rings):
+            connect(m, flipped(self.write), block.write)
+        connect(m, flipped(self.start), rings.start)
+        connect(m, rings.fault, flipped(self.fault))
+        connect(m, rings.index, flipped(self.index))
+        m.d.comb += [
+            mac_rx.now.eq(self.now), rings.running.eq(self.running), rings.rx_retired.eq(self.rx_retired),
+            rings.drain_request.eq(self.drain_request), self.drain_done.eq(rings.drain_done),
+        ]
+        for block, names in (
+                (buffer, ("frames_in", "filtered", "bad_frames", "fifo_full")),
+                (deliver, ("frames", "bytes", "no_buffer", "errors", "checksum_errors"))):
+            for name in names:
+                connect(m, getattr(block, f"count_{name}"), flipped(getattr(self, f"count_rx_{name}")))
+        # A frame may be too long for any buffer, or for the one that is posted: two frames at one time, if need be.
+        oversize = [buffer.count_oversize.valid, deliver.count_oversize.valid]
+        m.d.comb += [
+            self.count_rx_oversize.valid.eq(Cat(oversize).any()),
+            self.count_rx_oversize.payload.amount.eq(sum(oversize)),
+            self.active.eq(Cat(block.active for block in (mac_rx, parser, buffer, rings, deliver)).any()),
+        ]
+        return m

@@ -1,0 +1,510 @@
+"""Receive rings: fetches posted buffers ahead of the frames, and gives each frame its buffer."""
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import exact_log2
+
+from nic_model.contract import (
+    RECEIVE_SLOT,
+    RECEIVE_SLOT_BYTES,
+    ChannelError,
+    NicConfig,
+    OperationMask,
+)
+from rtl.addresses import channel_of, is_channel_register
+from rtl.interfaces import (
+    BURST,
+    CHANNEL_BITS,
+    INDEX_BITS,
+    ChannelFault,
+    ChannelNumber,
+    DoorbellWrite,
+    IndexReport,
+    ReadCommand,
+    RegisterWrite,
+    Strobe,
+    read_beat,
+)
+from rtl.primitives import Ram, SmallRam, StreamArbiter, round_robin
+from rtl.rx_buffer import RxFrame
+from rtl.small_fifo import SmallFifo
+
+PREFETCH_SLOTS = 64
+"""Slots that the device holds of each receive ring. At a frame in 8 cycles they last for 512 cycles of bus latency."""
+
+FETCH_SLOTS = BURST // RECEIVE_SLOT_BYTES
+"""Slots of a fetch at most. It ends at a multiple of so many: so it is one burst, and never wraps at a ring's end."""
+
+FETCHES = 8
+"""Fetches in flight, over all channels."""
+
+_GENERATION_BITS = 4  # a channel cannot be started 16 times while one fetch is in flight: a start takes a drain
+_DRAIN_BITS = 10  # more than frames can be between the take of their buffer and their completion
+
+BUFFER_LENGTH_BITS = 14
+"""Of a buffer, as far as it matters for a frame: a longer one shows the largest number."""
+
+# What the prefetch keeps of a receive slot.
+Buffer = data.StructLayout({
+    "offset": RECEIVE_SLOT.fields["offset"].width, "key": RECEIVE_SLOT.fields["key"].width,
+    "length": BUFFER_LENGTH_BITS, "buffer_id": RECEIVE_SLOT.fields["buffer_id"].width,
+})
+
+
+class Match(enum.Enum, shape=2):
+    """What there is for a frame."""
+
+    BUFFER = 0
+    NONE = 1
+    """No buffer posted, or the channel does not run or may not receive."""
+    TOO_SMALL = 2
+    """The frame is longer than the buffer, which stays posted."""
+
+
+# A frame with its buffer. `ring_index` is the receive ring's index behind the buffer's slot.
+MatchedFrame = data.StructLayout({
+    "frame": RxFrame, "match": Match, "offset": Buffer["offset"].shape, "key": Buffer["key"].shape,
+    "buffer_id": Buffer["buffer_id"].shape, "ring_index": INDEX_BITS,
+})
+
+
+# A fetch in flight.
+_Fetch = data.StructLayout({"channel": CHANNEL_BITS, "index": INDEX_BITS, "generation": _GENERATION_BITS})
+
+
+class RxRings(wiring.Component):
+    """Finds the buffer for each frame, and keeps buffers ready by fetching receive slots ahead.
+
+    Enters: `frame`, one after the other; doorbells. Leaves: `matched`, each frame with its buffer or the reason why it
+    has none, 4 cycles after it came, and a frame each 4 cycles. A frame waits here only while the slot that it needs
+    is being fetched. A fetch starts 7 cycles after its doorbell, when there is room for all that it may bring.
+
+    The matching side and the fetching side work at the same time; they meet in the tables only, each of which has one
+    writer and the `start` strobe, for which everybody else waits a cycle.
+
+    Parameters
+    ----------
+    config : NicConfig
+        Sizes of the device; `channels` and `host_bytes` are used.
+
+    Members
+    -------
+    write : register writes, for RX_BASE, RX_LOG2 and CHANNEL_OPERATIONS.
+    start, running, drain_request, drain_done : the life of a channel.
+    doorbell : receive producer indices.
+    cmd, beat : client of the DMA read engine.
+    frame, matched : frames, and frames with their buffers.
+    fault : channels that must stop.
+    index : RX_INDEX, whenever a buffer is taken.
+    rx_retired : a frame that was given a buffer has its completion.
+    """
+
+    def __init__(self, config: NicConfig):
+        self.config = config
+        super().__init__({
+            "write": In(Strobe(RegisterWrite)),
+            "start": In(Strobe(ChannelNumber)),
+            "running": In(config.channels),
+            "doorbell": In(stream.Signature(DoorbellWrite)),
+            "cmd": Out(stream.Signature(ReadCommand)),
+            "beat": In(stream.Signature(read_beat(config))),
+            "frame": In(stream.Signature(RxFrame)),
+            "matched": Out(stream.Signature(MatchedFrame)),
+            "fault": Out(stream.Signature(ChannelFault)),
+            "index": Out(Strobe(IndexReport)),
+            "rx_retired": In(1),
+            "drain_request": In(1),
+            "drain_done": Out(1),
+            "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        channels = self.config.channels
+        starting = self.start.payload.channel[:exact_log2(channels)]
+
+        # Indices by channel, free-running; the two sides name themselves as readers. Slots used .. landed-1 are in the
+        # queue, landed .. fetched-1 on their way, fetched .. producer-1 still in host memory.
+        used = _Table(m, "used", INDEX_BITS, channels, readers=("match", "fetch"))
+        landed = _Table(m, "landed", INDEX_BITS, channels, readers=("match",))
+        fetched = _Table(m, "fetched", INDEX_BITS, channels, readers=("fetch",))
+        producer = _Table(m, "producer", INDEX_BITS, channels, readers=("match", "fetch"))
+        generation = _Table(m, "generation", _GENERATION_BITS, channels, readers=("start", "fetch", "land"))
+        for table in (used, landed, fetched, producer):
+            table.set_if(m, self.start.valid, starting, 0)
+        m.d.comb += generation.address["start"].eq(starting)
+        generation.set_if(m, self.start.valid, starting, generation.word["start"] + 1)
+
+        m.submodules.queue = queue = _SlotQueue(self.config)
+        m.submodules.fetches = fetches = SmallFifo(shape=_Fetch, depth=FETCHES)
+        m.submodules.faults = faults = StreamArbiter(shape=ChannelFault, count=2)
+        connect(m, faults.o, flipped(self.fault))
+
+        # Channels that may have something to fetch, and those of which a fetch failed.
+        wants, broken = Signal(channels), Signal(channels)
+        with m.If(self.start.valid):
+            m.d.sync += broken.bit_select(starting, 1).eq(0)
+
+        matches, between_frames, takes, taker = self._match(m, used, landed, producer, queue)
+        works, between_fetches, issues = self._fetch(
+            m, used, fetched, producer, generation, fetches, faults.i[0], wants, broken)
+        lands, returns = self._land(m, landed, generation, fetches, queue, faults.i[1], broken)
+        with m.If(takes):
+            m.d.sync += wants.bit_select(taker, 1).eq(1)
+        drains = self._drain(m, between_frames, takes, between_fetches, issues, returns)
+        m.d.comb += self.active.eq(
+            matches | works | lands | drains | self.start.valid | self.write.valid | fetches.active | faults.active
+            | self.index.valid)
+        return m
+
+    def _match(self, m, used, landed, producer, queue):
+        """A buffer for each frame."""
+        channels = self.config.channels
+        frame, matched = self.frame.payload, self.matched.payload
+        channel = frame.channel[:exact_log2(channels)]
+        permitted = _Table(m, "permitted", 1, channels, readers=("match",))
+        sets_operations = self.write.valid & is_channel_register(
+            self.config, self.write.payload.address, "CHANNEL_OPERATIONS")
+        permitted.set_if(m, sets_operations, channel_of(self.config, self.write.payload.address),
+                         (self.write.payload.data & int(OperationMask.RECEIVE_RAW)).any())
+        for table in (used, landed, producer, permitted):
+            m.d.comb += table.address["match"].eq(channel)
+
+        here = Signal(INDEX_BITS)  # index of the slot at the ring's head
+        is_open, is_posted, is_landed = Signal(), Signal(), Signal()
+        buffer = Signal(Buffer)
+        match = Signal(Match)
+        runs = Signal()
+        free, wakes, decides, takes = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            runs.eq(self.running.bit_select(channel, 1)),
+            wakes.eq((landed.word["match"] != here) | (producer.word["match"] == here) | ~runs),
+            free.eq((~self.matched.valid | self.matched.ready) & ~self.start.valid),
+            takes.eq(decides & (match == Match.BUFFER)),
+            self.frame.ready.eq(decides),
+            queue.read_channel.eq(channel), queue.read_slot.eq(here),
+        ]
+        with m.If(~is_open | ~is_posted):
+            m.d.comb += match.eq(Match.NONE)
+        with m.Elif(frame.length > buffer.length):
+            m.d.comb += match.eq(Match.TOO_SMALL)
+        with m.Else():
+            m.d.comb += match.eq(Match.BUFFER)
+
+        moves = Signal()
+        with m.FSM(name="match_state") as fsm:
+            with m.State("LOOK"):
+                with m.If(self.frame.valid & ~self.start.valid):
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += [
+                        here.eq(used.word["match"]), is_open.eq(runs & permitted.word["match"].any()),
+                        is_posted.eq(producer.word["match"] != used.word["match"]),
+                        is_landed.eq(landed.word["match"] != used.word["match"]),
+                    ]
+                    m.next = "READ"
+            with m.State("READ"):
+                m.d.comb += moves.eq(1)
+                with m.If(~is_open | ~is_posted):
+                    m.next = "DECIDE"
+                with m.Elif(is_landed):
+                    m.d.comb += queue.read_en.eq(1)
+                    m.next = "KEEP"
+                with m.Else():
+                    m.next = "WAIT"
+            with m.State("WAIT"):
+                with m.If(wakes):
+                    m.d.comb += moves.eq(1)
+                    m.next = "LOOK"
+            with m.State("KEEP"):
+                m.d.comb += moves.eq(1)
+                m.d.sync += buffer.eq(queue.buffer)
+                m.next = "DECIDE"
+            with m.State("DECIDE"):
+                with m.If(free):
+                    m.d.comb += [moves.eq(1), decides.eq(1)]
+                    m.next = "LOOK"
+
+        used.set_if(m, takes, channel, here + 1)
+        m.d.sync += self.index.valid.eq(takes)
+        with m.If(takes):
+            m.d.sync += [self.index.payload.channel.eq(channel), self.index.payload.index.eq(here + 1)]
+        with m.If(decides):
+            m.d.sync += [
+                self.matched.valid.eq(1), matched.frame.eq(frame), matched.match.eq(match),
+                matched.offset.eq(buffer.offset), matched.key.eq(buffer.key), matched.buffer_id.eq(buffer.buffer_id),
+                matched.ring_index.eq(here + 1),
+            ]
+        with m.Elif(self.matched.ready):
+            m.d.sync += self.matched.valid.eq(0)
+        moves = moves | (self.matched.valid & self.matched.ready)
+        return moves, fsm.ongoing("LOOK"), takes, channel
+
+    def _fetch(self, m, used, fetched, producer, generation, fetches, fault, wants, broken):
+        """Doorbells, and reads of the slots that they post."""
+        channels = self.config.channels
+        write, bell = self.write.payload, self.doorbell.payload
+        base = [_Table(m, f"base_{half}", 32, channels, readers=("fetch",)) for half in ("lo", "hi")]
+        log2 = _Table(m, "log2", 4, channels, readers=("fetch",))
+        for table, name in zip((*base, log2), ("RX_BASE_LO", "RX_BASE_HI", "RX_LOG2"), strict=True):
+            table.set_if(m, self.write.valid & is_channel_register(self.config, write.address, name),
+                         channel_of(self.config, write.address), write.data)
+
+        channel = Signal(exact_log2(channels), name="fetch_channel")
+        for table in (used, fetched, producer, generation, *base, log2):
+            m.d.comb += table.address["fetch"].eq(channel)
+
+        # The channel at work, and what is known of it.
+        is_bell, runs = Signal(), Signal()
+        consumed, asked, posted_index = (Signal(INDEX_BITS, name=f"fetch_{n}") for n in ("used", "fetched", "posted"))
+        size = Signal(INDEX_BITS)
+        ring_base = Signal(64)
+        lives = Signal(_GENERATION_BITS)
+        posted = Signal(INDEX_BITS)
+        ahead = Signal(range(PREFETCH_SLOTS + 1))
+        available = Signal(INDEX_BITS)
+        to_boundary, count = Signal(range(FETCH_SLOTS + 1)), Signal(range(FETCH_SLOTS + 1))
+        offset = Signal(INDEX_BITS + exact_log2(RECEIVE_SLOT_BYTES))
+        may_fetch, rest = Signal(), Signal()
+
+        last = Signal.like(channel)
+        grants = Signal(channels, name="fetch_grants")
+        picks, moves, posts, issues = Signal(), Signal(), Signal(), Signal()
+        can_issue = Signal()
+        m.d.comb += [
+            can_issue.eq((~self.cmd.valid | self.cmd.ready) & fetches.i.ready & ~self.start.valid),
+            to_boundary.eq(FETCH_SLOTS - asked[:exact_log2(FETCH_SLOTS)]),
+            fetches.i.payload.channel.eq(channel), fetches.i.payload.index.eq(asked),
+            fetches.i.payload.generation.eq(lives), fetches.i.valid.eq(issues),
+            fault.payload.channel.eq(channel), fault.payload.code.eq(ChannelError.DOORBELL_OVERRUN),
+        ]
+        with m.FSM(name="fetch_state") as fsm:
+            with m.State("IDLE"):
+                with m.If(self.doorbell.valid):
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += [channel.eq(bell.channel), is_bell.eq(1)]
+                    m.next = "LOAD"
+                with m.Elif(wants.any()):
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += [grants.eq(round_robin(m, wants, last)), is_bell.eq(0)]
+                    m.next = "PICK"
+            with m.State("PICK"):
+                picked = Signal.like(channel)
+                m.d.comb += [moves.eq(1), picks.eq(1), picked.eq(_number_of(grants))]
+                m.d.sync += [channel.eq(picked), last.eq(picked)]
+                m.next = "LOAD"
+            with m.State("LOAD"):
+                m.d.comb += moves.eq(1)
+                with m.If(~self.start.valid):
+                    m.d.sync += [
+                        consumed.eq(used.word["fetch"]), asked.eq(fetched.word["fetch"]),
+                        posted_index.eq(Mux(is_bell, bell.index, producer.word["fetch"])),
+                        size.eq(1 << log2.word["fetch"]), lives.eq(generation.word["fetch"]),
+                        ring_base.eq(Cat(half.word["fetch"] for half in base)),
+                        runs.eq(self.running.bit_select(channel, 1) & ~broken.bit_select(channel, 1)),
+                    ]
+                    m.next = "MEASURE"
+            with m.State("MEASURE"):
+                m.d.comb += moves.eq(1)
+                m.d.sync += [posted.eq(posted_index - consumed), ahead.eq(asked - consumed)]
+                with m.If(is_bell):
+                    m.next = "JUDGE"
+                with m.Else():
+                    m.next = "COUNT"
+            with m.State("JUDGE"):
+                with m.If(~runs):
+                    m.d.comb += [moves.eq(1), self.doorbell.ready.eq(1)]
+                    m.next = "IDLE"
+                with m.Elif(posted > size):
+                    m.d.comb += [fault.valid.eq(1), self.doorbell.ready.eq(fault.ready), moves.eq(fault.ready)]
+                    with m.If(fault.ready):
+                        m.next = "IDLE"
+                with m.Elif(~self.start.valid):
+                    m.d.comb += [moves.eq(1), self.doorbell.ready.eq(1), posts.eq(1)]
+                    m.next = "IDLE"
+            with m.State("COUNT"):
+                m.d.comb += moves.eq(1)
+                # A doorbell that took slots back leaves more fetched than posted.
+                m.d.sync += [
+                    available.eq(Mux(posted > ahead, posted - ahead, 0)),
+                    may_fetch.eq(runs & (ahead <= PREFETCH_SLOTS - FETCH_SLOTS)),
+                    offset.eq((asked & (size - 1)) << exact_log2(RECEIVE_SLOT_BYTES)),
+                ]
+                m.next = "CUT"
+            with m.State("CUT"):
+                m.d.comb += moves.eq(1)
+                m.d.sync += [
+                    rest.eq(available > to_boundary), count.eq(Mux(available > to_boundary, to_boundary, available)),
+                    ring_base.eq(ring_base + offset),
+                ]
+                with m.If(may_fetch & available.any()):
+                    m.next = "ISSUE"
+                with m.Else():
+                    m.next = "IDLE"
+            with m.State("ISSUE"):
+                with m.If(can_issue):
+                    m.d.comb += [moves.eq(1), issues.eq(1)]
+                    m.next = "IDLE"
+
+        producer.set_if(m, posts, channel, posted_index)
+        fetched.set_if(m, issues, channel, asked + count)
+        with m.If(picks):
+            m.d.sync += wants.eq(wants & ~grants)
+        with m.If(posts | (issues & rest)):
+            m.d.sync += wants.bit_select(channel, 1).eq(1)
+        with m.If(issues):
+            m.d.sync += [
+                self.cmd.valid.eq(1), self.cmd.payload.address.eq(ring_base),
+                self.cmd.payload.length.eq(count << exact_log2(RECEIVE_SLOT_BYTES)),
+            ]
+        with m.Elif(self.cmd.ready):
+            m.d.sync += self.cmd.valid.eq(0)
+        return moves | (self.cmd.valid & self.cmd.ready), fsm.ongoing("IDLE"), issues
+
+    def _land(self, m, landed, generation, fetches, queue, fault, broken):
+        """Slots that come back go to the queue, unless their channel failed or was started anew meanwhile."""
+        beat, fetch = self.beat.payload, fetches.o.payload
+        channel = fetch.channel[:exact_log2(self.config.channels)]
+        inside = Signal()
+        position, index, behind = (Signal(INDEX_BITS, name=f"landing_{n}") for n in ("position", "index", "behind"))
+        lands, is_wanted, keeps, returns = Signal(), Signal(), Signal(), Signal()
+        failed = Signal(ChannelFault)
+        has_failed = Signal()
+        m.d.comb += [
+            generation.address["land"].eq(channel),
+            is_wanted.eq((generation.word["land"] == fetch.generation) & ~broken.bit_select(channel, 1)),
+            self.beat.ready.eq(fetches.o.valid & ~self.start.valid & ~has_failed),
+            lands.eq(self.beat.valid & self.beat.ready),
+            keeps.eq(lands & is_wanted & ~beat.error),
+            index.eq(Mux(inside, position, fetch.index)),
+            behind.eq(index + (beat.count >> exact_log2(RECEIVE_SLOT_BYTES))),
+            returns.eq(lands & beat.last),
+            fetches.o.ready.eq(returns),
+            queue.write_en.eq(keeps), queue.write_channel.eq(channel), queue.write_slot.eq(index), queue.beat.eq(beat),
+        ]
+        landed.set_if(m, keeps, channel, behind)
+        with m.If(lands):
+            m.d.sync += [inside.eq(~beat.last), position.eq(behind)]
+
+        m.d.comb += [fault.valid.eq(has_failed), fault.payload.eq(failed)]
+        with m.If(lands & is_wanted & beat.error):
+            m.d.sync += [
+                has_failed.eq(1), failed.channel.eq(channel), failed.code.eq(ChannelError.FETCH_BUS_ERROR),
+                broken.bit_select(channel, 1).eq(1),
+            ]
+        with m.Elif(fault.ready):
+            m.d.sync += has_failed.eq(0)
+        return lands | (has_failed & fault.ready), returns
+
+    def _drain(self, m, between_frames, takes, between_fetches, issues, returns):
+        """Whether all that began before the request has ended. Counts are marked when neither side is half way through
+        a decision that it based on an earlier state of `running`."""
+        def count(name, event):
+            total = Signal(_DRAIN_BITS, name=name)
+            with m.If(event):
+                m.d.sync += total.eq(total + 1)
+            return total
+
+        done = Signal()
+        marks = []
+        for name, steady, begins, ends in (
+                ("frames", between_frames, takes, self.rx_retired), ("fetches", between_fetches, issues, returns)):
+            begun, ended = count(f"{name}_begun", begins), count(f"{name}_ended", ends)
+            mark, is_marked = Signal(_DRAIN_BITS, name=f"{name}_mark"), Signal(name=f"{name}_marked")
+            sets_mark = Signal(name=f"{name}_sets_mark")
+            m.d.comb += sets_mark.eq(self.drain_request & ~is_marked & steady)
+            with m.If(sets_mark):
+                m.d.sync += [mark.eq(begun), is_marked.eq(1)]
+            with m.Elif(~self.drain_request):
+                m.d.sync += is_marked.eq(0)
+            has_ended = ~(ended - mark)[_DRAIN_BITS - 1]
+            marks.append((sets_mark, is_marked, is_marked & has_ended))
+        m.d.comb += done.eq(self.drain_request & Cat(ended for *_, ended in marks).all())
+        m.d.sync += self.drain_done.eq(done)
+        changes = Cat((sets_mark | (is_marked & ~self.drain_request)) for sets_mark, is_marked, _ in marks).any()
+        return changes | (done != self.drain_done) | self.rx_retired
+
+
+class _Table:
+    """A word for each channel, written by one event at a time, read in several places at once.
+
+    `address[reader]` and `word[reader]` are the read ports.
+    """
+
+    def __init__(self, m, name, width, channels, *, readers):
+        bits = exact_log2(channels)
+        self._write_en = Signal(name=f"{name}_write_en")
+        self._write_addr = Signal(bits, name=f"{name}_write_addr")
+        self._write_data = Signal(width, name=f"{name}_write_data")
+        self.address = {reader: Signal(bits, name=f"{name}_address_{reader}") for reader in readers}
+        self.word = {reader: Signal(width, name=f"{name}_{reader}") for reader in readers}
+        for reader in readers:
+            m.submodules[f"{name}_{reader}"] = ram = SmallRam(shape=width, depth=channels)
+            m.d.comb += [
+                ram.write_en.eq(self._write_en), ram.write_addr.eq(self._write_addr),
+                ram.write_data.eq(self._write_data),
+                ram.read_addr.eq(self.address[reader]), self.word[reader].eq(ram.read_data),
+            ]
+
+    def set_if(self, m, event, channel, word):
+        """Write `word` for `channel` when `event`, which excludes the table's other events."""
+        with m.If(event):
+            m.d.comb += [self._write_en.eq(1), self._write_addr.eq(channel), self._write_data.eq(word)]
+
+
+class _SlotQueue(wiring.Component):
+    """Slots that were fetched, for all channels in one place.
+
+    Enters: `beat`, a beat of slots whose first has the ring index `write_slot`. Leaves: `buffer`, one cycle after
+    `read_en`, the slot with ring index `read_slot`. Slots of a beat lie side by side in as many memories, so that a
+    slot may be read while its neighbour is written.
+    """
+
+    def __init__(self, config: NicConfig):
+        self.config = config
+        bits = exact_log2(config.channels)
+        super().__init__({
+            "write_en": In(1), "write_channel": In(bits), "write_slot": In(INDEX_BITS), "beat": In(read_beat(config)),
+            "read_en": In(1), "read_channel": In(bits), "read_slot": In(INDEX_BITS), "buffer": Out(Buffer),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes = self.config.host_bytes // RECEIVE_SLOT_BYTES
+        lane_number_bits = exact_log2(lanes)
+        index = slice(lane_number_bits, exact_log2(PREFETCH_SLOTS))
+        byte_bits = exact_log2(RECEIVE_SLOT_BYTES)
+        first = self.beat.start >> byte_bits
+        behind = first + (self.beat.count >> byte_bits)
+        read_lane, lane_read = self.read_slot[:lane_number_bits], Signal(range(max(lanes, 2)))
+        with m.If(self.read_en):
+            m.d.sync += lane_read.eq(read_lane)
+        words = []
+        for lane in range(lanes):
+            m.submodules[f"slots_{lane}"] = ram = Ram(
+                shape=Buffer, depth=self.config.channels * PREFETCH_SLOTS // lanes)
+            words.append(ram.read_data)
+            m.d.comb += [
+                ram.write_en.eq(self.write_en & (first <= lane) & (lane < behind)),
+                ram.write_addr.eq(Cat(self.write_slot[index], self.write_channel)),
+                Value.cast(ram.write_data).eq(_buffer_of(self.beat.data.word_select(lane, 8 * RECEIVE_SLOT_BYTES))),
+                ram.read_en.eq(self.read_en & (read_lane == lane)),
+                ram.read_addr.eq(Cat(self.read_slot[index], self.read_channel)),
+            ]
+        m.d.comb += Value.cast(self.buffer).eq(Array(words)[lane_read])
+        return m
+
+
+def _buffer_of(slot):
+    """What the queue keeps of a receive slot as it stands in host memory."""
+    found = {name: slot[field.offset:field.offset + field.width] for name, field in RECEIVE_SLOT.fields.items()}
+    length = found["length"]
+    largest = (1 << BUFFER_LENGTH_BITS) - 1
+    found["length"] = Mux(length[BUFFER_LENGTH_BITS:].any(), largest, length)[:BUFFER_LENGTH_BITS]
+    return Cat(found[name] for name, _ in Buffer)
+
+
+def _number_of(grants):
+    """Number of the one bit that is set."""
+    return Cat(
+        Cat(grant for n, grant in enumerate(grants) if n >> bit & 1).any() for bit in range(exact_log2(len(grants))))
