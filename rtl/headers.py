@@ -1,0 +1,466 @@
+"""Writes the header of each frame: the template, and the words in which one segment differs from the next."""
+
+# Ref: RFC 791 §3.1; RFC 8200 §3; RFC 9293 §3.1; RFC 768; RFC 1071 §2; RFC 3168 §6.1.2 (CWR)
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from nic_model.contract import MAX_INLINE_BYTES, Status
+from rtl.checksum import RunSum
+from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, LENGTH_BITS, Strobe, TxJob
+from rtl.primitives import Ram, StreamFifo
+from rtl.segmenter import JOBS, SEGMENT_BITS
+
+FRAMES = 32
+"""Frames whose headers are written and not yet read; each has `MAX_INLINE_BYTES` in the header ring."""
+
+ENDS = 16
+"""Sends that are finished here and not yet reported."""
+
+# Where the fields stand in their headers, in bytes.
+IPV4_TOTAL_LENGTH = 2
+IPV4_IDENTIFICATION = 4
+IPV4_CHECKSUM = 10
+IPV6_PAYLOAD_LENGTH = 4
+IPV6_HEADER_BYTES = 40
+TCP_SEQUENCE = 4
+TCP_DATA_OFFSET_AND_FLAGS = 12
+
+TCP_FIN = 0x01
+TCP_PSH = 0x08
+TCP_CWR = 0x80
+
+# A frame that is whole in the rings: `total` bytes, the first `inline_bytes` of them in the header ring. `end`: the
+# send is finished with it. `mark`: no frame, only the end of a send.
+FrameInfo = data.StructLayout({"inline_bytes": 8, "total": SEGMENT_BITS, "end": 1, "mark": 1})
+
+# What is reported of a send, but for the time.
+DoneRecord = data.StructLayout({
+    "channel": CHANNEL_BITS, "tag": 16, "status": 8, "ring_index": INDEX_BITS, "complete": 1,
+    "length": LENGTH_BITS, "segments": 16, "stamped": 1,
+})
+
+# The send under way. `l3_sum`, `l4_sum`: of its template without the words that change with the segment, as 16 bits and
+# a carry that is still to be added.
+SendState = data.StructLayout({
+    "sequence_high": 16, "sequence_low": 16, "identification": 16, "flags": 16, "l3_sum": 17, "l4_sum": 17,
+    "first": 1, "inline_only": 1, "length": LENGTH_BITS, "segments": 16,
+})
+
+
+class Word(enum.Enum, shape=3):
+    """A header word that differs between segments."""
+
+    LENGTH = 0
+    IDENTIFICATION = 1
+    SEQUENCE_HIGH = 2
+    SEQUENCE_LOW = 3
+    FLAGS = 4
+
+
+def header_row_bits(config):
+    """Bits of a row's number in a template or a frame's header."""
+    return exact_log2(MAX_INLINE_BYTES // config.host_bytes)
+
+
+def header_write(config):
+    """Write into the header ring, one enable for each 16 bits."""
+    return data.StructLayout({
+        "row": exact_log2(FRAMES) + header_row_bits(config), "enable": config.host_bytes // 2,
+        "data": 8 * config.host_bytes,
+    })
+
+
+def payload_patch(config):
+    """Write of one word into the payload ring; `word` has its first byte lowest."""
+    return data.StructLayout({"row": payload_row_bits(config), "enable": config.host_bytes // 2, "word": 16})
+
+
+def payload_row_bits(config):
+    """Bits of a row's number in the payload ring."""
+    return exact_log2(config.tx_buffer_bytes // config.host_bytes)
+
+
+class HeaderWriter(wiring.Component):
+    """Finishes frames: copies the template for each, puts in lengths, numbers, flags and checksums, and passes it on.
+
+    Enters: sends, their template rows, and the sums of template and payloads in order. Leaves: writes into the rings of
+    headers and payload, a `FrameInfo` for each frame and, once its writes are done, a `commit`; a `DoneRecord` for
+    each send, and behind its last frame (or alone) the `FrameInfo` with `end`.
+
+    Checksums are never summed over again: the template's sum without the changing words plus the payload's plus
+    those words as they are written. The operations of a frame (copies of rows, then words) run through a pipeline of 4
+    cycles, one a cycle: a 60-byte frame with two checksums takes 8 cycles at 16-byte rows, a segment 12.
+
+    Parameters
+    ----------
+    config : NicConfig
+
+    Members
+    -------
+    order : strobe, each send.
+    template : strobe, its template rows.
+    sums : stream of `RunSum`.
+    header : strobe, writes into the header ring.
+    patch : strobe, writes into the payload ring (checksum fields that are not inline).
+    frame : strobe of `FrameInfo`, and `commit` some cycles later, in order.
+    freed : 1 for a cycle when a frame has been read.
+    record : strobe of `DoneRecord`, and `reported` when one has left the device's transmit side.
+    retired : 1 for a cycle when a send is finished here.
+    active : see `rtl.interfaces`.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        super().__init__({
+            "order": In(Strobe(TxJob)),
+            "template": In(Strobe(data.StructLayout({"data": 8 * config.host_bytes, "last": 1}))),
+            "sums": In(stream.Signature(RunSum)),
+            "header": Out(Strobe(header_write(config))),
+            "patch": Out(Strobe(payload_patch(config))),
+            "frame": Out(Strobe(FrameInfo)), "commit": Out(1), "freed": In(1),
+            "record": Out(Strobe(DoneRecord)), "reported": In(1),
+            "retired": Out(1), "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        width, lane_bits = self.config.host_bytes, exact_log2(self.config.host_bytes)
+        row_bits = header_row_bits(self.config)
+        payload_bits = payload_row_bits(self.config)
+
+        m.submodules.jobs = jobs = StreamFifo(shape=TxJob, depth=JOBS)
+        m.d.comb += [jobs.i.valid.eq(self.order.valid), jobs.i.payload.eq(self.order.payload)]
+        job, sums = jobs.o.payload, self.sums.payload
+        send = Signal(SendState)
+
+        # Templates, one slot for each send under way that has one.
+        m.submodules.templates = templates = Ram(shape=8 * width, depth=JOBS << row_bits)
+        written_slot, written_row = Signal(exact_log2(JOBS)), Signal(row_bits)
+        m.d.comb += [
+            templates.write_en.eq(self.template.valid), templates.write_addr.eq(Cat(written_row, written_slot)),
+            templates.write_data.eq(self.template.payload.data),
+        ]
+        with m.If(self.template.valid):
+            m.d.sync += written_row.eq(Mux(self.template.payload.last, 0, written_row + 1))
+            with m.If(self.template.payload.last):
+                m.d.sync += written_slot.eq(written_slot + 1)
+
+        # Room downstream.
+        frames, ends = Signal(range(FRAMES + 1)), Signal(range(ENDS + 1))
+        takes, opens, marks, may_open = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += may_open.eq((frames != FRAMES) & (ends != ENDS))
+        m.d.sync += [
+            frames.eq(frames + (opens | marks) - self.freed), ends.eq(ends + self.record.valid - self.reported),
+        ]
+
+        # The frame under way: opened, then its lengths follow in the next cycle.
+        frame = Signal(data.StructLayout({
+            "payload": SEGMENT_BITS, "total": SEGMENT_BITS, "end": 1, "l3_sum": 16, "l4_sum": 16,
+        }))
+        opened = Signal()
+        l3_length, l4_length = Signal(16), Signal(16)
+        payload_row, payload_rows = Signal(payload_bits), Signal(payload_bits)
+        m.d.sync += opened.eq(opens)
+        with m.If(opened):
+            m.d.sync += [
+                l3_length.eq(frame.total - job.l3_offset - Mux(job.ipv6, IPV6_HEADER_BYTES, 0)),
+                l4_length.eq(frame.total - job.l4_offset),
+                payload_rows.eq(Mux(frame.payload == 0, 0,
+                                    (job.inline_bytes[:lane_bits] + frame.payload + width - 1) >> lane_bits)),
+            ]
+
+        # One operation a cycle. It copies a row of the template, reads a word of it, or writes a word of the frame.
+        operation = data.StructLayout({
+            "copy": 1, "pick": 1, "write": 1, "checksum": 1, "first": 1, "l3": 1, "no_zero": 1, "commit": 1,
+            "word": Word, "position": 8, "l3_term": 16, "l4_term": 16, "slot": exact_log2(JOBS),
+            "frame_slot": exact_log2(FRAMES), "inline_bytes": 8, "payload_row": payload_bits,
+        })
+        issue, issues = Signal(operation), Signal()
+        template_slot, frame_slot = Signal(exact_log2(JOBS)), Signal(exact_log2(FRAMES))
+        m.d.comb += [
+            issue.slot.eq(template_slot), issue.frame_slot.eq(frame_slot), issue.inline_bytes.eq(job.inline_bytes),
+            issue.payload_row.eq(payload_row),
+        ]
+
+        def open_frame(payload_bytes, end, l3_sum, l4_sum):
+            return [
+                frame.payload.eq(payload_bytes), frame.total.eq(job.inline_bytes + payload_bytes), frame.end.eq(end),
+                frame.l3_sum.eq(l3_sum), frame.l4_sum.eq(l4_sum), payload_row.eq(payload_row + payload_rows),
+                send.length.eq(send.length + payload_bytes), send.segments.eq(send.segments + 1),
+            ]
+
+        def pass_on(end, mark, status):
+            """The frame's last operation is issued: tell of it, and of the send if it ends here."""
+            m.d.comb += [
+                issue.commit.eq(1), self.frame.valid.eq(1),
+                self.frame.payload.inline_bytes.eq(job.inline_bytes), self.frame.payload.total.eq(frame.total),
+                self.frame.payload.end.eq(end), self.frame.payload.mark.eq(mark), self.record.payload.status.eq(status),
+            ]
+            m.d.sync += frame_slot.eq(frame_slot + 1)
+            with m.If(end):
+                m.d.comb += [self.record.valid.eq(1), self.retired.eq(1), jobs.o.ready.eq(1)]
+                with m.If((job.status == Status.OK) & (job.inline_bytes != 0)):
+                    m.d.sync += template_slot.eq(template_slot + 1)
+                m.next = "TAKE"
+            with m.Else():
+                m.d.sync += [
+                    Cat(send.sequence_low, send.sequence_high).eq(
+                        Cat(send.sequence_low, send.sequence_high) + frame.payload),
+                    send.identification.eq(send.identification + 1), send.first.eq(0),
+                ]
+                m.next = "FRAME"
+
+        record = self.record.payload
+        m.d.comb += [
+            record.channel.eq(job.channel), record.tag.eq(job.tag), record.ring_index.eq(job.ring_index),
+            record.complete.eq(job.complete), record.length.eq(send.length), record.segments.eq(send.segments),
+            record.stamped.eq(job.timestamp & (send.segments != 0)),
+        ]
+
+        def write_checksums():
+            """What follows a frame's other words, or the last copy where there are none."""
+            with m.If(job.ipv4_checksum):
+                m.next = "L3_CHECKSUM"
+            with m.Elif(job.l4_checksum):
+                m.next = "L4_CHECKSUM"
+            with m.Else():
+                pass_on(frame.end, 0, Status.OK)
+
+        # Take a send; pick those words of its template that change; for each frame copy the template, write the words,
+        # then the checksums.
+        word = Signal(Word)
+        picking, picked = Signal(), Signal()  # picked: the last word has arrived
+        copy_row, rows_end = Signal(row_bits), Signal()
+        flags, cleared = Signal(16), Signal(16)
+        m.d.comb += [
+            rows_end.eq(((copy_row + 1) << lane_bits) >= job.inline_bytes),
+            # PSH and FIN stand on the last segment only, CWR (RFC 3168 §6.1.2) on the first
+            cleared.eq(Mux(send.first, 0, TCP_CWR) | Mux(frame.end, 0, TCP_PSH | TCP_FIN)),
+            flags.eq(send.flags & ~cleared),
+        ]
+
+        with m.FSM(name="headers"):
+            with m.State("TAKE"):
+                m.d.comb += takes.eq(jobs.o.valid & ((job.status != Status.OK) | (job.inline_bytes == 0)
+                                                     | self.sums.valid))
+                with m.If(takes):
+                    m.d.sync += [
+                        send.first.eq(1), send.length.eq(0), send.segments.eq(0), send.inline_only.eq(0),
+                        send.l3_sum.eq(0), send.l4_sum.eq(0),
+                    ]
+                    with m.If(job.status != Status.OK):
+                        m.next = "MARK"
+                    with m.Elif(job.inline_bytes == 0):
+                        m.next = "FRAME"
+                    with m.Else():
+                        m.d.comb += self.sums.ready.eq(1)
+                        m.d.sync += [send.l3_sum.eq(sums.l3_sum), send.l4_sum.eq(sums.l4_sum),
+                                     send.inline_only.eq(sums.end)]
+                        with m.If(job.segmented):
+                            m.d.sync += picking.eq(1)
+                            m.next = "WORDS"
+                        with m.Elif(sums.end & may_open):
+                            m.d.comb += opens.eq(1)
+                            m.d.sync += open_frame(0, 1, 0, 0)
+                            # counted from 0 here, since the last send's figures are still there
+                            m.d.sync += [send.length.eq(0), send.segments.eq(1)]
+                            m.next = "COPY"
+                        with m.Else():
+                            m.next = "FRAME"
+
+            with m.State("FRAME"):
+                with m.If(send.inline_only & may_open):
+                    m.d.comb += opens.eq(1)
+                    m.d.sync += open_frame(0, 1, 0, 0)
+                    m.next = "COPY"
+                with m.Elif(~send.inline_only & self.sums.valid & sums.error):
+                    m.d.comb += self.sums.ready.eq(1)
+                    with m.If(sums.end):
+                        m.next = "MARK"
+                with m.Elif(~send.inline_only & self.sums.valid & may_open):
+                    m.d.comb += [self.sums.ready.eq(1), opens.eq(1)]
+                    m.d.sync += open_frame(sums.length, sums.end, sums.l3_sum, sums.l4_sum)
+                    m.next = "COPY"
+
+            with m.State("MARK"):
+                with m.If(may_open):
+                    m.d.comb += [issues.eq(1), marks.eq(1)]
+                    pass_on(1, 1, Mux(job.status == Status.OK, Status.BUS_ERROR, job.status))
+
+            with m.State("COPY"):
+                # without inline bytes there is nothing to copy, but the sums start here all the same
+                m.d.comb += [
+                    issues.eq(1), issue.copy.eq(job.inline_bytes != 0),
+                    issue.position.eq(copy_row << lane_bits), issue.first.eq(copy_row == 0),
+                    issue.l3_term.eq(Mux(copy_row == 0, frame.l3_sum, 0)),
+                    issue.l4_term.eq(Mux(copy_row == 0, frame.l4_sum, 0)),
+                ]
+                m.d.sync += copy_row.eq(Mux(rows_end, 0, copy_row + 1))
+                with m.If(rows_end):
+                    with m.If(job.segmented):
+                        m.next = "WORDS"
+                    with m.Else():
+                        write_checksums()
+
+            with m.State("WORDS"):
+                m.d.comb += [issues.eq(1), issue.word.eq(word), issue.pick.eq(picking), issue.write.eq(~picking)]
+                with m.Switch(word):
+                    with m.Case(Word.LENGTH):
+                        m.d.comb += [
+                            issue.position.eq(job.l3_offset + Mux(job.ipv6, IPV6_PAYLOAD_LENGTH, IPV4_TOTAL_LENGTH)),
+                            issue.l3.eq(1), issue.l3_term.eq(l3_length),
+                            # the pseudo-header's length: the template's seed is without it
+                            issue.l4_term.eq(l4_length),
+                        ]
+                        m.d.sync += word.eq(Mux(job.ipv6, Word.SEQUENCE_HIGH, Word.IDENTIFICATION))
+                    with m.Case(Word.IDENTIFICATION):
+                        m.d.comb += [
+                            issue.position.eq(job.l3_offset + IPV4_IDENTIFICATION), issue.l3.eq(1),
+                            issue.l3_term.eq(send.identification),
+                        ]
+                        m.d.sync += word.eq(Word.SEQUENCE_HIGH)
+                    with m.Case(Word.SEQUENCE_HIGH):
+                        m.d.comb += [
+                            issue.position.eq(job.l4_offset + TCP_SEQUENCE), issue.l4_term.eq(send.sequence_high),
+                        ]
+                        m.d.sync += word.eq(Word.SEQUENCE_LOW)
+                    with m.Case(Word.SEQUENCE_LOW):
+                        m.d.comb += [
+                            issue.position.eq(job.l4_offset + TCP_SEQUENCE + 2), issue.l4_term.eq(send.sequence_low),
+                        ]
+                        m.d.sync += word.eq(Word.FLAGS)
+                    with m.Case(Word.FLAGS):
+                        m.d.comb += [
+                            issue.position.eq(job.l4_offset + TCP_DATA_OFFSET_AND_FLAGS), issue.l4_term.eq(flags),
+                        ]
+                        m.d.sync += word.eq(Word.LENGTH)
+                        with m.If(picking):
+                            m.d.sync += picking.eq(0)
+                            m.next = "PICKED"
+                        with m.Else():
+                            write_checksums()
+
+            with m.State("PICKED"):
+                with m.If(picked):
+                    m.next = "FRAME"
+
+            with m.State("L3_CHECKSUM"):
+                m.d.comb += [
+                    issues.eq(1), issue.write.eq(1), issue.checksum.eq(1), issue.l3.eq(1),
+                    issue.position.eq(job.l3_offset + IPV4_CHECKSUM),
+                ]
+                with m.If(job.l4_checksum):
+                    m.next = "L4_CHECKSUM"
+                with m.Else():
+                    pass_on(frame.end, 0, Status.OK)
+
+            with m.State("L4_CHECKSUM"):
+                m.d.comb += [
+                    issues.eq(1), issue.write.eq(1), issue.checksum.eq(1), issue.no_zero.eq(job.udp),
+                    issue.position.eq(job.checksum_offset),
+                ]
+                pass_on(frame.end, 0, Status.OK)
+
+        # The pipeline of operations. First the sums, and where a word goes.
+        first, first_valid = Signal(operation), Signal()
+        l3_total, l4_total = Signal(17), Signal(17)
+        checksum = Signal(16)
+        m.d.sync += first_valid.eq(issues)
+        with m.If(issues):
+            m.d.sync += first.eq(issue)
+        with m.If(first_valid):
+            m.d.sync += [
+                l3_total.eq(_add(Mux(first.first, send.l3_sum, l3_total), first.l3_term)),
+                l4_total.eq(_add(Mux(first.first, send.l4_sum, l4_total), first.l4_term)),
+            ]
+        total = Mux(first.l3, l3_total, l4_total)
+        m.d.comb += [
+            checksum.eq(~(total[:16] + total[16])),
+            templates.read_en.eq(first_valid & (first.copy | first.pick)),
+            templates.read_addr.eq(Cat((first.position >> lane_bits)[:row_bits], first.slot)),
+        ]
+
+        target = data.StructLayout({
+            "copy": 1, "pick": 1, "to_header": 1, "to_payload": 1, "commit": 1, "word": Word, "place": lane_bits - 1,
+            "value": 16, "no_zero": 1, "header_row": exact_log2(FRAMES) + row_bits, "payload_row": payload_bits,
+        })
+        second, second_valid = Signal(target), Signal()
+        third, third_valid = Signal(target), Signal()
+        row = Signal(8 * width)  # of the template
+        m.d.sync += [second_valid.eq(first_valid), third_valid.eq(second_valid)]
+        with m.If(first_valid):
+            m.d.sync += [
+                *(second[name].eq(first[name]) for name in ("copy", "pick", "commit", "word")),
+                # In the row that holds the end of the inline bytes and the start of the payload, both rings may be
+                # written: each is read only for its own lanes.
+                second.to_header.eq(first.write & (first.position < first.inline_bytes)),
+                second.to_payload.eq(first.write & (first.position + 1 >= first.inline_bytes)),
+                second.place.eq(first.position[1:lane_bits]),
+                second.value.eq(Mux(first.checksum, checksum, Mux(first.l3, first.l3_term, first.l4_term))),
+                second.no_zero.eq(first.no_zero),
+                second.header_row.eq(Cat((first.position >> lane_bits)[:row_bits], first.frame_slot)),
+                second.payload_row.eq(first.payload_row + (first.position >> lane_bits)
+                                      - (first.inline_bytes >> lane_bits)),
+            ]
+        with m.If(second_valid):
+            m.d.sync += third.eq(second)
+            # RFC 768: "If the computed checksum is zero, it is transmitted as all ones"
+            with m.If(second.no_zero & (second.value == 0)):
+                m.d.sync += third.value.eq(0xFFFF)
+            with m.If(second.copy | second.pick):
+                m.d.sync += row.eq(templates.read_data)
+
+        # Then the write; or the word that was picked leaves the template's sum, and waits to be written with each
+        # frame.
+        swapped = Cat(third.value[8:], third.value[:8])
+        enable = Cat(third.place == place for place in range(width // 2))
+        header, patch = self.header.payload, self.patch.payload
+        m.d.sync += [
+            self.header.valid.eq(third_valid & (third.copy | third.to_header)),
+            self.patch.valid.eq(third_valid & third.to_payload), self.commit.eq(third_valid & third.commit),
+        ]
+        with m.If(third_valid & (third.copy | third.to_header)):
+            m.d.sync += [
+                header.row.eq(third.header_row), header.enable.eq(Mux(third.copy, ~0, enable)),
+                header.data.eq(Mux(third.copy, row, swapped.replicate(width // 2))),
+            ]
+        with m.If(third_valid & third.to_payload):
+            m.d.sync += [patch.row.eq(third.payload_row), patch.enable.eq(enable), patch.word.eq(swapped)]
+
+        arrived, arrived_valid = Signal(data.StructLayout({"word": Word, "value": 16})), Signal()
+        words = [Cat(row[at + 8:at + 16], row[at:at + 8]) for at in range(0, 8 * width, 16)]
+        m.d.sync += arrived_valid.eq(third_valid & third.pick)
+        with m.If(third_valid & third.pick):
+            m.d.sync += [arrived.word.eq(third.word), arrived.value.eq(Array(words)[third.place])]
+        m.d.comb += picked.eq(arrived_valid & (arrived.word == Word.FLAGS))
+        with m.If(arrived_valid):
+            with m.Switch(arrived.word):
+                for which, target_sum, field in (
+                    (Word.LENGTH, send.l3_sum, None),
+                    (Word.IDENTIFICATION, send.l3_sum, send.identification),
+                    (Word.SEQUENCE_HIGH, send.l4_sum, send.sequence_high),
+                    (Word.SEQUENCE_LOW, send.l4_sum, send.sequence_low),
+                    (Word.FLAGS, send.l4_sum, send.flags),
+                ):
+                    with m.Case(which):
+                        m.d.sync += target_sum.eq(_add(target_sum, ~arrived.value))
+                        if field is not None:
+                            m.d.sync += field.eq(arrived.value)
+
+        m.d.comb += self.active.eq(Cat(
+            jobs.active, takes, opens, marks, opened, issues, self.sums.valid & self.sums.ready, first_valid,
+            second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
+            self.template.valid, self.freed, self.reported,
+        ).any())
+        return m
+
+
+def _add(total, term):
+    """One's complement sum of a 16-bit sum with its carry (17 bits) and a 16-bit term, again with its carry.
+
+    With a total that was made so from 16 bits, the result is at most 0x1fffe: adding its carry cannot overflow.
+    """
+    return total[:16] + term + total[16]
