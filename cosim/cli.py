@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from cosim import commands
-from cosim.errors import InputError
+from cosim.errors import InputError, ToolError
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -45,6 +45,8 @@ def run(arguments: list[str]) -> int:
         code = make_app()(arguments or ["--help"], prog_name="memnic", standalone_mode=False)
     except InputError as error:
         return _fail(str(error), EXIT_BAD_INPUT)
+    except ToolError as error:
+        return _fail(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
     except _USAGE_ERROR as error:

@@ -1,6 +1,6 @@
 """One run of one system: the server's machine, the wire and the clients, round a device that an engine brings.
 
-An engine makes an `Experiment`, makes a `Port` over its kernel, memory and MAC, attaches it, and lets the kernel's
+An engine makes an `Experiment`, makes a `Port` over its kernel, memory and wire, attaches it, and lets the kernel's
 time pass until `done`. The figures are differences between the start of the load and its end, so that setting up the
 driver is not in them.
 """
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from cosim.engines.base import DeviceCounts, ItemFigure, Progress, RunError, RunSpec, SystemResult
-from cosim.host import ServerHost
+from cosim.host import ServerHost, memory_bytes
 from cosim.machine import PS_PER_SECOND
 from cosim.memory import HostMemory
 from cosim.pcapng import PcapngWriter
@@ -30,9 +30,6 @@ from host_driver.runtime import Kernel
 SERVER_MAC = bytes([0x02, 0, 0, 0, 0, 1])
 SERVER_IP = IPv4Address("10.0.0.1")
 SERVER_PORT = 80
-
-MEMORY_BYTES = 128 << 20
-"""Host memory that the device can reach: rings, packet buffers and registered memory."""
 
 SETTLE_PS = 1_000_000_000
 """Between the last byte of the load and the last look at the books: 1 ms, longer than any moderation."""
@@ -56,15 +53,15 @@ class _Books(NamedTuple):
 class Experiment:
     """A run as `spec` says. A context manager: its end closes the capture.
 
-    Attributes: `kernel`, `memory`, `wire` and `processors` for the engine's port; `done`. Raises OSError when the
-    capture cannot be written.
+    Attributes: `kernel`, `memory` and `wire` (the device's MAC) for the engine's port; `processors`; `done`. Raises
+    OSError when the capture cannot be written.
     """
 
     def __init__(self, spec: RunSpec, on_progress: Progress) -> None:
         self.spec = spec
         self.done = False
         self.kernel = Kernel()
-        self.memory = HostMemory(MEMORY_BYTES)
+        self.memory = HostMemory(memory_bytes(spec))
         self.processors = Processors(self.kernel, spec.machine, spec.application)
         self._capture = None if spec.capture_path is None else PcapngWriter(Path(spec.capture_path), spec.system.name)
         self.wire = Wire(self.kernel, bit_rate=spec.link_bit_rate, capture=self._capture)

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from cosim.engines.base import RunSpec
+from cosim.memory import PAGE_BYTES
 from cosim.processor import Context, Processors
 from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, Transport, longest_response_bytes
 from cosim.systems import System
@@ -28,6 +29,9 @@ BACKLOG = 511
 
 RESPONSE_BUFFERS = 4
 """Registered response buffers of a MemNet process."""
+
+DRIVER_BYTES = 4 << 20
+"""Host memory for the driver's rings and packet buffers, with room to spare."""
 
 NS = 1000
 
@@ -79,6 +83,12 @@ class ServerHost:
         port = memnets[0].listen(self._server_port, BACKLOG)
         response_bytes = longest_response_bytes(self._spec.requests)
         return [await MemNetTransport.open(memnet, port, response_bytes) for memnet in memnets]
+
+
+def memory_bytes(spec: RunSpec) -> int:
+    """Host memory that a run needs for what the device reads and writes, in whole pages."""
+    process_bytes = RECEIVE_BYTES + RESPONSE_BUFFERS * longest_response_bytes(spec.requests) + 2 * PAGE_BYTES
+    return -(-(DRIVER_BYTES + spec.application.processes * process_bytes) // PAGE_BYTES) * PAGE_BYTES
 
 
 def notification(spec: RunSpec) -> Interrupts | Polling:

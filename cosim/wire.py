@@ -64,18 +64,30 @@ class Link:
             kernel.call_at(self._free_at_ps, lambda: sent(frame))
 
 
-class DeviceMac:
-    """The device's end of its link: implements `cosim.mac.Mac`."""
+class Wire:
+    """The network, and the device's MAC at its end: implements `cosim.mac.Mac`; `attach` adds a client.
 
-    def __init__(self, uplink: Link, fifo_bytes: int) -> None:
-        self._uplink = uplink
-        self._fifo_bytes = fifo_bytes
-        self._queued_bytes = 0
+    Parameters: `bit_rate` of every link; `propagation_ps` of every link, one way; `fifo_bytes` of the MAC's transmit
+    FIFO; `capture`, which gets every frame at the device's end: a sent one when it and the gap behind it have left, a
+    received one when its last bit has arrived.
+    """
+
+    def __init__(self, kernel: Kernel, *, bit_rate: int, propagation_ps: int = 500_000,
+                 fifo_bytes: int = MAC_FIFO_BYTES, capture: PcapngWriter | None = None) -> None:
         self.deliver: Callable[[bytes, bool], None] = _no_device
         self.on_room: Callable[[], None] = _nothing
+        self._kernel = kernel
+        self._bit_rate = bit_rate
+        self._propagation_ps = propagation_ps
+        self._fifo_bytes = fifo_bytes
+        self._queued_bytes = 0
+        self._capture = capture
+        self._clients: dict[bytes, Link] = {}
+        self._from_device = self._link(lambda frame: self._switch(frame, source=None), sent=self._left_device)
+        self._to_device = self._link(self._reach_device)
 
     def has_room(self) -> bool:
-        """Whether the FIFO has room for a frame of any length."""
+        """Whether the MAC's FIFO has room for a frame of any length."""
         return self._queued_bytes + MAX_FRAME_BYTES <= self._fifo_bytes
 
     def transmit(self, frame: bytes) -> None:
@@ -83,34 +95,7 @@ class DeviceMac:
         if not self.has_room():
             raise RuntimeError(f"a frame of {len(frame)} bytes was sent to a full MAC FIFO")
         self._queued_bytes += max(len(frame), MIN_FRAME_BYTES)
-        self._uplink.transmit(frame)
-
-    def frame_left(self, length_bytes: int) -> None:
-        """The wire tells that a frame's room is free again."""
-        had_room = self.has_room()
-        self._queued_bytes -= length_bytes
-        if self.has_room() and not had_room:
-            self.on_room()
-
-
-class Wire:
-    """The network: `mac` is the device's end; `attach` adds a client.
-
-    Parameters: `bit_rate` of every link; `propagation_ps` of every link, one way; `capture`, which gets every frame
-    at the device's end: a sent one when it and the gap behind it have left, a received one when its last bit has
-    arrived.
-    """
-
-    def __init__(self, kernel: Kernel, *, bit_rate: int, propagation_ps: int = 500_000,
-                 fifo_bytes: int = MAC_FIFO_BYTES, capture: PcapngWriter | None = None) -> None:
-        self._kernel = kernel
-        self._bit_rate = bit_rate
-        self._propagation_ps = propagation_ps
-        self._capture = capture
-        self._clients: dict[bytes, Link] = {}
-        self._from_device = self._link(lambda frame: self._switch(frame, source=None), sent=self._left_device)
-        self._to_device = self._link(self._reach_device)
-        self.mac = DeviceMac(self._from_device, fifo_bytes)
+        self._from_device.transmit(frame)
 
     @property
     def frames_from_device(self) -> int:
@@ -134,12 +119,15 @@ class Wire:
     def _left_device(self, frame: bytes) -> None:
         if self._capture is not None:
             self._capture.write(self._kernel.now, frame, outbound=True)
-        self.mac.frame_left(len(frame))
+        had_room = self.has_room()
+        self._queued_bytes -= len(frame)
+        if self.has_room() and not had_room:
+            self.on_room()
 
     def _reach_device(self, frame: bytes) -> None:
         if self._capture is not None:
             self._capture.write(self._kernel.now, frame, outbound=False)
-        self.mac.deliver(frame, False)
+        self.deliver(frame, False)
 
     def _switch(self, frame: bytes, source: bytes | None) -> None:
         target = frame[:6]

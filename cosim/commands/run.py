@@ -14,7 +14,7 @@ from rich.console import Console
 from cosim.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from cosim.engines.base import Engine, RunError, RunSpec
 from cosim.engines.registry import select_engine
-from cosim.errors import InputError
+from cosim.errors import InputError, ToolError
 from cosim.machine import load_application, load_machine
 from cosim.progress import RunProgress
 from cosim.report import print_report
@@ -124,7 +124,7 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
                     system=system, machine=configuration.machine, application=configuration.application,
                     requests=configuration.workload.requests, clients=configuration.clients,
                     link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
-                    jump=configuration.jump, capture_path=str(capture),
+                    jump=configuration.jump, capture_path=str(capture.absolute()),
                     wave_path=None if wave_path is None else str(wave_path))
                 progress.start(system.name)
                 started_s = time.monotonic()
@@ -134,7 +134,8 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
     except KeyboardInterrupt:
         errors.print(f"memnic: interrupted in {system_name}; partial results are in {folder.path}", markup=False)
         return EXIT_INTERRUPTED
-    except (RunError, OSError) as error:
-        errors.print(f"memnic: {system_name}: {error}; partial results are in {folder.path}", markup=False)
+    except (RunError, ToolError, OSError) as error:
+        what = " ".join(str(error).split())
+        errors.print(f"memnic: {system_name}: {what}; partial results are in {folder.path}", markup=False)
         return EXIT_FAILED
     return 0

@@ -15,7 +15,7 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
     if spec.wave_path is not None:
         raise InputError("--wave needs an engine with RTL; the model has no signals")
     with Experiment(spec, on_progress) as experiment:
-        port = ModelPort(CONFIGS[spec.device], experiment.kernel, experiment.memory, experiment.wire.mac,
+        port = ModelPort(CONFIGS[spec.device], experiment.kernel, experiment.memory, experiment.wire,
                          read_latency_ps=spec.machine.bus.mmio_read_ns * 1000)
         experiment.attach(port, lambda: DeviceCounts(
             dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts))

@@ -39,8 +39,8 @@ class Bench:
         self.respond = respond
         self.stack = Stack(mac=SERVER_MAC, ip=SERVER_IP, profile=LINUX24, account=NullAccount(), rng=random.Random(5))
         self.stack.listen(80, 16).on_event = self.accept
-        self.wire.mac.deliver = lambda frame, bad: self.receive(frame)
-        self.wire.mac.on_room = self.pump
+        self.wire.deliver = lambda frame, bad: self.receive(frame)
+        self.wire.on_room = self.pump
         self.clients = []
         for number in range(clients):
             mac, ip = client_addresses(number)
@@ -72,8 +72,8 @@ class Bench:
 
     def pump(self) -> None:
         self.frames += [segment.frame() for segment in self.stack.transmit(self.kernel.now)]
-        while self.frames and self.wire.mac.has_room():
-            self.wire.mac.transmit(self.frames.pop(0))
+        while self.frames and self.wire.has_room():
+            self.wire.transmit(self.frames.pop(0))
 
     def run(self) -> list[int]:
         latencies_ps: list[int] = []

@@ -32,7 +32,7 @@ class Net:
         self.log: list[tuple[int, str, int]] = []
         self.wire = Wire(self.kernel, bit_rate=GIGABIT, propagation_ps=500 * NS, capture=capture,
                          fifo_bytes=fifo_bytes)
-        self.wire.mac.deliver = lambda data, bad: self.note("device", data)
+        self.wire.deliver = lambda data, bad: self.note("device", data)
         self.alice: Link = self.wire.attach(ALICE, lambda data: self.note("alice", data))
         self.bob: Link = self.wire.attach(BOB, lambda data: self.note("bob", data))
 
@@ -46,7 +46,7 @@ class Net:
 
 def test_a_frame_takes_its_bits_and_the_propagation_on_each_link() -> None:
     net = Net()
-    net.wire.mac.transmit(frame(ALICE, DEVICE, 1514))
+    net.wire.transmit(frame(ALICE, DEVICE, 1514))
     # Preamble 8 + 1514 + FCS 4 = 1526 bytes of 8 ns, and 500 ns, twice: the switch stores and forwards.
     assert net.run() == [(2 * (1526 * 8 + 500), "alice", 1514)]
 
@@ -60,7 +60,7 @@ def test_short_frames_are_padded_to_sixty_bytes() -> None:
 def test_frames_follow_each_other_with_the_gap_between_them() -> None:
     net = Net()
     for _ in range(3):
-        net.wire.mac.transmit(frame(ALICE, DEVICE, 1514))
+        net.wire.transmit(frame(ALICE, DEVICE, 1514))
     times = [time for time, _, _ in net.run()]
     assert [later - earlier for earlier, later in itertools.pairwise(times)] == [1538 * 8] * 2
 
@@ -90,14 +90,14 @@ def test_broadcast_reaches_all_but_the_sender_and_unknown_stations_only_the_devi
 def test_mac_fifo_refuses_when_full_and_tells_of_room() -> None:
     net = Net(fifo_bytes=12000)
     told: list[int] = []
-    net.wire.mac.on_room = lambda: told.append(net.kernel.now // NS)
+    net.wire.on_room = lambda: told.append(net.kernel.now // NS)
     sent = 0
-    while net.wire.mac.has_room():
-        net.wire.mac.transmit(frame(ALICE, DEVICE, 1514))
+    while net.wire.has_room():
+        net.wire.transmit(frame(ALICE, DEVICE, 1514))
         sent += 1
     assert sent == 2  # beside 3,028 bytes a frame of 9,014 does not fit any more
     with pytest.raises(RuntimeError, match="full MAC FIFO"):
-        net.wire.mac.transmit(frame(ALICE, DEVICE, 1514))
+        net.wire.transmit(frame(ALICE, DEVICE, 1514))
     net.run()
     assert told == [1538 * 8]
 
@@ -107,7 +107,7 @@ def test_capture_is_read_back_by_scapy_to_the_nanosecond(tmp_path: Path) -> None
     with PcapngWriter(path, "device") as capture:
         net = Net(capture)
         sent, answer = frame(ALICE, DEVICE, 61), frame(DEVICE, BOB, 1514)
-        net.wire.mac.transmit(sent)
+        net.wire.transmit(sent)
         net.bob.transmit(answer)
         net.run()
         assert capture.frames == 2
