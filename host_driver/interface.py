@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -29,6 +29,7 @@ from host_driver.tcp.profile import Profile
 from host_driver.tcp.stack import OutSegment, Stack
 from nic_model.contract import (
     MAX_DESCRIPTOR_SLOTS,
+    MIN_MSS,
     Feature,
     KeyRight,
     Opcode,
@@ -137,10 +138,12 @@ class _Fence:
 class _Outgoing:
     """A segment of the stack on its way: in the transmit queue, or on the ring reading registered memory."""
 
-    __slots__ = ("_fences", "segment")
+    __slots__ = ("_fences", "copies", "segment")
 
     def __init__(self, segment: OutSegment) -> None:
         self.segment = segment
+        self.copies: deque[bytes] | None = None
+        """Frames that are left to send, if the segment is sent from packet buffers."""
         self._fences: list[_Fence] = []
 
     def reads(self, connection: Connection, chunk: Chunk) -> bool:
@@ -410,33 +413,47 @@ class NetworkInterface:
     def _submit(self, outgoing: _Outgoing, account: Account) -> bool:
         """Put a segment on the ring; False when there is no room for it now."""
         segment = outgoing.segment
-        if self._offloads.tx_checksum:
-            pieces = _pieces(segment.payload)
-            if pieces is not None and slots_needed(len(segment.header), len(pieces)) <= MAX_DESCRIPTOR_SLOTS:
-                if self.channel.submissions.free < MAX_DESCRIPTOR_SLOTS:
-                    return False
-                account.charge("driver", "transmit_frame")
-                self.channel.submit(_described(segment, pieces), outgoing)
-                self._on_ring.add(outgoing)
-                return True
-        return self._submit_copies(outgoing, account)
+        pieces = self._pieces_to_read(segment) if outgoing.copies is None else None
+        if pieces is None:
+            return self._submit_copies(outgoing, account)
+        if self.channel.submissions.free < MAX_DESCRIPTOR_SLOTS:
+            return False
+        account.charge("driver", "transmit_frame")
+        self.channel.submit(_described(segment, pieces), outgoing)
+        self._on_ring.add(outgoing)
+        return True
+
+    def _pieces_to_read(self, segment: OutSegment) -> list[Piece] | None:
+        """What the device reads to send a segment without a copy; None if it cannot."""
+        if not self._offloads.tx_checksum or any(chunk.key is None for chunk in segment.payload):
+            return None
+        if segment.payload_bytes > segment.mss and not (self._offloads.segmentation and segment.mss >= MIN_MSS):
+            return None
+        if slots_needed(len(segment.header), len(segment.payload)) > MAX_DESCRIPTOR_SLOTS:
+            return None
+        return [Piece(*chunk.piece()) for chunk in segment.payload]
 
     def _submit_copies(self, outgoing: _Outgoing, account: Account) -> bool:
-        """Copy a segment into packet buffers, headers and all: one frame, or several if it is larger than the MSS."""
-        segment = outgoing.segment
-        count = max(1, -(-segment.payload_bytes // segment.mss))
-        if count > min(len(self._tx_buffers.free), self.channel.submissions.free):
-            return False
-        if segment.payload_bytes:
-            account.charge("copy", "retransmit_byte", segment.payload_bytes)
-            account.charge("tcp_send", "buffer", count)
-        for frame in [segment.frame()] if count == 1 else _software_segments(segment):
-            buffer = self._tx_buffers.free.pop()
+        """Send a segment from packet buffers, headers and all: one frame, or several if it is larger than the MSS."""
+        if outgoing.copies is None:
+            outgoing.copies = self._copy(outgoing.segment, account)
+            outgoing.over()
+        buffers, copies = self._tx_buffers.free, outgoing.copies
+        while copies and buffers and self.channel.submissions.free:
+            frame, buffer = copies.popleft(), buffers.pop()
             buffer.view[: len(frame)] = frame
             account.charge("driver", "transmit_frame")
             self.channel.submit(Descriptor(Opcode.SEND_FRAME, pieces=[buffer.first(len(frame))]), _SentBuffer(buffer))
-        outgoing.over()
-        return True
+        return not copies
+
+    @staticmethod
+    def _copy(segment: OutSegment, account: Account) -> deque[bytes]:
+        """Frames of a segment, the checksums folded into the copy as Linux does it."""
+        frames = [segment.frame()] if segment.payload_bytes <= segment.mss else _software_segments(segment)
+        if segment.payload_bytes:
+            account.charge("copy", "retransmit_byte", segment.payload_bytes)
+            account.charge("tcp_send", "buffer", len(frames))
+        return deque(frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,13 +461,6 @@ class _SentBuffer:
     """Handle of a send from a packet buffer."""
 
     buffer: PacketBuffer
-
-
-def _pieces(payload: Sequence[Chunk]) -> list[Piece] | None:
-    """What the device is to read; None if it cannot reach some of it."""
-    if any(chunk.key is None for chunk in payload):
-        return None
-    return [Piece(*chunk.piece()) for chunk in payload]
 
 
 def _described(segment: OutSegment, pieces: list[Piece]) -> Descriptor:

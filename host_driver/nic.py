@@ -112,9 +112,9 @@ class Nic:
             raise ValueError(f"channel {number} is open already, or not one of the device's {limits.channels}")
         if not 0 <= vector < limits.vectors:
             raise ValueError(f"vector {vector} is not one of the device's {limits.vectors}")
-        if max(tx_log2, rx_log2) + 1 > limits.max_ring_log2:
-            raise ValueError(f"rings of 2^{tx_log2} and 2^{rx_log2} entries need a completion ring beyond the device's "
-                             f"2^{limits.max_ring_log2}")
+        if max(tx_log2, rx_log2) > limits.max_ring_log2:
+            raise ValueError(f"rings of 2^{tx_log2} and 2^{rx_log2} entries: the device has 2^{limits.max_ring_log2} "
+                             "at most")
         channel = Channel(self.port, number, vector, tx_log2=tx_log2, rx_log2=rx_log2)
         self._write_channel(number, "CHANNEL_OPERATIONS", operations)
         self._write_channel(number, "CHANNEL_VECTOR", vector)
@@ -127,6 +127,7 @@ class Nic:
         self._write_channel(number, "CHANNEL_CONTROL", ChannelCommand.ENABLE)
         state, error = await self.channel_status(number)
         if state is not ChannelState.RUNNING:
+            self._write_channel(number, "CHANNEL_CONTROL", ChannelCommand.RESET)
             channel.release()
             raise DeviceError(f"channel {number} does not run: {state.name}, {error.name}")
         self._channels[number] = channel

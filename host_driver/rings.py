@@ -16,6 +16,7 @@ from nic_model.contract import (
     COMPLETION_BYTES,
     MAX_INLINE_BYTES,
     MAX_PIECES,
+    PIECE,
     PIECE_BYTES,
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
@@ -29,10 +30,10 @@ from nic_model.contract import (
     inline_slots,
     slots_needed,
 )
-from nic_model.contract.descriptors import PIECE
 
 MIN_RING_LOG2 = 4
-MAX_RING_LOG2 = 15
+MAX_RING_LOG2 = 16
+"""Of a completion ring; the two others have half that at most."""
 RING_ALIGNMENT_BYTES = 4096
 
 
@@ -179,25 +180,30 @@ class ReceiveRing(_ProducedRing):
 
 
 class CompletionRing(_Ring):
-    """What the device has done. Attribute `consumer`: free-running index of the next completion."""
+    """What the device has done."""
 
     _PHASE_AT, _PHASE_BIT = divmod(COMPLETION.fields["phase"].offset, 8)
 
     def __init__(self, memory: HostMemory, log2: int) -> None:
         super().__init__(memory, log2, COMPLETION_BYTES)
-        self.consumer = 0
+        self._position = 0  # not wrapped, since the largest ring has its phase in bit 16
+
+    @property
+    def consumer(self) -> int:
+        """Free-running index of the next completion, modulo 2^16."""
+        return self._position & ring.INDEX_MASK
 
     @property
     def has_completion(self) -> bool:
         """Whether the next completion is there: its phase bit is the one of this pass over the ring."""
-        start = ring.slot(self.consumer, self.log2) * COMPLETION_BYTES
+        start = ring.slot(self._position, self.log2) * COMPLETION_BYTES
         seen = self._bytes[start + self._PHASE_AT] >> self._PHASE_BIT & 1
-        return seen == ring.phase(self.consumer, self.log2)
+        return seen == ring.phase(self._position, self.log2)
 
     def take(self) -> Completion:
         """Read the next completion, which must be there, and go on to the one behind it."""
-        fields = COMPLETION.unpack(self._entry(self.consumer))
-        self.consumer = ring.advance(self.consumer)
+        fields = COMPLETION.unpack(self._entry(self._position))
+        self._position += 1
         return Completion(
             CompletionKind(fields["kind"]), Status(fields["status"]), fields["tag"], fields["length"],
             fields["offset"], fields["ring_index"], RxInfo(fields["info"]), fields["timestamp"], fields["segments"])

@@ -78,6 +78,7 @@ class _Ring:
     log2: int = 0
     entry_bytes: int = 0
     index: int = 0
+    """Free-running modulo 2^16; of a completion ring not wrapped, since the largest has its phase in bit 16."""
     producer: int = 0
 
     @property
@@ -279,19 +280,23 @@ class Device:
         if name == "RX_INDEX":
             return channel.rx.index
         if name == "CQ_INDEX":
-            return channel.cq.index
+            return channel.cq.index & ring.INDEX_MASK
         return channel.registers[name]
 
     def _command(self, channel: _Channel, command: int) -> None:
-        self._stop(channel)
-        if command != ChannelCommand.ENABLE:
+        """RESET stops a channel, and clears an error; ENABLE counts for an IDLE channel only."""
+        if command == ChannelCommand.RESET:
+            self._stop(channel)
+        if command != ChannelCommand.ENABLE or channel.state is not ChannelState.IDLE:
             return
         tx, rx, cq = (self._ring(channel, name, entry_bytes) for name, entry_bytes in (
             ("TX", SUBMISSION_SLOT_BYTES), ("RX", RECEIVE_SLOT_BYTES), ("CQ", COMPLETION_BYTES)))
         channel.tx, channel.rx, channel.cq = tx, rx, cq
         channel.vector = channel.registers["CHANNEL_VECTOR"] % self.config.vectors
         channel.state = ChannelState.RUNNING
-        sizes_fit = all(MIN_RING_LOG2 <= r.log2 <= self.config.max_ring_log2 for r in (tx, rx, cq))
+        most = self.config.max_ring_log2
+        # The completion ring may be as large as both others at their largest.
+        sizes_fit = all(MIN_RING_LOG2 <= r.log2 <= most for r in (tx, rx)) and cq.log2 <= most + 1
         aligned = all(r.base % RING_ALIGNMENT_BYTES == 0 for r in (tx, rx, cq))
         if not sizes_fit or not aligned or 1 << cq.log2 < (1 << tx.log2) + (1 << rx.log2):
             self._fail(channel, ChannelError.RING_CONFIG)
@@ -309,6 +314,7 @@ class Device:
     def _fail(self, channel: _Channel, error: ChannelError) -> None:
         """The channel stops, and the error vector tells."""
         channel.state, channel.error = ChannelState.ERROR, error
+        channel.arming.clear(self._vectors[channel.vector])
         self._error_channels |= 1 << channel.number
 
     # ------------------------------------------------------------------------------------------ doorbells
@@ -327,7 +333,7 @@ class Device:
             return
         index = int.from_bytes(data[:4], "little") & ring.INDEX_MASK
         if found.name == "CQ_ARM":
-            channel.arming.arm(self._vectors[channel.vector], consumed_all=index == channel.cq.index)
+            channel.arming.arm(self._vectors[channel.vector], consumed_all=index == channel.cq.index & ring.INDEX_MASK)
         elif found.name == "RX_DOORBELL":
             self._produce(channel, channel.rx, index)
         elif self._produce(channel, channel.tx, index):
@@ -456,9 +462,10 @@ class Device:
             self._fail(channel, ChannelError.FETCH_BUS_ERROR)
             return "rx_no_buffer"
 
-        status, address = self._keys.check(channel.number, slot["key"], slot["offset"], slot["length"], KeyRight.WRITE)
-        if status is Status.OK and len(frame) > slot["length"]:
+        if len(frame) > slot["length"]:
             return "rx_oversize"
+        # The key is asked about the bytes that will be written.
+        status, address = self._keys.check(channel.number, slot["key"], slot["offset"], len(frame), KeyRight.WRITE)
         channel.rx.index = ring.advance(channel.rx.index)
         if status is Status.OK and not self._memory_write(address, frame):
             status = Status.BUS_ERROR
@@ -482,7 +489,7 @@ class Device:
         if not self._memory_write(cq.address(cq.index), entry):
             self._fail(channel, ChannelError.COMPLETION_BUS_ERROR)
             return
-        cq.index = ring.advance(cq.index)
+        cq.index += 1
         self.counters["completions"] += 1
         vector = self._vectors[channel.vector]
         channel.arming.completed(vector, vector.tx if kind is CompletionKind.SEND else vector.rx, self.now_cycles)

@@ -10,6 +10,8 @@ from nic_model.contract import (
     MAX_INLINE_BYTES,
     MAX_PIECES,
     MAX_SEGMENTED_BYTES,
+    MIN_MSS,
+    PIECE,
     PIECE_BYTES,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
@@ -20,10 +22,10 @@ from nic_model.contract import (
     inline_slots,
     slots_needed,
 )
-from nic_model.contract.descriptors import PIECE
 from nic_model.packets import ETHERNET_HEADER_BYTES, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, TCP_HEADER_BYTES
 
-MAX_PIECE_BYTES = 1 << 20
+MAX_PIECE_BYTES = MAX_SEGMENTED_BYTES
+"""Longest piece: a payload of the greatest length may be one piece."""
 
 _OPERATION = {
     Opcode.SEND_FRAME: OperationMask.SEND_FRAME,
@@ -106,7 +108,7 @@ def _segmented_fits(submission: Submission) -> bool:
     inline_bytes, l3_offset, l4_offset = head["inline_bytes"], head["l3_offset"], head["l4_offset"]
     l3_header_bytes = IPV6_HEADER_BYTES if flags & SendFlag.IPV6 else IPV4_HEADER_BYTES
     return (inline_bytes >= l4_offset + TCP_HEADER_BYTES
-            and head["mss"] >= 1
+            and head["mss"] >= MIN_MSS
             and inline_bytes + head["mss"] <= MAX_FRAME_BYTES
             and 1 <= submission.payload_bytes <= MAX_SEGMENTED_BYTES
             and l3_offset % 2 == 0

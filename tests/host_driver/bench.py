@@ -85,10 +85,10 @@ class TrivialWire:
 class Peer:
     """A TCP stack at the other end of the wire, without a device and without cost."""
 
-    def __init__(self, kernel: Kernel, wire: TrivialWire, version: int, seed: int) -> None:
+    def __init__(self, kernel: Kernel, wire: TrivialWire, version: int, seed: int, mtu: int) -> None:
         host_ip, own_ip = ADDRESSES[version]
-        self.stack = Stack(mac=PEER_MAC, ip=ip_address(own_ip), profile=RFC, account=NullAccount(),
-                           rng=random.Random(seed))
+        self.stack = Stack(mac=PEER_MAC, ip=ip_address(own_ip), profile=RFC, mtu=mtu,
+                           account=NullAccount(), rng=random.Random(seed))
         self.stack.add_neighbour(ip_address(host_ip), HOST_MAC)
         self.kernel = kernel
         self._wire = wire
@@ -134,7 +134,7 @@ class Bench:
     """Kernel, memory, port, wire and peer. `run` drives the clock until a coroutine ends."""
 
     def __init__(self, *, barriers: bool = False, version: int = 4, seed: int = 1, config: str = "tiny",
-                 profile: Profile = RFC) -> None:
+                 profile: Profile = RFC, peer_mtu: int = 1500) -> None:
         self.kernel = Kernel()
         self.wire = TrivialWire(self.kernel)
         self.version = version
@@ -148,7 +148,7 @@ class Bench:
         else:
             self.model = ModelPort(CONFIGS[config], self.kernel, HostMemory(MEMORY_BYTES), self.wire)
         self.port = self.model
-        self.peer = Peer(self.kernel, self.wire, version, seed)
+        self.peer = Peer(self.kernel, self.wire, version, seed, peer_mtu)
         self.interrupt = CountingAccount(self.kernel)
         self.softirq = CountingAccount(self.kernel)
         self.process = CountingAccount(self.kernel)

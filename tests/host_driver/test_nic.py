@@ -59,7 +59,7 @@ def test_channel_arguments() -> None:
 
     async def run() -> None:
         nic, channel = await opened(bench)
-        for number, vector, log2 in ((0, 0, 4), (4, 0, 4), (1, 4, 4), (1, 0, 12)):
+        for number, vector, log2 in ((0, 0, 4), (4, 0, 4), (1, 4, 4), (1, 0, 13)):
             with pytest.raises(ValueError, match=r"channel|vector|rings"):
                 await nic.open_channel(number, operations=OPERATIONS, vector=vector, tx_log2=log2, rx_log2=4)
         assert await nic.channel_status(0) == (ChannelState.RUNNING, ChannelError.NONE)

@@ -128,9 +128,24 @@ def test_completions_by_phase_over_many_passes(log2: int) -> None:
     assert written > 10 * entries
 
 
-@pytest.mark.parametrize("log2", [3, 16])
+def test_largest_completion_ring_has_its_phase_beyond_the_index() -> None:
+    host = HostMemory(1 << 21)
+    ring = CompletionRing(host, 16)
+    image = host.view(ring.address, 1 << 21)
+    for phase in (1, 0):
+        entry = COMPLETION.pack(kind=CompletionKind.SEND, phase=phase)
+        assert not ring.has_completion
+        image[:] = entry * (1 << 16)
+        for _ in range(1 << 16):
+            assert ring.has_completion
+            ring.take()
+    assert not ring.has_completion
+    assert ring.consumer == 0
+
+
+@pytest.mark.parametrize("log2", [3, 17])
 def test_ring_sizes(log2: int) -> None:
-    with pytest.raises(ValueError, match=r"4\.\.15"):
+    with pytest.raises(ValueError, match=r"4\.\.16"):
         CompletionRing(memory(), log2)
 
 

@@ -133,7 +133,7 @@ def test_host_connects_and_peer_accepts() -> None:
         listener = bench.peer.stack.listen(7, 4)
         interface = await bench.interface()
         sockets = KernelSockets(interface, bench.process)
-        with pytest.raises(ConnectionRefused, match="connect to 10.0.0.2:8"):
+        with pytest.raises(ConnectionRefused, match=r"connect to 10\.0\.0\.2:8"):
             await sockets.connect(bench.peer_ip, 8)
         socket = await sockets.connect(bench.peer_ip, 7)
         await socket.write(b"ping")
@@ -147,6 +147,30 @@ def test_host_connects_and_peer_accepts() -> None:
 
     assert bench.run(client()) == b"pong"
     assert bench.process.counts["syscall", "connect"] == 2
+
+
+@pytest.mark.parametrize("peer_mtu", [61, 71, 72, 500])
+def test_segments_smaller_than_the_device_cuts_are_cut_in_software(peer_mtu: int) -> None:
+    """MSS 21, 31, 32 and 460: the device takes 32 at least; many more frames than packet buffers."""
+    bench = Bench(peer_mtu=peer_mtu)
+    contents = data(40_000)
+
+    async def server() -> bytes:
+        interface = await bench.interface(ALL_OFFLOADS, MODERATED)
+        memnet = MemNet(HostTcp(interface), bench.process)
+        listening = memnet.listen(80)
+        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        bench.peer.push()
+        socket = await memnet.accept(listening)
+        region = await memnet.register_mem(contents)
+        job = await memnet.async_send(socket, region)
+        got = await bench.peer.read_all(connection, len(contents))
+        assert await memnet.job_wait(job) == len(contents)
+        assert interface.send_errors == 0
+        return got
+
+    assert bench.run(server()) == contents
+    assert (bench.charged["copy", "retransmit_byte"] > 30_000) == (peer_mtu < 72)
 
 
 @pytest.mark.parametrize("seed", range(6))

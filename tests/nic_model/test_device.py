@@ -103,8 +103,11 @@ class Bench:
                   "CQ_LOG2": self.log2 + 1, "CHANNEL_VECTOR": 1} | changes
         for name, value in values.items():
             self.device.write_register(channel_register(name, channel), value)
-        self.device.write_register(channel_register("CHANNEL_CONTROL", channel), ChannelCommand.ENABLE)
+        self.command(ChannelCommand.ENABLE, channel)
         self.tx = self.rx = self.cq = 0
+
+    def command(self, command: ChannelCommand, channel: int = 0) -> None:
+        self.device.write_register(channel_register("CHANNEL_CONTROL", channel), command)
 
     def store_key(self, index: int, address: int, length: int, *, generation: int = 0, owner: int = 0,
                   rights: KeyRight = KeyRight.READ | KeyRight.WRITE, valid: bool = True) -> None:
@@ -265,7 +268,7 @@ def test_udp_checksum_of_zero_is_sent_as_ones() -> None:
 
 @pytest.mark.parametrize("ip6", [False, True])
 @pytest.mark.parametrize("tagged", [False, True])
-@pytest.mark.parametrize(("payload_bytes", "mss"), [(1, 1460), (1460, 1460), (1461, 1460), (5000, 536), (64, 1)])
+@pytest.mark.parametrize(("payload_bytes", "mss"), [(1, 1460), (1460, 1460), (1461, 1460), (5000, 536), (2000, 32)])
 def test_segmentation_equals_scapy(ip6: bool, tagged: bool, payload_bytes: int, mss: int) -> None:
     bench = Bench()
     payload = random.Random(payload_bytes).randbytes(payload_bytes)
@@ -335,7 +338,7 @@ IP_CHECKED = SendFlag.COMPLETE | SendFlag.IPV4_CHECKSUM
         ({**GOOD, "flags": IP_CHECKED, "l3_offset": 14, "l4_offset": 62}, Status.BAD_DESCRIPTOR),
         ({**GOOD, **SEGMENT_HEAD, "named": [(KEY, 0, 300)]}, Status.OK),
         ({**GOOD, **SEGMENT_HEAD}, Status.BAD_DESCRIPTOR),
-        ({**GOOD, **SEGMENT_HEAD, "named": [(KEY, 0, 300)], "mss": 0}, Status.BAD_DESCRIPTOR),
+        ({**GOOD, **SEGMENT_HEAD, "named": [(KEY, 0, 300)], "mss": 31}, Status.BAD_DESCRIPTOR),
         ({**GOOD, **SEGMENT_HEAD, "named": [(KEY, 0, 300)], "mss": 8955}, Status.BAD_DESCRIPTOR),
         ({**GOOD, **SEGMENT_HEAD, "named": [(KEY, 0, 300)], "mss": 8954}, Status.OK),
         ({**GOOD, **SEGMENT_HEAD, "named": [(KEY, 0, 300)], "l4_offset": 42}, Status.BAD_DESCRIPTOR),
@@ -425,7 +428,8 @@ def test_ring_and_completion_bus_errors_stop_the_channel() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"TX_LOG2": 3}, {"RX_LOG2": 13}, {"TX_LOG2": 31}, {"CQ_LOG2": 4}, {"TX_BASE_LO": 0x800}, {"RX_BASE_LO": 1},
+    [{"TX_LOG2": 3}, {"RX_LOG2": 13, "CQ_LOG2": 14}, {"CQ_LOG2": 14}, {"TX_LOG2": 31}, {"CQ_LOG2": 4},
+     {"TX_BASE_LO": 0x800}, {"RX_BASE_LO": 1},
      {"CQ_BASE_LO": 0xFFF}, {"TX_LOG2": 5}],
 )
 def test_ring_configuration_is_checked(change: dict[str, int]) -> None:
@@ -436,6 +440,9 @@ def test_ring_configuration_is_checked(change: dict[str, int]) -> None:
     assert bench.status(0) == (ChannelState.RUNNING, ChannelError.NONE)
     bench.set("ERROR_CHANNELS_LO", 4)
     assert bench.device.read_register(register("ERROR_CHANNELS_LO")) == 0
+    bench.enable(2)
+    assert bench.status(2)[0] == ChannelState.ERROR, "only RESET leads out of an error"
+    bench.command(ChannelCommand.RESET, 2)
     bench.enable(2)
     assert bench.status(2) == (ChannelState.RUNNING, ChannelError.NONE)
 
@@ -453,7 +460,7 @@ def test_full_ring_is_no_overrun_and_reset_forgets_it() -> None:
     bench = Bench()
     bench.bell("RX_DOORBELL", 16)
     assert bench.status()[0] == ChannelState.RUNNING
-    bench.device.write_register(channel_register("CHANNEL_CONTROL", 0), ChannelCommand.RESET)
+    bench.command(ChannelCommand.RESET)
     assert bench.status() == (ChannelState.IDLE, ChannelError.NONE)
     bench.device.receive(OWN + bytes(60))
     assert bench.counters()["rx_no_buffer"] == 1
@@ -602,7 +609,7 @@ def test_refused_and_failing_buffers() -> None:
     bench = Bench()
     bench.store_key(6, DATA, 4096, rights=KeyRight.READ)
     for key, offset, status in ((make_key(6, 0), 0, Status.KEY_RIGHTS), (make_key(2, 0), 0, Status.KEY_INVALID),
-                                (KEY, DATA_BYTES - 2047, Status.KEY_BOUNDS), (KEY, 4096, Status.BUS_ERROR)):
+                                (KEY, DATA_BYTES - 65, Status.KEY_BOUNDS), (KEY, 4096, Status.BUS_ERROR)):
         bench.broken = {DATA + 4100}
         bench.post(key=key, offset=offset)
         bench.device.receive(OWN + bytes(60))
@@ -743,6 +750,14 @@ def test_reset_of_a_fired_channel_lowers_the_line() -> None:
     assert not events.line
 
 
+def test_channel_that_fails_holds_its_vector_no_longer() -> None:
+    events = Events()
+    events.bench.bell("CQ_ARM", 5)
+    assert events.line
+    events.bench.bell("TX_DOORBELL", 100)
+    assert not events.line
+
+
 def test_error_vector() -> None:
     events = Events()
     events.bench.bell("TX_DOORBELL", 100)
@@ -770,6 +785,7 @@ def test_hostile_descriptors_never_leave_the_key(seed: int) -> None:
             bench.memory[TX - BASE + start : TX - BASE + start + 32] = slots[start % 64 : start % 64 + 32]
         bench.bell("TX_DOORBELL", bench.tx + rng.randrange(17))
         if bench.status()[0] != ChannelState.RUNNING:
+            bench.command(ChannelCommand.RESET)
             bench.enable()
         else:
             bench.tx = bench.device.read_register(channel_register("TX_INDEX", 0))
