@@ -75,11 +75,6 @@ class Context:
             self._processors._submit(job)
             await job.future
 
-    @property
-    def debt_ps(self) -> int:
-        """Charged and not yet given to a processor."""
-        return sum(self._debt.values())
-
 
 class _Processor:
     """One processor: what runs on it, and what waits for it alone."""

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cosim.engines.base import SystemResult
-from cosim.machine import PS_PER_SECOND
 from cosim.results import Configuration
 from cosim.systems import BASELINE
 from cosim.workload import SYNTHETIC_FILE_BYTES, Workload
@@ -181,8 +180,3 @@ def _table(console: Console, title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
-
-
-def simulated_seconds(ps: int) -> str:
-    """A simulated time for people."""
-    return f"{ps / PS_PER_SECOND:.4f} s"

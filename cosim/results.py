@@ -9,7 +9,6 @@ import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -111,9 +110,3 @@ class ResultsFolder:
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(self.result, order="deterministic"), indent=2)
                             + b"\n")
         partial.replace(path)
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """A `result.json` as plain data."""
-    data: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-    return data

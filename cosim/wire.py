@@ -41,7 +41,6 @@ class Link:
         self._sent = sent
         self._free_at_ps = 0
         self.frames = 0
-        self.bytes = 0
 
     def duration_ps(self, length_bytes: int) -> int:
         """Time that so many bytes take on the link, rounded up."""
@@ -57,7 +56,6 @@ class Link:
         last_bit_ps = start_ps + self.duration_ps(len(frame) + OVERHEAD_BYTES - 12)
         self._free_at_ps = start_ps + self.duration_ps(len(frame) + OVERHEAD_BYTES)
         self.frames += 1
-        self.bytes += len(frame)
         kernel.call_at(last_bit_ps + self._propagation_ps, lambda: self._deliver(frame))
         if self._sent is not None:
             sent = self._sent
