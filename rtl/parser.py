@@ -192,6 +192,7 @@ class Parser(wiring.Component):
         # Carries added back in; a sum is right if that leaves 0xffff.
         header_folded, l4_folded, l4_total = Signal(17), Signal(17), Signal(18)
         header_right, l4_right = Signal(), Signal()
+        pseudo = carry(pseudo, "pseudo", 5, added + 2)[added + 2]
         with m.If(valid[added + 1] & is_last[added + 1]):
             m.d.sync += [
                 header_folded.eq(header_sum[:16] + header_sum[16:]),
@@ -200,7 +201,7 @@ class Parser(wiring.Component):
         with m.If(valid[added + 2] & is_last[added + 2]):
             m.d.sync += [
                 header_right.eq((header_folded == _ALL_ONES) | (header_folded == 2 * _ALL_ONES)),
-                l4_total.eq(l4_folded + carry(pseudo, "pseudo", 5, added + 2)[added + 2]),
+                l4_total.eq(l4_folded + pseudo),
             ]
         m.d.comb += l4_right.eq(l4_total[2:16].all() & (l4_total[:2] + l4_total[16:] == 3))
 

@@ -1,0 +1,186 @@
+"""The receive path's front: MAC beats to rows, and what the parser finds in them."""
+
+import random
+
+import pytest
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from nic_model.contract import NicConfig, RxFilter, RxInfo, register
+from rtl.interfaces import TIME_BITS, RegisterWrite, Strobe, mac_beat
+from rtl.mac_rx import MacRx
+from rtl.parser import Parser, parsed_row
+from tests.rtl import rx_frames
+from tests.rtl.harness import Bench, idle
+from tests.rtl.rx_frames import OWN_BYTES, beats
+
+CONFIGS = [
+    NicConfig(name="default", mac_bytes=8),
+    NicConfig(name="equal", mac_bytes=16, host_bytes=16),
+    NicConfig(name="middle", mac_bytes=8, host_bytes=32),
+    NicConfig(name="wide", mac_bytes=64),
+]
+
+
+class Front(wiring.Component):
+    """MacRx and Parser, as the receive path connects them."""
+
+    def __init__(self, config):
+        self.config = config
+        super().__init__({
+            "mac": In(stream.Signature(mac_beat(config))), "write": In(Strobe(RegisterWrite)), "now": In(TIME_BITS),
+            "parsed": Out(Strobe(parsed_row(config))), "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.mac_rx = mac_rx = MacRx(self.config)
+        m.submodules.parser = parser = Parser(self.config)
+        connect(m, flipped(self.mac), mac_rx.mac)
+        connect(m, mac_rx.row, parser.row)
+        connect(m, parser.parsed, flipped(self.parsed))
+        for block in (mac_rx, parser):
+            connect(m, flipped(self.write), block.write)
+        m.d.comb += [mac_rx.now.eq(self.now), self.active.eq(mac_rx.active | parser.active)]
+        return m
+
+
+def parse(config, frames, *, stall=0.0, seed=0, rx_filter=0, enable=1, bad=()):
+    """Rows by frame that leave the front for `frames`, and the cycle of each frame's first beat."""
+    dut = Front(config)
+    bench = Bench(dut, seed=seed)
+    rows, starts = [], []
+    bench.strobes(dut.parsed, rows)
+
+    async def now(ctx):
+        while True:
+            await ctx.tick()
+            ctx.set(dut.now, bench.cycle)
+
+    async def main(ctx):
+        for name, value in (("MAC_ADDRESS_LO", int.from_bytes(OWN_BYTES[:4], "little")),
+                            ("MAC_ADDRESS_HI", int.from_bytes(OWN_BYTES[4:], "little")),
+                            ("RX_FILTER", rx_filter), ("RX_ENABLE", enable)):
+            await bench.strobe(ctx, dut.write, {"address": register(name), "data": value})
+        for number, frame in enumerate(frames):
+            for n, beat in enumerate(beats(config, frame, bad=number in bad)):
+                while bench.rng.random() < stall:
+                    await ctx.tick()
+                assert ctx.get(dut.mac.ready)
+                ctx.set(dut.mac.payload, beat)
+                ctx.set(dut.mac.valid, 1)
+                if n == 0:
+                    starts.append(ctx.get(dut.now))
+                await ctx.tick()
+                ctx.set(dut.mac.valid, 0)
+        await idle(ctx, 20)
+
+    bench.background(now)
+    bench.add(main)
+    bench.run(max_cycles=60_000)
+    assert bench.idle_cycles > 0
+    by_frame, current = [], []
+    for row in rows:
+        assert row["first"] == (not current)
+        current.append(row)
+        if row["last"]:
+            by_frame.append(current)
+            current = []
+    assert not current
+    return by_frame, starts
+
+
+def content(config, rows):
+    """Bytes of a frame's rows."""
+    assert all(row["count"] == config.host_bytes for row in rows[:-1])
+    return b"".join(row["data"].to_bytes(config.host_bytes, "little")[:row["count"]] for row in rows)
+
+
+@pytest.mark.parametrize(("config", "stall"), [
+    pytest.param(config, stall, id=f"{config.name}-{stall}")
+    for config, stall in zip(CONFIGS, (0.4, 0.0, 0.4, 0.0), strict=True)
+] + [pytest.param(CONFIGS[0], 0.0, id="default-0.0")])
+def test_named_frames(config, stall):
+    cases = rx_frames.named_cases()
+    found, starts = parse(config, [case.frame for case in cases], stall=stall)
+    assert len(found) == len(cases)
+    for case, rows, start in zip(cases, found, starts, strict=True):
+        verdict = rows[-1]
+        assert content(config, rows) == case.frame
+        assert verdict["length"] == len(case.frame), case.name
+        assert RxInfo(verdict["info"]) == case.info, case.name
+        assert rows[0]["time"] == start, case.name
+        assert not verdict["bad"] and not verdict["short"] and not verdict["long"]
+        assert verdict["passes"] == (case.frame[:6] == OWN_BYTES), case.name
+
+
+@pytest.mark.parametrize("config", CONFIGS[:3:2] + CONFIGS[3:], ids=lambda c: c.name)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_frames(config, seed):
+    rng = random.Random(seed)
+    cases = [rx_frames.random_case(rng) for _ in range(40)]
+    found, _ = parse(config, [case.frame for case in cases], stall=rng.choice((0, 0.2)), seed=seed)
+    assert [RxInfo(rows[-1]["info"]) for rows in found] == [case.info for case in cases], f"seed {seed}"
+
+
+def test_every_length_round_a_row():
+    # A one's complement sum of each odd and even length that ends in each lane, verified by scapy's own checksum.
+    config = CONFIGS[0]
+    cases = [rx_frames.IP(dst="10.0.0.2") / rx_frames.UDP() / rx_frames.data(size, size) for size in range(40, 73)]
+    frames = [bytes(rx_frames.ether() / packet) for packet in cases]
+    found, _ = parse(config, frames)
+    expected = RxInfo.IPV4 | RxInfo.UDP | RxInfo.L3_CHECKSUM_OK | RxInfo.L4_CHECKSUM_OK
+    assert [RxInfo(rows[-1]["info"]) for rows in found] == [expected] * len(frames)
+
+
+@pytest.mark.parametrize(("rx_filter", "let_in"), [
+    (0, ["own"]),
+    (RxFilter.BROADCAST, ["own", "broadcast"]),
+    (RxFilter.MULTICAST, ["own", "broadcast", "group"]),
+    (RxFilter.PROMISCUOUS, ["own", "broadcast", "group", "other", "nearly"]),
+])
+def test_address_filter(rx_filter, let_in):
+    addresses = {"own": rx_frames.OWN, "broadcast": "ff:ff:ff:ff:ff:ff", "group": "01:00:5e:00:00:01",
+                 "other": "02:aa:bb:cc:dd:ee", "nearly": "02:00:00:00:00:03"}
+    frames = [bytes(rx_frames.ether(dst=dst)) + bytes(46) for dst in addresses.values()]
+    found, _ = parse(CONFIGS[0], frames, rx_filter=rx_filter)
+    assert [name for name, rows in zip(addresses, found, strict=True) if rows[-1]["passes"]] == let_in
+
+
+def test_flags_of_a_frame():
+    sizes = [1, 13, 14, 9014, 9015, 12000, 16400, 60]
+    frames = [OWN_BYTES[:size] + bytes(max(size - 6, 0)) for size in sizes]
+    found, _ = parse(CONFIGS[3], frames, bad={2, 7})
+    assert [rows[-1]["short"] for rows in found] == [size < 14 for size in sizes]
+    assert [rows[-1]["long"] for rows in found] == [size > 9014 for size in sizes]
+    assert [n for n, rows in enumerate(found) if rows[-1]["bad"]] == [2, 7]
+
+
+def test_a_disabled_receiver_gives_nothing():
+    found, _ = parse(CONFIGS[0], [rx_frames.named_cases()[0].frame], enable=0)
+    assert found == []
+
+
+def test_enable_in_the_middle_of_a_frame_takes_the_next_one():
+    config = CONFIGS[0]
+    dut = Front(config)
+    bench = Bench(dut)
+    rows = []
+    bench.strobes(dut.parsed, rows)
+    first, second = bytes(range(100)), bytes(range(60))
+
+    async def main(ctx):
+        for n, beat in enumerate(beats(config, first)):
+            if n == 3:
+                await bench.strobe(ctx, dut.write, {"address": register("RX_ENABLE"), "data": 1})
+            await bench.send(ctx, dut.mac, beat)
+        for n, beat in enumerate(beats(config, second)):
+            if n == 3:
+                await bench.strobe(ctx, dut.write, {"address": register("RX_ENABLE"), "data": 0})
+            await bench.send(ctx, dut.mac, beat)
+        await idle(ctx, 20)
+
+    bench.add(main)
+    bench.run()
+    assert content(config, rows) == second
