@@ -111,7 +111,7 @@ def test_named_frames(config, stall):
         assert verdict["length"] == len(case.frame), case.name
         assert RxInfo(verdict["info"]) == case.info, case.name
         assert rows[0]["time"] == start, case.name
-        assert not verdict["bad"] and not verdict["short"] and not verdict["long"]
+        assert (verdict["bad"], verdict["short"], verdict["long"]) == (0, 0, 0)
         assert verdict["passes"] == (case.frame[:6] == OWN_BYTES), case.name
 
 
