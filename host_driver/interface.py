@@ -40,6 +40,7 @@ from nic_model.contract import (
     Status,
     register,
     slots_needed,
+    vector_register,
 )
 from nic_model.packets import (
     ETHERNET_HEADER_BYTES,
@@ -274,7 +275,12 @@ class NetworkInterface:
                 self._take_completions(account)
                 await account.settle()
             channel.arm(account)
+            # Arming lowers the line, but it is a posted write: a read behind it sees to it that the line has fallen
+            # before it is looked at again, or one interrupt would be taken twice.
+            account.charge("driver", "mmio_read")
+            flushed = self._port.read32(vector_register("VECTOR_MASK", channel.vector))
             await account.settle()
+            await flushed
 
     async def _poll(self, period_ps: int) -> None:
         """Looks at the completion ring now and then, and carries on what it finds; timers wait for the next look."""

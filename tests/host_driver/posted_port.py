@@ -1,12 +1,18 @@
-"""A Port that shows host writes to the device only after a barrier, so that a missing `wmb` fails."""
+"""A Port as unkind as a bus may be: host writes reach the device only after a barrier, registers only after a while.
+
+A driver that misses a `wmb`, or looks at an interrupt line before its write can have lowered it, fails over this port.
+"""
 
 from __future__ import annotations
 
 from cosim.engines.model import ModelPort
 from cosim.mac import Mac
 from cosim.memory import DEFAULT_BASE, HostMemory
-from host_driver.runtime import Kernel
+from host_driver.runtime import Future, Kernel
 from nic_model.contract import NicConfig
+
+POSTED_PS = 300_000
+"""Time that a posted write is on its way: 300 ns."""
 
 
 class PostedMemory(HostMemory):
@@ -35,7 +41,7 @@ class PostedMemory(HostMemory):
 
 
 class PostedPort(ModelPort):
-    """A model port over posted memory."""
+    """A model port over posted memory, whose registers are `POSTED_PS` away. Writes and reads keep their order."""
 
     def __init__(self, config: NicConfig, kernel: Kernel, memory: PostedMemory, mac: Mac) -> None:
         super().__init__(config, kernel, memory, mac)
@@ -43,3 +49,13 @@ class PostedPort(ModelPort):
 
     def wmb(self) -> None:
         self._posted.publish()
+
+    def write32(self, address: int, value: int) -> None:
+        write = super().write32
+        self.kernel.call_at(self.kernel.now + POSTED_PS, lambda: write(address, value))
+
+    def read32(self, address: int) -> Future[int]:
+        read, future = super().read32, Future[int](f"read of register {address:#x}")
+        self.kernel.call_at(self.kernel.now + POSTED_PS, lambda: read(address).add_callback(
+            lambda answered: future.set_result(answered.result())))
+        return future

@@ -77,6 +77,7 @@ def test_sockets_both_ways(barriers: bool, notification: Interrupts | Polling, o
     assert (charged["tcp_recv", "checksum_byte"] > 0) == (not offloads.rx_checksum)
     assert (charged["interrupt", "entry"] == 0) == (notification is POLLING)
     assert (charged["poll", "batch"] > 0) == (notification is POLLING)
+    assert charged["interrupt", "entry"] == bench.model.interrupts, "an interrupt was taken twice, or not at all"
 
 
 @pytest.mark.parametrize("barriers", [False, True])
