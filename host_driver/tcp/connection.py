@@ -401,7 +401,10 @@ class Connection:
                 # RFC 5961 §3.2: "If the RST bit is set and the sequence number exactly matches the next expected
                 # sequence number (RCV.NXT), then TCP MUST reset the connection."
                 kind = ConnectionRefusedError if self.state is State.SYN_RECEIVED else ConnectionResetError
-                self._enter_closed(None if self.state >= State.CLOSING else kind(f"{self!r} was reset by its peer"))
+                # CLOSING and later: "enter the CLOSED state, delete the TCB, and return", without a signal to the user;
+                # but data that the peer never acknowledged is an error here, too.
+                all_said = self.state >= State.CLOSING and self._send_buffer.start == self._send_buffer.end
+                self._enter_closed(None if all_said else kind(f"{self!r} was reset by its peer"))
             else:
                 # "If the RST bit is set and the sequence number does not exactly match [...], yet is within the current
                 # receive window, TCP MUST send an acknowledgment (challenge ACK)"
@@ -471,10 +474,12 @@ class Connection:
               and self._congestion.on_duplicate_ack(ack, self.snd_max, self.snd_max - self.snd_una)):
             # RFC 5681 §2 defines the duplicate acknowledgement of the condition above.
             self._retransmit_first = True
-        if ack >= self.snd_una and (self._snd_wl1 < position or (self._snd_wl1 == position and self._snd_wl2 <= ack)):
+        if ack >= self.snd_una and (ack > self._snd_wl2 or self._snd_wl1 < position
+                                    or (self._snd_wl1 == position and self._snd_wl2 == ack)):
             # "If SND.UNA =< SEG.ACK =< SND.NXT, the send window should be updated. If (SND.WL1 < SEG.SEQ or (SND.WL1 =
             # SEG.SEQ and SND.WL2 =< SEG.ACK)), set SND.WND <- SEG.WND, set SND.WL1 <- SEG.SEQ, and set SND.WL2 <-
-            # SEG.ACK."
+            # SEG.ACK." A newer acknowledgement in an older segment (sent again, and overtaken) counts too: otherwise
+            # SND.UNA would advance under a window that was meant for the old one, and its edge would be overrun.
             self._set_send_window(window, position, ack)
         if self._send_buffer.end > self.snd_nxt or self._fin_queued or self._retransmit_first:
             self._output.want_transmit(self)

@@ -366,6 +366,20 @@ def test_reset_must_match_exactly() -> None:
         queue(c, b"x")
 
 
+@pytest.mark.parametrize("acked", [False, True])
+def test_reset_in_last_ack_is_an_error_only_if_data_is_missing(acked: bool) -> None:
+    d = Dialogue()
+    c = d.accepted()
+    d.send("FA", 1, 1)
+    queue(c, b"answer")
+    c.close(d.now)
+    d.sent()
+    d.send("A", 2, 7 if acked else 1)
+    d.send("R", 2)
+    assert c.state is State.CLOSED
+    assert (c.error is None) is acked
+
+
 def test_syn_in_a_connection_is_challenged() -> None:
     """RFC 5961 §4.2."""
     d = Dialogue()

@@ -141,6 +141,18 @@ def test_window_updates_need_newer_segments() -> None:
     assert c.snd_wnd == 7000
 
 
+def test_newer_acknowledgement_in_an_overtaken_segment_moves_the_window() -> None:
+    """The edge must not be overrun because SND.UNA advances under an older window."""
+    d = Dialogue(replace(PLAIN, initial_window_segments=10, nagle=Nagle.OFF))
+    c = d.accepted()
+    queue(c, bytes(1000))
+    d.sent()
+    d.send("A", 101, 1, b"late", window=1000)  # ahead of a gap
+    d.send("A", 1, 1001, b"again", window=100)  # sent later, with an older sequence number
+    queue(c, bytes(1000))
+    assert sum(lengths(d)) <= 100
+
+
 @pytest.mark.parametrize("offered", [True, False])
 def test_window_scale_needs_both_sides(offered: bool) -> None:
     """RFC 7323 §2.2 and §2.3."""
