@@ -75,7 +75,6 @@ def start(folder: Path, simulator: str, module: str, *, environment: Mapping[str
 
     Its output goes to `run_folder/simulator.log`, cocotb's verdict to `run_folder/results.xml`.
     """
-    libraries = cocotb_tools.config.libs_dir
     libpython = find_libpython.find_libpython()
     if libpython is None:
         raise ToolError("libpython is missing, which cocotb embeds: install libpython3.11")
@@ -92,7 +91,7 @@ def start(folder: Path, simulator: str, module: str, *, environment: Mapping[str
         if wave is not None:
             command += ["--trace", "--trace-file", str(wave)]
     else:
-        command = [_executable("vvp"), "-M", str(libraries), "-m", "cocotbvpi_icarus", str(folder / "sim.vvp")]
+        command = [_executable("vvp"), "-m", cocotb_tools.config.lib_entry("vpi", "icarus"), str(folder / "sim.vvp")]
         if wave is not None:
             command += [f"+wave={wave}"]
     with open(run_folder / "simulator.log", "wb") as log:

@@ -100,9 +100,9 @@ def place_and_route(name: str, folder: Path, seed: int = 1) -> Timing:
     if not clocks:
         raise ToolError(f"nextpnr reports no clock for {name}")
     slowest = min(clocks, key=lambda clock: clocks[clock])
-    path: list[dict[str, Any]] = next((p["path"] for p in found["critical_paths"] if p["from"] == p["to"] == f"posedge {slowest}"),
-                                      [])
-    return Timing(clocks[slowest] * 1e6, seed, _describe(path))
+    edge = f"posedge {slowest}"
+    paths: list[list[dict[str, Any]]] = [p["path"] for p in found["critical_paths"] if p["from"] == p["to"] == edge]
+    return Timing(clocks[slowest] * 1e6, seed, _describe(paths[0] if paths else []))
 
 
 _MAPPED = re.compile(r"(_TRELLIS_FF|_LUT4|_CCU2C|_PFUMX|_L6MUX21|_DP16KD|[$]CCU2|[$]DPR)\w*.*$")

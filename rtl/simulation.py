@@ -81,7 +81,7 @@ class SimulationTop(wiring.Component):
             if name.startswith("s_axi"):
                 # A slave may wait for valid before it is ready; a test bench wants to know beforehand.
                 m.submodules[f"skid_{name}"] = skid = SkidBuffer(shape=port.payload.shape())
-                wiring.connect(m, wiring.flipped(entry), skid.i)
+                wiring.connect(m, entry, skid.i)
                 wiring.connect(m, skid.o, port)
                 busy.append(skid.active)
             else:

@@ -93,5 +93,7 @@ async def pump(dut: Any, config: NicConfig, port: LeanPort, pins: CocotbPins, fi
             pins.set("jump", 0)
             cycle = target
         else:
-            await Timer((target - cycle) * period_ps, unit="ps")
+            # End inside the cycle's first half, so that the edge awaited next is this cycle's own.
+            await Timer((target - cycle) * period_ps - period_ps // 4, unit="ps")
+            await edge
             cycle = target
