@@ -411,6 +411,7 @@ class NetworkInterface:
 
     def _drain_transmit_queue(self, account: Account) -> None:
         """Put segments on the ring as long as there is room, and tell the device once."""
+        self.account.target = account
         queue = self._transmit_queue
         while queue and self._submit(queue[0], account):
             queue.popleft()

@@ -28,7 +28,6 @@ PEER_MAC = bytes.fromhex("02000000bb02")
 ADDRESSES = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 MS = 10**9
 DELAY_PS = 20_000_000
-MEMORY_BYTES = 1 << 22
 
 
 class CountingAccount:
@@ -134,7 +133,7 @@ class Bench:
     """Kernel, memory, port, wire and peer. `run` drives the clock until a coroutine ends."""
 
     def __init__(self, *, barriers: bool = False, version: int = 4, seed: int = 1, config: str = "tiny",
-                 profile: Profile = RFC, peer_mtu: int = 1500) -> None:
+                 profile: Profile = RFC, peer_mtu: int = 1500, memory_bytes: int = 1 << 22) -> None:
         self.kernel = Kernel()
         self.wire = TrivialWire(self.kernel)
         self.version = version
@@ -144,9 +143,9 @@ class Bench:
         self.port: Port
         self.model: ModelPort
         if barriers:
-            self.model = PostedPort(CONFIGS[config], self.kernel, PostedMemory(MEMORY_BYTES), self.wire)
+            self.model = PostedPort(CONFIGS[config], self.kernel, PostedMemory(memory_bytes), self.wire)
         else:
-            self.model = ModelPort(CONFIGS[config], self.kernel, HostMemory(MEMORY_BYTES), self.wire)
+            self.model = ModelPort(CONFIGS[config], self.kernel, HostMemory(memory_bytes), self.wire)
         self.port = self.model
         self.peer = Peer(self.kernel, self.wire, version, seed, peer_mtu)
         self.interrupt = CountingAccount(self.kernel)
@@ -154,12 +153,12 @@ class Bench:
         self.process = CountingAccount(self.kernel)
 
     async def interface(self, offloads: Offloads | None = None,
-                        notification: Interrupts | Polling | None = None) -> NetworkInterface:
+                        notification: Interrupts | Polling | None = None, mtu: int = 1500) -> NetworkInterface:
         nic = await Nic.probe(self.port)
         interface = await NetworkInterface.open(
             nic, mac=HOST_MAC, ip=ip_address(self.host_ip), profile=self.profile, rng=random.Random(self.seed),
             interrupt_account=self.interrupt, softirq_account=self.softirq, offloads=offloads,
-            notification=notification)
+            notification=notification, mtu=mtu)
         interface.stack.add_neighbour(ip_address(self.peer_ip), PEER_MAC)
         return interface
 

@@ -22,6 +22,7 @@ from host_driver.nic import DeviceError
 from host_driver.runtime import TaskFailed
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import State
+from host_driver.tcp.profile import LINUX24
 from tests.host_driver.bench import MS, Bench
 
 ALL_OFFLOADS = Offloads(rx_checksum=True, tx_checksum=True, segmentation=True)
@@ -174,6 +175,30 @@ def test_segments_smaller_than_the_device_cuts_are_cut_in_software(peer_mtu: int
     assert (bench.charged["copy", "retransmit_byte"] > 30_000) == (peer_mtu < 72)
 
 
+@pytest.mark.parametrize("offloads", [Offloads(), ALL_OFFLOADS], ids=["dumb", "offloads"])
+def test_jumbo_frames(offloads: Offloads) -> None:
+    bench = Bench(peer_mtu=9000, memory_bytes=1 << 23)
+    contents = data(100_000)
+
+    async def server() -> bytes:
+        interface = await bench.interface(offloads, MODERATED, mtu=9000)
+        sockets = KernelSockets(interface, bench.process)
+        listening = sockets.listen(80)
+        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        connection.send(Chunk(contents))
+        bench.peer.push()
+        socket = await sockets.accept(listening)
+        echoed = 0
+        while echoed < len(contents):
+            part = await socket.read(20_000)
+            await socket.write(part)
+            echoed += len(part)
+        return await bench.peer.read_all(connection, len(contents))
+
+    assert bench.run(server()) == contents
+    assert max(len(frame) for frame in bench.wire.frames) == 9014
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("api", ["sockets", "memnet"])
 def test_transfer_over_a_lossy_wire(seed: int, api: str) -> None:
@@ -209,7 +234,7 @@ def test_transfer_over_a_lossy_wire(seed: int, api: str) -> None:
 
 
 def test_many_jobs_on_one_socket_finish_in_order() -> None:
-    bench = Bench()
+    bench = Bench(profile=LINUX24)  # its send buffer takes a third of the jobs, the others wait for their turn
     contents = data(200_000)
 
     async def server() -> bytes:
