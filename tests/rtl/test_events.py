@@ -396,3 +396,24 @@ def test_random_life_with_and_without_jumps_and_against_the_model(seed: int) -> 
     assert logs[0] == logs[1]
     assert statistics[0] == statistics[1]
     assert cycles[1] < cycles[0] / 2
+
+
+def test_the_smallest_device_has_one_vector() -> None:
+    host = Host(NicConfig(name="one", mac_bytes=8, channels=4, vectors=1, keys=16))
+
+    async def talk(ctx):
+        await host.set_vector(ctx, 0, mask=0, rx_ticks=50)
+        for channel in (1, 3):
+            await host.start(ctx, channel, 0)
+            await host.arm(ctx, channel, 0)
+        began = host.now
+        await host.retire(ctx, 3, 1)
+        await host.settle(ctx)
+        assert host.lines(ctx) == 0
+        await host.until(ctx, began + 50 + REACTION_CYCLES)
+        assert host.lines(ctx) == 1
+        await host.arm(ctx, 3, 1)
+        await host.settle(ctx)
+        assert host.lines(ctx) == 0
+
+    host.run(talk)
