@@ -185,7 +185,7 @@ class Channels(wiring.Component):
         def show(value):
             m.d.sync += [self.value.valid.eq(1), self.value.payload.data.eq(value)]
 
-        with m.FSM(name="life") as life:
+        with m.FSM(name="life"):
             with m.State("Idle"):
                 with m.If(has_command):
                     begin(command_channel, command)
@@ -287,7 +287,7 @@ class Channels(wiring.Component):
         m.d.sync += self.error_irq.eq(wants_irq)
         pulses = self.start.valid | self.stop.valid | self.value.valid
         m.d.comb += self.active.eq(
-            write.valid | self.read.valid | ~life.ongoing("Idle") | moves | pulses | faults.active | drain_moves
+            write.valid | self.read.valid | moves | pulses | faults.active | drain_moves
             | (wants_irq != self.error_irq))
         return m
 

@@ -25,9 +25,9 @@ def amount_bits(counter):
 
 
 def pending_bits(counter):
-    """Bits of what a counter gathers outside its memory. Its highest bit asks for a round; the lower ones alone hold
-    what may still come until it is copied, two rounds later at most, with the largest amount in each cycle."""
-    return ceil_log2(2 * ROUND_CYCLES << amount_bits(counter)) + 1
+    """Bits of what a counter gathers outside its memory: what comes from one copy to the next, with the largest amount
+    in each cycle. The highest bit asks for a round, so that the copy follows at once or when the round before ends."""
+    return ceil_log2(ROUND_CYCLES + 2 << amount_bits(counter))
 
 
 class Counters(wiring.Component):

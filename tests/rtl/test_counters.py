@@ -94,8 +94,8 @@ def test_nothing_overflows_at_the_largest_amounts():
     host.count(lambda _cycle: MOST)
 
     async def check(ctx):
-        for turn in range(2000):
-            if turn % 500 < 250:
+        for turn in range(1200):
+            if turn % 300 < 150:
                 await host.bench.strobe(ctx, host.dut.write, {"address": register("SNAPSHOT"), "data": 1})
             else:
                 await ctx.tick()
@@ -104,6 +104,24 @@ def test_nothing_overflows_at_the_largest_amounts():
         values, _, _ = await host.snapshot(ctx)
         assert values == host.sums
         assert values["tx_bytes"] > 1 << LOW_BITS  # so there was a carry between the two steps of the addition
+    host.bench.add(check)
+    host.bench.run()
+
+
+def test_only_a_snapshot_shows_new_values():
+    """Amounts are folded in many times meanwhile."""
+    host = Host()
+    host.count(lambda _cycle: MOST)
+
+    async def check(ctx):
+        for _ in range(60):
+            await idle(ctx, 7)
+            assert await host.read(ctx, register("SNAPSHOT")) == 0
+        host.counting = False
+        addresses = [COUNTERS_BASE + 4 * word for word in range(2 * len(COUNTERS))]
+        assert not any([await host.read(ctx, address) for address in addresses])
+        values, _, _ = await host.snapshot(ctx)
+        assert values == host.sums
     host.bench.add(check)
     host.bench.run()
 
