@@ -25,6 +25,7 @@ def test_reassembly_of_random_overlapping_pieces(seed: int) -> None:
         first_missing = there.index(False) if False in there else len(data)
         assert buffer.next == base + first_missing
         assert buffer.has_gap == any(there[first_missing:])
+        assert sum(map(len, buffer._late)) == sum(there[first_missing:])  # nothing is kept twice
         if rng.random() < 0.2:
             got += buffer.read(rng.randrange(40))
         assert buffer.available == first_missing - len(got)

@@ -114,6 +114,16 @@ def test_acknowledgement_counts_with_a_closed_receive_window() -> None:
     assert c.recv_available == 100
 
 
+def test_fin_on_a_closed_receive_window_is_taken() -> None:
+    d = Dialogue(replace(PLAIN, receive_buffer_bytes=100))
+    c = d.accepted()
+    d.send("A", 1, 1, bytes(100))
+    d.send("FA", 101, 1)
+    assert c.state is State.CLOSE_WAIT
+    last = d.sent()[-1]
+    assert (last.ack, last.window) == (102, 0)
+
+
 # the sender's windows
 
 
@@ -173,6 +183,13 @@ def test_window_scale_needs_both_sides(offered: bool) -> None:
     assert d.one().window == ((1 << 18) >> 3 if offered else 65534)
 
 
+def test_window_shift_above_14_counts_as_14() -> None:
+    """RFC 7323 §2.3."""
+    d = Dialogue(RFC)
+    c = d.accepted(window=3, options=[("WScale", 15)])
+    assert c.snd_wnd == 3 << 14
+
+
 def test_linux_offers_no_window_scale() -> None:
     d = Dialogue(LINUX24)
     d.stack.connect(d.ip[1], 4000, 0)
@@ -199,6 +216,19 @@ def test_zero_window_probes() -> None:
     assert (rest.seq, rest.payload) == (1, b"abcdef")
     d.send("A", 1, 7)
     assert d.stack.next_deadline() is None
+
+
+def test_probe_interval_starts_anew_after_progress() -> None:
+    d = Dialogue()
+    c = d.accepted(window=0)
+    queue(c, b"abc")
+    d.nothing()
+    for wait in (1, 2):
+        assert d.run_to_deadline() == wait * SECOND
+        d.one()
+    d.send("A", 1, 2, window=0)
+    d.nothing()
+    assert d.run_to_deadline() == SECOND
 
 
 def test_probe_that_is_accepted_counts() -> None:
@@ -426,9 +456,10 @@ def test_send_space_bounds_the_queue() -> None:
 # retransmission
 
 
-def test_timeout_backs_off_and_gives_up() -> None:
+@pytest.mark.parametrize("nagle", list(Nagle))
+def test_timeout_backs_off_and_gives_up(nagle: Nagle) -> None:
     """RFC 6298 §5.4 to §5.6; RFC 9293 §3.8.3."""
-    d = Dialogue(replace(PLAIN, max_retransmissions=4))
+    d = Dialogue(replace(PLAIN, max_retransmissions=4, nagle=nagle))
     c = d.accepted()
     queue(c, b"data")
     d.one()
@@ -563,6 +594,18 @@ def test_fast_retransmit_and_recovery() -> None:
     assert duplicate(d, 1, 3) == [10, 11, 12]
     d.send("A", 1, 1 + 13 * MSS, window=65535)  # all of it
     assert len(d.sent()) == 2  # RFC 6582: min(ssthresh, max(FlightSize, SMSS) + SMSS) = 1 + 1
+
+
+def test_fast_retransmit_spoils_the_measurement() -> None:
+    """Karn's rule, RFC 6298 §3, without a timeout."""
+    d = lossy_flight(replace(PLAIN, limited_transmit=False, min_rto_ps=MS), 5)
+    c = d.stack.connections[0]
+    rto = c.deadline() - d.now
+    assert duplicate(d, 1, 3) == [0]
+    d.now += 500 * MS
+    d.send("A", 1, 1 + 5 * MSS, window=65535)
+    assert len(d.sent()) > 0
+    assert c.deadline() - d.now == rto
 
 
 def test_limited_transmit() -> None:
