@@ -134,6 +134,7 @@ class Nic(wiring.Component):
         connect(m, completion.retired, events.retired)
         m.d.comb += [fetch.tx_retired.eq(completion.tx_retired), receive.rx_retired.eq(completion.rx_retired)]
         m.d.comb += [
+            events.error_irq.eq(channels.error_irq),
             self.irq.eq(Cat(events.irq, channels.error_irq)),
             self.next_deadline.eq(events.next_deadline),
             self.deadline_valid.eq(events.deadline_valid),
