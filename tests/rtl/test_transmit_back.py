@@ -1,6 +1,7 @@
 """Sends through the transmit back end. Frames are compared bit for bit: with scapy's where headers matter, with the
 device model's (which has scapy tests of its own) for random and odd descriptors."""
 
+import itertools
 import logging
 import random
 import struct
@@ -16,7 +17,7 @@ from scapy.layers.l2 import Dot1Q, Ether  # noqa: E402
 from nic_model.contract import NicConfig, SendFlag, Status  # noqa: E402
 from nic_model.segmentation import finish_frame, segment  # noqa: E402
 from rtl.transmit_back import TransmitBack  # noqa: E402
-from tests.rtl.harness import Bench  # noqa: E402
+from tests.rtl.harness import Bench, plain  # noqa: E402
 
 SEED = 7_301
 MACS = {"src": "02:00:00:00:00:01", "dst": "02:00:00:00:00:02"}
@@ -39,7 +40,7 @@ class Send:
     pieces: list[int] | None = None
     """Lengths of the payload's pieces; None for one piece."""
     bad_from: int | None = None
-    """Payload byte from which on the bus fails, to the end of that byte's piece."""
+    """Payload byte from which on the bus fails, to the end of that byte's piece. A command starts there."""
 
     def flags(self) -> int:
         return self.head.get("flags", 0)
@@ -79,16 +80,20 @@ class Send:
 def beats_of(rng, width: int, send: Send) -> list[dict]:
     """The payload as the read engine gives it: each piece at an address of its own."""
     beats, position = [], 0
-    for length in send.pieces or ([len(send.payload)] if send.payload else []):
-        end, start = position + length, rng.randrange(width)
+    ends = set(itertools.accumulate(send.pieces or [len(send.payload)]))
+    failed = range(0)
+    if send.bad_from is not None:
+        failed = range(send.bad_from, min(end for end in ends if end > send.bad_from))
+        ends.add(send.bad_from)
+    for end in sorted(ends - {0}):
+        start = rng.randrange(width)
         while position < end:
             count = min(width - start, end - position)
             word = bytearray(rng.randbytes(width))
             word[start:start + count] = send.payload[position:position + count]
-            error = send.bad_from is not None and position + count > send.bad_from
-            position += count
             beats.append({"data": int.from_bytes(word, "little"), "start": start, "count": count,
-                          "last": position == end, "error": error})
+                          "last": position + count == end, "error": position in failed})
+            position += count
             start = 0
     assert position == len(send.payload)
     return beats
@@ -106,7 +111,7 @@ class Run:
 
 
 def run(config: NicConfig, sends: list[Send], *, stall: float = 0.0, mac_stall: float = 0.0, done_stall: float = 0.0,
-        seed: int = SEED, max_cycles: int = 60_000) -> Run:
+        mac_held_cycles: int = 0, seed: int = SEED, max_cycles: int = 60_000) -> Run:
     """Send all, and check what leaves against what is expected: frames, their order, reports, counters, time stamps."""
     rng = random.Random(seed)
     width, mac_width = config.host_bytes, config.mac_bytes
@@ -124,19 +129,26 @@ def run(config: NicConfig, sends: list[Send], *, stall: float = 0.0, mac_stall: 
     bench.sink(dut.done, done, stall=done_stall)
     bench.strobes(dut.count_tx_frames, counted_frames)
     bench.strobes(dut.count_tx_bytes, counted_bytes)
-    bench.sink(dut.mac, [], stall=mac_stall)
 
     async def clock(ctx):
         async for _ in ctx.tick():
             ctx.set(dut.now, bench.cycle + 1000)
     bench.background(clock)
 
-    async def watch_mac(ctx):
-        mac = dut.mac
-        async for _, _, valid, ready, word, now in ctx.tick().sample(mac.valid, mac.ready, mac.payload, dut.now):
+    async def mac_side(ctx):
+        mac, refused = dut.mac, None
+        async for _, _, valid, ready, word, now, active in ctx.tick().sample(
+                mac.valid, mac.ready, mac.payload, dut.now, dut.active):
+            beat = plain(word)
+            assert refused is None or (valid and beat == refused), f"cycle {bench.cycle}: an offer was not kept"
             if valid and ready:
-                beats.append((now, {name: int(word[name]) for name in ("data", "keep", "last", "user")}))
-    bench._simulator.add_process(watch_mac)
+                beats.append((now, beat))
+            refused = beat if valid and not ready else None
+            held = bench.cycle < mac_held_cycles
+            ctx.set(mac.ready, not held and bench.rng.random() >= mac_stall)
+            if bench.cycle == mac_held_cycles - 1:
+                assert not active, "everything waits for the MAC, and that is no work"
+    bench.background(mac_side)
 
     async def until_all_is_done(ctx):
         while len(done) < len(sends):
@@ -245,11 +257,177 @@ def payload_of(length: int) -> bytes:
     return random.Random(length).randbytes(length)
 
 
-@pytest.mark.parametrize("ipv6", [False, True])
-@pytest.mark.parametrize("vlan", [False, True])
+@pytest.mark.parametrize(("ipv6", "vlan"), [(False, False), (True, False), (False, True), (True, True)])
 def test_segments_are_what_scapy_builds(ipv6, vlan):
+    sizes = ((1, 536, ()), (536, 536, OPTIONS), (537, 536, ()), (1453, 1449, OPTIONS), (100, 33, OPTIONS))
     cases = [tcp_send(payload_of(length), mss, ipv6=ipv6, vlan=vlan, options=options)
-             for length, mss, options in ((1, 536, ()), (536, 536, OPTIONS), (537, 536, ()), (1449 * 2 + 3, 1449, OPTIONS),
-                                          (2920, 1460, ()), (100, 33, OPTIONS))]
+             for length, mss, options in sizes]
     result = run(config_of(8), [send for send, _ in cases])
     assert result.frames == [frame for _, frames in cases for frame in frames]
+
+
+def test_flags_and_numbers_from_segment_to_segment():
+    cases = [tcp_send(payload_of(200), 64, flags=flags, seq=(1 << 32) - 70, ip_id=0xFFFE)
+             for flags in ("A", "PA", "FPA", "CA", "CEFPAU")]
+    cases.append(tcp_send(payload_of(64), 64, flags="CFPA"))
+    result = run(config_of(64), [send for send, _ in cases])
+    assert result.frames == [frame for _, frames in cases for frame in frames]
+
+
+def test_64_kilobytes_fill_the_wide_link():
+    send, frames = tcp_send(payload_of(65_535), 1460, send_flags=SendFlag.TIMESTAMP)
+    result = run(config_of(64), [send])
+    assert result.frames == frames
+    assert share_of_cycles_with_a_beat(result) >= 0.98
+
+
+def test_segments_fill_the_narrow_link():
+    send, frames = tcp_send(payload_of(5 * 1460), 1460)
+    result = run(config_of(8), [send])
+    assert result.frames == frames
+    assert share_of_cycles_with_a_beat(result) >= 0.98
+
+
+@pytest.mark.parametrize("inline_bytes", [60, 42])
+def test_small_frames_take_ten_cycles_at_most(inline_bytes):
+    cases = [udp_send(payload_of(18), inline_bytes) for _ in range(16)]
+    result = run(config_of(8), [send for send, _ in cases])
+    assert result.frames == [frame for _, frame in cases]
+    assert len(result.frames[0]) == 60
+    assert result.frame_starts[-1] - result.frame_starts[0] <= 10 * (len(cases) - 1)
+
+
+def share_of_cycles_with_a_beat(result: Run) -> float:
+    return len(result.beats) / (result.beats[-1][0] - result.beats[0][0] + 1)
+
+
+def test_a_frame_has_no_gap():
+    # payload comes slower than the MAC takes it, so a frame that started early would run dry
+    cases = [tcp_send(payload_of(700), 300), udp_send(payload_of(400), 42)]
+    result = run(config_of(8), [send for send, _ in cases], stall=0.8)
+    moment = None
+    for now, beat in result.beats:
+        assert moment is None or now == moment + 1
+        moment = None if beat["last"] else now
+    assert len(result.frames) == 4
+
+
+@pytest.mark.parametrize("mac_bytes", [8, 16, 64])
+def test_frames_with_checksums_wherever_the_inline_bytes_end(mac_bytes):
+    # from "nothing inline" over the middle of each checksum field to "all inline"
+    cases = [udp_send(payload_of(length), inline) for length in (0, 1, 22)
+             for inline in (0, 14, 24, 25, 26, 33, 34, 40, 41, 42, 42 + length)]
+    result = run(config_of(mac_bytes), [send for send, _ in cases])
+    assert result.frames == [frame for _, frame in cases]
+
+
+def test_frames_are_left_alone_without_flags():
+    frame = bytearray(udp_send(b"abc", 0)[1])
+    frame[24:26] = b"\xbe\xef"
+    frame[40:42] = b"\xca\xfe"
+    sends = [Send(inline=bytes(frame[:n]), payload=bytes(frame[n:]), head={"flags": flags, "l3_offset": 200})
+             for n in (0, 20, len(frame)) for flags in (0, SendFlag.TIMESTAMP)]
+    result = run(config_of(8), sends)
+    assert result.frames == [bytes(frame)] * 6
+    assert [report["timestamp"] != 0 for report in result.done] == [False, True] * 3
+
+
+def test_udp_checksum_of_zero_is_sent_as_all_ones():
+    # RFC 768. The payload word is chosen so that the sum becomes 0xffff, whose complement is 0.
+    _, plain = udp_send(b"\0\0", 42)
+    payload = plain[40:42]
+    sends = [udp_send(payload, 42, flags=flags)[0] for flags in (SendFlag.L4_CHECKSUM,
+                                                                 SendFlag.L4_CHECKSUM | SendFlag.UDP)]
+    result = run(config_of(8), sends)
+    assert [frame[40:42] for frame in result.frames] == [b"\0\0", b"\xff\xff"]
+
+
+def test_longest_frames():
+    sends = [udp_send(payload_of(9014 - 42), 42)[0], tcp_send(payload_of(9000), 9014 - 54)[0]]
+    result = run(config_of(64), sends)
+    assert [len(frame) for frame in result.frames] == [9014, 9014, 94]
+
+
+@pytest.mark.parametrize("mac_bytes", [8, 64])
+@pytest.mark.parametrize("bad_from", [0, 99, 100, 150, 399])
+def test_bus_error_ends_a_send_before_the_frame_that_needed_the_bytes(mac_bytes, bad_from):
+    before, _ = tcp_send(payload_of(150), 100)
+    failed, _ = tcp_send(payload_of(400), 100, send_flags=SendFlag.TIMESTAMP, bad_from=bad_from)
+    whole, _ = udp_send(payload_of(60), 42, bad_from=5)
+    after, _ = udp_send(payload_of(60), 42)
+    result = run(config_of(mac_bytes), [before, failed, whole, after])
+    assert len(result.frames) == 2 + bad_from // 100 + 1
+
+
+def test_refused_sends_pass_in_order():
+    good, _ = udp_send(payload_of(30), 42, complete=False)
+    inline, _ = udp_send(b"", 42)
+    refused = Send(status=Status.KEY_BOUNDS, payload=b"", head={"flags": SendFlag.TIMESTAMP})
+    result = run(config_of(64), [refused, good, refused, refused, inline, refused] * 6, done_stall=0.9)
+    assert [report["status"] for report in result.done] == [7, 0, 7, 7, 0, 7] * 6
+
+
+def test_nothing_is_lost_when_the_mac_stands_still():
+    # more than the payload ring, the header ring and the queues of sends hold
+    small = [udp_send(payload_of(18), 42)[0] for _ in range(50)]
+    large = [Send(payload=payload_of(7000)) for _ in range(3)]
+    refused = [Send(status=Status.BAD_OPCODE)] * 20
+    for sends in (small + refused, large + small[:12]):
+        result = run(config_of(64), sends, mac_held_cycles=700)
+        assert result.frame_starts[0] >= 1700
+
+
+def random_send(rng) -> Send:
+    """Any send, sensible or not: inline bytes, offsets and flags as the transmit front lets them through."""
+    def pieces(length: int) -> list[int]:
+        found = []
+        while length:
+            found.append(rng.randint(1, min(length, rng.choice([3, 40, 400]))))
+            length -= found[-1]
+        return found
+
+    if rng.random() < 0.1:
+        return Send(status=rng.choice([Status.BAD_DESCRIPTOR, Status.KEY_INVALID]))
+    flags = SendFlag(rng.choice([0, SendFlag.TIMESTAMP]))
+    if rng.random() < 0.5:
+        ipv6 = rng.random() < 0.5
+        l3 = rng.choice([0, 14, 18])
+        l4 = l3 + rng.choice([40, 44] if ipv6 else [20, 24, 36])
+        inline = rng.randbytes(min(l4 + rng.choice([20, 21, 32, 40]), 128))
+        flags |= SendFlag.L4_CHECKSUM | (SendFlag.IPV6 if ipv6 else SendFlag.IPV4_CHECKSUM)
+        payload = rng.randbytes(rng.choice([1, 32, 100, rng.randint(1, 600)]))
+        head = {"flags": flags, "l3_offset": l3, "l4_offset": l4, "mss": rng.choice([32, 33, 64, 101, 536]),
+                "checksum_offset": rng.randrange(l4, len(inline) - 1, 2)}
+        bad_from = rng.randrange(len(payload)) if rng.random() < 0.15 else None
+        return Send(inline=inline, payload=payload, head=head, segmented=True, pieces=pieces(len(payload)),
+                    bad_from=bad_from)
+    total = rng.randint(60, 300)
+    split = rng.choice([0, 1, 33, 60, min(total, 128)])
+    frame = rng.randbytes(total)
+    flags |= rng.choice([SendFlag(0), SendFlag.IPV4_CHECKSUM]) | rng.choice([SendFlag(0), SendFlag.L4_CHECKSUM])
+    flags |= rng.choice([SendFlag(0), SendFlag.UDP])
+    l3 = rng.randrange(0, 32, 2)
+    l4 = rng.randrange(l3 + 20, 58, 2)
+    head = {"flags": flags, "l3_offset": l3, "l4_offset": l4, "checksum_offset": rng.randrange(l4, total - 1, 2) % 256}
+    head["checksum_offset"] = max(head["checksum_offset"], l4)
+    return Send(inline=frame[:split], payload=frame[split:], head=head, pieces=pieces(total - split),
+                bad_from=rng.randrange(total - split) if split < total and rng.random() < 0.15 else None)
+
+
+@pytest.mark.parametrize(("mac_bytes", "host_bytes", "stall", "mac_stall", "seed"), [
+    (8, 16, 0.0, 0.0, 1), (8, 16, 0.2, 0.5, 2), (8, 64, 0.5, 0.1, 3), (64, 64, 0.0, 0.0, 4), (64, 64, 0.3, 0.6, 5),
+    (16, 32, 0.0, 0.4, 6),
+])
+def test_random_sends(mac_bytes, host_bytes, stall, mac_stall, seed):
+    rng = random.Random(seed)
+    result = run(config_of(mac_bytes, host_bytes), [random_send(rng) for _ in range(20)], stall=stall,
+                 mac_stall=mac_stall, done_stall=mac_stall, seed=seed)
+    assert result.bench.idle_cycles > 0
+    assert len(result.frames) > 15
+
+
+def test_every_alignment_of_pieces():
+    # 40 pieces of 17 bytes at random lanes, cut into segments that start at every lane
+    sends = [tcp_send(payload_of(40 * 17), 33, pieces=[17] * 40)[0],
+             tcp_send(payload_of(600), 47, pieces=[1] * 30 + [100] * 5 + [7] * 10)[0]]
+    run(config_of(8), sends)
