@@ -26,7 +26,7 @@ from rtl.interfaces import (
     Strobe,
     read_beat,
 )
-from rtl.primitives import Ram, SmallRam, StreamArbiter, round_robin
+from rtl.primitives import Ram, SkidBuffer, SmallRam, StreamArbiter, round_robin
 from rtl.rx_buffer import RxFrame
 from rtl.small_fifo import SmallFifo
 
@@ -37,7 +37,7 @@ FETCH_SLOTS = BURST // RECEIVE_SLOT_BYTES
 """Slots of a fetch at most. It ends at a multiple of so many: so it is one burst, and never wraps at a ring's end."""
 
 FETCHES = 8
-"""Fetches in flight, over all channels."""
+"""Fetches in flight, over all channels; up to two more wait in front of the read engine's answer."""
 
 _GENERATION_BITS = 4  # a channel cannot be started 16 times while one fetch is in flight: a start takes a drain
 _DRAIN_BITS = 10  # more than frames can be between the take of their buffer and their completion
@@ -138,6 +138,8 @@ class RxRings(wiring.Component):
 
         m.submodules.queue = queue = _SlotQueue(self.config)
         m.submodules.fetches = fetches = SmallFifo(shape=_Fetch, depth=FETCHES)
+        m.submodules.oldest_fetch = oldest_fetch = SkidBuffer(shape=_Fetch)
+        connect(m, fetches.o, oldest_fetch.i)
         m.submodules.faults = faults = StreamArbiter(shape=ChannelFault, count=2)
         connect(m, faults.o, flipped(self.fault))
 
@@ -149,13 +151,13 @@ class RxRings(wiring.Component):
         matches, between_frames, takes, taker = self._match(m, used, landed, producer, queue)
         works, between_fetches, issues = self._fetch(
             m, used, fetched, producer, generation, fetches, faults.i[0], wants, broken)
-        lands, returns = self._land(m, landed, generation, fetches, queue, faults.i[1], broken)
+        lands, returns = self._land(m, landed, generation, oldest_fetch, queue, faults.i[1], broken)
         with m.If(takes):
             m.d.sync += wants.bit_select(taker, 1).eq(1)
         drains = self._drain(m, between_frames, takes, between_fetches, issues, returns)
         m.d.comb += self.active.eq(
-            matches | works | lands | drains | self.start.valid | self.write.valid | fetches.active | faults.active
-            | self.index.valid)
+            matches | works | lands | drains | self.start.valid | self.write.valid | fetches.active
+            | oldest_fetch.active | faults.active | self.index.valid)
         return m
 
     def _match(self, m, used, landed, producer, queue):
@@ -361,9 +363,9 @@ class RxRings(wiring.Component):
             m.d.sync += self.cmd.valid.eq(0)
         return moves | (self.cmd.valid & self.cmd.ready), fsm.ongoing("IDLE"), issues
 
-    def _land(self, m, landed, generation, fetches, queue, fault, broken):
+    def _land(self, m, landed, generation, oldest_fetch, queue, fault, broken):
         """Slots that come back go to the queue, unless their channel failed or was started anew meanwhile."""
-        beat, fetch = self.beat.payload, fetches.o.payload
+        beat, fetch = self.beat.payload, oldest_fetch.o.payload
         channel = fetch.channel[:exact_log2(self.config.channels)]
         inside = Signal()
         position, index, behind = (Signal(INDEX_BITS, name=f"landing_{n}") for n in ("position", "index", "behind"))
@@ -373,13 +375,13 @@ class RxRings(wiring.Component):
         m.d.comb += [
             generation.address["land"].eq(channel),
             is_wanted.eq((generation.word["land"] == fetch.generation) & ~broken.bit_select(channel, 1)),
-            self.beat.ready.eq(fetches.o.valid & ~self.start.valid & ~has_failed),
+            self.beat.ready.eq(oldest_fetch.o.valid & ~self.start.valid & ~has_failed),
             lands.eq(self.beat.valid & self.beat.ready),
             keeps.eq(lands & is_wanted & ~beat.error),
             index.eq(Mux(inside, position, fetch.index)),
             behind.eq(index + (beat.count >> exact_log2(RECEIVE_SLOT_BYTES))),
             returns.eq(lands & beat.last),
-            fetches.o.ready.eq(returns),
+            oldest_fetch.o.ready.eq(returns),
             queue.write_en.eq(keeps), queue.write_channel.eq(channel), queue.write_slot.eq(index), queue.beat.eq(beat),
         ]
         landed.set_if(m, keeps, channel, behind)
