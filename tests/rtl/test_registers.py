@@ -155,10 +155,11 @@ def test_random_accesses(seed):
 
     async def check(ctx):
         for _ in range(300):
-            pick = rng.choice([by_access[rng.choice([*Access, Access.RW, Access.RW])], [4 * rng.randrange(REGISTER_SPACE_BYTES // 4)]])
+            mapped = by_access[rng.choice([*Access, Access.RW, Access.RW])]
+            pick = rng.choice([mapped, [4 * rng.randrange(REGISTER_SPACE_BYTES // 4)]])
             address, value = rng.choice(pick), rng.getrandbits(32)
             r = addresses.get(address)
-            # the data sheet's word address counts, not the byte in it
+            # the word's address counts, not the byte in it
             offered = address + rng.randrange(4)
             if rng.random() < 0.5:
                 lanes = rng.choice([0xF, 0xF, 0xF, rng.randrange(15)])
@@ -283,6 +284,30 @@ def test_index_registers(seed):
             for name, channel in rng.sample(sorted(shown), 3) if turn < 39 else sorted(shown):
                 assert await host.read(ctx, channel_register(name, channel)) == shown[name, channel]
     bench.add(check)
+    bench.run()
+
+
+def test_a_read_waits_until_a_start_is_stored():
+    """Reports of another channel in every cycle hold up the zero of the channel that starts, and the read with it."""
+    dut = Registers(TINY)
+    bench = Bench(dut)
+    host = AxiLiteHost(bench, dut.axil)
+    busy_cycles = 40
+
+    async def check(ctx):
+        await bench.strobe(ctx, dut.index_tx, {"channel": 1, "index": 0x1234})
+        ctx.set(dut.index_tx.payload, {"channel": 0, "index": 7})
+        ctx.set(dut.index_tx.valid, 1)
+        await bench.strobe(ctx, dut.start, {"channel": 1})
+        assert await host.read(ctx, channel_register("TX_INDEX", 1)) == 0
+        assert bench.cycle > busy_cycles
+        assert await host.read(ctx, channel_register("TX_INDEX", 0)) == 7
+
+    async def quiet_at_last(ctx):
+        await idle(ctx, busy_cycles)
+        ctx.set(dut.index_tx.valid, 0)
+    bench.add(check)
+    bench.add(quiet_at_last)
     bench.run()
 
 
