@@ -127,7 +127,7 @@ class Registers(wiring.Component):
     SLVERR and does nothing. The bus response comes after the strobe. A read of a write-only or unmapped address gives
     0; of a register that software writes, what it wrote last (its reset value before; it lies in block RAM, so `rst`
     does not bring the reset value back). Accesses keep their order: see `AxiLiteAccesses`. Latency from request to
-    response on the bus: 7 cycles for a write or a constant, 9 for what was written; the owner's time is added to 7.
+    response on the bus: 6 cycles for a write or a constant, 8 for what was written; the owner's time is added to 6.
 
     Parameters
     ----------
