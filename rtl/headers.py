@@ -150,11 +150,10 @@ class HeaderWriter(wiring.Component):
 
         # Room downstream.
         frames, ends = Signal(range(FRAMES + 1)), Signal(range(ENDS + 1))
-        takes, opens, marks, may_open = Signal(), Signal(), Signal(), Signal()
-        m.d.comb += may_open.eq((frames != FRAMES) & (ends != ENDS))
-        m.d.sync += [
-            frames.eq(frames + (opens | marks) - self.freed), ends.eq(ends + self.record.valid - self.reported),
-        ]
+        takes, opens, marks, passes_on, may_open = Signal(), Signal(), Signal(), Signal(), Signal()
+        has_payload = Signal()  # the frame that is opened
+        m.d.comb += may_open.eq(frames != FRAMES)
+        m.d.sync += [frames.eq(frames + (opens | marks) - self.freed), ends.eq(ends + takes - self.reported)]
 
         # The frame under way: opened, then its lengths follow in the next cycle.
         frame = Signal(data.StructLayout({
@@ -185,40 +184,13 @@ class HeaderWriter(wiring.Component):
             issue.payload_row.eq(payload_row),
         ]
 
-        def open_frame(payload_bytes, end, l3_sum, l4_sum):
-            return [
-                frame.payload.eq(payload_bytes), frame.total.eq(job.inline_bytes + payload_bytes), frame.end.eq(end),
-                frame.l3_sum.eq(l3_sum), frame.l4_sum.eq(l4_sum), payload_row.eq(payload_row + payload_rows),
-                send.length.eq(send.length + payload_bytes), send.segments.eq(send.segments + 1),
-            ]
-
-        def pass_on(end, mark, status):
-            """The frame's last operation is issued: tell of it, and of the send if it ends here."""
-            m.d.comb += [
-                issue.commit.eq(1), self.frame.valid.eq(1),
-                self.frame.payload.inline_bytes.eq(job.inline_bytes), self.frame.payload.total.eq(frame.total),
-                self.frame.payload.end.eq(end), self.frame.payload.mark.eq(mark), self.record.payload.status.eq(status),
-            ]
-            m.d.sync += frame_slot.eq(frame_slot + 1)
-            with m.If(end):
-                m.d.comb += [self.record.valid.eq(1), self.retired.eq(1), jobs.o.ready.eq(1)]
-                with m.If((job.status == Status.OK) & (job.inline_bytes != 0)):
-                    m.d.sync += template_slot.eq(template_slot + 1)
+        def pass_on():
+            """The frame's last operation is issued."""
+            m.d.comb += passes_on.eq(1)
+            with m.If(frame.end):
                 m.next = "TAKE"
             with m.Else():
-                m.d.sync += [
-                    Cat(send.sequence_low, send.sequence_high).eq(
-                        Cat(send.sequence_low, send.sequence_high) + frame.payload),
-                    send.identification.eq(send.identification + 1), send.first.eq(0),
-                ]
                 m.next = "FRAME"
-
-        record = self.record.payload
-        m.d.comb += [
-            record.channel.eq(job.channel), record.tag.eq(job.tag), record.ring_index.eq(job.ring_index),
-            record.complete.eq(job.complete), record.length.eq(send.length), record.segments.eq(send.segments),
-            record.stamped.eq(job.timestamp & (send.segments != 0)),
-        ]
 
         def write_checksums():
             """What follows a frame's other words, or the last copy where there are none."""
@@ -227,16 +199,16 @@ class HeaderWriter(wiring.Component):
             with m.Elif(job.l4_checksum):
                 m.next = "L4_CHECKSUM"
             with m.Else():
-                pass_on(frame.end, 0, Status.OK)
+                pass_on()
 
         # Take a send; pick those words of its template that change; for each frame copy the template, write the words,
         # then the checksums.
         word = Signal(Word)
         picking, picked = Signal(), Signal()  # picked: the last word has arrived
-        copy_row, rows_end = Signal(row_bits), Signal()
+        copy_row, copies_left, copies_end = Signal(row_bits), Signal(row_bits), Signal()
         flags, cleared = Signal(16), Signal(16)
         m.d.comb += [
-            rows_end.eq(((copy_row + 1) << lane_bits) >= job.inline_bytes),
+            copies_end.eq(copies_left == 0),
             # PSH and FIN stand on the last segment only, CWR (RFC 3168 §6.1.2) on the first
             cleared.eq(Mux(send.first, 0, TCP_CWR) | Mux(frame.end, 0, TCP_PSH | TCP_FIN)),
             flags.eq(send.flags & ~cleared),
@@ -244,8 +216,8 @@ class HeaderWriter(wiring.Component):
 
         with m.FSM(name="headers"):
             with m.State("TAKE"):
-                m.d.comb += takes.eq(jobs.o.valid & ((job.status != Status.OK) | (job.inline_bytes == 0)
-                                                     | self.sums.valid))
+                m.d.comb += takes.eq(jobs.o.valid & (ends != ENDS) & (
+                    (job.status != Status.OK) | (job.inline_bytes == 0) | self.sums.valid))
                 with m.If(takes):
                     m.d.sync += [
                         send.first.eq(1), send.length.eq(0), send.segments.eq(0), send.inline_only.eq(0),
@@ -264,9 +236,6 @@ class HeaderWriter(wiring.Component):
                             m.next = "WORDS"
                         with m.Elif(sums.end & may_open):
                             m.d.comb += opens.eq(1)
-                            m.d.sync += open_frame(0, 1, 0, 0)
-                            # counted from 0 here, since the last send's figures are still there
-                            m.d.sync += [send.length.eq(0), send.segments.eq(1)]
                             m.next = "COPY"
                         with m.Else():
                             m.next = "FRAME"
@@ -274,21 +243,19 @@ class HeaderWriter(wiring.Component):
             with m.State("FRAME"):
                 with m.If(send.inline_only & may_open):
                     m.d.comb += opens.eq(1)
-                    m.d.sync += open_frame(0, 1, 0, 0)
                     m.next = "COPY"
                 with m.Elif(~send.inline_only & self.sums.valid & sums.error):
                     m.d.comb += self.sums.ready.eq(1)
                     with m.If(sums.end):
                         m.next = "MARK"
                 with m.Elif(~send.inline_only & self.sums.valid & may_open):
-                    m.d.comb += [self.sums.ready.eq(1), opens.eq(1)]
-                    m.d.sync += open_frame(sums.length, sums.end, sums.l3_sum, sums.l4_sum)
+                    m.d.comb += [self.sums.ready.eq(1), opens.eq(1), has_payload.eq(1)]
                     m.next = "COPY"
 
             with m.State("MARK"):
                 with m.If(may_open):
-                    m.d.comb += [issues.eq(1), marks.eq(1)]
-                    pass_on(1, 1, Mux(job.status == Status.OK, Status.BUS_ERROR, job.status))
+                    m.d.comb += [issues.eq(1), marks.eq(1), passes_on.eq(1)]
+                    m.next = "TAKE"
 
             with m.State("COPY"):
                 # without inline bytes there is nothing to copy, but the sums start here all the same
@@ -298,8 +265,8 @@ class HeaderWriter(wiring.Component):
                     issue.l3_term.eq(Mux(copy_row == 0, frame.l3_sum, 0)),
                     issue.l4_term.eq(Mux(copy_row == 0, frame.l4_sum, 0)),
                 ]
-                m.d.sync += copy_row.eq(Mux(rows_end, 0, copy_row + 1))
-                with m.If(rows_end):
+                m.d.sync += [copy_row.eq(copy_row + 1), copies_left.eq(copies_left - 1)]
+                with m.If(copies_end):
                     with m.If(job.segmented):
                         m.next = "WORDS"
                     with m.Else():
@@ -355,14 +322,52 @@ class HeaderWriter(wiring.Component):
                 with m.If(job.l4_checksum):
                     m.next = "L4_CHECKSUM"
                 with m.Else():
-                    pass_on(frame.end, 0, Status.OK)
+                    pass_on()
 
             with m.State("L4_CHECKSUM"):
                 m.d.comb += [
                     issues.eq(1), issue.write.eq(1), issue.checksum.eq(1), issue.no_zero.eq(job.udp),
                     issue.position.eq(job.checksum_offset),
                 ]
-                pass_on(frame.end, 0, Status.OK)
+                pass_on()
+
+        # A frame is opened: what its header needs, and what is reported of the send.
+        with m.If(opens):
+            m.d.sync += [
+                frame.payload.eq(Mux(has_payload, sums.length, 0)),
+                frame.total.eq(job.inline_bytes + Mux(has_payload, sums.length, 0)),
+                frame.end.eq(~has_payload | sums.end),
+                frame.l3_sum.eq(Mux(has_payload, sums.l3_sum, 0)), frame.l4_sum.eq(Mux(has_payload, sums.l4_sum, 0)),
+                payload_row.eq(payload_row + payload_rows), copy_row.eq(0),
+                copies_left.eq(Mux(job.inline_bytes == 0, 0, (job.inline_bytes - 1) >> lane_bits)),
+                send.length.eq(Mux(takes, 0, send.length) + Mux(has_payload, sums.length, 0)),
+                send.segments.eq(Mux(takes, 0, send.segments) + 1),
+            ]
+
+        # A frame is passed on, or the mark that ends a send without one.
+        info, record = self.frame.payload, self.record.payload
+        send_ends = Signal()
+        m.d.comb += [
+            send_ends.eq(passes_on & (marks | frame.end)), jobs.o.ready.eq(send_ends), issue.commit.eq(passes_on),
+        ]
+        m.d.sync += [self.frame.valid.eq(passes_on), self.record.valid.eq(send_ends), self.retired.eq(send_ends)]
+        with m.If(passes_on):
+            m.d.sync += [
+                info.inline_bytes.eq(job.inline_bytes), info.total.eq(frame.total), info.end.eq(send_ends),
+                info.mark.eq(marks), frame_slot.eq(frame_slot + 1),
+                Cat(send.sequence_low, send.sequence_high).eq(
+                    Cat(send.sequence_low, send.sequence_high) + frame.payload),
+                send.identification.eq(send.identification + 1), send.first.eq(0),
+            ]
+        with m.If(send_ends):
+            m.d.sync += [
+                *(record[name].eq(job[name]) for name in ("channel", "tag", "ring_index", "complete")),
+                record.status.eq(Mux(marks & (job.status == Status.OK), Status.BUS_ERROR, job.status)),
+                record.length.eq(send.length), record.segments.eq(send.segments),
+                record.stamped.eq(job.timestamp & (send.segments != 0)),
+            ]
+            with m.If((job.status == Status.OK) & (job.inline_bytes != 0)):
+                m.d.sync += template_slot.eq(template_slot + 1)
 
         # The pipeline of operations. First the sums, and where a word goes.
         first, first_valid = Signal(operation), Signal()
@@ -453,7 +458,7 @@ class HeaderWriter(wiring.Component):
         m.d.comb += self.active.eq(Cat(
             jobs.active, takes, opens, marks, opened, issues, self.sums.valid & self.sums.ready, first_valid,
             second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
-            self.template.valid, self.freed, self.reported,
+            self.template.valid, self.freed, self.reported, self.frame.valid,
         ).any())
         return m
 

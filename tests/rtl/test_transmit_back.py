@@ -257,12 +257,11 @@ def payload_of(length: int) -> bytes:
     return random.Random(length).randbytes(length)
 
 
-@pytest.mark.parametrize(("ipv6", "vlan"), [(False, False), (True, False), (False, True), (True, True)])
-def test_segments_are_what_scapy_builds(ipv6, vlan):
+def test_segments_are_what_scapy_builds():
     sizes = ((1, 536, ()), (536, 536, OPTIONS), (537, 536, ()), (1453, 1449, OPTIONS), (100, 33, OPTIONS))
     cases = [tcp_send(payload_of(length), mss, ipv6=ipv6, vlan=vlan, options=options)
-             for length, mss, options in sizes]
-    result = run(config_of(8), [send for send, _ in cases])
+             for length, mss, options in sizes for ipv6 in (False, True) for vlan in (False, True)]
+    result = run(config_of(16), [send for send, _ in cases])
     assert result.frames == [frame for _, frames in cases for frame in frames]
 
 
@@ -288,13 +287,13 @@ def test_segments_fill_the_narrow_link():
     assert share_of_cycles_with_a_beat(result) >= 0.98
 
 
-@pytest.mark.parametrize("inline_bytes", [60, 42])
-def test_small_frames_take_ten_cycles_at_most(inline_bytes):
-    cases = [udp_send(payload_of(18), inline_bytes) for _ in range(16)]
+def test_small_frames_take_ten_cycles_at_most():
+    cases = [udp_send(payload_of(18), inline) for inline in [60] * 12 + [42] * 12]
     result = run(config_of(8), [send for send, _ in cases])
     assert result.frames == [frame for _, frame in cases]
     assert len(result.frames[0]) == 60
-    assert result.frame_starts[-1] - result.frame_starts[0] <= 10 * (len(cases) - 1)
+    for starts in (result.frame_starts[:12], result.frame_starts[12:]):
+        assert starts[-1] - starts[0] <= 10 * (len(starts) - 1)
 
 
 def share_of_cycles_with_a_beat(result: Run) -> float:
@@ -312,7 +311,7 @@ def test_a_frame_has_no_gap():
     assert len(result.frames) == 4
 
 
-@pytest.mark.parametrize("mac_bytes", [8, 16, 64])
+@pytest.mark.parametrize("mac_bytes", [8, 64])
 def test_frames_with_checksums_wherever_the_inline_bytes_end(mac_bytes):
     # from "nothing inline" over the middle of each checksum field to "all inline"
     cases = [udp_send(payload_of(length), inline) for length in (0, 1, 22)
@@ -345,18 +344,20 @@ def test_udp_checksum_of_zero_is_sent_as_all_ones():
 def test_longest_frames():
     sends = [udp_send(payload_of(9014 - 42), 42)[0], tcp_send(payload_of(9000), 9014 - 54)[0]]
     result = run(config_of(64), sends)
-    assert [len(frame) for frame in result.frames] == [9014, 9014, 94]
+    assert [len(frame) for frame in result.frames] == [9014, 9014, 54 + 9000 - 8960]
 
 
 @pytest.mark.parametrize("mac_bytes", [8, 64])
-@pytest.mark.parametrize("bad_from", [0, 99, 100, 150, 399])
-def test_bus_error_ends_a_send_before_the_frame_that_needed_the_bytes(mac_bytes, bad_from):
+def test_bus_error_ends_a_send_before_the_frame_that_needed_the_bytes(mac_bytes):
     before, _ = tcp_send(payload_of(150), 100)
-    failed, _ = tcp_send(payload_of(400), 100, send_flags=SendFlag.TIMESTAMP, bad_from=bad_from)
     whole, _ = udp_send(payload_of(60), 42, bad_from=5)
     after, _ = udp_send(payload_of(60), 42)
-    result = run(config_of(mac_bytes), [before, failed, whole, after])
-    assert len(result.frames) == 2 + bad_from // 100 + 1
+    sends, frames = [], 0
+    for bad_from, sent in ((0, 0), (99, 0), (100, 1), (150, 1), (399, 3)):
+        failed, _ = tcp_send(payload_of(400), 100, send_flags=SendFlag.TIMESTAMP, bad_from=bad_from, pieces=[250, 150])
+        sends += [before, failed, whole, after]
+        frames += 2 + sent + 1
+    assert len(run(config_of(mac_bytes), sends).frames) == frames
 
 
 def test_refused_sends_pass_in_order():
@@ -373,8 +374,8 @@ def test_nothing_is_lost_when_the_mac_stands_still():
     large = [Send(payload=payload_of(7000)) for _ in range(3)]
     refused = [Send(status=Status.BAD_OPCODE)] * 20
     for sends in (small + refused, large + small[:12]):
-        result = run(config_of(64), sends, mac_held_cycles=700)
-        assert result.frame_starts[0] >= 1700
+        result = run(config_of(64), sends, mac_held_cycles=420)
+        assert result.frame_starts[0] >= 1420
 
 
 def random_send(rng) -> Send:
@@ -415,8 +416,7 @@ def random_send(rng) -> Send:
 
 
 @pytest.mark.parametrize(("mac_bytes", "host_bytes", "stall", "mac_stall", "seed"), [
-    (8, 16, 0.0, 0.0, 1), (8, 16, 0.2, 0.5, 2), (8, 64, 0.5, 0.1, 3), (64, 64, 0.0, 0.0, 4), (64, 64, 0.3, 0.6, 5),
-    (16, 32, 0.0, 0.4, 6),
+    (8, 16, 0.0, 0.0, 1), (8, 16, 0.2, 0.5, 2), (8, 64, 0.5, 0.1, 3), (64, 64, 0.0, 0.0, 4), (16, 32, 0.0, 0.4, 5),
 ])
 def test_random_sends(mac_bytes, host_bytes, stall, mac_stall, seed):
     rng = random.Random(seed)
