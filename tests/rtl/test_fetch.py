@@ -1,0 +1,863 @@
+"""The transmit front against the executable model's reading of the same descriptors; channels' life and faults."""
+
+import collections
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from nic_model.contract import (
+    PIECE,
+    SUBMISSION_HEAD,
+    SUBMISSION_SLOT_BYTES,
+    ChannelError,
+    KeyRight,
+    NicConfig,
+    Opcode,
+    OperationMask,
+    SendFlag,
+    Status,
+    channel_register,
+    make_key,
+    slots_needed,
+)
+from nic_model.keys import KeyEntry, KeyTable
+from nic_model.submission import read_submission
+from rtl.fetch import FetchScheduler, TransmitFetch
+from tests.rtl.harness import Bench, idle, until
+
+CHANNELS = 4
+ALL_OPERATIONS = OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED
+BURST_BYTES = 256
+
+
+@dataclass
+class Ring:
+    """The driver's side of one channel's submission ring."""
+
+    channel: int
+    log2: int
+    base: int
+    operations: int = ALL_OPERATIONS
+    memory: bytearray = field(init=False)
+    producer: int = 0
+    consumed: int = 0
+    posted: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.memory = bytearray(SUBMISSION_SLOT_BYTES << self.log2)
+
+    @property
+    def free(self):
+        return (1 << self.log2) - (self.producer - self.consumed) % (1 << 16)
+
+    def post(self, descriptor, *, slots=None):
+        """Write a descriptor's slots behind the producer index; `slots` counts those that the doorbell covers."""
+        for at in range(0, len(descriptor), SUBMISSION_SLOT_BYTES):
+            place = (self.producer * SUBMISSION_SLOT_BYTES + at) % len(self.memory)
+            self.memory[place:place + SUBMISSION_SLOT_BYTES] = descriptor[at:at + SUBMISSION_SLOT_BYTES]
+        self.posted.append(descriptor)
+        self.producer = (self.producer + (slots or len(descriptor) // SUBMISSION_SLOT_BYTES)) % (1 << 16)
+
+
+class Host:
+    """Everything round a TransmitFetch: rings, DMA of slots, the key table, the consumers of what it gives.
+
+    Parameters
+    ----------
+    rings : list of Ring
+    host_bytes, seed : as their names say.
+    stall : probability of a refusal or a pause, everywhere.
+    latency : cycles from a fetch command to its first beat, at least and at most.
+    """
+
+    def __init__(self, rings, *, host_bytes=16, seed=0, stall=0.0, latency=(10, 30)):
+        self.config = NicConfig(name="test", mac_bytes=8, host_bytes=host_bytes, channels=CHANNELS, vectors=4)
+        self.width, self.stall, self.latency = host_bytes, stall, latency
+        self.rings = {ring.channel: ring for ring in rings}
+        self.front = TransmitFetch(self.config)
+        self.bench = Bench(self.front, seed=seed)
+        self.rng = random.Random(seed + 1)
+        self.keys = KeyTable(self.config.keys)
+        self.bad_bursts = set()
+        self.reads, self.jobs, self.rows, self.commands, self.faults, self.indices = [], [], [], [], [], []
+        self.running = 0
+        self.may_retire = 1 << 20
+        self.retired = 0
+        for name, taken in (("job", self.jobs), ("inline", self.rows), ("payload_cmd", self.commands),
+                            ("fault", self.faults)):
+            self.bench.sink(getattr(self.front, name), taken, stall=stall)
+        self.bench.strobes(self.front.index, self.indices)
+        self._waiting_reads, self._waiting_keys = collections.deque(), collections.deque()
+        for testbench in (self._take_reads, self._give_beats, self._take_keys, self._give_answers, self._retire):
+            self.bench.background(testbench)
+
+    async def _take_reads(self, ctx):
+        await self._take(ctx, self.front.descriptor_cmd, self._waiting_reads, self.reads)
+
+    async def _take_keys(self, ctx):
+        await self._take(ctx, self.front.key_request, self._waiting_keys, [])
+
+    async def _take(self, ctx, stream, waiting, log):
+        while True:
+            ctx.set(stream.ready, self.rng.random() >= self.stall)
+            _, _, valid, ready, payload = await ctx.tick().sample(stream.valid, stream.ready, stream.payload)
+            if valid and ready:
+                found = {name: int(payload[name]) for name, _ in payload.shape()}
+                waiting.append((self.bench.cycle, found))
+                log.append(found)
+
+    async def _give_beats(self, ctx):
+        while True:
+            while not self._waiting_reads:
+                await ctx.tick()
+            asked_at, command = self._waiting_reads[0]
+            ready_at = asked_at + self.rng.randint(*self.latency)
+            await idle(ctx, max(0, ready_at - self.bench.cycle))
+            for beat in self._beats(**command):
+                await self.bench.send(ctx, self.front.descriptor_beat, beat, stall=self.stall)
+            self._waiting_reads.popleft()
+
+    def _beats(self, address, length):
+        ring = next(r for r in self.rings.values() if r.base <= address < r.base + len(r.memory))
+        end = address + length
+        assert end <= ring.base + len(ring.memory), "a fetch goes beyond its ring"
+        assert length % SUBMISSION_SLOT_BYTES == 0
+        assert 0 < length <= 32 * SUBMISSION_SLOT_BYTES
+        while address < end:
+            lane = address % self.width
+            count = min(self.width - lane, end - address)
+            error = address // BURST_BYTES in self.bad_bursts
+            found = ring.memory[address - ring.base:address - ring.base + count]
+            if error:
+                found = self.rng.randbytes(count)
+            yield {"data": int.from_bytes(found, "little") << 8 * lane, "start": lane, "count": count,
+                   "last": address + count == end, "error": error}
+            address += count
+
+    async def _give_answers(self, ctx):
+        while True:
+            while not self._waiting_keys:
+                await ctx.tick()
+            asked_at, asked = self._waiting_keys[0]
+            await idle(ctx, max(0, asked_at + 4 - self.bench.cycle))
+            assert asked["write"] == 0
+            status, address = self.keys.check(asked["channel"], asked["key"], asked["offset"], asked["length"],
+                                              KeyRight.READ)
+            if status != Status.OK:
+                address = self.rng.getrandbits(64)
+            await self.bench.send(ctx, self.front.key_answer, {"status": status, "address": address}, stall=self.stall)
+            self._waiting_keys.popleft()
+
+    async def _retire(self, ctx):
+        while True:
+            retire = self.retired < min(len(self.jobs), self.may_retire) and self.rng.random() < 0.5
+            self.retired += retire
+            ctx.set(self.front.tx_retired, retire)
+            await ctx.tick()
+
+    async def enable(self, ctx, ring):
+        """Write the ring registers and start the channel."""
+        values = {"TX_BASE_LO": ring.base & 0xFFFF_FFFF, "TX_BASE_HI": ring.base >> 32, "TX_LOG2": ring.log2,
+                  "CHANNEL_OPERATIONS": ring.operations}
+        for name, value in values.items():
+            await self.write(ctx, channel_register(name, ring.channel), value)
+        self.running |= 1 << ring.channel
+        ctx.set(self.front.running, self.running)
+        await self.bench.strobe(ctx, self.front.start, {"channel": ring.channel})
+
+    async def write(self, ctx, address, value):
+        await self.bench.strobe(ctx, self.front.write, {"address": address, "data": value})
+
+    def stop(self, ctx, channel):
+        """Let a channel's `running` fall."""
+        self.running &= ~(1 << channel)
+        ctx.set(self.front.running, self.running)
+
+    async def ring_doorbell(self, ctx, ring, *, index=None):
+        index = ring.producer if index is None else index
+        await self.bench.send(ctx, self.front.doorbell, {"channel": ring.channel, "index": index % (1 << 16)})
+
+    async def settle(self, ctx, *, quiet_cycles=12):
+        """Wait until nothing has been active for a while, and neither slots nor answers are awaited."""
+        quiet = 0
+        while quiet < quiet_cycles:
+            _, _, active = await ctx.tick().sample(self.front.active)
+            quiet = 0 if active or self._waiting_reads or self._waiting_keys else quiet + 1
+        await idle(ctx, self.latency[1])
+        for index in self.indices:
+            self.rings[index["channel"]].consumed = index["index"]
+
+    def add_key(self, index, *, address, length, owner, generation=1, rights=KeyRight.READ):
+        self.keys.store(index, KeyEntry(address, length, generation, rights, owner, True))
+
+    def check(self, *, only=None):
+        """Compare all that left with what the posted descriptors mean. `only`: how many of each channel count."""
+        left = {c: collections.deque(r.posted[:(only or {}).get(c)]) for c, r in self.rings.items()}
+        consumed = dict.fromkeys(self.rings, 0)
+        rows, commands = collections.deque(self.rows), collections.deque(self.commands)
+        for job in self.jobs:
+            channel = job["channel"]
+            descriptor = left[channel].popleft()
+            consumed[channel] += len(descriptor) // SUBMISSION_SLOT_BYTES
+            submission = read_submission(descriptor, self.rings[channel].operations)
+            head, status, wanted = submission.head, submission.status, []
+            if status == Status.OK:
+                for piece in submission.pieces:
+                    status, address = self.keys.check(channel, piece.key, piece.offset, piece.length_bytes,
+                                                      KeyRight.READ)
+                    if status != Status.OK:
+                        break
+                    wanted.append({"address": address, "length": piece.length_bytes})
+            assert job["status"] == status, f"{head} on channel {channel}"
+            assert job["tag"] == head["tag"]
+            assert job["ring_index"] == consumed[channel] % (1 << 16)
+            assert job["complete"] == bool(head["flags"] & SendFlag.COMPLETE)
+            if status == Status.OK:
+                self._check_good(job, submission, rows, commands, wanted)
+        assert not rows, "inline rows without a job"
+        assert not commands, "payload commands without a job"
+        assert not any(left.values()), f"descriptors were lost: {left}"
+        for channel, count in consumed.items():
+            reported = [i["index"] for i in self.indices if i["channel"] == channel]
+            assert (reported[-1] if reported else 0) == count % (1 << 16)
+
+    def _check_good(self, job, submission, rows, commands, wanted):
+        head, flags = submission.head, submission.head["flags"]
+        expected = {
+            "timestamp": bool(flags & SendFlag.TIMESTAMP), "segmented": head["opcode"] == Opcode.SEND_SEGMENTED,
+            "ipv6": bool(flags & SendFlag.IPV6), "ipv4_checksum": bool(flags & SendFlag.IPV4_CHECKSUM),
+            "l4_checksum": bool(flags & SendFlag.L4_CHECKSUM), "udp": bool(flags & SendFlag.UDP),
+            "inline_bytes": head["inline_bytes"], "l3_offset": head["l3_offset"], "l4_offset": head["l4_offset"],
+            "checksum_offset": head["checksum_offset"], "payload_bytes": submission.payload_bytes,
+        }
+        assert {name: job[name] for name in expected} == expected
+        if expected["segmented"]:
+            assert job["mss"] == head["mss"]
+        inline = b""
+        for at in range(0, head["inline_bytes"], self.width):
+            row = rows.popleft()
+            inline += row["data"].to_bytes(self.width, "little")
+            assert row["last"] == (at + self.width >= head["inline_bytes"])
+        assert inline[:head["inline_bytes"]] == submission.inline
+        assert [commands.popleft() for _ in wanted] == wanted
+
+
+def make_descriptor(*, pieces=(), inline=b"", opcode=Opcode.SEND_FRAME, **fields):
+    """Bytes of a descriptor. `pieces` are (key, offset, length); `fields` override those of the head."""
+    slots = slots_needed(len(inline), len(pieces))
+    values = {"opcode": opcode, "slots": slots, "inline_bytes": len(inline), "pieces": len(pieces)} | fields
+    packed = [PIECE.pack(key=key, offset=offset, length=length) for key, offset, length in pieces]
+    first, further = packed[:1] or [bytes(16)], packed[1:]
+    body = SUBMISSION_HEAD.pack(**values) + first[0]
+    body += inline + bytes(-len(inline) % SUBMISSION_SLOT_BYTES) + b"".join(further)
+    claimed_bytes = SUBMISSION_SLOT_BYTES * values["slots"]
+    return body[:claimed_bytes].ljust(claimed_bytes, b"\0")
+
+
+KEY = make_key(7, 1)
+"""64 KB that channel 1 may read, in the named cases."""
+STALE, FOREIGN, WRITE_ONLY = make_key(7, 0), make_key(8, 1), make_key(9, 1)
+HEADER = bytes(range(54))
+SEGMENTED = {"opcode": Opcode.SEND_SEGMENTED, "inline": HEADER, "l3_offset": 14, "l4_offset": 34,
+             "checksum_offset": 50, "mss": 1460}
+CHECKSUMMED = {"flags": SendFlag.L4_CHECKSUM | SendFlag.IPV4_CHECKSUM, "l3_offset": 14, "l4_offset": 34,
+               "checksum_offset": 40}
+
+OK, BAD = Status.OK, Status.BAD_DESCRIPTOR
+CASES = {
+    "one piece": (OK, {"pieces": [(KEY, 0, 60)]}),
+    "all inline": (OK, {"inline": HEADER}),
+    "most inline": (OK, {"inline": bytes(range(128))}),
+    "inline and pieces": (OK, {"inline": HEADER, "pieces": [(KEY, 5, 1), (KEY, 0x1000, 60), (KEY, 9, 3)]}),
+    "most pieces": (OK, {"pieces": [(KEY, n, n + 1) for n in range(31)]}),
+    "shortest frame": (OK, {"pieces": [(KEY, 0, 14)]}),
+    "longest frame": (OK, {"inline": HEADER, "pieces": [(KEY, 0, 9014 - 54)]}),
+    "checksums": (OK, {"pieces": [(KEY, 0, 64)], **CHECKSUMMED}),
+    "checksum field ends the frame": (OK, {"pieces": [(KEY, 0, 42)], **CHECKSUMMED}),
+    "segmented": (OK, {"pieces": [(KEY, 0, 0x10000)], **SEGMENTED}),
+    "segmented, longest payload": (OK, {"pieces": [(make_key(10, 1), 0, 1 << 20)], **SEGMENTED}),
+    "segmented, smallest mss": (OK, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "mss": 32}),
+    "segmented, greatest mss": (OK, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "mss": 9014 - 54}),
+    "segmented IPv6": (OK, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "flags": SendFlag.IPV6, "inline": bytes(74),
+                            "l4_offset": 54, "checksum_offset": 70}),
+    "unknown operation": (Status.BAD_OPCODE, {"opcode": 3, "pieces": [(KEY, 0, 60)]}),
+    "socket operation, and bad too": (Status.BAD_OPCODE, {"opcode": Opcode.SOCKET_SEND, "inline": bytes(4)}),
+    "one slot too many": (BAD, {"pieces": [(KEY, 0, 60)], "slots": 2}),
+    "one slot too few": (BAD, {"pieces": [(KEY, 0, 60)] * 2, "slots": 1}),
+    "too much inline": (BAD, {"inline": bytes(129)}),
+    "too many pieces": (BAD, {"pieces": [(KEY, 0, 60)] * 31, "pieces_claimed": 32}),
+    "empty piece": (BAD, {"inline": HEADER, "pieces": [(KEY, 0, 4), (KEY, 0, 0)]}),
+    "piece too long": (BAD, {"pieces": [(KEY, 0, (1 << 20) + 1)], **SEGMENTED}),
+    "piece whose length is beyond all": (BAD, {"inline": HEADER, "pieces": [(KEY, 0, 1 << 21), (KEY, 0, 4)]}),
+    "frame too short": (BAD, {"pieces": [(KEY, 0, 13)]}),
+    "nothing at all": (BAD, {}),
+    "frame too long": (BAD, {"inline": HEADER, "pieces": [(KEY, 0, 9014 - 53)]}),
+    "bad shape before a bad key": (BAD, {"pieces": [(STALE, 0, 13)]}),
+    "checksum field beyond the frame": (BAD, {"pieces": [(KEY, 0, 41)], **CHECKSUMMED}),
+    "checksum field before L4": (BAD, {"pieces": [(KEY, 0, 60)], **CHECKSUMMED, "checksum_offset": 32}),
+    "odd checksum field": (BAD, {"pieces": [(KEY, 0, 60)], **CHECKSUMMED, "checksum_offset": 41}),
+    "odd l4": (BAD, {"pieces": [(KEY, 0, 60)], **CHECKSUMMED, "l4_offset": 35}),
+    "odd l3": (BAD, {"pieces": [(KEY, 0, 60)], **CHECKSUMMED, "l3_offset": 13}),
+    "IPv4 header too short": (BAD, {"pieces": [(KEY, 0, 60)], **CHECKSUMMED, "l3_offset": 16}),
+    "IPv4 header beyond the frame": (BAD, {"pieces": [(KEY, 0, 33)], **CHECKSUMMED, "flags": SendFlag.IPV4_CHECKSUM}),
+    "odd offsets without checksums": (OK, {"pieces": [(KEY, 0, 60)], **CHECKSUMMED, "flags": 0, "l4_offset": 1}),
+    "segmented without payload": (BAD, SEGMENTED),
+    "segmented, payload too long": (BAD, {"pieces": [(KEY, 0, 1 << 20), (KEY, 0, 1)], **SEGMENTED}),
+    "segmented, mss too small": (BAD, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "mss": 31}),
+    "segmented, mss too great": (BAD, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "mss": 9014 - 53}),
+    "segmented, mss beyond 14 bits": (BAD, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "mss": 0x4000 + 1460}),
+    "segmented, header too short": (BAD, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "inline": bytes(52)}),
+    "segmented, IPv6 header too short": (BAD, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "flags": SendFlag.IPV6}),
+    "segmented, checksum beyond header": (BAD, {"pieces": [(KEY, 0, 100)], **SEGMENTED, "checksum_offset": 54}),
+    "stale key": (Status.KEY_INVALID, {"pieces": [(STALE, 0, 60)]}),
+    "another channel's key": (Status.KEY_OWNER, {"pieces": [(FOREIGN, 0, 60)]}),
+    "no right to read": (Status.KEY_RIGHTS, {"pieces": [(WRITE_ONLY, 0, 60)]}),
+    "beyond the key's end": (Status.KEY_BOUNDS, {"inline": HEADER, "pieces": [(KEY, 0, 4), (KEY, 0xFFFF, 2)]}),
+    "the first refusal counts": (Status.KEY_OWNER, {"inline": HEADER, "pieces": [
+        (KEY, 0, 4), (FOREIGN, 0, 4), (STALE, 0, 4), (KEY, 0, 5)]}),
+    "good again": (OK, {"inline": HEADER, "pieces": [(KEY, 0, 6)], "flags": SendFlag.COMPLETE | SendFlag.TIMESTAMP}),
+}
+
+
+def case_descriptor(number, fields):
+    fields = dict(fields)
+    claimed = fields.pop("pieces_claimed", None)
+    descriptor = bytearray(make_descriptor(tag=number, **fields))
+    if claimed is not None:
+        descriptor[SUBMISSION_HEAD.fields["pieces"].offset // 8] = claimed
+    return bytes(descriptor)
+
+
+def named_keys(host):
+    host.add_key(7, address=0xFFFF_8000, length=0x10000, owner=1)
+    host.add_key(8, address=0x2000, length=0x10000, owner=2)
+    host.add_key(9, address=0x3000, length=0x10000, owner=1, rights=KeyRight.WRITE)
+    host.add_key(10, address=0x40_0000_0000, length=1 << 20, owner=1)
+
+
+@pytest.fixture(scope="module")
+def named_case_jobs():
+    """All named cases in one ring; their tags are their numbers. All that left agrees with the model's reading."""
+    ring = Ring(channel=1, log2=8, base=0x12_FFFF_F000)
+    host = Host([ring])
+    named_keys(host)
+
+    async def testbench(ctx):
+        await host.enable(ctx, ring)
+        for number, (_, fields) in enumerate(CASES.values()):
+            descriptor = case_descriptor(number, fields)
+            if ring.free < len(descriptor) // SUBMISSION_SLOT_BYTES:
+                await host.ring_doorbell(ctx, ring)
+                await host.settle(ctx)
+            ring.post(descriptor)
+        await host.ring_doorbell(ctx, ring)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    assert not host.faults
+    host.check()
+    return host
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=list(CASES))
+def test_status_of_a_named_case(named_case_jobs, number):
+    status, _ = list(CASES.values())[number]
+    jobs = [job for job in named_case_jobs.jobs if job["tag"] == number]
+    assert [Status(job["status"]) for job in jobs] == [status]
+
+
+def test_operations_are_looked_up_for_each_channel():
+    rings = [Ring(channel=c, log2=4, base=0x1000 * (c + 1), operations=ops)
+             for c, ops in enumerate((0, OperationMask.SEND_FRAME, OperationMask.SEND_SEGMENTED, ALL_OPERATIONS))]
+    host = Host(rings)
+    for ring in rings:
+        host.add_key(ring.channel, address=0x9000, length=0x1000, owner=ring.channel)
+        key = make_key(ring.channel, 1)
+        ring.post(make_descriptor(pieces=[(key, 0, 60)]))
+        ring.post(make_descriptor(pieces=[(key, 0, 60)], **SEGMENTED))
+
+    async def testbench(ctx):
+        for ring in rings:
+            await host.enable(ctx, ring)
+            await host.ring_doorbell(ctx, ring)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    statuses = {c: [Status(j["status"]) for j in host.jobs if j["channel"] == c] for c in range(CHANNELS)}
+    refused = Status.NOT_PERMITTED
+    assert statuses == {0: [refused, refused], 1: [OK, refused], 2: [refused, OK], 3: [OK, OK]}
+
+
+def random_descriptor(rng, channel):
+    """Good ones of all shapes, and one in three with something wrong."""
+    key = make_key(channel, 1)
+    pieces = [(key, rng.randrange(0x2000), rng.randrange(1, 900)) for _ in range(rng.choice([0, 1, 1, 1, 2, 3, 5, 23]))]
+    fields = {"inline": rng.randbytes(rng.choice([0, 14, 31, 32, 33, 54, 54, 64, 66, 96, 128])), "pieces": pieces,
+              "flags": rng.getrandbits(7), "tag": rng.getrandbits(16), "l3_offset": 14, "l4_offset": 34,
+              "checksum_offset": 40}
+    if rng.random() < 0.4:
+        fields |= SEGMENTED | {"inline": rng.randbytes(rng.choice([54, 66, 74, 128])), "mss": rng.randrange(32, 8000)}
+    wrong = rng.randrange(24)
+    if wrong == 0 and pieces:
+        pieces[rng.randrange(len(pieces))] = (make_key(channel, 0), 0, 60)
+    elif wrong == 1 and pieces:
+        pieces[-1] = (key, 0x3000, 1)
+    elif wrong == 2 and pieces:
+        pieces[-1] = (make_key((channel + 1) % CHANNELS, 1), 0, 60)
+    elif wrong == 3 and pieces:
+        pieces[rng.randrange(len(pieces))] = (key, 0, rng.choice([0, (1 << 24) - 1]))
+    elif wrong == 4:
+        fields["opcode"] = rng.randrange(256)
+    elif wrong == 5:
+        fields["slots"] = rng.randrange(1, 17)
+    elif wrong == 6:
+        fields[rng.choice(["l3_offset", "l4_offset", "checksum_offset"])] = rng.randrange(256)
+    elif wrong == 7:
+        descriptor = bytearray(rng.randbytes(32 * rng.randrange(1, 17)))
+        descriptor[0], descriptor[1] = rng.randrange(4), len(descriptor) // 32
+        return bytes(descriptor)
+    return make_descriptor(**fields)
+
+
+def driver(host, ring, rng, count):
+    """A test bench that posts `count` random descriptors as the ring has room, several to a doorbell."""
+    async def testbench(ctx):
+        await idle(ctx, 60)
+        for _ in range(count):
+            descriptor = random_descriptor(rng, ring.channel)
+            while ring.free < len(descriptor) // SUBMISSION_SLOT_BYTES:
+                await host.ring_doorbell_of[ring.channel](ctx)
+                await idle(ctx, 20)
+                reported = [i["index"] for i in host.indices if i["channel"] == ring.channel]
+                ring.consumed = reported[-1] if reported else 0
+            ring.post(descriptor)
+            if rng.random() < 0.5:
+                await host.ring_doorbell_of[ring.channel](ctx)
+        await host.ring_doorbell_of[ring.channel](ctx)
+    return testbench
+
+
+@pytest.mark.parametrize(("host_bytes", "seed", "stall", "latency"), [
+    (16, 11, 0.0, (5, 20)), (16, 12, 0.4, (20, 60)), (32, 13, 0.2, (10, 30)), (64, 14, 0.0, (5, 20)),
+    (64, 15, 0.4, (10, 30)),
+])
+def test_random_descriptors_on_all_channels(host_bytes, seed, stall, latency):
+    rng = random.Random(seed)
+    rings = [Ring(channel=c, log2=rng.choice([4, 5, 6]), base=0xFFFF_F000 + 0x10000 * c) for c in range(CHANNELS)]
+    host = Host(rings, host_bytes=host_bytes, seed=seed, stall=stall, latency=latency)
+    for c in range(CHANNELS):
+        host.add_key(c, address=rng.getrandbits(64), length=0x3000, owner=c)
+    share_doorbells(host)
+    finished = []
+
+    def posting(ring):
+        post = driver(host, ring, rng, 10)
+
+        async def testbench(ctx):
+            await post(ctx)
+            finished.append(ring)
+        return testbench
+
+    async def testbench(ctx):
+        for ring in rings:
+            await host.enable(ctx, ring)
+        while len(finished) < len(rings):
+            await idle(ctx, 50)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    for ring in rings:
+        host.bench.add(posting(ring))
+    host.bench.run(max_cycles=30_000)
+    assert not host.faults
+    host.check()
+    assert len(host.jobs) == 40
+    assert len({job["status"] for job in host.jobs}) >= 4
+    assert any(ring.producer > 1 << ring.log2 for ring in rings), "no ring wrapped"
+    assert host.bench.idle_cycles > 20, "the block was never seen idle"
+
+
+def share_doorbells(host):
+    """Several test benches ring on one stream: each waits its turn."""
+    busy = []
+
+    def bell(ring):
+        async def send(ctx):
+            while busy:
+                await ctx.tick()
+            busy.append(ring)
+            await host.ring_doorbell(ctx, ring)
+            busy.clear()
+        return send
+
+    host.ring_doorbell_of = {c: bell(ring) for c, ring in host.rings.items()}
+
+
+# ---------------------------------------------------------------------------------------------- faults
+
+GOOD = make_descriptor(pieces=[(KEY, 0, 60)])
+LONG = make_descriptor(inline=HEADER, pieces=[(KEY, 0, 60)])
+
+
+def run_one_channel(before, *, then=None, log2=4, bad_burst=None, **host_options):
+    """Post `before` on channel 1 in one doorbell, settle, call `then`; returns the host and its ring."""
+    ring = Ring(channel=1, log2=log2, base=0x10000)
+    host = Host([ring], **host_options)
+    named_keys(host)
+    if bad_burst is not None:
+        host.bad_bursts.add(ring.base // BURST_BYTES + bad_burst)
+
+    async def testbench(ctx):
+        await host.enable(ctx, ring)
+        for descriptor in before:
+            ring.post(descriptor)
+        await host.ring_doorbell(ctx, ring)
+        await host.settle(ctx)
+        if then is not None:
+            await then(ctx, host, ring)
+            await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    return host, ring
+
+
+@pytest.mark.parametrize("host_bytes", [16, 64])
+@pytest.mark.parametrize("slots", [0, 17, 2], ids=["no slots", "17 slots", "beyond the producer"])
+def test_truncated_descriptor_stops_the_channel(slots, host_bytes):
+    last = GOOD[:1] + bytes([slots]) + GOOD[2:]
+    host, _ = run_one_channel([GOOD, LONG, last], host_bytes=host_bytes)
+    assert host.faults == [{"channel": 1, "code": ChannelError.TRUNCATED_DESCRIPTOR}]
+    host.check(only={1: 2})
+    assert len(host.reads) == 1
+
+
+@pytest.mark.parametrize("host_bytes", [16, 64])
+@pytest.mark.parametrize("whole", [8, 7, 5], ids=["head", "inline slots", "last slot"])
+def test_bus_error_in_a_descriptor_stops_the_channel(whole, host_bytes):
+    """The second burst fails, and the ninth slot with it."""
+    two_pieces = make_descriptor(inline=HEADER, pieces=[(KEY, 0, 60)] * 2)
+    host, _ = run_one_channel([GOOD] * whole + [two_pieces, GOOD], bad_burst=1, host_bytes=host_bytes)
+    assert host.faults == [{"channel": 1, "code": ChannelError.FETCH_BUS_ERROR}]
+    host.check(only={1: whole})
+    assert len(host.jobs) == whole
+
+
+def test_bus_error_behind_a_channel_does_not_touch_another():
+    rings = [Ring(channel=c, log2=4, base=0x10000 * (c + 1)) for c in (1, 2)]
+    host = Host(rings)
+    named_keys(host)
+    host.bad_bursts.add(rings[0].base // BURST_BYTES)
+    rings[0].post(GOOD)
+    for _ in range(3):
+        rings[1].post(make_descriptor(pieces=[(FOREIGN, 0, 60)]))
+
+    async def testbench(ctx):
+        for ring in rings:
+            await host.enable(ctx, ring)
+        for ring in rings:
+            await host.ring_doorbell(ctx, ring)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    assert host.faults == [{"channel": 1, "code": ChannelError.FETCH_BUS_ERROR}]
+    host.check(only={1: 0})
+    assert [job["status"] for job in host.jobs] == [OK] * 3
+
+
+@pytest.mark.parametrize(("index", "overruns"), [(2 + 16, False), (2 + 17, True), (1, True), (2, False)])
+def test_doorbell_against_the_rings_size(index, overruns):
+    async def then(ctx, host, ring):
+        ring.memory[:] = GOOD * 16
+        ring.posted += [GOOD] * (index - 2)
+        await host.ring_doorbell(ctx, ring, index=index)
+
+    host, _ = run_one_channel([GOOD, GOOD], then=then)
+    assert host.faults == ([{"channel": 1, "code": ChannelError.DOORBELL_OVERRUN}] if overruns else [])
+    host.check(only={1: 2} if overruns else None)
+    assert len(host.jobs) == (2 if overruns else index)
+
+
+def test_doorbell_counts_slots_that_are_not_yet_parsed():
+    """16 slots stand in the ring of 16, none is parsed: one more is an overrun."""
+    ring = Ring(channel=1, log2=4, base=0x10000)
+    host = Host([ring], latency=(100, 100))
+    named_keys(host)
+    ring.memory[:] = GOOD * 16
+
+    async def testbench(ctx):
+        await host.enable(ctx, ring)
+        for index in (10, 16, 17):
+            await host.ring_doorbell(ctx, ring, index=index)
+        await idle(ctx, 20)
+        assert host.faults == [{"channel": 1, "code": ChannelError.DOORBELL_OVERRUN}]
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    assert len(host.jobs) == 16
+
+
+def test_indices_wrap_at_16_bits():
+    """The scheduler alone, given the parser's answers: a ring of 2^12 entries is filled and emptied 20 times."""
+    config = NicConfig(name="test", channels=CHANNELS, vectors=4)
+    scheduler = FetchScheduler(config)
+    bench = Bench(scheduler)
+    base, size, commands, fetches, faults = 0x7_FFFF_F000, 1 << 12, [], [], []
+    bench.sink(scheduler.cmd, commands)
+    bench.sink(scheduler.fetch, fetches)
+    bench.sink(scheduler.fault, faults)
+
+    async def testbench(ctx):
+        for name, value in (("TX_BASE_LO", base & 0xFFFF_FFFF), ("TX_BASE_HI", base >> 32), ("TX_LOG2", 12)):
+            await bench.strobe(ctx, scheduler.write, {"address": channel_register(name, 3), "data": value})
+        ctx.set(scheduler.running, 1 << 3)
+        await bench.strobe(ctx, scheduler.start, {"channel": 3})
+        index = 0
+        for _ in range(20):
+            # the parser takes all but 8 of the entries, and a second fetch brings those 8
+            for taken, count, more in ((0, 32, 1), (size - 8, 8, 0)):
+                await bench.send(ctx, scheduler.doorbell, {"channel": 3, "index": (index + size) % (1 << 16)})
+                await idle(ctx, 20)
+                at = (index + taken) % (1 << 16)
+                assert fetches.pop() == {"channel": 3, "count": count, "more": more, "index": at}
+                assert commands.pop() == {"address": base + at % size * 32, "length": count * 32}
+                consumed = index + (size - 8 if more else size)
+                await bench.strobe(ctx, scheduler.consumed, {"channel": 3, "index": consumed % (1 << 16)})
+                await bench.strobe(ctx, scheduler.finished, {"channel": 3, "faulty": 0})
+                if more:
+                    await idle(ctx, 20)
+                    assert fetches
+            index += size
+        assert not faults
+        await bench.send(ctx, scheduler.doorbell, {"channel": 3, "index": (index + size + 1) % (1 << 16)})
+        await idle(ctx, 20)
+        assert faults == [{"channel": 3, "code": ChannelError.DOORBELL_OVERRUN}]
+
+    bench.add(testbench)
+    bench.run()
+    assert not fetches
+
+
+# ---------------------------------------------------------------------------------------------- life of a channel
+
+
+def test_a_channel_that_does_not_run_ignores_its_doorbell():
+    ring = Ring(channel=1, log2=4, base=0x10000)
+    host = Host([ring])
+
+    async def testbench(ctx):
+        ring.post(GOOD)
+        await host.ring_doorbell(ctx, ring)
+        await host.enable(ctx, ring)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    assert not host.reads
+    assert not host.jobs
+    assert not host.faults
+
+
+def test_ring_registers_count_as_they_stand_at_start():
+    async def then(ctx, host, ring):
+        await host.write(ctx, channel_register("TX_BASE_LO", 1), 0x90000)
+        await host.write(ctx, channel_register("TX_LOG2", 1), 12)
+        for channel in (0, 2):
+            await host.write(ctx, channel_register("TX_LOG2", channel), 15)
+        for _ in range(15):
+            ring.post(GOOD)
+        await host.ring_doorbell(ctx, ring)
+
+    host, _ = run_one_channel([GOOD] * 2, then=then)
+    host.check()
+    assert len(host.jobs) == 17
+
+
+def test_a_stopped_channels_fetch_is_thrown_away_and_it_starts_again_at_0():
+    ring = Ring(channel=1, log2=5, base=0x10000)
+    host = Host([ring], latency=(60, 60))
+    named_keys(host)
+
+    async def testbench(ctx):
+        await host.enable(ctx, ring)
+        for _ in range(20):
+            ring.post(GOOD)
+        await host.ring_doorbell(ctx, ring)
+        while not host.reads:
+            await ctx.tick()
+        host.stop(ctx, 1)
+        ctx.set(host.front.drain_request, 1)
+        await idle(ctx, 20)
+        assert not ctx.get(host.front.drain_done), "the fetch has not come back"
+        await until(ctx, host.front.drain_done)
+        assert not host.jobs
+        ctx.set(host.front.drain_request, 0)
+        await idle(ctx, 2)
+
+        ring.producer, ring.posted = 0, []
+        await host.enable(ctx, ring)
+        ring.post(LONG)
+        await host.ring_doorbell(ctx, ring)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    assert len(host.jobs) == 1
+    assert host.jobs[0]["ring_index"] == 3
+
+
+def test_drain_waits_for_the_completion_of_all_that_began_and_for_nothing_else():
+    rings = [Ring(channel=c, log2=6, base=0x10000 * (c + 1)) for c in (1, 2)]
+    host = Host(rings, latency=(30, 30))
+    named_keys(host)
+    host.may_retire = 0
+    done = []
+
+    async def watch(ctx):
+        async for _, _, is_done in ctx.tick().sample(host.front.drain_done):
+            if is_done:
+                done.append(host.bench.cycle)
+
+    async def testbench(ctx):
+        for ring in rings:
+            await host.enable(ctx, ring)
+            for _ in range(3):
+                ring.post(make_descriptor(pieces=[(KEY if ring.channel == 1 else FOREIGN, 0, 60)]))
+        for ring in rings:
+            await host.ring_doorbell(ctx, ring)
+        while len(host.reads) < 2:
+            await ctx.tick()
+        host.stop(ctx, 1)
+        ctx.set(host.front.drain_request, 1)
+        await idle(ctx, 80)
+        # channel 1's fetch was thrown away; channel 2 goes on, and gets more to do
+        assert [job["channel"] for job in host.jobs] == [2] * 3
+        assert not done
+        for _ in range(40):
+            rings[1].post(make_descriptor(pieces=[(FOREIGN, 0, 60)]))
+        await host.ring_doorbell(ctx, rings[1])
+        while len(host.jobs) < 10:
+            await ctx.tick()
+        host.may_retire = 2
+        await idle(ctx, 40)
+        assert not done
+        host.may_retire = 3
+        await idle(ctx, 20)
+        assert done, "the jobs that came later hold the drain up"
+        host.may_retire = 1 << 20
+        await host.settle(ctx)
+        assert done[-1] - done[0] >= 50, "drain_done must stay while the request does"
+        ctx.set(host.front.drain_request, 0)
+        await idle(ctx, 2)
+        assert not ctx.get(host.front.drain_done)
+
+    host.bench.background(watch)
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check(only={1: 0})
+
+
+def test_drain_with_nothing_under_way():
+    host, _ = run_one_channel([GOOD], then=drain_at_once)
+    assert len(host.jobs) == 1
+
+
+async def drain_at_once(ctx, host, ring):
+    began = host.bench.cycle
+    ctx.set(host.front.drain_request, 1)
+    await until(ctx, host.front.drain_done)
+    assert host.bench.cycle - began <= 6
+    ctx.set(host.front.drain_request, 0)
+
+
+# ---------------------------------------------------------------------------------------------- flow
+
+
+def test_job_and_inline_rows_do_not_wait_for_payload_commands():
+    ring = Ring(channel=1, log2=5, base=0x10000)
+    host = Host([ring])
+    named_keys(host)
+    blocked = []
+
+    async def block(ctx):
+        for _ in range(400):
+            ctx.set(host.front.payload_cmd.ready, 0)
+            blocked.append((len(host.jobs), len(host.rows), len(host.commands)))
+            await ctx.tick()
+
+    async def testbench(ctx):
+        await host.enable(ctx, ring)
+        ring.post(LONG)
+        ring.post(LONG)
+        await host.ring_doorbell(ctx, ring)
+        await idle(ctx, 420)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.add(block)
+    host.bench.run()
+    assert max(blocked)[:2] >= (1, 4)
+    host.check()
+
+
+def test_a_descriptor_that_wraps_round_the_rings_end():
+    """15 slots, then one of 16 slots in a ring of 16: it starts in the last slot and wraps."""
+    async def then(ctx, host, ring):
+        ring.post(make_descriptor(pieces=[(KEY, n, 1 + n) for n in range(31)]))
+        await host.ring_doorbell(ctx, ring)
+
+    host, ring = run_one_channel([GOOD] * 15, then=then)
+    host.check()
+    assert len(host.jobs) == 16
+    assert [(r["address"] - ring.base, r["length"]) for r in host.reads[1:]] == [(15 * 32, 32), (0, 15 * 32)]
+
+
+def test_a_fetch_that_cuts_a_descriptor_is_continued():
+    """32 slots a fetch; descriptors of 3 slots, so the 11th is cut off by the first fetch."""
+    host, ring = run_one_channel([LONG] * 20, log2=6)
+    host.check()
+    assert len(host.jobs) == 20
+    assert [(r["address"] - ring.base) // 32 for r in host.reads] == [0, 30]
+
+
+@pytest.mark.parametrize("host_bytes", [16, 32, 64])
+def test_rate_and_latency(host_bytes):
+    """28 descriptors of one slot with one piece: cycles for each, and from the first's last beat to its command."""
+    ring = Ring(channel=1, log2=5, base=0x10000)
+    host = Host([ring], host_bytes=host_bytes, latency=(20, 20))
+    named_keys(host)
+    beats, commands = [], []
+
+    async def watch(ctx):
+        beat, command = host.front.descriptor_beat, host.front.payload_cmd
+        async for _, _, *found in ctx.tick().sample(beat.valid & beat.ready, command.valid & command.ready):
+            for happened, times in zip(found, (beats, commands), strict=True):
+                if happened:
+                    times.append(host.bench.cycle)
+
+    async def testbench(ctx):
+        await host.enable(ctx, ring)
+        for _ in range(28):
+            ring.post(GOOD)
+        await host.ring_doorbell(ctx, ring)
+        await host.settle(ctx)
+
+    host.bench.background(watch)
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    assert len(commands) == 28
+    assert (commands[-1] - commands[0]) / 27 <= 6
+    assert commands[0] - beats[0 if host_bytes > 16 else 1] <= 14
+
+
+def test_parameters_are_checked():
+    with pytest.raises(TypeError, match="config must be a NicConfig, not 16"):
+        TransmitFetch.__init__(object(), 16)
