@@ -1,8 +1,8 @@
 """Delivers received frames: asks for the buffer's key, sends the rows to host memory, tells when they are there."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib.wiring import In, Out
 
 from nic_model.contract import NicConfig, RxInfo, Status
 from rtl.align import Aligner
@@ -17,7 +17,7 @@ from rtl.interfaces import (
     lane_bits,
     row,
 )
-from rtl.primitives import SkidBuffer, StreamFifo
+from rtl.primitives import StreamFifo
 from rtl.rx_buffer import buffered_row, rx_order
 from rtl.rx_rings import Match, MatchedFrame
 
@@ -41,7 +41,7 @@ class RxDeliver(wiring.Component):
 
     Enters: `matched`, frames in order. Leaves: `order`, for each what the receive buffer has to do; for those that
     are written a command and rows; `done`, for each frame that was given a buffer, in order, when the bus has answered.
-    A frame a cycle but for the key table's pace. 4 cycles lie between a row and the same row in the host's lanes.
+    A frame in 2 cycles. 4 cycles lie between a row and the same row in the host's lanes.
 
     Parameters
     ----------
@@ -119,30 +119,38 @@ class RxDeliver(wiring.Component):
         return takes | (self.key_request.valid & self.key_request.ready) | counts[0] | counts[1]
 
     def _order(self, m, asked, tokens):
-        """The answer decides what happens to the frame's rows."""
-        m.submodules.orders = orders = SkidBuffer(shape=rx_order(self.config))
-        m.submodules.commands = commands = SkidBuffer(shape=WriteCommand)
-        connect(m, orders.o, flipped(self.order))
-        connect(m, commands.o, flipped(self.write_cmd))
+        """The answer decides what happens to the frame's rows. The decision stands in registers until all that it
+        concerns have taken it."""
         frame, answer = asked.o.payload, self.key_answer.payload
-        token = tokens.i.payload
+        order, command = self.order.payload, self.write_cmd.payload
+        token, token_valid = Signal(_Token), Signal()
         has_buffer, writes, decides = Signal(), Signal(), Signal()
         m.d.comb += [
             has_buffer.eq(frame.match == Match.BUFFER),
             writes.eq(has_buffer & (answer.status == Status.OK)),
             decides.eq(asked.o.valid & (~has_buffer | self.key_answer.valid)
-                       & orders.i.ready & commands.i.ready & tokens.i.ready),
+                       & ~self.order.valid & ~self.write_cmd.valid & ~token_valid),
             asked.o.ready.eq(decides), self.key_answer.ready.eq(decides & has_buffer),
-            orders.i.valid.eq(decides), orders.i.payload.length.eq(frame.frame.length),
-            orders.i.payload.skip.eq(~writes), orders.i.payload.at.eq(answer.address[:lane_bits(self.config)]),
-            commands.i.valid.eq(decides & writes), commands.i.payload.address.eq(answer.address),
-            commands.i.payload.length.eq(frame.frame.length),
-            tokens.i.valid.eq(decides & has_buffer), token.writes.eq(writes),
-            token.channel.eq(frame.frame.channel), token.buffer_id.eq(frame.buffer_id), token.status.eq(answer.status),
-            token.ring_index.eq(frame.ring_index), token.length.eq(frame.frame.length),
-            token.info.eq(frame.frame.info), token.segments.eq(1), token.timestamp.eq(frame.frame.time),
+            tokens.i.valid.eq(token_valid), tokens.i.payload.eq(token),
         ]
-        return decides | orders.active | commands.active
+        with m.If(decides):
+            m.d.sync += [
+                self.order.valid.eq(1), order.length.eq(frame.frame.length), order.skip.eq(~writes),
+                order.at.eq(answer.address[:lane_bits(self.config)]),
+                self.write_cmd.valid.eq(writes), command.address.eq(answer.address),
+                command.length.eq(frame.frame.length),
+                token_valid.eq(has_buffer), token.writes.eq(writes), token.channel.eq(frame.frame.channel),
+                token.buffer_id.eq(frame.buffer_id), token.ring_index.eq(frame.ring_index),
+                token.status.eq(answer.status), token.length.eq(frame.frame.length), token.info.eq(frame.frame.info),
+                token.segments.eq(1), token.timestamp.eq(frame.frame.time),
+            ]
+        leaves = []
+        for valid, ready in ((self.order.valid, self.order.ready), (self.write_cmd.valid, self.write_cmd.ready),
+                             (token_valid, tokens.i.ready)):
+            with m.If(valid & ready):
+                m.d.sync += valid.eq(0)
+            leaves.append(valid & ready)
+        return decides | Cat(leaves).any()
 
     def _align(self, m):
         """The frame's rows in the lanes of its address."""

@@ -41,7 +41,6 @@ class Host:
         self.bench = bench = Bench(dut, seed=seed)
         self.memory = bytearray([GUARD]) * MEMORY_BYTES
         self.producer = 0
-        self.reads_in_flight = self.most_reads_in_flight = 0
         self.holds_writes = self.holds_reads = self.holds_retired = False
         self.reads_fail = False
         self.retired = 0
@@ -63,6 +62,11 @@ class Host:
 
     def count(self, name):
         return sum(strobe["amount"] for strobe in self.counted[name])
+
+    @property
+    def reads_in_flight(self):
+        """Reads whose last beat has not been taken."""
+        return len(self.read_commands) + sum(beat["last"] for _, beat in self._ring_beats)
 
     @property
     def ended(self):
@@ -202,13 +206,13 @@ def frame_of(size, seed=0):
     return OWN_BYTES + bytes(6) + b"\x12\x34" + rx_frames.data(size - 14, seed)
 
 
-@pytest.mark.parametrize(("config", "stall", "seed"), [(DEFAULT, 0.0, 1), (DEFAULT, 0.3, 2), (MIDDLE, 0.2, 3),
-                                                       (WIDE, 0.2, 4)], ids=lambda v: getattr(v, "name", str(v)))
+@pytest.mark.parametrize(("config", "stall", "seed"), [(DEFAULT, 0.3, 2), (MIDDLE, 0.2, 3),
+                                                       (WIDE, 0.0, 4)], ids=lambda v: getattr(v, "name", str(v)))
 def test_frames_arrive_in_posted_buffers(config, stall, seed):
     # Each frame in a buffer at another alignment, through a ring that wraps several times.
     rng = random.Random(seed)
     host = Host(config, seed=seed, stall=stall, log2=4)
-    cases = [rx_frames.random_case(rng, max_payload=200) for _ in range(40)]
+    cases = [rx_frames.random_case(rng, max_payload=200) for _ in range(34)]
     pitch = 1024
 
     def address_of(n):
@@ -331,7 +335,7 @@ def test_a_full_buffer_drops_whole_frames_and_keeps_the_others():
     assert kept == frames[:len(kept) - 2] + frames[:2]
 
 
-@pytest.mark.parametrize(("size", "number"), [(60, 120), (1514, 6)])
+@pytest.mark.parametrize(("size", "number"), [(60, 90), (1514, 4)])
 def test_line_rate(size, number):
     # Frames without a gap but for the time that FCS, preamble and the least gap take in no MAC stream: harder than a
     # wire. Receive slots come with 250 cycles of latency.
@@ -343,7 +347,7 @@ def test_line_rate(size, number):
         await host.open(ctx)
         await host.enable(ctx)
         for n in range(number):
-            host.place(0x4002 + n % 32 * 2048, 2048)
+            host.place(0x4002 + n % 16 * 2048, 2048)
         await host.ring(ctx)
         await idle(ctx, 600)
         begin = host.bench.cycle
@@ -359,7 +363,7 @@ def test_line_rate(size, number):
     beats_in_all = number * -(-size // DEFAULT.mac_bytes)
     last_one = host.latency + size // DEFAULT.host_bytes + 60
     assert cycles[0] < beats_in_all + last_one, "nothing may pile up"
-    assert host.memory[0x4002 + (number - 1) % 32 * 2048:][:size] == frames[-1]
+    assert host.memory[0x4002 + (number - 1) % 16 * 2048:][:size] == frames[-1]
 
 
 def test_a_frame_waits_for_the_slot_that_is_being_fetched():
@@ -543,3 +547,67 @@ def test_channels_fetch_at_the_same_time():
     host.run(main)
     reads = [((c["address"] - RING) // 0x1000, c["address"] % 0x1000, c["length"]) for c in host.read_commands]
     assert sorted(reads) == [(channel, *part) for channel in range(3) for part in ((0, 256), (256, 64))]
+
+
+@pytest.mark.parametrize(("config", "seed"), [(DEFAULT, 11), (WIDE, 12)], ids=lambda v: getattr(v, "name", str(v)))
+def test_a_random_life(config, seed):
+    # Frames keep coming while the channel is posted to, fails, is stopped, drained and started again. Whatever happens:
+    # no frame is lost uncounted, each delivered one is whole, in order, and in the buffer that its token names.
+    rng = random.Random(seed)
+    host = Host(config, seed=seed, stall=0.2, log2=4, latency=30)
+    frames = [frame_of(rng.choice((60, 61, 100, 300)), n) for n in range(45)]
+    delivered, lives, sent = [], [], []
+
+    async def sender(ctx):
+        await idle(ctx, 20)
+        for frame in frames:
+            await host.send(ctx, frame, gap=rng.choice((0, 0.6)))
+            await idle(ctx, rng.choice((0, 0, 10, 60)))
+            sent.append(frame)
+
+    def collect(behind):
+        for token in host.done[len(delivered):behind]:
+            at = 0x4000 + token["buffer_id"] % 16 * 1024
+            delivered.append(bytes(host.memory[at:at + token["length"]]))
+
+    async def main(ctx):
+        await host.enable(ctx)
+        while len(sent) < len(frames):
+            lives.append(len(host.done))
+            host.producer = 0
+            await host.open(ctx)
+            for _ in range(rng.randrange(3, 20)):
+                while host.producer - (host.retired - lives[-1]) > 12 and len(sent) < len(frames):
+                    await ctx.tick()
+                if len(sent) == len(frames):
+                    break
+                collect(host.retired)
+                for _ in range(rng.randrange(1, 5)):
+                    host.place(0x4000 + host.producer % 16 * 1024, 512)
+                await host.ring(ctx)
+                await idle(ctx, rng.randrange(40))
+            host.reads_fail = rng.random() < 0.3
+            await idle(ctx, rng.randrange(60))
+            ctx.set(host.dut.running, 0)
+            ctx.set(host.dut.drain_request, 1)
+            while not ctx.get(host.dut.drain_done):
+                await ctx.tick()
+            assert host.retired == len(host.done)
+            assert host.reads_in_flight == 0
+            collect(host.retired)
+            host.reads_fail = False
+            ctx.set(host.dut.drain_request, 0)
+            await idle(ctx, rng.randrange(1, 20))
+        await host.settle(ctx, len(frames))
+        collect(host.retired)
+
+    host.bench.add(sender)
+    host.run(main)
+    assert len(lives) > 2
+    assert len(delivered) == host.count("frames") > len(frames) // 3, f"seed {seed}"
+    order = iter(frames)
+    assert all(frame in order for frame in delivered), f"seed {seed}: a frame out of order, or not whole"
+    for begin, end in zip(lives, [*lives[1:], len(host.done)], strict=True):
+        indices = [token["ring_index"] for token in host.done[begin:end]]
+        assert indices == list(range(1, len(indices) + 1)), f"seed {seed}"
+    assert {fault["code"] for fault in host.faults} <= {ChannelError.FETCH_BUS_ERROR}
