@@ -10,7 +10,7 @@ from amaranth.utils import exact_log2
 from nic_model.contract import Status
 from rtl.align import aligned_row
 from rtl.interfaces import Strobe, TxJob
-from rtl.primitives import StreamFifo
+from rtl.primitives import SkidBuffer, StreamFifo
 from rtl.segmenter import JOBS, ROW_TAG_BITS, SEGMENT_BITS, RowTag
 
 RUNS = 32
@@ -29,7 +29,7 @@ class Checksum(wiring.Component):
     """Lets rows pass and sums them on the way.
 
     Enters: aligned rows, with their lanes as in the frame. Leaves: the same rows in the same cycle, and for each run,
-    in order, its `RunSum`. A row waits while `RUNS` sums wait. Sums are there 9 cycles (at 16 bytes; one more for each
+    in order, its `RunSum`. A row waits while `RUNS` sums wait. Sums are there 12 cycles (at 16 bytes; one more for each
     doubling) after a run's last row. A row a cycle.
 
     Parameters
@@ -170,12 +170,14 @@ class Checksum(wiring.Component):
             m.d.comb += folded.i.payload[name].eq(whole)
         m.d.comb += folded.i.valid.eq(all_folded)
 
+        m.submodules.joined = joined = SkidBuffer(shape=RunSum)
+        wiring.connect(m, joined.o, wiring.flipped(self.sums))
         m.d.comb += [
-            self.sums.valid.eq(folded.o.valid & infos.o.valid),
-            folded.o.ready.eq(self.sums.ready & infos.o.valid), infos.o.ready.eq(self.sums.ready & folded.o.valid),
-            *(self.sums.payload[name].eq(infos.o.payload[name]) for name in ("template", "error", "end", "length")),
-            *(self.sums.payload[name].eq(folded.o.payload[name]) for name in ("l3_sum", "l4_sum")),
+            joined.i.valid.eq(folded.o.valid & infos.o.valid),
+            folded.o.ready.eq(joined.i.ready & infos.o.valid), infos.o.ready.eq(joined.i.ready & folded.o.valid),
+            *(joined.i.payload[name].eq(infos.o.payload[name]) for name in ("template", "error", "end", "length")),
+            *(joined.i.payload[name].eq(folded.o.payload[name]) for name in ("l3_sum", "l4_sum")),
             self.active.eq(passes | Cat(stages).any() | summed | half_folded | all_folded | offsets.active
-                           | infos.active | folded.active),
+                           | infos.active | folded.active | joined.active),
         ]
         return m

@@ -9,7 +9,7 @@ from rtl.align import aligned_row
 from rtl.headers import FRAMES, FrameInfo, header_row_bits, header_write, payload_patch, payload_row_bits
 from rtl.interfaces import Strobe
 from rtl.mac_tx import frame_row
-from rtl.primitives import Ram, StreamFifo
+from rtl.primitives import Ram, SkidBuffer, StreamFifo
 from rtl.segmenter import ROW_TAG_BITS, SEGMENT_BITS, RowTag
 
 
@@ -19,7 +19,7 @@ class Framer(wiring.Component):
     Enters: rows of templates, which are passed on, and of payload, which are kept; headers and corrections from
     `HeaderWriter`. Leaves: rows of whole frames, a row a cycle, no cycle lost between frames. A frame starts only when
     all of it is here, so it has no gap from this side. A frame that a bus error spoiled leaves no trace in the ring.
-    Latency 5 cycles from `commit` to the first row.
+    Latency 6 cycles from `commit` to the first row.
 
     Parameters
     ----------
@@ -144,7 +144,6 @@ class Framer(wiring.Component):
         issued = Signal(data.StructLayout({
             "header_lanes": width, "keep": width, "last": 1, "end": 1, "mark": 1, "length": SEGMENT_BITS,
         }))
-        m.d.comb += [joins.eq(issued_valid & (~self.o.valid | self.o.ready)), issued_free.eq(~issued_valid | joins)]
         with m.If(issued_free):
             m.d.sync += issued_valid.eq(reading_valid)
         with m.If(issues):
@@ -155,19 +154,26 @@ class Framer(wiring.Component):
                 issued.last.eq(last_row), issued.end.eq(reading.end), issued.mark.eq(reading.mark),
                 issued.length.eq(reading.length),
             ]
-        o = self.o.payload
+        # Rows leave through a skid buffer, which keeps the MAC's ready away from the rings.
+        m.submodules.leaving = leaving = SkidBuffer(shape=frame_row(self.config))
+        joined, joined_valid = Signal(frame_row(self.config)), Signal()
+        wiring.connect(m, leaving.o, wiring.flipped(self.o))
+        m.d.comb += [
+            leaving.i.payload.eq(joined), leaving.i.valid.eq(joined_valid),
+            joins.eq(issued_valid & (~joined_valid | leaving.i.ready)), issued_free.eq(~issued_valid | joins),
+        ]
         with m.If(joins):
-            m.d.sync += self.o.valid.eq(1)
-            m.d.sync += [o[name].eq(issued[name]) for name in ("keep", "last", "end", "mark", "length")]
+            m.d.sync += joined_valid.eq(1)
+            m.d.sync += [joined[name].eq(issued[name]) for name in ("keep", "last", "end", "mark", "length")]
             for lane in range(width):
                 here = slice(8 * lane, 8 * lane + 8)
-                m.d.sync += o.data[here].eq(
+                m.d.sync += joined.data[here].eq(
                     Mux(issued.header_lanes[lane], headers.read_data[here], payloads.read_data[here]))
-        with m.Elif(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
+        with m.Elif(leaving.i.ready):
+            m.d.sync += joined_valid.eq(0)
 
         m.d.comb += self.active.eq(Cat(
             enters, self.header.valid, self.patch.valid, room ^ room_now, frames.active, self.commit, plans, starts,
-            issues, joins, self.o.valid & self.o.ready,
+            issues, joins, leaving.active,
         ).any())
         return m

@@ -23,7 +23,7 @@ class MacTx(wiring.Component):
     """Narrows rows to the MAC's beats.
 
     Enters: rows of frames. Leaves: beats, one a cycle, without a gap between rows; `TxDone` for each send once the last
-    beat of its last frame has been taken. Latency 1 cycle from row to beat, 5 from the last beat to `TxDone`.
+    beat of its last frame has been taken. Latency 1 cycle from row to beat, 4 from the last beat to `TxDone`.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ class Segmenter(wiring.Component):
     the `Aligner`, which puts a template at lane 0 and payload at the lanes that it has in its frame; a beat with bytes
     of two segments leaves as two rows. SEND_FRAME has one segment, or none if all of it is inline. After a bus
     error all further rows of the send carry `error`, so that nothing of them is used. A send that was refused
-    before has no rows. Latency 1 cycle for inline rows, 2 for payload; a row a cycle, one cycle between sends, and
+    before has no rows. Latency 1 cycle for payload, none for inline rows; a row a cycle, one cycle between sends, and
     a segment every second cycle at most.
 
     Parameters
