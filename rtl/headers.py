@@ -91,8 +91,9 @@ class HeaderWriter(wiring.Component):
     each send, and behind its last frame (or alone) the `FrameInfo` with `end`.
 
     Checksums are never summed over again: the template's sum without the changing words plus the payload's plus
-    those words as they are written. The operations of a frame (copies of rows, then words) run through a pipeline of 4
-    cycles, one a cycle: a 60-byte frame with two checksums takes 8 cycles at 16-byte rows, a segment 12.
+    those words as they are written. A segment gets its checksums whatever the send's checksum flags say. The
+    operations of a frame (copies of rows, then words) run through a pipeline of 4 cycles, one a cycle: a 60-byte
+    frame with two checksums takes 8 cycles at 16-byte rows, a segment 12.
 
     Parameters
     ----------
@@ -192,15 +193,6 @@ class HeaderWriter(wiring.Component):
             with m.Else():
                 m.next = "FRAME"
 
-        def write_checksums():
-            """What follows a frame's other words, or the last copy where there are none."""
-            with m.If(job.ipv4_checksum):
-                m.next = "L3_CHECKSUM"
-            with m.Elif(job.l4_checksum):
-                m.next = "L4_CHECKSUM"
-            with m.Else():
-                pass_on()
-
         # Take a send; pick those words of its template that change; for each frame copy the template, write the words,
         # then the checksums.
         word = Signal(Word)
@@ -269,8 +261,12 @@ class HeaderWriter(wiring.Component):
                 with m.If(copies_end):
                     with m.If(job.segmented):
                         m.next = "WORDS"
+                    with m.Elif(job.ipv4_checksum):
+                        m.next = "L3_CHECKSUM"
+                    with m.Elif(job.l4_checksum):
+                        m.next = "L4_CHECKSUM"
                     with m.Else():
-                        write_checksums()
+                        pass_on()
 
             with m.State("WORDS"):
                 m.d.comb += [issues.eq(1), issue.word.eq(word), issue.pick.eq(picking), issue.write.eq(~picking)]
@@ -307,8 +303,10 @@ class HeaderWriter(wiring.Component):
                         with m.If(picking):
                             m.d.sync += picking.eq(0)
                             m.next = "PICKED"
+                        with m.Elif(job.ipv6):
+                            m.next = "L4_CHECKSUM"
                         with m.Else():
-                            write_checksums()
+                            m.next = "L3_CHECKSUM"
 
             with m.State("PICKED"):
                 with m.If(picked):
@@ -319,7 +317,7 @@ class HeaderWriter(wiring.Component):
                     issues.eq(1), issue.write.eq(1), issue.checksum.eq(1), issue.l3.eq(1),
                     issue.position.eq(job.l3_offset + IPV4_CHECKSUM),
                 ]
-                with m.If(job.l4_checksum):
+                with m.If(job.l4_checksum | job.segmented):
                     m.next = "L4_CHECKSUM"
                 with m.Else():
                     pass_on()

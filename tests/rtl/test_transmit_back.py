@@ -62,7 +62,10 @@ class Send:
         if self.status != Status.OK:
             return []
         if self.segmented:
-            return list(segment(self.inline, self.head, self.payload))
+            # a segmented send always gets its checksums
+            checks = SendFlag.L4_CHECKSUM | (SendFlag(0) if self.flags() & SendFlag.IPV6 else SendFlag.IPV4_CHECKSUM)
+            flags = self.flags() & ~SendFlag.IPV4_CHECKSUM | checks
+            return list(segment(self.inline, {**self.head, "flags": flags}, self.payload))
         frame = bytearray(self.inline + self.payload)
         finish_frame(frame, {"flags": 0, **self.head})
         return [bytes(frame)]
@@ -395,7 +398,8 @@ def random_send(rng) -> Send:
         l3 = rng.choice([0, 14, 18])
         l4 = l3 + rng.choice([40, 44] if ipv6 else [20, 24, 36])
         inline = rng.randbytes(min(l4 + rng.choice([20, 21, 32, 40]), 128))
-        flags |= SendFlag.L4_CHECKSUM | (SendFlag.IPV6 if ipv6 else SendFlag.IPV4_CHECKSUM)
+        flags |= SendFlag.IPV6 if ipv6 else SendFlag(0)
+        flags |= rng.choice([SendFlag(0), SendFlag.IPV4_CHECKSUM, SendFlag.L4_CHECKSUM, SendFlag.UDP])
         payload = rng.randbytes(rng.choice([1, 32, 100, rng.randint(1, 600)]))
         head = {"flags": flags, "l3_offset": l3, "l4_offset": l4, "mss": rng.choice([32, 33, 64, 101, 536]),
                 "checksum_offset": rng.randrange(l4, len(inline) - 1, 2)}
