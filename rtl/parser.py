@@ -61,48 +61,21 @@ def steer(info):
     return Const(0, CHANNEL_BITS)
 
 
-class _Fields(data.Struct):
-    """Header fields of the frame, once the rows that hold them have passed; before that, of no consequence."""
+# Header fields of the frame, once the rows that hold them have passed; before that, of no consequence.
+_Fields = data.StructLayout({
+    "tagged": 1, "ipv4": 1, "ipv6": 1, "header_words": 4, "length": 16, "fragment": 1, "protocol": 8,
+})
 
-    tagged: 1
-    ipv4: 1
-    ipv6: 1
-    header_words: 4
-    length: 16
-    fragment: 1
-    protocol: 8
+# Where a frame's parts begin and end, in 16-bit words from its first; `end` and `l4_bytes` are in bytes.
+_Places = data.StructLayout({
+    "tagged": 1, "ipv4": 1, "ipv6": 1, "fragment": 1, "tcp": 1, "udp": 1, "protocol": 8, "length_fits": 1,
+    "l3": 4, "addresses": 4, "addresses_end": 5, "l4": 6, "end": 17, "l4_bytes": 16,
+})
 
-
-class _Places(data.Struct):
-    """Where a frame's parts begin and end, in 16-bit words from its first; `end` is in bytes."""
-
-    tagged: 1
-    ipv4: 1
-    ipv6: 1
-    fragment: 1
-    tcp: 1
-    udp: 1
-    protocol: 8
-    length_fits: 1
-    l3: 4
-    addresses: 4
-    addresses_end: 5
-    l4: 6
-    end: 17
-    l4_bytes: 16
-
-
-class _Found(data.Struct):
-    """What is known of a frame at its last row but for the checksums."""
-
-    length: FRAME_LENGTH_BITS
-    passes: 1
-    tagged: 1
-    ipv4: 1
-    ipv6: 1
-    fragment: 1
-    tcp: 1
-    udp: 1
+# What is known of a frame at its last row but for the checksums.
+_Found = data.StructLayout({
+    "length": FRAME_LENGTH_BITS, "passes": 1, "tagged": 1, "ipv4": 1, "ipv6": 1, "fragment": 1, "tcp": 1, "udp": 1,
+})
 
 
 class Parser(wiring.Component):
@@ -366,15 +339,11 @@ class Parser(wiring.Component):
         the UDP checksum. Stage 4 compares row numbers, stage 5 lanes."""
         word_bits = exact_log2(self._words)
 
-        class Edge(data.Struct):
-            """Where an offset lies, seen from a row: in an earlier one, or in this one at a lane."""
-
-            passed: 1
-            here: 1
-            lane: word_bits + 1
+        # Where an offset lies, seen from a row: in an earlier one, or in this one at a lane.
+        edge_layout = data.StructLayout({"passed": 1, "here": 1, "lane": word_bits + 1})
 
         def edge(name, offset, bits):
-            found = Signal(Edge, name=f"edge_{name}")
+            found = Signal(edge_layout, name=f"edge_{name}")
             with m.If(valid[3]):
                 m.d.sync += [
                     found.passed.eq(number > offset[bits:]), found.here.eq(number == offset[bits:]),

@@ -37,7 +37,7 @@ class RxBuffer(wiring.Component):
     """Keeps frames that are let in, and drops the others whole.
 
     Enters: `row`, parsed rows, one a cycle if need be; `order`, in frame order, for frames that were offered.
-    Leaves: `frame`, each frame that is let in, 4 cycles after its last row; `o`, its rows, the first 3 cycles after
+    Leaves: `frame`, each frame that is let in, 3 cycles after its last row; `o`, its rows, the first 3 cycles after
     its order, then one a cycle, also from one frame to the next. A skipped frame takes 2 cycles.
 
     Each frame counts in `count_frames_in`, and if it is dropped, in one of the others, the first that applies.

@@ -1,7 +1,9 @@
 """Receive rings: fetches posted buffers ahead of the frames, and gives each frame its buffer."""
 
+from enum import IntEnum
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
-from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
@@ -37,7 +39,7 @@ FETCH_SLOTS = BURST // RECEIVE_SLOT_BYTES
 """Slots of a fetch at most. It ends at a multiple of so many: so it is one burst, and never wraps at a ring's end."""
 
 FETCHES = 8
-"""Fetches in flight, over all channels; up to two more wait in front of the read engine's answer."""
+"""Fetches in flight, over all channels; two more, for the oldest stand in a stage of their own."""
 
 _GENERATION_BITS = 4  # a channel cannot be started 16 times while one fetch is in flight: a start takes a drain
 _DRAIN_BITS = 10  # more than frames can be between the take of their buffer and their completion
@@ -52,7 +54,7 @@ Buffer = data.StructLayout({
 })
 
 
-class Match(enum.Enum, shape=2):
+class Match(IntEnum):
     """What there is for a frame."""
 
     BUFFER = 0
@@ -78,7 +80,7 @@ class RxRings(wiring.Component):
 
     Enters: `frame`, one after the other; doorbells. Leaves: `matched`, each frame with its buffer or the reason why it
     has none, 4 cycles after it came, and a frame each 4 cycles. A frame waits here only while the slot that it needs
-    is being fetched. A fetch starts 7 cycles after its doorbell, when there is room for all that it may bring.
+    is being fetched. A fetch leaves 11 cycles after its doorbell, or as soon as there is room for all that it may bring.
 
     The matching side and the fetching side work at the same time; they meet in the tables only, each of which has one
     writer and the `start` strobe, for which everybody else waits a cycle.
@@ -157,7 +159,7 @@ class RxRings(wiring.Component):
         drains = self._drain(m, between_frames, takes, between_fetches, issues, returns)
         m.d.comb += self.active.eq(
             matches | works | lands | drains | self.start.valid | self.write.valid | fetches.active
-            | oldest_fetch.active | faults.active | self.index.valid)
+            | oldest_fetch.active | queue.active | faults.active | self.index.valid)
         return m
 
     def _match(self, m, used, landed, producer, queue):
@@ -458,8 +460,8 @@ class _SlotQueue(wiring.Component):
     """Slots that were fetched, for all channels in one place.
 
     Enters: `beat`, a beat of slots whose first has the ring index `write_slot`. Leaves: `buffer`, one cycle after
-    `read_en`, the slot with ring index `read_slot`. Slots of a beat lie side by side in as many memories, so that a
-    slot may be read while its neighbour is written.
+    `read_en`, the slot with ring index `read_slot`; it may be read from 2 cycles after it was written. Slots of a beat
+    lie side by side in as many memories, so that a slot may be read while its neighbour is written.
     """
 
     def __init__(self, config: NicConfig):
@@ -468,6 +470,7 @@ class _SlotQueue(wiring.Component):
         super().__init__({
             "write_en": In(1), "write_channel": In(bits), "write_slot": In(INDEX_BITS), "beat": In(read_beat(config)),
             "read_en": In(1), "read_channel": In(bits), "read_slot": In(INDEX_BITS), "buffer": Out(Buffer),
+            "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -482,14 +485,22 @@ class _SlotQueue(wiring.Component):
         with m.If(self.read_en):
             m.d.sync += lane_read.eq(read_lane)
         words = []
+        writing = Signal(lanes)
+        write_addr = Signal(exact_log2(self.config.channels * PREFETCH_SLOTS // lanes))
+        m.d.comb += self.active.eq(self.write_en | self.read_en | writing.any())
+        with m.If(self.write_en):
+            m.d.sync += write_addr.eq(Cat(self.write_slot[index], self.write_channel))
         for lane in range(lanes):
+            slot = Signal(Buffer, name=f"slot_{lane}")
+            writes_lane = self.write_en & (first <= lane) & (lane < behind)
+            m.d.sync += writing[lane].eq(writes_lane)
+            with m.If(writes_lane):
+                m.d.sync += slot.eq(_buffer_of(self.beat.data.word_select(lane, 8 * RECEIVE_SLOT_BYTES)))
             m.submodules[f"slots_{lane}"] = ram = Ram(
                 shape=Buffer, depth=self.config.channels * PREFETCH_SLOTS // lanes)
             words.append(ram.read_data)
             m.d.comb += [
-                ram.write_en.eq(self.write_en & (first <= lane) & (lane < behind)),
-                ram.write_addr.eq(Cat(self.write_slot[index], self.write_channel)),
-                Value.cast(ram.write_data).eq(_buffer_of(self.beat.data.word_select(lane, 8 * RECEIVE_SLOT_BYTES))),
+                ram.write_en.eq(writing[lane]), ram.write_addr.eq(write_addr), ram.write_data.eq(slot),
                 ram.read_en.eq(self.read_en & (read_lane == lane)),
                 ram.read_addr.eq(Cat(self.read_slot[index], self.read_channel)),
             ]
@@ -503,7 +514,7 @@ def _buffer_of(slot):
     length = found["length"]
     largest = (1 << BUFFER_LENGTH_BITS) - 1
     found["length"] = Mux(length[BUFFER_LENGTH_BITS:].any(), largest, length)[:BUFFER_LENGTH_BITS]
-    return Cat(found[name] for name, _ in Buffer)
+    return data.View(Buffer, Cat(found[name] for name, _ in Buffer))
 
 
 def _number_of(grants):

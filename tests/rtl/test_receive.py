@@ -576,7 +576,7 @@ def test_a_random_life(config, seed):
             lives.append(len(host.done))
             host.producer = 0
             await host.open(ctx)
-            for _ in range(rng.randrange(3, 20)):
+            for _ in range(rng.randrange(3, 10)):
                 while host.producer - (host.retired - lives[-1]) > 12 and len(sent) < len(frames):
                     await ctx.tick()
                 if len(sent) == len(frames):
