@@ -51,9 +51,10 @@ def build(config: NicConfig, simulator: str = "verilator", *, waves: bool = Fals
     cache_folder().mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="building-", dir=cache_folder()))
     try:
-        from rtl.verilog import simulation_verilog
+        from rtl.verilog import for_icarus, simulation_verilog
 
-        (work / "top.v").write_text(simulation_verilog(config))
+        text = simulation_verilog(config)
+        (work / "top.v").write_text(text if simulator == "verilator" else for_icarus(text))
         if simulator == "verilator":
             _build_verilator(executable, work, waves)
         else:

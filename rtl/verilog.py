@@ -1,5 +1,7 @@
 """Verilog of a device or of one of its blocks."""
 
+import re
+
 from amaranth.back import verilog
 from amaranth.hdl import Value
 from amaranth.lib.io import Direction
@@ -36,6 +38,14 @@ _LEAVES = {"m_axi_ar", "m_axi_aw", "m_axi_w", "m_axis_tx", "s_axil_b", "s_axil_r
 
 def simulation_verilog(config: NicConfig) -> str:
     """The device behind `SimulationTop`, for the cocotb engine; module name `simulation_top`."""
-    text = verilog.convert(SimulationTop(config), name="simulation_top", emit_src=False)
-    # Amaranth's `always @*` blocks that depend on nothing never run in Icarus, and leave their targets at X.
-    return text.replace("always @*", "always_comb")
+    return verilog.convert(SimulationTop(config), name="simulation_top", emit_src=False)
+
+
+_STARTER = re.compile(r"reg (\\\S*verilog_backend\S*)\s*= 0;")
+"""Yosys lets every `always @*` depend on a register that is set once, so that each runs at least once."""
+
+
+def for_icarus(text: str) -> str:
+    """Verilog that Icarus starts as Yosys meant it: with `-g2012` an initial value in a declaration is no event, and
+    an `always @*` that depends on constants alone would leave its targets at X."""
+    return _STARTER.sub(r"reg \1 ; initial \1 <= 0;", text)
