@@ -80,7 +80,7 @@ class RxRings(wiring.Component):
 
     Enters: `frame`, one after the other; doorbells. Leaves: `matched`, each frame with its buffer or the reason why it
     has none, 4 cycles after it came, and a frame each 4 cycles. A frame waits here only while the slot that it needs
-    is being fetched. A fetch leaves 11 cycles after its doorbell, or as soon as there is room for all that it may bring.
+    is being fetched. A fetch leaves 11 cycles after its doorbell, or when there is room for all that it may bring.
 
     The matching side and the fetching side work at the same time; they meet in the tables only, each of which has one
     writer and the `start` strobe, for which everybody else waits a cycle.

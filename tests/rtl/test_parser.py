@@ -184,3 +184,24 @@ def test_enable_in_the_middle_of_a_frame_takes_the_next_one():
     bench.add(main)
     bench.run()
     assert content(config, rows) == second
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_latency(config):
+    dut = Front(config)
+    bench = Bench(dut)
+    rows, taken = [], []
+    bench.strobes(dut.parsed, rows, with_cycle=True)
+    frame = bytes(60)
+
+    async def main(ctx):
+        await bench.strobe(ctx, dut.write, {"address": register("RX_ENABLE"), "data": 1})
+        for beat in beats(config, frame):
+            await bench.send(ctx, dut.mac, beat)
+            taken.append(bench.cycle)
+        await idle(ctx, 20)
+
+    bench.add(main)
+    bench.run()
+    assert rows[-1][0] - taken[-1] == 2 + Parser(config).latency
+    assert Parser(config).latency == (12 if config.host_bytes == 64 else 11)
