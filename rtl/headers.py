@@ -50,7 +50,7 @@ SendState = data.StructLayout({
 })
 
 
-class Word(enum.Enum, shape=3):
+class Word(enum.Enum, shape=3):  # type: ignore[call-arg]
     """A header word that differs between segments."""
 
     LENGTH = 0

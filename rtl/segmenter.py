@@ -9,6 +9,7 @@ from nic_model.contract import Status
 from rtl.align import align_row
 from rtl.interfaces import LENGTH_BITS, Strobe, TxJob, read_beat
 from rtl.interfaces import row as inline_row
+from rtl.primitives import SkidBuffer
 
 JOBS = 8
 """Sends between `Segmenter` and `HeaderWriter`; each block between them has room for so many."""
@@ -36,7 +37,7 @@ class Segmenter(wiring.Component):
     the `Aligner`, which puts a template at lane 0 and payload at the lanes that it has in its frame; a beat with bytes
     of two segments leaves as two rows. SEND_FRAME has one segment, or none if all of it is inline. After a bus
     error all further rows of the send carry `error`, so that nothing of them is used. A send that was refused
-    before has no rows. Latency 1 cycle for payload, none for inline rows; a row a cycle, one cycle between sends, and
+    before has no rows. Latency 2 cycles for payload, none for inline rows; a row a cycle, one cycle between sends, and
     a segment every second cycle at most.
 
     Parameters
@@ -99,16 +100,19 @@ class Segmenter(wiring.Component):
             m.d.sync += segment_valid.eq(0)
 
         # The beat whose bytes are being given to segments.
+        # The skid buffer keeps the compare of lengths away from the read engine.
+        m.submodules.beats = beats = SkidBuffer(shape=read_beat(self.config))
+        wiring.connect(m, wiring.flipped(self.payload), beats.i)
         beat, beat_valid = Signal(read_beat(self.config)), Signal()
         beat_enters, beat_ends = Signal(), Signal()
         m.d.comb += [
-            self.payload.ready.eq(~beat_valid | beat_ends),
-            beat_enters.eq(self.payload.valid & self.payload.ready),
+            beats.o.ready.eq(~beat_valid | beat_ends),
+            beat_enters.eq(beats.o.valid & beats.o.ready),
         ]
-        with m.If(self.payload.ready):
-            m.d.sync += beat_valid.eq(self.payload.valid)
+        with m.If(beats.o.ready):
+            m.d.sync += beat_valid.eq(beats.o.valid)
         with m.If(beat_enters):
-            m.d.sync += beat.eq(self.payload.payload)
+            m.d.sync += beat.eq(beats.o.payload)
 
         m.d.comb += [self.order.valid.eq(take), self.order.payload.eq(job)]
         with m.FSM(name="segmenter"):
@@ -162,5 +166,5 @@ class Segmenter(wiring.Component):
                 with m.If(segment_ends & state.ends):
                     m.next = "TAKE"
 
-        m.d.comb += self.active.eq(take | row_leaves | beat_enters | cutting | cut_used | self.retired)
+        m.d.comb += self.active.eq(take | row_leaves | beat_enters | beats.active | cutting | cut_used | self.retired)
         return m
