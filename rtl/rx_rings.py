@@ -133,10 +133,8 @@ class RxRings(wiring.Component):
         fetched = _Table(m, "fetched", INDEX_BITS, channels, readers=("fetch",))
         producer = _Table(m, "producer", INDEX_BITS, channels, readers=("match", "fetch"))
         generation = _Table(m, "generation", _GENERATION_BITS, channels, readers=("start", "fetch", "land"))
-        for table in (used, landed, fetched, producer):
-            table.set_if(m, self.start.valid, starting, 0)
         m.d.comb += generation.address["start"].eq(starting)
-        generation.set_if(m, self.start.valid, starting, generation.word["start"] + 1)
+        generation.write(m, self.start.valid, starting, generation.word["start"] + 1)
 
         m.submodules.queue = queue = _SlotQueue(self.config)
         m.submodules.fetches = fetches = SmallFifo(shape=_Fetch, depth=FETCHES)
@@ -170,8 +168,8 @@ class RxRings(wiring.Component):
         permitted = _Table(m, "permitted", 1, channels, readers=("match",))
         sets_operations = self.write.valid & is_channel_register(
             self.config, self.write.payload.address, "CHANNEL_OPERATIONS")
-        permitted.set_if(m, sets_operations, channel_of(self.config, self.write.payload.address),
-                         (self.write.payload.data & int(OperationMask.RECEIVE_RAW)).any())
+        permitted.write(m, sets_operations, channel_of(self.config, self.write.payload.address),
+                        (self.write.payload.data & int(OperationMask.RECEIVE_RAW)).any())
         for table in (used, landed, producer, permitted):
             m.d.comb += table.address["match"].eq(channel)
 
@@ -229,7 +227,7 @@ class RxRings(wiring.Component):
                     m.d.comb += [moves.eq(1), decides.eq(1)]
                     m.next = "LOOK"
 
-        used.set_if(m, takes, channel, here + 1)
+        used.write_or_clear(m, takes, channel, here + 1, self.start)
         m.d.sync += self.index.valid.eq(takes)
         with m.If(takes):
             m.d.sync += [self.index.payload.channel.eq(channel), self.index.payload.index.eq(here + 1)]
@@ -251,8 +249,8 @@ class RxRings(wiring.Component):
         base = [_Table(m, f"base_{half}", 32, channels, readers=("fetch",)) for half in ("lo", "hi")]
         log2 = _Table(m, "log2", 4, channels, readers=("fetch",))
         for table, name in zip((*base, log2), ("RX_BASE_LO", "RX_BASE_HI", "RX_LOG2"), strict=True):
-            table.set_if(m, self.write.valid & is_channel_register(self.config, write.address, name),
-                         channel_of(self.config, write.address), write.data)
+            table.write(m, self.write.valid & is_channel_register(self.config, write.address, name),
+                        channel_of(self.config, write.address), write.data)
 
         channel = Signal(exact_log2(channels), name="fetch_channel")
         for table in (used, fetched, producer, generation, *base, log2):
@@ -350,8 +348,8 @@ class RxRings(wiring.Component):
                     m.d.comb += [moves.eq(1), issues.eq(1)]
                     m.next = "IDLE"
 
-        producer.set_if(m, posts, channel, posted_index)
-        fetched.set_if(m, issues, channel, asked + count)
+        producer.write_or_clear(m, posts, channel, posted_index, self.start)
+        fetched.write_or_clear(m, issues, channel, asked + count, self.start)
         with m.If(picks):
             m.d.sync += wants.eq(wants & ~grants)
         with m.If(posts | (issues & rest)):
@@ -386,7 +384,7 @@ class RxRings(wiring.Component):
             oldest_fetch.o.ready.eq(returns),
             queue.write_en.eq(keeps), queue.write_channel.eq(channel), queue.write_slot.eq(index), queue.beat.eq(beat),
         ]
-        landed.set_if(m, keeps, channel, behind)
+        landed.write_or_clear(m, keeps, channel, behind, self.start)
         with m.If(lands):
             m.d.sync += [inside.eq(~beat.last), position.eq(behind)]
 
@@ -430,7 +428,7 @@ class RxRings(wiring.Component):
 
 
 class _Table:
-    """A word for each channel, written by one event at a time, read in several places at once.
+    """A word for each channel, written in one place, read in several at once.
 
     `address[reader]` and `word[reader]` are the read ports.
     """
@@ -450,10 +448,16 @@ class _Table:
                 ram.read_addr.eq(self.address[reader]), self.word[reader].eq(ram.read_data),
             ]
 
-    def set_if(self, m, event, channel, word):
-        """Write `word` for `channel` when `event`, which excludes the table's other events."""
-        with m.If(event):
-            m.d.comb += [self._write_en.eq(1), self._write_addr.eq(channel), self._write_data.eq(word)]
+    def write(self, m, event, channel, word):
+        """When `event`, write `word` for `channel`."""
+        m.d.comb += [self._write_en.eq(event), self._write_addr.eq(channel), self._write_data.eq(word)]
+
+    def write_or_clear(self, m, event, channel, word, start):
+        """Likewise; and write 0 for the channel that starts. There is no `event` while one does."""
+        # Address and data do not wait for the event, which comes late.
+        starts = start.valid
+        self.write(m, starts | event, Mux(starts, start.payload.channel, channel)[:len(self._write_addr)],
+                   Mux(starts, 0, word))
 
 
 class _SlotQueue(wiring.Component):
