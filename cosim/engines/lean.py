@@ -25,7 +25,7 @@ PS_PER_S = 10**12
 BLOCK_BYTES = 64
 """Size of a write-combined block."""
 
-SETTLE_CYCLES = 16
+SETTLE_CYCLES = 4
 """Cycles simulated before the end of a jump, so that registered copies of `now` inside the device are fresh."""
 
 RESP_OKAY, RESP_SLVERR = 0, 2
