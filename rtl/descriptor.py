@@ -96,7 +96,7 @@ Checked = data.StructLayout({"job": TxJob, "broken": 1, "has_pieces": 1, "has_in
 class SlotReader(wiring.Component):
     """Makes 32-byte slots of bus beats.
 
-    Enters: beats of fetches, which start and end at a slot's border. Leaves: slots in order, `error` if a beat of it
+    Enters: beats of fetches, which start and end at a slot's border. Leaves: slots in order, `error` if their burst
     had one. Latency 1 cycle behind the slot's last beat; one slot a cycle, or one in two cycles on a 16-byte bus.
 
     Parameters
@@ -123,14 +123,15 @@ class SlotReader(wiring.Component):
         taken = self.i.valid & self.i.ready
 
         if self.config.host_bytes == 16:
-            lower, lower_error, has_lower = Signal(SLOT_BITS // 2), Signal(), Signal()
+            # bursts start at a slot's border, so both beats of a slot have the same error
+            lower, has_lower = Signal(SLOT_BITS // 2), Signal()
             m.d.comb += [self.i.ready.eq(~has_lower | free), fills.eq(taken & has_lower)]
             with m.If(taken):
                 m.d.sync += has_lower.eq(~has_lower)
             with m.If(taken & ~has_lower):
-                m.d.sync += [lower.eq(beat.data), lower_error.eq(beat.error)]
+                m.d.sync += lower.eq(beat.data)
             with m.If(fills):
-                m.d.sync += [slot.data.eq(Cat(lower, beat.data)), slot.error.eq(lower_error | beat.error)]
+                m.d.sync += [slot.data.eq(Cat(lower, beat.data)), slot.error.eq(beat.error)]
         elif self.config.host_bytes == 32:
             m.d.comb += [self.i.ready.eq(free), fills.eq(taken)]
             with m.If(fills):

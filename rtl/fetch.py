@@ -6,14 +6,12 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from nic_model.contract import (
-    CHANNEL_STRIDE,
-    CHANNELS_BASE,
-    REGISTERS,
     SUBMISSION_SLOT_BYTES,
     ChannelError,
     NicConfig,
     OperationMask,
 )
+from rtl.addresses import channel_of, is_channel_register
 from rtl.descriptor import (
     FETCH_SLOTS,
     DescriptorCheck,
@@ -54,16 +52,6 @@ JOB_BITS = 10
 
 PAGE_BITS = 12
 LOG2_BITS = 4
-
-
-def channel_register_written(m, write, config, name):
-    """Decode a register write: (1 if it is register `name` of a channel, the channel's number)."""
-    address = write.payload.address
-    low, bits = exact_log2(CHANNEL_STRIDE), exact_log2(config.channels)
-    region = (CHANNELS_BASE + REGISTERS[name].offset) & ~(((1 << bits) - 1) << low)
-    hit = Signal(name=f"writes_{name.lower()}")
-    m.d.comb += hit.eq(write.valid & (Cat(address[:low], Const(0, bits), address[low + bits:]) == region))
-    return hit, address[low:low + bits]
 
 
 class FetchScheduler(wiring.Component):
@@ -127,9 +115,10 @@ class FetchScheduler(wiring.Component):
             ("base_low", "TX_BASE_LO", value[PAGE_BITS:], 1), ("base_high", "TX_BASE_HI", value, 1),
             ("log2", "TX_LOG2", value[:LOG2_BITS], 2),
         ):
-            hit, channel = channel_register_written(m, self.write, self.config, register)
+            address = self.write.payload.address
             staged = table(f"staged_{name}", len(bits))
-            written(staged, hit, channel, bits)
+            written(staged, self.write.valid & is_channel_register(self.config, address, register),
+                    channel_of(self.config, address), bits)
             m.d.comb += staged[0].read_addr.eq(starting)
             live[name] = table(name, len(bits), readers)
             written(live[name], self.start.valid, starting, staged[0].read_data)
@@ -443,10 +432,11 @@ class TransmitFetch(wiring.Component):
 
         # Beats to descriptors; the operations that a channel may use are live, unlike its ring registers.
         m.submodules.operations = operations = SmallRam(shape=len(OperationMask), depth=config.channels)
-        hit, channel = channel_register_written(m, self.write, config, "CHANNEL_OPERATIONS")
+        written = self.write.payload
         m.d.comb += [
-            operations.write_en.eq(hit), operations.write_addr.eq(channel),
-            operations.write_data.eq(self.write.payload.data),
+            operations.write_en.eq(
+                self.write.valid & is_channel_register(config, written.address, "CHANNEL_OPERATIONS")),
+            operations.write_addr.eq(channel_of(config, written.address)), operations.write_data.eq(written.data),
             operations.read_addr.eq(parser.channel), parser.operations.eq(operations.read_data),
         ]
         connect(m, flipped(self.descriptor_beat), slots.i)

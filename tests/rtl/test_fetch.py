@@ -1,6 +1,7 @@
 """The transmit front against the executable model's reading of the same descriptors; channels' life and faults."""
 
 import collections
+import itertools
 import random
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from nic_model.contract import (
 )
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.submission import read_submission
-from rtl.fetch import FetchScheduler, TransmitFetch
+from rtl.fetch import DrainWatch, FetchScheduler, TransmitFetch
 from tests.rtl.harness import Bench, idle, until
 
 CHANNELS = 4
@@ -537,11 +538,13 @@ def test_truncated_descriptor_stops_the_channel(slots, host_bytes):
 
 
 @pytest.mark.parametrize("host_bytes", [16, 64])
-@pytest.mark.parametrize("whole", [8, 7, 5], ids=["head", "inline slots", "last slot"])
-def test_bus_error_in_a_descriptor_stops_the_channel(whole, host_bytes):
-    """The second burst fails, and the ninth slot with it."""
-    two_pieces = make_descriptor(inline=HEADER, pieces=[(KEY, 0, 60)] * 2)
-    host, _ = run_one_channel([GOOD] * whole + [two_pieces, GOOD], bad_burst=1, host_bytes=host_bytes)
+@pytest.mark.parametrize(("whole", "broken"), [
+    (8, LONG), (7, LONG), (6, LONG), (5, make_descriptor(inline=HEADER, pieces=[(KEY, 0, 60)] * 2)),
+    (7, make_descriptor(pieces=[(KEY, 0, 1)] * 31)),
+], ids=["head", "all behind the head", "last inline slot", "last piece slot", "slots in the middle"])
+def test_bus_error_in_a_descriptor_stops_the_channel(whole, broken, host_bytes):
+    """The second burst of eight slots fails, behind `whole` good descriptors of one slot."""
+    host, _ = run_one_channel([GOOD] * whole + [broken, GOOD], log2=5, bad_burst=1, host_bytes=host_bytes)
     assert host.faults == [{"channel": 1, "code": ChannelError.FETCH_BUS_ERROR}]
     host.check(only={1: whole})
     assert len(host.jobs) == whole
@@ -583,8 +586,9 @@ def test_doorbell_against_the_rings_size(index, overruns):
     assert len(host.jobs) == (2 if overruns else index)
 
 
-def test_doorbell_counts_slots_that_are_not_yet_parsed():
-    """16 slots stand in the ring of 16, none is parsed: one more is an overrun."""
+@pytest.mark.parametrize("wrong", [17, 15])
+def test_doorbell_counts_slots_that_are_not_yet_parsed(wrong):
+    """16 slots stand in the ring of 16, none is parsed: one more is an overrun, and so is an index that goes back."""
     ring = Ring(channel=1, log2=4, base=0x10000)
     host = Host([ring], latency=(100, 100))
     named_keys(host)
@@ -592,7 +596,7 @@ def test_doorbell_counts_slots_that_are_not_yet_parsed():
 
     async def testbench(ctx):
         await host.enable(ctx, ring)
-        for index in (10, 16, 17):
+        for index in (10, 16, wrong):
             await host.ring_doorbell(ctx, ring, index=index)
         await idle(ctx, 20)
         assert host.faults == [{"channel": 1, "code": ChannelError.DOORBELL_OVERRUN}]
@@ -642,6 +646,48 @@ def test_indices_wrap_at_16_bits():
     bench.add(testbench)
     bench.run()
     assert not fetches
+
+
+def test_no_doorbell_is_lost_however_it_meets_a_fetch():
+    """The scheduler alone: doorbells for one slot each, at all distances, to channels that are being looked at."""
+    seed = 31
+    rng = random.Random(seed)
+    scheduler = FetchScheduler(NicConfig(name="test", channels=CHANNELS, vectors=4))
+    bench = Bench(scheduler, seed=seed)
+    commands = []
+    bench.sink(scheduler.cmd, commands)
+    produced, consumed = [0] * CHANNELS, [0] * CHANNELS
+
+    async def take_fetches(ctx):
+        while True:
+            ctx.set(scheduler.fetch.ready, 1)
+            fetch, = await until(ctx, scheduler.fetch.valid, scheduler.fetch.payload)
+            ctx.set(scheduler.fetch.ready, 0)
+            channel, index = fetch.channel, fetch.index + fetch.count
+            assert fetch.index == consumed[channel]
+            await idle(ctx, rng.randrange(4))
+            await bench.strobe(ctx, scheduler.consumed, {"channel": channel, "index": index})
+            consumed[channel] = index
+            await bench.strobe(ctx, scheduler.finished, {"channel": channel, "faulty": 0})
+
+    async def testbench(ctx):
+        ctx.set(scheduler.running, (1 << CHANNELS) - 1)
+        for channel in range(CHANNELS):
+            await bench.strobe(ctx, scheduler.write, {"address": channel_register("TX_LOG2", channel), "data": 12})
+            await bench.strobe(ctx, scheduler.start, {"channel": channel})
+        for _ in range(400):
+            channel = rng.randrange(2)
+            produced[channel] += 1
+            await bench.send(ctx, scheduler.doorbell, {"channel": channel, "index": produced[channel]})
+            if rng.random() < 0.3:
+                await idle(ctx, 50)
+                assert consumed == produced, f"seed {seed}: a doorbell was lost"
+            await idle(ctx, rng.randrange(3))
+
+    bench.background(take_fetches)
+    bench.add(testbench)
+    bench.run()
+    assert sum(consumed) > 300
 
 
 # ---------------------------------------------------------------------------------------------- life of a channel
@@ -767,6 +813,56 @@ def test_drain_waits_for_the_completion_of_all_that_began_and_for_nothing_else()
 def test_drain_with_nothing_under_way():
     host, _ = run_one_channel([GOOD], then=drain_at_once)
     assert len(host.jobs) == 1
+
+
+def test_drain_watch_against_a_count_of_each_kind():
+    """Random begins and ends of all kinds: done when as many of each kind have ended as were under way when their turn
+    came, not before, and also if nothing new begins."""
+    seed = 21
+    rng = random.Random(seed)
+    watch = DrainWatch()
+    bench = Bench(watch, seed=seed)
+    kinds = [kind for kind, _ in watch.KINDS]
+    begun, ended, waits = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0), []
+
+    async def step(ctx, rate):
+        """One cycle in which things begin and end, in order: a fetch's end comes before its descriptor's, and so on."""
+        for kind in kinds:
+            begins = begun[kind] - ended[kind] < 6 and rng.random() < rate
+            ends = ended[kind] < begun[kind] and rng.random() < 0.5
+            ctx.set(getattr(watch, f"{kind}_begins"), begins)
+            ctx.set(getattr(watch, f"{kind}_ends"), ends)
+            begun[kind] += begins
+            ended[kind] += ends
+        return await ctx.tick().sample(watch.done)
+
+    async def testbench(ctx):
+        for _ in range(150):
+            for _ in range(rng.randrange(8)):
+                await step(ctx, 0.5)
+            ctx.set(watch.request, 1)
+            targets = {"fetch": begun["fetch"]}
+            began, rate = bench.cycle, rng.choice([0.0, 0.5])
+            while True:
+                # what is under way in this cycle, before its strobes, is the least that must end
+                reached = [kind for kind in kinds if kind in targets and ended[kind] >= targets[kind]]
+                for kind, behind in itertools.pairwise(kinds):
+                    if kind in reached:
+                        targets.setdefault(behind, begun[behind])
+                complete = len(reached) == len(kinds)
+                _, _, done = await step(ctx, rate)
+                if done:
+                    assert complete, f"seed {seed}: done before {targets} had ended: {ended}"
+                    break
+            waits.append(bench.cycle - began)
+            ctx.set(watch.request, 0)
+            await step(ctx, 0.5)
+            await step(ctx, 0.5)
+
+    bench.add(testbench)
+    bench.run()
+    assert len(waits) == 150
+    assert max(waits) < 100, "new work holds the drain up"
 
 
 async def drain_at_once(ctx, host, ring):
