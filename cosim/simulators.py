@@ -27,7 +27,8 @@ from nic_model.contract import NicConfig
 TOPLEVEL = "simulation_top"
 
 VERILATOR_OPTIONS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "--no-assert", "--timescale",
-                     "1ps/1ps", "-Wno-fatal", "-Wno-WIDTHTRUNC", "-Wno-WIDTHEXPAND")
+                     "1ps/1ps", "-Wno-fatal", "-Wno-WIDTHTRUNC", "-Wno-WIDTHEXPAND",
+                     "--output-split", "20000")
 
 SIMULATORS = ("verilator", "icarus")
 
@@ -124,11 +125,11 @@ def _build_verilator(executable: str, work: Path, waves: bool) -> None:
     environment = {**os.environ, "VERILATOR_ROOT": str(_verilator_root())}
     _run([executable, "--cc", "--exe", "--vpi", "-Mdir", str(obj), "--top-module", TOPLEVEL, "--prefix", "Vtop",
           "-o", "sim", "-LDFLAGS", f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator",
-          "-CFLAGS", "-O1", *VERILATOR_OPTIONS, *(["--trace"] if waves else []), str(work / "public.vlt"), str(main),
+          *VERILATOR_OPTIONS, *(["--trace"] if waves else []), str(work / "public.vlt"), str(main),
           str(work / "top.v")], work, environment)
     # The wheel leaves CFG_CXXFLAGS_PCH_I empty, and larger models then fail on their precompiled header.
     _run(["make", "-j", str(os.cpu_count() or 1), "-C", str(obj), "-f", "Vtop.mk", f"VM_TRACE={int(waves)}",
-          "CFG_CXXFLAGS_PCH_I=-include"], work, environment)
+          "OPT_FAST=-O1", "OPT_SLOW=-O0", "CFG_CXXFLAGS_PCH_I=-include"], work, environment)
 
 
 DUMP_MODULE = f"""module memnic_dump;
