@@ -217,7 +217,7 @@ class Parser(wiring.Component):
         for offset in _KEPT:
             window[offset] = Signal(8, name=f"byte_{offset}")
             row_number = offset // width
-            passes_by = row.first if row_number == 0 else ~row.first & (following == row_number)
+            passes_by = row.first if row_number == 0 else ~row.first & (number == row_number - 1)
             with m.If(valid & passes_by):
                 m.d.sync += window[offset].eq(row.data.word_select(offset % width, 8))
         return number, window
