@@ -12,8 +12,11 @@ from host_driver.account import Account
 from host_driver.channel import Channel
 from host_driver.port import Port
 from nic_model.contract import (
+    CHANNEL_STATUS,
     COUNTERS,
     COUNTERS_BASE,
+    KEY_COMMIT,
+    KEY_GENERATION_BITS,
     MAGIC,
     VERSION,
     ChannelCommand,
@@ -146,8 +149,8 @@ class Nic:
 
     async def channel_status(self, number: int) -> tuple[ChannelState, ChannelError]:
         """What the device says of a channel."""
-        status = await self.port.read32(channel_register("CHANNEL_STATUS", number))
-        return ChannelState(status & 0xFF), ChannelError(status >> 8 & 0xFF)
+        status = CHANNEL_STATUS.unpack_word(await self.port.read32(channel_register("CHANNEL_STATUS", number)))
+        return ChannelState(status["state"]), ChannelError(status["error"])
 
     async def take_channel_errors(self) -> dict[int, ChannelError]:
         """Channels that stopped with an error since the last call, and why; the error vector falls."""
@@ -184,7 +187,7 @@ class Nic:
             ("KEY_ADDRESS_HI", address >> 32),
             ("KEY_LENGTH_LO", length_bytes & 0xFFFF_FFFF),
             ("KEY_LENGTH_HI", length_bytes >> 32),
-            ("KEY_COMMIT", generation | rights << 12 | owner << 16 | 1 << 31),
+            ("KEY_COMMIT", KEY_COMMIT.pack_word(generation=generation, rights=rights, owner=owner, valid=1)),
         ):
             self.port.write32(key_register(name, index), value)
         return MemoryKey(make_key(index, generation), index, address, length_bytes, rights, owner)
@@ -194,7 +197,7 @@ class Nic:
         self.port.write32(key_register("KEY_COMMIT", key.index), 0)
         await self._write_and_wait(register("DRAIN"))
         # The next holder of this entry gets another generation, so that a descriptor with the old key is refused.
-        self._generations[key.index] = self._generations[key.index] + 1 & 0xFFF
+        self._generations[key.index] = (self._generations[key.index] + 1) % (1 << KEY_GENERATION_BITS)
         self._free_keys.insert(0, key.index)
 
     # ------------------------------------------------------------------------------------------ receiving

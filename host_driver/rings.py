@@ -14,12 +14,15 @@ from nic_model import ring
 from nic_model.contract import (
     COMPLETION,
     COMPLETION_BYTES,
+    LARGEST_CQ_LOG2,
     MAX_INLINE_BYTES,
     MAX_PIECES,
     PIECE,
     PIECE_BYTES,
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
+    RING_ALIGNMENT_BYTES,
+    SMALLEST_RING_LOG2,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
     CompletionKind,
@@ -30,11 +33,6 @@ from nic_model.contract import (
     inline_slots,
     slots_needed,
 )
-
-MIN_RING_LOG2 = 4
-MAX_RING_LOG2 = 16
-"""Of a completion ring; the two others have half that at most."""
-RING_ALIGNMENT_BYTES = 4096
 
 
 class RingFull(RuntimeError):
@@ -99,8 +97,9 @@ class _Ring:
     """Memory and size of one ring."""
 
     def __init__(self, memory: HostMemory, log2: int, entry_bytes: int) -> None:
-        if not MIN_RING_LOG2 <= log2 <= MAX_RING_LOG2:
-            raise ValueError(f"log2 of a ring's entries must lie in {MIN_RING_LOG2}..{MAX_RING_LOG2}, not {log2}")
+        if not SMALLEST_RING_LOG2 <= log2 <= LARGEST_CQ_LOG2:
+            raise ValueError(f"log2 of a ring's entries must lie in {SMALLEST_RING_LOG2}..{LARGEST_CQ_LOG2}, "
+                             f"not {log2}")
         self.log2 = log2
         self.entries = 1 << log2
         self.entry_bytes = entry_bytes

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from nic_model import ring
 from nic_model.contract import (
+    CHANNEL_STATUS,
     CHANNEL_STRIDE,
     CHANNELS_BASE,
     COMPLETION,
@@ -19,6 +20,7 @@ from nic_model.contract import (
     COUNTERS,
     COUNTERS_BASE,
     DOORBELL_STRIDE,
+    KEY_COMMIT,
     KEY_STRIDE,
     KEYS_BASE,
     MAX_DESCRIPTOR_SLOTS,
@@ -27,6 +29,8 @@ from nic_model.contract import (
     RECEIVE_SLOT_BYTES,
     REGISTER_SPACE_BYTES,
     REGISTERS,
+    RING_ALIGNMENT_BYTES,
+    SMALLEST_RING_LOG2,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
     VECTOR_STRIDE,
@@ -56,9 +60,6 @@ from nic_model.submission import Piece, Submission, read_submission
 
 RECEIVE_CHANNEL = 0
 """Channel that all accepted frames go to, until there is steering."""
-
-MIN_RING_LOG2 = 4
-RING_ALIGNMENT_BYTES = 4096
 
 _U64 = (1 << 64) - 1
 _BY_OFFSET: dict[Block, dict[int, Register]] = {
@@ -138,6 +139,8 @@ class Device:
         self._channels = [_Channel(n, {r.name: 0 for r in _BY_OFFSET[Block.CHANNEL].values()})
                           for n in range(config.channels)]
         self._vectors = [Vector() for _ in range(config.vectors)]
+        self._vector_registers = [{r.name: int(r.reset) for r in _BY_OFFSET[Block.VECTOR].values()}
+                                  for _ in range(config.vectors)]
         self._own_address = bytes(6)
         self._error_channels = 0
         self._error_rises = 0
@@ -170,7 +173,7 @@ class Device:
         if block is Block.GLOBAL:
             return self._read_global(found.name)
         if block is Block.VECTOR:
-            return self._read_vector(self._vectors[index], found.name)
+            return self._read_vector(index, found.name)
         return self._read_channel(self._channels[index], found.name)
 
     def write_register(self, address: int, value: int) -> None:
@@ -182,7 +185,7 @@ class Device:
         if block is Block.GLOBAL:
             self._write_global(found.name, value)
         elif block is Block.VECTOR:
-            self._write_vector(self._vectors[index], found.name, value)
+            self._write_vector(index, found.name, value)
         elif block is Block.KEY:
             self._write_key(index, found.name, value)
         elif found.name == "CHANNEL_CONTROL":
@@ -227,25 +230,23 @@ class Device:
             self._error_channels &= ~(value << 32)
         elif name != "DRAIN":  # all accesses are answered at once: there is never anything to drain
             self._globals[name] = value
-            if name == "MAC_ADDRESS_HI":
-                words = self._globals["MAC_ADDRESS_LO"] | (value & 0xFFFF) << 32
+            if name in ("MAC_ADDRESS_LO", "MAC_ADDRESS_HI"):
+                words = self._globals["MAC_ADDRESS_LO"] | (self._globals["MAC_ADDRESS_HI"] & 0xFFFF) << 32
                 self._own_address = words.to_bytes(6, "little")
 
-    @staticmethod
-    def _read_vector(vector: Vector, name: str) -> int:
-        return {
-            "VECTOR_MASK": int(vector.masked),
-            "VECTOR_RX_TICKS": vector.rx.ticks,
-            "VECTOR_RX_FRAMES": vector.rx.frames,
-            "VECTOR_TX_TICKS": vector.tx.ticks,
-            "VECTOR_TX_FRAMES": vector.tx.frames,
-            "VECTOR_FIRED": vector.rises,
-            "VECTOR_RX_EVENTS": vector.rx.seen,
-            "VECTOR_TX_EVENTS": vector.tx.seen,
-        }[name] & 0xFFFF_FFFF
+    def _read_vector(self, number: int, name: str) -> int:
+        vector = self._vectors[number]
+        if name == "VECTOR_FIRED":
+            return vector.rises & 0xFFFF_FFFF
+        if name == "VECTOR_RX_EVENTS":
+            return vector.rx.seen & 0xFFFF_FFFF
+        if name == "VECTOR_TX_EVENTS":
+            return vector.tx.seen & 0xFFFF_FFFF
+        return self._vector_registers[number][name]
 
-    @staticmethod
-    def _write_vector(vector: Vector, name: str, value: int) -> None:
+    def _write_vector(self, number: int, name: str, value: int) -> None:
+        vector = self._vectors[number]
+        self._vector_registers[number][name] = value
         if name == "VECTOR_MASK":
             vector.masked = bool(value & 1)
         else:
@@ -259,14 +260,14 @@ class Device:
         if name != "KEY_COMMIT":
             self._key_words[name] = value
             return
-        words = self._key_words
+        words, committed = self._key_words, KEY_COMMIT.unpack_word(value)
         self._keys.store(index, KeyEntry(
             address=words.get("KEY_ADDRESS_LO", 0) | words.get("KEY_ADDRESS_HI", 0) << 32,
             length_bytes=words.get("KEY_LENGTH_LO", 0) | (words.get("KEY_LENGTH_HI", 0) & 0xFF) << 32,
-            generation=value & 0xFFF,
-            rights=KeyRight(value >> 12 & 3),
-            owner=value >> 16 & 0xFF,
-            valid=bool(value >> 31),
+            generation=committed["generation"],
+            rights=KeyRight(committed["rights"]),
+            owner=committed["owner"],
+            valid=bool(committed["valid"]),
         ))
 
     # ------------------------------------------------------------------------------------------ channels
@@ -274,7 +275,7 @@ class Device:
     @staticmethod
     def _read_channel(channel: _Channel, name: str) -> int:
         if name == "CHANNEL_STATUS":
-            return channel.state | channel.error << 8
+            return CHANNEL_STATUS.pack_word(state=channel.state, error=channel.error)
         if name == "TX_INDEX":
             return channel.tx.index
         if name == "RX_INDEX":
@@ -291,15 +292,15 @@ class Device:
             return
         tx, rx, cq = (self._ring(channel, name, entry_bytes) for name, entry_bytes in (
             ("TX", SUBMISSION_SLOT_BYTES), ("RX", RECEIVE_SLOT_BYTES), ("CQ", COMPLETION_BYTES)))
-        channel.tx, channel.rx, channel.cq = tx, rx, cq
-        channel.vector = channel.registers["CHANNEL_VECTOR"] % self.config.vectors
-        channel.state = ChannelState.RUNNING
-        most = self.config.max_ring_log2
-        # The completion ring may be as large as both others at their largest.
-        sizes_fit = all(MIN_RING_LOG2 <= r.log2 <= most for r in (tx, rx)) and cq.log2 <= most + 1
+        sizes_fit = (all(SMALLEST_RING_LOG2 <= r.log2 <= self.config.max_ring_log2 for r in (tx, rx))
+                     and cq.log2 <= self.config.max_cq_log2)
         aligned = all(r.base % RING_ALIGNMENT_BYTES == 0 for r in (tx, rx, cq))
         if not sizes_fit or not aligned or 1 << cq.log2 < (1 << tx.log2) + (1 << rx.log2):
             self._fail(channel, ChannelError.RING_CONFIG)
+            return
+        channel.tx, channel.rx, channel.cq = tx, rx, cq
+        channel.vector = channel.registers["CHANNEL_VECTOR"] % self.config.vectors
+        channel.state = ChannelState.RUNNING
 
     @staticmethod
     def _ring(channel: _Channel, name: str, entry_bytes: int) -> _Ring:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nic_model.contract import MAX_MODERATION_FRAMES
+
 
 @dataclass(slots=True)
 class Moderation:
@@ -45,8 +47,9 @@ class Vector:
         if self.raised:
             return
         kind.pending += 1
-        at_once = kind.ticks == 0 and kind.frames <= 1
-        if at_once or (kind.frames and kind.pending >= kind.frames):
+        enough = min(kind.frames, MAX_MODERATION_FRAMES)
+        at_once = kind.ticks == 0 and enough <= 1
+        if at_once or (enough and kind.pending >= enough):
             self.rise()
         elif kind.pending == 1 and kind.ticks:
             wanted = now_cycles + kind.ticks

@@ -6,7 +6,8 @@ that full (distance = size) and empty (distance = 0) differ and the phase bit al
 
 from __future__ import annotations
 
-INDEX_BITS = 16
+from nic_model.contract import INDEX_BITS
+
 INDEX_MASK = (1 << INDEX_BITS) - 1
 
 

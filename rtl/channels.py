@@ -8,9 +8,13 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from nic_model.contract import (
+    CHANNEL_STATUS,
     CHANNEL_STRIDE,
     CHANNELS_BASE,
+    LARGEST_CQ_LOG2,
     REGISTERS,
+    RING_ALIGNMENT_BYTES,
+    SMALLEST_RING_LOG2,
     ChannelCommand,
     ChannelError,
     ChannelState,
@@ -19,6 +23,7 @@ from nic_model.contract import (
 )
 from rtl.interfaces import (
     CHANNEL_BITS,
+    REGISTER_BITS,
     ChannelFault,
     ChannelNumber,
     RegisterRead,
@@ -28,9 +33,7 @@ from rtl.interfaces import (
 )
 from rtl.primitives import SmallRam, StreamArbiter
 
-RING_ALIGN_BITS = 12
-MIN_RING_LOG2 = 4
-LOG2_BITS = 5
+LOG2_BITS = LARGEST_CQ_LOG2.bit_length()
 FAULT_SOURCES = ("fetch", "receive", "completion")
 RINGS = ("TX", "RX", "CQ")
 
@@ -102,7 +105,7 @@ class Channels(wiring.Component):
 
         draining, failed = Signal(count), Signal(count)
         error_channels, masked = Signal(count), Signal(init=REGISTERS["ERROR_MASK"].reset)
-        m.submodules.errors = errors = SmallRam(shape=8, depth=count)
+        m.submodules.errors = errors = SmallRam(shape=CHANNEL_STATUS.fields["error"].width, depth=count)
 
         m.submodules.faults = faults = StreamArbiter(shape=ChannelFault, count=len(FAULT_SOURCES))
         for port, source in zip(faults.i, FAULT_SOURCES, strict=True):
@@ -142,14 +145,19 @@ class Channels(wiring.Component):
 
         # -- one channel at a time
         work, code = Signal(_Work), Signal(8)
-        read_asked, read_address = Signal(), Signal(17)
+        read_asked, read_address = Signal(), Signal(REGISTER_BITS)
         with m.If(self.read.valid):
             m.d.sync += [read_asked.eq(1), read_address.eq(self.read.payload.address)]
 
         bit = Signal(count)
         fail_bit, drain_bit, ended = Signal(count), Signal(count), Signal(count)
         was_running, was_draining, had_failed = Signal(), Signal(), Signal()
-        state, found_code = Signal(8), Signal(8)
+        state, found_code = (Signal(CHANNEL_STATUS.fields[name].width, name=f"status_{name}")
+                             for name in ("state", "error"))
+        status = Signal(32)
+        for name, value in (("state", state), ("error", found_code)):
+            field = CHANNEL_STATUS.fields[name]
+            m.d.comb += status[field.offset:field.offset + field.width].eq(value)
         with m.If(was_running):
             m.d.comb += state.eq(ChannelState.RUNNING)
         with m.Elif(was_draining):
@@ -242,7 +250,7 @@ class Channels(wiring.Component):
                             with m.Case(register("ERROR_CHANNELS_HI")):
                                 show(error_channels[32:])
                             with m.Default():
-                                show(Cat(state, found_code))
+                                show(status)
             with m.State("Start"):
                 m.d.comb += moves.eq(1)
                 m.d.sync += self.running.eq(self.running | bit)
@@ -306,13 +314,13 @@ class Channels(wiring.Component):
         for ring in RINGS:
             too_large = written[LOG2_BITS:].any()
             m.d.comb += [
-                tables[f"{ring}_BASE_LO"].write_data.eq(written[:RING_ALIGN_BITS].any()),
+                tables[f"{ring}_BASE_LO"].write_data.eq(written[:exact_log2(RING_ALIGNMENT_BYTES)].any()),
                 tables[f"{ring}_LOG2"].write_data.eq(written[:LOG2_BITS] | too_large.replicate(LOG2_BITS)),
             ]
 
-        most = self.config.max_ring_log2
+        least, most = SMALLEST_RING_LOG2, self.config.max_ring_log2
         tx, rx, cq = (tables[f"{ring}_LOG2"].read_data for ring in RINGS)
         unaligned = Cat(tables[f"{ring}_BASE_LO"].read_data for ring in RINGS)
         # the sum of two powers of two fits a power of two if that is larger than both
-        return Cat(~unaligned.any(), (tx >= MIN_RING_LOG2) & (tx <= most), (rx >= MIN_RING_LOG2) & (rx <= most),
-                   cq <= most + 1, (cq > tx) & (cq > rx))
+        return Cat(~unaligned.any(), (tx >= least) & (tx <= most), (rx >= least) & (rx <= most),
+                   cq <= self.config.max_cq_log2, (cq > tx) & (cq > rx))

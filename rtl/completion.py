@@ -3,9 +3,18 @@
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
+from amaranth.utils import ceil_log2, exact_log2
 
-from nic_model.contract import COMPLETION, COMPLETION_BYTES, ChannelError, CompletionKind, NicConfig, Status
+from nic_model.contract import (
+    COMPLETION,
+    COMPLETION_BYTES,
+    LARGEST_CQ_LOG2,
+    RING_ALIGNMENT_BYTES,
+    ChannelError,
+    CompletionKind,
+    NicConfig,
+    Status,
+)
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import (
     CHANNEL_BITS,
@@ -30,8 +39,8 @@ from rtl.primitives import SmallRam, StreamArbiter, StreamFifo
 TOKENS_IN_FLIGHT = 16
 """Tokens between the completion's write and its response; also how many may wait for the events."""
 
-RING_ALIGN_BITS = 12
-LOG2_BITS = 5
+RING_ALIGN_BITS = exact_log2(RING_ALIGNMENT_BYTES)
+LOG2_BITS = LARGEST_CQ_LOG2.bit_length()
 # One bit more than the index that software sees, since the largest ring (2^16 entries) has its phase there.
 POSITION_BITS = INDEX_BITS + 1
 

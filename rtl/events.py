@@ -7,7 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
 
-from nic_model.contract import NicConfig
+from nic_model.contract import MAX_MODERATION_FRAMES, NicConfig
 from rtl.addresses import channel_of, is_channel_register, is_vector_register, vector_of
 from rtl.interfaces import (
     INDEX_BITS,
@@ -23,7 +23,7 @@ from rtl.interfaces import (
 )
 from rtl.primitives import Ram, SmallRam
 
-FRAMES_BITS = 16
+FRAMES_BITS = MAX_MODERATION_FRAMES.bit_length()
 """Of VECTOR_xX_FRAMES; a larger value counts as the largest that fits."""
 
 # Deadlines that are compared lie less than 2^32 cycles from each other, the reach of VECTOR_xX_TICKS, so a
@@ -353,7 +353,7 @@ class Events(wiring.Component):
             ticks.write_en.eq(writes("VECTOR_RX_TICKS") | writes("VECTOR_TX_TICKS")),
             frames.write_en.eq(writes("VECTOR_RX_FRAMES") | writes("VECTOR_TX_FRAMES")),
             ticks.write_data.eq(write.data),
-            frames.write_data.eq(Mux(write.data[FRAMES_BITS:].any(), (1 << FRAMES_BITS) - 1, write.data)),
+            frames.write_data.eq(Mux(write.data[FRAMES_BITS:].any(), MAX_MODERATION_FRAMES, write.data)),
         ]
         vector = vector_of(config, write.address)
         half = len(ticks.write_addr) - 1

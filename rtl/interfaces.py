@@ -16,11 +16,11 @@ from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out, Signature
 from amaranth.utils import exact_log2
 
-from nic_model.contract import NicConfig
+from nic_model.contract import INDEX_BITS, MAX_CHANNELS, PIECE, REGISTER_SPACE_BYTES, NicConfig
 from nic_model.contract.config import BURST_BYTES
 
-CHANNEL_BITS = 6
-INDEX_BITS = 16
+CHANNEL_BITS = exact_log2(MAX_CHANNELS)
+REGISTER_BITS = exact_log2(REGISTER_SPACE_BYTES)
 LENGTH_BITS = 21
 TIME_BITS = 64
 BURST = BURST_BYTES
@@ -44,11 +44,11 @@ class Strobe(Signature):
 
 # Registers -> every block that keeps some of them: one strobe per 32-bit register write, at the
 # contract's byte address. A block keeps what it needs in its own memory.
-RegisterWrite = data.StructLayout({"address": 17, "data": 32})
+RegisterWrite = data.StructLayout({"address": REGISTER_BITS, "data": 32})
 
 # Registers -> the block that owns a read-only register: one strobe per read; the block answers with one
 # strobe of `RegisterValue` any number of cycles later.
-RegisterRead = data.StructLayout({"address": 17})
+RegisterRead = data.StructLayout({"address": REGISTER_BITS})
 RegisterValue = data.StructLayout({"data": 32})
 
 # A channel number, for start strobes.
@@ -64,7 +64,9 @@ ChannelFault = data.StructLayout({"channel": CHANNEL_BITS, "code": 8})
 IndexReport = data.StructLayout({"channel": CHANNEL_BITS, "index": INDEX_BITS})
 
 # Memory keys: a question and its answer. `write` asks for KeyRight.WRITE, else READ.
-KeyRequest = data.StructLayout({"channel": CHANNEL_BITS, "key": 24, "offset": 40, "length": 24, "write": 1})
+KeyRequest = data.StructLayout({
+    "channel": CHANNEL_BITS, **{name: PIECE.fields[name].width for name in ("key", "offset", "length")}, "write": 1,
+})
 KeyAnswer = data.StructLayout({"status": 8, "address": 64})
 
 # A client of the DMA read engine: any alignment, `length` >= 1.

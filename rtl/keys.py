@@ -5,8 +5,17 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from nic_model.contract import KEY_STRIDE, KEYS_BASE, REGISTERS, KeyRight, NicConfig, Status
-from nic_model.contract.descriptors import KEY_GENERATION_BITS, KEY_INDEX_BITS
+from nic_model.contract import (
+    KEY_COMMIT,
+    KEY_GENERATION_BITS,
+    KEY_INDEX_BITS,
+    KEY_STRIDE,
+    KEYS_BASE,
+    REGISTERS,
+    KeyRight,
+    NicConfig,
+    Status,
+)
 from rtl.interfaces import KeyAnswer, KeyRequest, RegisterWrite, Strobe
 from rtl.primitives import Ram, StreamArbiter
 from rtl.small_fifo import SmallFifo
@@ -15,13 +24,11 @@ ANSWERS_PER_CLIENT = 8
 """Places for answers of each client: as many lookups as it may have under way."""
 
 LENGTH_BITS = 40
-OWNER_BITS = 8
+OWNER_BITS = KEY_COMMIT.fields["owner"].width
 
-# One word of the table. The upper four fields are KEY_COMMIT as written: generation 11:0, rights 13:12,
-# owner 23:16, valid 31.
+# One word of the table. The upper four fields are those of KEY_COMMIT.
 KeyEntry = data.StructLayout({
-    "address": 64, "length": LENGTH_BITS,
-    "generation": KEY_GENERATION_BITS, "rights": 2, "owner": OWNER_BITS, "valid": 1,
+    "address": 64, "length": LENGTH_BITS, **{name: field.width for name, field in KEY_COMMIT.fields.items()},
 })
 
 
@@ -191,8 +198,9 @@ class KeyTable(wiring.Component):
                     m.d.sync += entry.length[32:].eq(value)
                 with m.Case(REGISTERS["KEY_COMMIT"].offset):
                     m.d.sync += [
-                        entry.generation.eq(value[0:12]), entry.rights.eq(value[12:14]), entry.owner.eq(value[16:24]),
-                        entry.valid.eq(value[31]), entry_index.eq(entry_number), commits.eq(1),
+                        *(entry[name].eq(value[field.offset:field.offset + field.width])
+                          for name, field in KEY_COMMIT.fields.items()),
+                        entry_index.eq(entry_number), commits.eq(1),
                     ]
         m.d.comb += [
             table.write_en.eq(commits), table.write_addr.eq(entry_index), table.write_data.eq(entry),

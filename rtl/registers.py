@@ -14,7 +14,6 @@ from nic_model.contract import (
     COUNTERS_BASE,
     KEY_STRIDE,
     KEYS_BASE,
-    REGISTER_SPACE_BYTES,
     REGISTERS,
     VECTOR_STRIDE,
     VECTORS_BASE,
@@ -132,7 +131,7 @@ class Registers(wiring.Component):
     Parameters
     ----------
     config : NicConfig
-        Sizes. Raises ValueError when its keys do not fit the register space.
+        Sizes.
 
     Members
     -------
@@ -147,9 +146,6 @@ class Registers(wiring.Component):
     """
 
     def __init__(self, config: NicConfig):
-        if KEYS_BASE + config.keys * KEY_STRIDE > REGISTER_SPACE_BYTES:
-            most = (REGISTER_SPACE_BYTES - KEYS_BASE) // KEY_STRIDE
-            raise ValueError(f"device {config.name!r}: the register space holds {most} keys, not {config.keys}")
         self.config = config
         super().__init__({
             "axil": In(AxiLiteSlave()),

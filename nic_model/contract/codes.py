@@ -22,6 +22,28 @@ MAX_SEGMENTED_BYTES = 1 << 20
 MIN_MSS = 32
 """Smallest segment size that a segmented send may ask for."""
 
+MAX_CHANNELS = 64
+"""Channels that the register map and the error bits have room for."""
+
+RING_ALIGNMENT_BYTES = 4096
+"""What the bus address of a ring is a multiple of."""
+
+SMALLEST_RING_LOG2 = 4
+"""log2 of the entries of the smallest submission or receive ring."""
+
+LARGEST_RING_LOG2 = 15
+"""log2 of the entries of the largest submission or receive ring that any device may have: half the range of an index,
+so that full and empty differ."""
+
+LARGEST_CQ_LOG2 = LARGEST_RING_LOG2 + 1
+"""log2 of the entries of the largest completion ring: as large as both other rings together."""
+
+INDEX_BITS = 16
+"""Width of the free-running indices of all rings."""
+
+MAX_MODERATION_FRAMES = 0xFFFF
+"""VECTOR_RX_FRAMES and VECTOR_TX_FRAMES above this act as this."""
+
 
 class Opcode(IntEnum):
     """Operation of a submission descriptor. Socket operations have their numbers and no hardware yet."""
@@ -136,13 +158,16 @@ class ChannelCommand(IntEnum):
     """Values written to `CHANNEL_CONTROL`."""
 
     RESET = 0
-    """Stop fetching, finish the frame under way, drain, then IDLE."""
+    """Stop fetching, finish the frame under way, drain, then IDLE. Clears the channel's error code, but not its bit in
+    ERROR_CHANNELS. Nothing to do for an IDLE channel."""
     ENABLE = 1
-    """Take the ring registers as they stand, set all indices to 0, and run."""
+    """Take the ring registers and CHANNEL_VECTOR as they stand, set all indices to 0, and run. Counts for an IDLE
+    channel only, otherwise it is ignored. Rings that do not fit make it ERROR with RING_CONFIG; then nothing was
+    taken."""
 
 
 class ChannelState(IntEnum):
-    """`CHANNEL_STATUS`, bits 7:0."""
+    """`state` of `CHANNEL_STATUS`."""
 
     IDLE = 0
     RUNNING = 1
@@ -151,7 +176,7 @@ class ChannelState(IntEnum):
 
 
 class ChannelError(IntEnum):
-    """`CHANNEL_STATUS`, bits 15:8: why a channel stopped, or would not start."""
+    """`error` of `CHANNEL_STATUS`: why a channel stopped, or would not start. Each sets its ERROR_CHANNELS bit."""
 
     NONE = 0
     RING_CONFIG = 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nic_model.contract.codes import MAX_FRAME_BYTES, Feature
+from nic_model.contract.codes import LARGEST_RING_LOG2, MAX_CHANNELS, MAX_FRAME_BYTES, SMALLEST_RING_LOG2, Feature
+from nic_model.contract.registers import MAX_KEYS
 
 BURST_BYTES = 256
 """Longest DMA burst, and its natural alignment: so no burst crosses 4 KB, and one fits one landing slot."""
@@ -28,12 +29,12 @@ class NicConfig:
     vectors: int = 16
     """Interrupt vectors for channels: a power of two, 1 to 64. The error vector comes on top."""
     keys: int = 1024
-    """Memory keys: a power of two, 16 to 4096."""
+    """Memory keys: a power of two, 16 to 2048."""
     payload_reads: int = 32
     """DMA reads of payload in flight, each up to 256 bytes: a power of two, or 96."""
     clock_hz: int = 156_250_000
     max_ring_log2: int = 12
-    """log2 of the largest ring in entries: 4 to 15."""
+    """log2 of the largest submission or receive ring in entries: 4 to 15."""
     tx_buffer_bytes: int = 16384
     """Frames being built: at least a longest frame and a half, since a frame is whole before it leaves."""
     rx_buffer_bytes: int = 16384
@@ -45,14 +46,16 @@ class NicConfig:
         self._check("mac_bytes", self.mac_bytes in (8, 16, 32, 64), "8, 16, 32 or 64")
         self._check("host_bytes", self.host_bytes in (16, 32, 64) and self.host_bytes >= self.mac_bytes,
                     "16, 32 or 64, and at least mac_bytes")
-        self._check("channels", _is_power_of_two(self.channels) and 4 <= self.channels <= 64,
-                    "a power of two from 4 to 64")
+        self._check("channels", _is_power_of_two(self.channels) and 4 <= self.channels <= MAX_CHANNELS,
+                    f"a power of two from 4 to {MAX_CHANNELS}")
         self._check("vectors", _is_power_of_two(self.vectors) and self.vectors <= 64, "a power of two up to 64")
-        self._check("keys", _is_power_of_two(self.keys) and 16 <= self.keys <= 4096, "a power of two from 16 to 4096")
+        self._check("keys", _is_power_of_two(self.keys) and 16 <= self.keys <= MAX_KEYS,
+                    f"a power of two from 16 to {MAX_KEYS}, for which the register space has room")
         self._check("payload_reads", self.payload_reads == 96 or (_is_power_of_two(self.payload_reads)
                     and 8 <= self.payload_reads <= 128), "96, or a power of two from 8 to 128")
         self._check("clock_hz", 0 < self.clock_hz < 1 << 32, "a positive 32-bit number")
-        self._check("max_ring_log2", 4 <= self.max_ring_log2 <= 15, "4 to 15")
+        self._check("max_ring_log2", SMALLEST_RING_LOG2 <= self.max_ring_log2 <= LARGEST_RING_LOG2,
+                    f"{SMALLEST_RING_LOG2} to {LARGEST_RING_LOG2}")
         for field in ("tx_buffer_bytes", "rx_buffer_bytes"):
             size = getattr(self, field)
             self._check(field, _is_power_of_two(size) and size >= MAX_FRAME_BYTES * 3 // 2,
@@ -66,6 +69,11 @@ class NicConfig:
     def error_vector(self) -> int:
         """Number of the vector that tells of channel errors; `irq` is `vectors + 1` lines wide."""
         return self.vectors
+
+    @property
+    def max_cq_log2(self) -> int:
+        """log2 of the largest completion ring in entries: as large as both other rings together."""
+        return self.max_ring_log2 + 1
 
     @property
     def features(self) -> Feature:

@@ -34,5 +34,5 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("rx_errors", "frames", "dropped: the buffer's key was refused, or its write failed (error completion)"),
     Counter("rx_checksum_errors", "frames", "delivered with CHECKSUM_BAD"),
     Counter("completions", "completions", "written"),
-    Counter("interrupts", "interrupts", "times an interrupt line rose, the error vector included"),
+    Counter("interrupts", "interrupts", "VECTOR_FIRED of all vectors, and times the error line rose"),
 )

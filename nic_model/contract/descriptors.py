@@ -16,6 +16,9 @@ RECEIVE_SLOT_BYTES = 16
 COMPLETION_BYTES = 32
 PIECE_BYTES = 16
 
+KEY_INDEX_BITS = 12
+KEY_GENERATION_BITS = 12
+
 
 class Field(NamedTuple):
     """One field of an entry: its bit offset, its width in bits, and what it means."""
@@ -27,7 +30,7 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Fields of a fixed-size entry in host memory, little-endian.
+    """Fields of a fixed-size entry in host memory, or of a register, little-endian.
 
     `pack` and `unpack` are the executable meaning; the RTL slices the same offsets.
     """
@@ -46,6 +49,10 @@ class Layout:
 
     def pack(self, **values: int) -> bytes:
         """Make the entry's bytes; fields not named are 0. Raises ValueError for a name or value that does not fit."""
+        return self.pack_word(**values).to_bytes(self.size_bytes, "little")
+
+    def pack_word(self, **values: int) -> int:
+        """As `pack`, but the entry as one number: the value of a register."""
         word = 0
         for name, value in values.items():
             if name not in self.fields:
@@ -54,13 +61,16 @@ class Layout:
             if not 0 <= value < 1 << field.width:
                 raise ValueError(f"{self.name}.{name} must fit {field.width} bits, not {value}")
             word |= int(value) << field.offset
-        return word.to_bytes(self.size_bytes, "little")
+        return word
 
     def unpack(self, entry: bytes | bytearray | memoryview) -> dict[str, int]:
         """Read all fields. Raises ValueError when `entry` has another size."""
         if len(entry) != self.size_bytes:
             raise ValueError(f"{self.name} takes {self.size_bytes} bytes, not {len(entry)}")
-        word = int.from_bytes(entry, "little")
+        return self.unpack_word(int.from_bytes(entry, "little"))
+
+    def unpack_word(self, word: int) -> dict[str, int]:
+        """Read all fields of an entry that is one number: the value of a register."""
         return {name: word >> f.offset & ((1 << f.width) - 1) for name, f in self.fields.items()}
 
 
@@ -132,10 +142,6 @@ def slots_needed(inline_bytes: int, pieces: int) -> int:
     (1, 3, 2, 5)
     """
     return 1 + inline_slots(inline_bytes) + piece_slots(pieces)
-
-
-KEY_INDEX_BITS = 12
-KEY_GENERATION_BITS = 12
 
 
 def make_key(index: int, generation: int) -> int:

@@ -9,16 +9,22 @@ from nic_model.contract import codes, registers
 from nic_model.contract.config import NicConfig
 from nic_model.contract.counters import COUNTERS
 from nic_model.contract.descriptors import COMPLETION, PIECE, RECEIVE_SLOT, SUBMISSION_HEAD, Layout
-from nic_model.contract.registers import REGISTERS, Block, Register
+from nic_model.contract.registers import CHANNEL_STATUS, KEY_COMMIT, MAX_KEYS, REGISTERS, Block, Register
 
-LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION)
+LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION, CHANNEL_STATUS, KEY_COMMIT)
 
 CODES: tuple[type[Enum], ...] = (
     codes.Opcode, codes.OperationMask, codes.SendFlag, codes.CompletionKind, codes.Status, codes.RxInfo,
     codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter, codes.Feature,
 )
 
-LIMITS = ("MAX_DESCRIPTOR_SLOTS", "MAX_INLINE_BYTES", "MAX_PIECES", "MAX_FRAME_BYTES", "MAX_SEGMENTED_BYTES", "MIN_MSS")
+LIMITS: dict[str, int] = {
+    **{name: getattr(codes, name) for name in (
+        "MAX_DESCRIPTOR_SLOTS", "MAX_INLINE_BYTES", "MAX_PIECES", "MAX_FRAME_BYTES", "MAX_SEGMENTED_BYTES", "MIN_MSS",
+        "MAX_CHANNELS", "RING_ALIGNMENT_BYTES", "SMALLEST_RING_LOG2", "LARGEST_RING_LOG2", "LARGEST_CQ_LOG2",
+        "INDEX_BITS", "MAX_MODERATION_FRAMES")},
+    "MAX_KEYS": MAX_KEYS,
+}
 
 _BLOCKS = {
     Block.GLOBAL: ("Global registers", 0, 0),
@@ -71,8 +77,8 @@ def _markdown(config: NicConfig | None) -> Iterator[str]:
             yield f"| {member.value:#x} | `{member.name}` |"
     yield "\n## Limits\n"
     yield "| name | value |\n|---|---|"
-    for name in LIMITS:
-        yield f"| `{name}` | {getattr(codes, name)} |"
+    for name, limit in LIMITS.items():
+        yield f"| `{name}` | {limit} |"
 
 
 def c_header() -> str:
@@ -109,8 +115,8 @@ def _c_header() -> Iterator[str]:
         for member in kind:
             yield f"#define MEMNIC_{_snake(kind.__name__)}_{member.name} {member.value:#x}u"
     yield "\n/* Limits */"
-    for name in LIMITS:
-        yield f"#define MEMNIC_{name} {getattr(codes, name)}u"
+    for name, limit in LIMITS.items():
+        yield f"#define MEMNIC_{name} {limit}u"
     yield "\n#endif"
 
 

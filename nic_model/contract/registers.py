@@ -1,14 +1,19 @@
 """The device's address map: registers (AXI4-Lite) and doorbell pages (AXI4).
 
-Registers are 32 bits wide at byte addresses below `REGISTER_SPACE_BYTES`. A 64-bit value is a LO/HI pair:
-written LO first, used when HI is written; reading LO holds HI until it is read. Doorbell pages lie from
-`DOORBELL_BASE` in the driver's view; on the AXI4 slave the same page of channel c starts at c * 4096.
+Registers are 32 bits wide at byte addresses below `REGISTER_SPACE_BYTES`. A register that software writes reads back
+what was last written, all 32 bits of it, unless its meaning says otherwise. Doorbell pages lie from `DOORBELL_BASE` in
+the driver's view; on the AXI4 slave the page of channel c starts at c * `DOORBELL_STRIDE`.
+
+Values wider than a register are LO/HI pairs. Ring bases count from the next ENABLE, the words of a key from
+KEY_COMMIT, the halves of MAC_ADDRESS each as it is written; reading NOW_LO holds NOW_HI.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+from nic_model.contract.descriptors import KEY_GENERATION_BITS, Field, Layout
 
 MAGIC = 0x434E_4D4D
 """`ID` register: "MMNC" read as ASCII, lowest byte first."""
@@ -25,9 +30,26 @@ CHANNELS_BASE = 0x4000
 CHANNEL_STRIDE = 0x80
 KEYS_BASE = 0x1_0000
 KEY_STRIDE = 0x20
+MAX_KEYS = (REGISTER_SPACE_BYTES - KEYS_BASE) // KEY_STRIDE
+"""Entries of the key table that the register space has room for."""
 
 DOORBELL_BASE = 0x10_0000
 DOORBELL_STRIDE = 0x1000
+
+
+CHANNEL_STATUS = Layout("channel status", 4, {
+    "state": Field(0, 8, "a ChannelState"),
+    "error": Field(8, 8, "a ChannelError, kept until RESET"),
+})
+"""Fields of the register of that name."""
+
+KEY_COMMIT = Layout("key commit", 4, {
+    "generation": Field(0, KEY_GENERATION_BITS, "the generation that a key must name"),
+    "rights": Field(12, 2, "KeyRight bits"),
+    "owner": Field(16, 8, "the channel that may use it"),
+    "valid": Field(31, 1, "1: the entry may be used"),
+})
+"""Fields of the register of that name."""
 
 
 class Access(Enum):
@@ -86,34 +108,40 @@ _ALL = [
         ("DRAIN", 0x02C, _RW, 0, "", "write 1: start; reads 1 until every DMA that began before has its response"),
         ("NOW_LO", 0x030, _RO, 0, "cycles", "`now`, lower half; reading it holds the upper"),
         ("NOW_HI", 0x034, _RO, 0, "cycles", "`now`, upper half, as held"),
-        ("MAC_ADDRESS_LO", 0x038, _RW, 0, "", "own address, first four bytes on the wire, first byte lowest"),
+        ("MAC_ADDRESS_LO", 0x038, _RW, 0, "", "own address, first four bytes on the wire, first byte lowest;"
+         " both halves are to be written while RX_ENABLE is 0"),
         ("MAC_ADDRESS_HI", 0x03C, _RW, 0, "", "own address, last two bytes"),
         ("RX_FILTER", 0x040, _RW, 0, "", "RxFilter bits"),
         ("RX_ENABLE", 0x044, _RW, 0, "", "1: frames from the MAC are taken; 0: they are dropped uncounted"),
         ("SNAPSHOT", 0x048, _RW, 0, "", "write 1: copy all counters at one instant; reads 1 until done"),
-        ("ERROR_CHANNELS_LO", 0x04C, _RW1C, 0, "", "channels 31:0 that stopped with an error"),
-        ("ERROR_CHANNELS_HI", 0x050, _RW1C, 0, "", "channels 63:32 that stopped with an error"),
+        ("ERROR_CHANNELS_LO", 0x04C, _RW1C, 0, "", "channels 31:0 that stopped, or did not start, with an error;"
+         " a bit stays until it is cleared here, whatever becomes of the channel"),
+        ("ERROR_CHANNELS_HI", 0x050, _RW1C, 0, "", "channels 63:32, likewise"),
         ("ERROR_MASK", 0x054, _RW, 1, "", "1: the error vector stays low"),
         ("DEVICE_RESET", 0x058, _RW, 0, "", "write 1: reset all channels; reads 1 until all are IDLE"),
     ),
     *_block(
         Block.VECTOR,
-        ("VECTOR_MASK", 0x00, _RW, 1, "", "1: the line stays low; what happens meanwhile is kept"),
+        ("VECTOR_MASK", 0x00, _RW, 1, "", "bit 0: the line stays low; what happens meanwhile is kept"),
         ("VECTOR_RX_TICKS", 0x04, _RW, 0, "cycles", "ethtool rx-usecs: longest wait after a receive; 0: none"),
-        ("VECTOR_RX_FRAMES", 0x08, _RW, 0, "frames", "ethtool rx-frames: fire at so many; 0: time alone decides"),
-        ("VECTOR_TX_TICKS", 0x0C, _RW, 0, "cycles", "ethtool tx-usecs"),
-        ("VECTOR_TX_FRAMES", 0x10, _RW, 0, "frames", "ethtool tx-frames"),
-        ("VECTOR_FIRED", 0x14, _RO, 0, "", "times the line rose"),
-        ("VECTOR_RX_EVENTS", 0x18, _RO, 0, "", "receive completions seen (for an adaptive driver)"),
-        ("VECTOR_TX_EVENTS", 0x1C, _RO, 0, "", "send completions seen"),
+        ("VECTOR_RX_FRAMES", 0x08, _RW, 0, "frames", "ethtool rx-frames: fire at so many; 0: time alone decides;"
+         " above 65,535 acts as 65,535"),
+        ("VECTOR_TX_TICKS", 0x0C, _RW, 0, "cycles", "ethtool tx-usecs, as for receives"),
+        ("VECTOR_TX_FRAMES", 0x10, _RW, 0, "frames", "ethtool tx-frames, as for receives"),
+        ("VECTOR_FIRED", 0x14, _RO, 0, "", "times the line rose, or would have risen had it not been masked"),
+        ("VECTOR_RX_EVENTS", 0x18, _RO, 0, "", "receive completions of its channels, armed or not"),
+        ("VECTOR_TX_EVENTS", 0x1C, _RO, 0, "", "send completions of its channels, armed or not"),
     ),
     *_block(
         Block.CHANNEL,
-        ("CHANNEL_CONTROL", 0x00, _WO, 0, "", "a ChannelCommand"),
-        ("CHANNEL_STATUS", 0x04, _RO, 0, "", "bits 7:0 ChannelState, bits 15:8 ChannelError"),
-        ("CHANNEL_OPERATIONS", 0x08, _RW, 0, "", "OperationMask bits"),
-        ("CHANNEL_VECTOR", 0x0C, _RW, 0, "", "interrupt vector of the completion ring"),
-        ("TX_BASE_LO", 0x10, _RW, 0, "", "submission ring, bus address, 4 KB-aligned"),
+        ("CHANNEL_CONTROL", 0x00, _WO, 0, "", "a ChannelCommand; another value does nothing"),
+        ("CHANNEL_STATUS", 0x04, _RO, 0, "", "see its layout"),
+        ("CHANNEL_OPERATIONS", 0x08, _RW, 0, "", "OperationMask bits; looked at for each descriptor"
+         " and each received frame"),
+        ("CHANNEL_VECTOR", 0x0C, _RW, 0, "", "interrupt vector of the completion ring, modulo VECTORS; taken"
+         " by ENABLE"),
+        ("TX_BASE_LO", 0x10, _RW, 0, "", "submission ring, bus address, 4 KB-aligned; ring registers are taken by"
+         " ENABLE, and are to be written while the channel is IDLE only"),
         ("TX_BASE_HI", 0x14, _RW, 0, "", ""),
         ("TX_LOG2", 0x18, _RW, 0, "", "log2 of its entries (32-byte slots); 4 to MAX_RING_LOG2"),
         ("RX_BASE_LO", 0x20, _RW, 0, "", "receive ring, bus address, 4 KB-aligned"),
@@ -132,8 +160,7 @@ _ALL = [
         ("KEY_ADDRESS_HI", 0x04, _WO, 0, "", ""),
         ("KEY_LENGTH_LO", 0x08, _WO, 0, "bytes", "length, lower 32 bits"),
         ("KEY_LENGTH_HI", 0x0C, _WO, 0, "bytes", "length, bits 39:32"),
-        ("KEY_COMMIT", 0x10, _WO, 0, "", "bits 11:0 generation, 13:12 KeyRight, 23:16 owner channel, 31 valid;"
-         " the write stores the whole entry"),
+        ("KEY_COMMIT", 0x10, _WO, 0, "", "see its layout; the write stores the whole entry"),
     ),
     *_block(
         Block.DOORBELL,

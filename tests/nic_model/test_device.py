@@ -21,6 +21,7 @@ from nic_model.contract import (  # noqa: E402
     COUNTERS_BASE,
     DOORBELL_BASE,
     MAGIC,
+    MAX_MODERATION_FRAMES,
     RECEIVE_SLOT,
     SUBMISSION_HEAD,
     ChannelCommand,
@@ -45,6 +46,7 @@ from nic_model.contract import (  # noqa: E402
 )
 from nic_model.contract.descriptors import PIECE  # noqa: E402
 from nic_model.device import Device  # noqa: E402
+from nic_model.events import Moderation, Vector  # noqa: E402
 
 CONFIG = NicConfig(name="test", channels=4, vectors=2, keys=16)
 BASE = 0x7_0000_0000
@@ -447,6 +449,46 @@ def test_ring_configuration_is_checked(change: dict[str, int]) -> None:
     assert bench.status(2) == (ChannelState.RUNNING, ChannelError.NONE)
 
 
+def test_enable_counts_for_an_idle_channel_only() -> None:
+    bench = Bench()
+    bench.post()
+    bench.device.receive(OWN + bytes(60))
+    bench.device.write_register(channel_register("RX_LOG2", 0), 31)
+    bench.command(ChannelCommand.ENABLE)
+    assert bench.status() == (ChannelState.RUNNING, ChannelError.NONE)
+    assert bench.device.read_register(channel_register("RX_INDEX", 0)) == 1
+
+    bench.command(ChannelCommand.RESET)
+    bench.command(ChannelCommand.ENABLE)
+    assert bench.status() == (ChannelState.ERROR, ChannelError.RING_CONFIG)
+    assert bench.device.read_register(channel_register("RX_INDEX", 0)) == 1, "nothing was taken"
+
+
+def test_reset_clears_the_error_and_not_what_was_told_of_it() -> None:
+    bench = Bench()
+    bench.bell("TX_DOORBELL", 17)
+    bench.command(ChannelCommand.RESET)
+    assert bench.status() == (ChannelState.IDLE, ChannelError.NONE)
+    assert bench.device.read_register(register("ERROR_CHANNELS_LO")) == 1
+
+
+def test_vector_is_taken_by_enable_and_operations_are_looked_at_each_time() -> None:
+    events = Events()
+    events.device.write_register(channel_register("CHANNEL_VECTOR", 0), 0)
+    events.bench.bell("CQ_ARM", 5)
+    assert events.device.irq == [False, True, False]
+    events.device.write_register(channel_register("CHANNEL_OPERATIONS", 0), 0)
+    assert events.bench.send(descriptor(bytes(60)))["status"] == Status.NOT_PERMITTED
+
+
+def test_registers_read_back_what_was_written() -> None:
+    bench = Bench()
+    for address in (register("RX_ENABLE"), vector_register("VECTOR_MASK", 1), vector_register("VECTOR_TX_FRAMES", 0),
+                    vector_register("VECTOR_RX_TICKS", 1), channel_register("CHANNEL_VECTOR", 2)):
+        bench.device.write_register(address, 0xFFFF_FF02)
+        assert bench.device.read_register(address) == 0xFFFF_FF02
+
+
 @pytest.mark.parametrize("name", ["TX_DOORBELL", "RX_DOORBELL"])
 @pytest.mark.parametrize("index", [17, 0x8000, 0xFFFF])
 def test_doorbell_overrun(name: str, index: int) -> None:
@@ -704,6 +746,15 @@ def test_count_without_time_waits_for_the_count() -> None:
     assert events.device.next_deadline() is None
     events.frame(2)
     assert events.line
+
+
+def test_a_number_of_frames_beyond_the_largest_acts_as_the_largest() -> None:
+    vector = Vector(rx=Moderation(frames=MAX_MODERATION_FRAMES + 2))
+    for now in range(MAX_MODERATION_FRAMES - 1):
+        vector.count_event(vector.rx, now)
+    assert not vector.raised
+    vector.count_event(vector.rx, MAX_MODERATION_FRAMES)
+    assert vector.raised
 
 
 def test_send_and_receive_share_the_earlier_deadline() -> None:

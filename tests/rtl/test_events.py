@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from nic_model.contract import NicConfig, channel_register, vector_register
+from nic_model.contract import MAX_MODERATION_FRAMES, NicConfig, channel_register, vector_register
 from nic_model.events import Arming, Vector
 from rtl.events import Events
 from tests.rtl.harness import Bench, idle
@@ -187,6 +187,42 @@ def test_moderation_by_count_and_by_time() -> None:
         assert host.lines(ctx) == 1, "a send's shorter time counts from the send"
 
     host.run(talk)
+
+
+def test_a_number_of_frames_beyond_the_largest_acts_as_the_largest() -> None:
+    """0x10001 cut to 16 bits would raise the line at the first completion."""
+    host = Host()
+
+    async def talk(ctx):
+        await host.start(ctx, 0, 0)
+        await host.set_vector(ctx, 0, mask=0, rx_frames=MAX_MODERATION_FRAMES + 2)
+        await host.arm(ctx, 0, 0)
+        for index in range(1, 5):
+            await host.retire(ctx, 0, index)
+        await host.settle(ctx)
+        assert host.lines(ctx) == 0
+        await host.set_vector(ctx, 0, rx_frames=5)
+        await host.retire(ctx, 0, 5)
+        await host.settle(ctx)
+        assert host.lines(ctx) == 1, "all that came before were counted"
+
+    host.run(talk)
+
+
+def test_completions_of_a_ring_that_is_not_armed_are_seen() -> None:
+    host = Host()
+
+    async def talk(ctx):
+        await host.start(ctx, 0, 2)
+        for index in (1, 2, 3):
+            await host.retire(ctx, 0, index, receive=index % 2)
+        await host.settle(ctx)
+        assert await host.read(ctx, "VECTOR_RX_EVENTS", 2) == 2
+        assert await host.read(ctx, "VECTOR_TX_EVENTS", 2) == 1
+        assert await host.read(ctx, "VECTOR_FIRED", 2) == 0
+
+    host.run(talk)
+    assert host.interrupts == 0
 
 
 def test_a_vector_falls_when_all_that_fired_are_armed_again_or_gone() -> None:

@@ -20,7 +20,6 @@ from nic_model.contract import (
     VECTOR_STRIDE,
     VECTORS_BASE,
     Access,
-    NicConfig,
     channel_register,
     key_register,
     register,
@@ -309,8 +308,3 @@ def test_a_read_waits_until_a_start_is_stored():
     bench.add(check)
     bench.add(quiet_at_last)
     bench.run()
-
-
-def test_too_many_keys_for_the_register_space():
-    with pytest.raises(ValueError, match="2048 keys, not 4096"):
-        Registers(NicConfig(name="huge", keys=4096))
