@@ -33,6 +33,8 @@ ITEMS: dict[str, dict[str, str]] = {
         "buffer": "a network buffer allocated and filled in",
         "control": "a SYN, SYN-ACK, ACK, FIN or RST without payload, sent",
         "checksum_byte": "a byte summed in software for sending",
+        "smp_packet": "locks, line bouncing and migration for a segment or control packet handed to the driver, however"
+                      " large, on a multiprocessor",
     },
     "tcp_recv": {
         "syn": "an arriving SYN",
@@ -61,7 +63,7 @@ ITEMS: dict[str, dict[str, str]] = {
     "softirq": {
         "run": "a bottom half started",
         "packet": "a packet carried from the driver's queue to the protocol",
-        "smp_packet": "locks, line bouncing and migration for a packet on a multiprocessor",
+        "smp_packet": "locks, line bouncing and migration for a received packet on a multiprocessor",
     },
     "context_switch": {
         "switch": "a processor given to another process",

@@ -391,10 +391,12 @@ class NetworkInterface:
         A segment is on the ring after the processor had the time for TCP's work on it.
         """
         self.account.target = account
-        queued = len(self._transmit_queue)
-        self._transmit_queue.extend(_Outgoing(segment) for segment in self.stack.transmit(self._port.now()))
+        handed_down = [_Outgoing(segment) for segment in self.stack.transmit(self._port.now())]
+        self._transmit_queue.extend(handed_down)
         self._set_timer()
-        if len(self._transmit_queue) > queued:
+        if handed_down:
+            if self.multiprocessor:
+                account.charge("tcp_send", "smp_packet", len(handed_down))
             await account.settle()
         self._drain_transmit_queue(account)
         await account.settle()

@@ -45,6 +45,14 @@ def test_prices_are_whole_picoseconds_of_the_clock() -> None:
     assert prices["user", "request"] == 400_000_000
 
 
+def test_a_sent_packet_costs_what_the_paper_leads_to() -> None:
+    """7,800 cycles from TCP to the ring on one processor, and 600 + 3,700 more on two."""
+    costs = load_machine("p2-300-smp2").costs
+    sent = [costs["tcp_send"]["segment"], costs["ip"]["send"], costs["driver"]["transmit_frame"]]
+    assert sum(cost.cycles for cost in sent) == 7_800
+    assert costs["tcp_send"]["smp_packet"].cycles == costs["softirq"]["smp_packet"].cycles == 600 + 3_700
+
+
 @pytest.mark.parametrize(("old", "new", "field"), [
     ("clock_hz = 300_000_000", "", "`clock_hz`"),
     ("clock_hz = 300_000_000", "clock_hz = 0", "`clock_hz` must be at least 1, not 0"),

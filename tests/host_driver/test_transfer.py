@@ -128,6 +128,37 @@ def test_memnet_both_ways(barriers: bool, notification: Interrupts | Polling, ve
         assert charged["tcp_send", "segment"] < frames_with_data / 2, "the device must have cut segments up"
 
 
+@pytest.mark.parametrize("offloads", [Offloads(), ALL_OFFLOADS], ids=["dumb", "offloads"])
+@pytest.mark.parametrize("multiprocessor", [False, True])
+def test_multiprocessor_tax_falls_on_each_packet_up_and_each_segment_down(offloads: Offloads,
+                                                                          multiprocessor: bool) -> None:
+    bench = Bench()
+
+    async def server() -> bytes:
+        interface = await bench.interface(offloads)
+        interface.multiprocessor = multiprocessor
+        memnet = MemNet(HostTcp(interface), bench.process)
+        source = await memnet.register_mem(data(50_000))
+        listening = memnet.listen(80)
+        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        bench.peer.push()
+        socket = await memnet.accept(listening)
+        await memnet.sync_send(socket, source)
+        await memnet.close(socket)
+        return await bench.peer.read_all(connection)
+
+    assert bench.run(server()) == data(50_000)
+    charged, frames = bench.charged, len(bench.wire.frames)
+    handed_down = charged["tcp_send", "segment"] + charged["tcp_send", "control"]
+    assert (handed_down < frames - 10) if offloads.segmentation else (handed_down == frames)
+    if multiprocessor:
+        assert charged["tcp_send", "smp_packet"] == handed_down
+        assert charged["softirq", "smp_packet"] == charged["softirq", "packet"] > 0
+        assert charged["syscall", "smp_connection"] == 1
+    else:
+        assert not [item for item in charged if item[1].startswith("smp_")]
+
+
 def test_host_connects_and_peer_accepts() -> None:
     bench = Bench()
 
