@@ -153,17 +153,20 @@ class HeaderWriter(wiring.Component):
         frames, ends = Signal(range(FRAMES + 1)), Signal(range(ENDS + 1))
         takes, opens, marks, passes_on, may_open = Signal(), Signal(), Signal(), Signal(), Signal()
         has_payload = Signal()  # the frame that is opened
-        m.d.comb += may_open.eq(frames != FRAMES)
-        m.d.sync += [frames.eq(frames + (opens | marks) - self.freed), ends.eq(ends + takes - self.reported)]
+        opened, marked = Signal(), Signal()
+        # Frames are counted a cycle later, and a frame may be opened right behind a mark: so one place is kept free.
+        m.d.comb += may_open.eq(frames < FRAMES - 1)
+        m.d.sync += [
+            opened.eq(opens), marked.eq(marks), frames.eq(frames + (opened | marked) - self.freed),
+            ends.eq(ends + takes - self.reported),
+        ]
 
         # The frame under way: opened, then its lengths follow in the next cycle.
         frame = Signal(data.StructLayout({
             "payload": SEGMENT_BITS, "total": SEGMENT_BITS, "end": 1, "l3_sum": 16, "l4_sum": 16,
         }))
-        opened = Signal()
         l3_length, l4_length = Signal(16), Signal(16)
         payload_row, payload_rows = Signal(payload_bits), Signal(payload_bits)
-        m.d.sync += opened.eq(opens)
         with m.If(opened):
             m.d.sync += [
                 l3_length.eq(frame.total - job.l3_offset - Mux(job.ipv6, IPV6_HEADER_BYTES, 0)),
@@ -212,8 +215,7 @@ class HeaderWriter(wiring.Component):
                     (job.status != Status.OK) | (job.inline_bytes == 0) | self.sums.valid))
                 with m.If(takes):
                     m.d.sync += [
-                        send.first.eq(1), send.length.eq(0), send.segments.eq(0), send.inline_only.eq(0),
-                        send.l3_sum.eq(0), send.l4_sum.eq(0),
+                        send.first.eq(1), send.inline_only.eq(0), send.l3_sum.eq(0), send.l4_sum.eq(0),
                     ]
                     with m.If(job.status != Status.OK):
                         m.next = "MARK"
@@ -338,8 +340,8 @@ class HeaderWriter(wiring.Component):
                 frame.l3_sum.eq(Mux(has_payload, sums.l3_sum, 0)), frame.l4_sum.eq(Mux(has_payload, sums.l4_sum, 0)),
                 payload_row.eq(payload_row + payload_rows), copy_row.eq(0),
                 copies_left.eq(Mux(job.inline_bytes == 0, 0, (job.inline_bytes - 1) >> lane_bits)),
-                send.length.eq(Mux(takes, 0, send.length) + Mux(has_payload, sums.length, 0)),
-                send.segments.eq(Mux(takes, 0, send.segments) + 1),
+                send.length.eq(send.length + Mux(has_payload, sums.length, 0)),
+                send.segments.eq(send.segments + 1),
             ]
 
         # A frame is passed on, or the mark that ends a send without one.
@@ -363,6 +365,7 @@ class HeaderWriter(wiring.Component):
                 record.status.eq(Mux(marks & (job.status == Status.OK), Status.BUS_ERROR, job.status)),
                 record.length.eq(send.length), record.segments.eq(send.segments),
                 record.stamped.eq(job.timestamp & (send.segments != 0)),
+                send.length.eq(0), send.segments.eq(0),
             ]
             with m.If((job.status == Status.OK) & (job.inline_bytes != 0)):
                 m.d.sync += template_slot.eq(template_slot + 1)
@@ -454,7 +457,7 @@ class HeaderWriter(wiring.Component):
                             m.d.sync += field.eq(arrived.value)
 
         m.d.comb += self.active.eq(Cat(
-            jobs.active, takes, opens, marks, opened, issues, self.sums.valid & self.sums.ready, first_valid,
+            jobs.active, takes, opens, opened, marks, marked, issues, self.sums.valid & self.sums.ready, first_valid,
             second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
             self.template.valid, self.freed, self.reported, self.frame.valid,
         ).any())

@@ -381,6 +381,14 @@ def test_nothing_is_lost_when_the_mac_stands_still():
         assert result.frame_starts[0] >= 1420
 
 
+@pytest.mark.parametrize("frames", [30, 31, 32])
+def test_the_header_ring_fills_up_with_the_end_of_a_failed_send(frames):
+    failed, _ = tcp_send(payload_of(32 * 40), 32, bad_from=32 * frames)
+    inline, _ = udp_send(payload_of(18), 60)
+    result = run(config_of(8), [failed, inline, Send(status=Status.BAD_OPCODE), inline, inline], mac_held_cycles=900)
+    assert len(result.frames) == frames + 3
+
+
 def random_send(rng) -> Send:
     """Any send, sensible or not: inline bytes, offsets and flags as the transmit front lets them through."""
     def pieces(length: int) -> list[int]:
