@@ -1,0 +1,562 @@
+"""What may go wrong, case by case: bus errors, bad doorbells and rings, resets in the middle of traffic.
+
+Each case is a coroutine over a `Rig` and raises AssertionError when the device did not do as the contract says. Every
+case ends with all channels closed, and every one shows that channels that were hit work again and others never noticed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from host_driver.account import NullAccount
+from host_driver.channel import Channel, Finished
+from host_driver.nic import MemoryKey, Nic
+from host_driver.rings import Descriptor, Piece
+from host_driver.runtime import TaskFailed
+from nic_model.contract import (
+    SUBMISSION_HEAD,
+    SUBMISSION_SLOT_BYTES,
+    ChannelCommand,
+    ChannelError,
+    ChannelState,
+    CompletionKind,
+    KeyRight,
+    Opcode,
+    OperationMask,
+    Status,
+    channel_register,
+    doorbell,
+    register,
+)
+from tests.device.rig import US, CaseFailed, Rig
+
+NOBODY = NullAccount()
+OWN_MAC = bytes.fromhex("02000000aa01")
+OPERATIONS = OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED | OperationMask.RECEIVE_RAW
+
+AREA_BYTES = 1 << 17
+POISON = 0x5A
+HIT, BYSTANDER = 1, 2
+"""Channels: the one that something happens to (channel 0 when it is about receiving), and one that must not notice."""
+
+LOOK_PS = 5 * US
+CASE_LIMIT_PS = 20_000 * US
+
+
+class User:
+    """A channel with memory of its own, which holds random bytes."""
+
+    def __init__(self, rig: Rig, nic: Nic, channel: Channel, area: int, key: MemoryKey) -> None:
+        self.rig = rig
+        self.nic = nic
+        self.channel = channel
+        self.number = channel.number
+        self.area = area
+        self.key = key
+        self.finished: list[Finished] = []
+        self.data = bytes(rig.memory.view(area, AREA_BYTES))
+
+    @classmethod
+    async def open(cls, rig: Rig, nic: Nic, number: int, *, tx_log2: int = 6, rx_log2: int = 5) -> User:
+        channel = await nic.open_channel(number, operations=OPERATIONS, vector=number % rig.config.vectors,
+                                         tx_log2=tx_log2, rx_log2=rx_log2)
+        area = rig.memory.allocate(AREA_BYTES, 4096)
+        rig.memory.view(area, AREA_BYTES)[:] = random.Random(number).randbytes(AREA_BYTES)
+        key = nic.register_memory(area, AREA_BYTES, KeyRight.READ | KeyRight.WRITE, number, NOBODY)
+        return cls(rig, nic, channel, area, key)
+
+    async def close(self) -> None:
+        """Reset the channel and give everything back."""
+        await self.nic.close_channel(self.channel)
+        await self.nic.deregister_memory(self.key)
+        self.rig.memory.free(self.area)
+
+    # -- sending
+
+    def frame(self, length: int, offset: int = 0) -> bytes:
+        """The frame that `send_frame` sends."""
+        return self._head() + self.data[offset : offset + length - 14]
+
+    def _head(self) -> bytes:
+        return bytes(6) + bytes((2, 0, 0, 0, 0xDD, self.number)) + b"\x08\0"
+
+    def send_frame(self, length: int, offset: int = 0, handle: Any = None) -> None:
+        """Submit a frame of `length` bytes."""
+        self.channel.submit(Descriptor(Opcode.SEND_FRAME, self._head(),
+                                       (Piece(self.key.value, offset, length - 14),)), handle)
+
+    def send_segmented(self, length: int, mss: int = 1000, handle: Any = None) -> None:
+        """Submit a segmented send of `length` bytes of payload, in two pieces."""
+        inline = self._head() + bytes(40)
+        first = length // 3
+        self.channel.submit(Descriptor(
+            Opcode.SEND_SEGMENTED, inline, (Piece(self.key.value, 0, first), Piece(self.key.value, first, length - first)),
+            mss=mss, l3_offset=14, l4_offset=34, checksum_offset=50), handle)
+
+    def bell(self) -> None:
+        """Ring for all that was submitted and posted."""
+        self.channel.ring_doorbell(NOBODY)
+
+    def post(self, count: int, length: int = 2048) -> None:
+        """Post so many buffers, from the end of the area."""
+        for number in range(count):
+            offset = AREA_BYTES - (number + 1) * length
+            self.channel.post(Piece(self.key.value, offset, length), len(self.finished) * 100 + number, offset)
+
+    def sent(self) -> list[bytes]:
+        """Its frames that the MAC has seen."""
+        return [f for _, f in self.rig.mac.sent if f[6:12] == self._head()[6:12]]
+
+    def take(self) -> None:
+        """Take what has finished."""
+        self.finished += self.channel.completions()
+
+    async def status(self) -> tuple[ChannelState, ChannelError]:
+        return await self.nic.channel_status(self.number)
+
+    async def until_finished(self, count: int) -> list[Finished]:
+        """Wait until so many completions came, or the channel stopped."""
+        while True:
+            self.take()
+            if len(self.finished) >= count:
+                return self.finished
+            state, _ = await self.status()
+            if state is not ChannelState.RUNNING:
+                self.take()
+                return self.finished
+            await self.rig.port.sleep(LOOK_PS)
+
+    async def prove(self) -> None:
+        """Send one good frame and see it come out whole, with its completion."""
+        before, frames = len(self.finished), len(self.sent())
+        self.send_frame(77)
+        self.bell()
+        await self.until_finished(before + 1)
+        assert [f.completion.status for f in self.finished[before:]] == [Status.OK], "the good send failed"
+        assert self.sent()[frames:] == [self.frame(77)], "the good send did not come out"
+
+
+async def start(rig: Rig) -> Nic:
+    """A device that was reset, taking frames, its error line open."""
+    nic = await Nic.probe(rig.port)
+    nic.set_mac_address(OWN_MAC)
+    nic.enable_receive(True)
+    await nic.take_channel_errors()
+    rig.port.write32(register("ERROR_MASK"), 0)
+    return nic
+
+
+async def bystand(user: User, sends: int) -> None:
+    """Sends of a channel that must not notice anything."""
+    for number in range(sends):
+        user.send_frame(200 + number, handle=number)
+        user.bell()
+        await user.rig.port.sleep(2 * US)
+    await user.until_finished(sends)
+    assert [(f.handle, f.completion.status) for f in user.finished] == [(n, Status.OK) for n in range(sends)]
+    assert user.sent()[-sends:] == [user.frame(200 + number) for number in range(sends)]
+
+
+async def expect_error(rig: Rig, nic: Nic, number: int, error: ChannelError) -> None:
+    """The channel must be in ERROR for this reason; the error vector tells, and falls when it has been read."""
+    await rig.within(_wait(rig.port.interrupt(rig.config.error_vector)), 500 * US, "the error vector")
+    state = await nic.channel_status(number)
+    assert state == (ChannelState.ERROR, error), f"channel {number} is {state}, not in ERROR with {error.name}"
+    errors = await nic.take_channel_errors()
+    assert errors == {number: error}, f"ERROR_CHANNELS tells of {errors}"
+    assert await nic.take_channel_errors() == {}
+
+
+async def _wait(future: Any) -> None:
+    await future
+
+
+# ------------------------------------------------------------------------------------------------ bus errors
+
+
+class Nth:
+    """Fails the n-th access to some memory, counting from 0; `seen` counts all."""
+
+    def __init__(self, address: int, length: int, write: bool, number: int) -> None:
+        self._range = range(address, address + length)
+        self._write = write
+        self._number = number
+        self.seen = 0
+
+    def __call__(self, address: int, write: bool) -> bool:
+        if write != self._write or address not in self._range:
+            return False
+        self.seen += 1
+        return self.seen - 1 == self._number
+
+
+@contextmanager
+def judged(rig: Rig, judge: Callable[[int, bool], bool]) -> Iterator[None]:
+    """Let `judge` decide which accesses fail."""
+    before, rig.faults.judge = rig.faults.judge, judge
+    try:
+        yield
+    finally:
+        rig.faults.judge = before
+
+
+SENDS = 8
+FRAMES = 6
+
+Area = Callable[[User], tuple[int, int, bool]]
+"""Of a channel: address, length, and whether writes are meant."""
+
+
+async def nth_failure(rig: Rig, number: int, area: Area, n: int, error: ChannelError | None) -> int:
+    """Traffic on three channels while the n-th access to memory of one fails. Returns how many accesses there were.
+
+    With `error` the channel must stop for that reason, else exactly one completion must say BUS_ERROR.
+    """
+    nic = await start(rig)
+    receiver, sender, bystander = [await User.open(rig, nic, c) for c in (0, HIT, BYSTANDER)]
+    users = {0: receiver, HIT: sender}
+    judge = Nth(*area(users[number]), n)
+    with judged(rig, judge):
+        receiver.post(FRAMES)
+        receiver.bell()
+        for turn in range(SENDS):
+            if turn % 2:
+                sender.send_frame(300 + turn, handle=turn)
+            else:
+                sender.send_segmented(2500, handle=turn)
+            if turn % 3 == 2 or turn == SENDS - 1:
+                sender.bell()
+        other = rig.kernel.spawn(bystand(bystander, 5), "bystander")
+        await rig.port.read32(register("ID"))
+        for length in range(100, 100 + FRAMES * 150, 150):
+            rig.mac.deliver(OWN_MAC + bytes(length), False)
+        await sender.until_finished(SENDS)
+        await receiver.until_finished(FRAMES)
+        await other
+    if judge.seen > n:
+        hit = users[number]
+        if error is not None:
+            await expect_error(rig, nic, number, error)
+        else:
+            expected = FRAMES if number == 0 else SENDS
+            statuses = [f.completion.status for f in hit.finished]
+            assert sorted(statuses) == [Status.OK] * (expected - 1) + [Status.BUS_ERROR], f"n {n}: {statuses}"
+    for user, expected in ((receiver, FRAMES), (sender, SENDS)):
+        if user.number != number:
+            assert [f.completion.status for f in user.finished] == [Status.OK] * expected
+    # A channel that stopped is reset by closing; one that runs must work on as it is.
+    for c, user in users.items():
+        if (await user.status())[0] is ChannelState.RUNNING:
+            await user.prove()
+        await user.close()
+        again = await User.open(rig, nic, c)
+        await again.prove()
+        await again.close()
+    await bystander.close()
+    return judge.seen
+
+
+def nth_failures(number: int, area: Area, error: ChannelError | None, most: int = 6) -> Callable[[Rig], Any]:
+    """A case: first without failure, to count, then with up to `most` of the accesses failing in turn."""
+    async def case(rig: Rig) -> None:
+        count = await nth_failure(rig, number, area, 1 << 30, error)
+        assert count > 0, "nothing touches that memory"
+        chosen = sorted(set(range(min(count, most - 2))) | {count // 2, count - 1})
+        hits = 0
+        for n in chosen:
+            try:
+                hits += await nth_failure(rig, number, area, n, error) > n
+            except AssertionError as failed:
+                raise AssertionError(f"access {n} of {count}: {failed}") from failed
+        assert hits == len(chosen), f"{hits} of {len(chosen)} failures came about"
+    return case
+
+
+def _tx_ring(user: User) -> tuple[int, int, bool]:
+    submissions = user.channel.submissions
+    return submissions.address, submissions.entries * submissions.entry_bytes, False
+
+
+def _rx_ring(user: User) -> tuple[int, int, bool]:
+    buffers = user.channel.buffers
+    return buffers.address, buffers.entries * buffers.entry_bytes, False
+
+
+def _completions(user: User) -> tuple[int, int, bool]:
+    completed = user.channel.completed
+    return completed.address, completed.entries * completed.entry_bytes, True
+
+
+def _payload(user: User) -> tuple[int, int, bool]:
+    return user.area, AREA_BYTES, False
+
+
+def _receive_data(user: User) -> tuple[int, int, bool]:
+    return user.area, AREA_BYTES, True
+
+
+# ------------------------------------------------------------------------------------------------ bad doorbells, rings
+
+
+async def doorbell_overrun(rig: Rig) -> None:
+    nic = await start(rig)
+    bystander = await User.open(rig, nic, BYSTANDER)
+    for name, by in (("TX_DOORBELL", 65), ("TX_DOORBELL", 0xFFFF), ("RX_DOORBELL", 33), ("RX_DOORBELL", 0x8000)):
+        user = await User.open(rig, nic, HIT)
+        await user.prove()
+        producer = user.channel.submissions.producer if name == "TX_DOORBELL" else user.channel.buffers.producer
+        rig.port.write32(doorbell(name, HIT), producer + by & 0xFFFF)
+        await expect_error(rig, nic, HIT, ChannelError.DOORBELL_OVERRUN)
+        await user.close()
+        again = await User.open(rig, nic, HIT)
+        await again.prove()
+        await again.close()
+    await bystander.prove()
+    await bystander.close()
+
+
+async def truncated_descriptors(rig: Rig) -> None:
+    nic = await start(rig)
+    bystander = await User.open(rig, nic, BYSTANDER)
+    for slots, told in ((0, 1), (17, 20), (255, 20), (3, 2), (16, 15), (2, 1)):
+        user = await User.open(rig, nic, HIT)
+        await user.prove()
+        submissions = user.channel.submissions
+        at = submissions.address + submissions.producer % submissions.entries * SUBMISSION_SLOT_BYTES
+        rig.memory.view(at, 16)[:] = SUBMISSION_HEAD.pack(opcode=Opcode.SEND_FRAME, slots=slots, inline_bytes=60)
+        rig.port.wmb()
+        rig.port.write32(doorbell("TX_DOORBELL", HIT), submissions.producer + told)
+        await expect_error(rig, nic, HIT, ChannelError.TRUNCATED_DESCRIPTOR)
+        assert len(user.sent()) % 2 == 1, "a truncated descriptor sent something"
+        await user.close()
+        again = await User.open(rig, nic, HIT)
+        await again.prove()
+        await again.close()
+    await bystander.prove()
+    await bystander.close()
+
+
+async def ring_configurations(rig: Rig) -> None:
+    nic = await start(rig)
+    most = nic.capabilities.max_ring_log2
+    base = rig.memory.allocate(1 << 16, 4096)
+    good = {"TX_BASE_LO": base, "TX_LOG2": 4, "RX_BASE_LO": base + 4096, "RX_LOG2": 4, "CQ_BASE_LO": base + 8192,
+            "CQ_LOG2": 5}
+    bad = [{"TX_LOG2": 3}, {"RX_LOG2": 0}, {"TX_LOG2": most + 1, "CQ_LOG2": 15}, {"RX_LOG2": most + 1, "CQ_LOG2": 15},
+           {"CQ_LOG2": 4}, {"RX_LOG2": 5}, {"TX_LOG2": 5}, {"CQ_LOG2": most + 2}, {"TX_LOG2": 0x104}, {"TX_LOG2": 1 << 31},
+           *({f"{name}_BASE_LO": good[f"{name}_BASE_LO"] + 16 * n} for name in ("TX", "RX", "CQ") for n in (1, 128))]
+    for changes in [*bad, {}]:
+        for name, value in (good | changes).items():
+            rig.port.write32(channel_register(name, HIT), value & 0xFFFF_FFFF)
+            if name.endswith("_LO"):
+                rig.port.write32(channel_register(name.replace("_LO", "_HI"), HIT), value >> 32)
+        rig.port.write32(channel_register("CHANNEL_CONTROL", HIT), ChannelCommand.ENABLE)
+        if changes:
+            await expect_error(rig, nic, HIT, ChannelError.RING_CONFIG)
+            rig.port.write32(channel_register("CHANNEL_CONTROL", HIT), ChannelCommand.ENABLE)
+            assert (await nic.channel_status(HIT))[0] is ChannelState.ERROR, "ENABLE must not help without RESET"
+        else:
+            assert await nic.channel_status(HIT) == (ChannelState.RUNNING, ChannelError.NONE)
+        await reset_channel(rig, nic, HIT)
+    rig.memory.free(base)
+    again = await User.open(rig, nic, HIT)
+    await again.prove()
+    await again.close()
+
+
+async def reset_channel(rig: Rig, nic: Nic, number: int) -> None:
+    """RESET, and wait for IDLE."""
+    rig.port.write32(channel_register("CHANNEL_CONTROL", number), ChannelCommand.RESET)
+    await _until_idle(rig, nic, number)
+
+
+async def _until_idle(rig: Rig, nic: Nic, number: int) -> None:
+    async def idle() -> None:
+        while (await nic.channel_status(number)) != (ChannelState.IDLE, ChannelError.NONE):
+            await rig.port.sleep(US)
+    await rig.within(idle(), 3000 * US, f"reset of channel {number}")
+
+
+# ------------------------------------------------------------------------------------------------ resets and drains
+
+
+DELAYS_PS = (0, 300_000, 800_000, 1_500_000, 2 * US, 3 * US, 5 * US, 9 * US, 20 * US, 50 * US)
+"""How long traffic has been running when something is taken from under it."""
+
+
+async def _busy(rig: Rig, receiver: User, sender: User) -> None:
+    """Long sends and a run of received frames, all under way on return."""
+    receiver.post(30)
+    receiver.bell()
+    for _ in range(6):
+        sender.send_segmented(20_000, 700)
+        sender.send_frame(1514)
+    sender.bell()
+    await rig.port.read32(register("ID"))
+    for _ in range(7):
+        rig.mac.deliver(OWN_MAC + bytes(1400), False)
+
+
+def _poison(rig: Rig, users: list[User]) -> None:
+    for user in users:
+        for address, length in _memory_of(user):
+            rig.memory.view(address, length)[:] = bytes([POISON]) * length
+
+
+def _memory_of(user: User) -> list[tuple[int, int]]:
+    rings = (user.channel.submissions, user.channel.buffers, user.channel.completed)
+    return [(user.area, AREA_BYTES), *((r.address, r.entries * r.entry_bytes) for r in rings)]
+
+
+def _assert_poisoned(rig: Rig, users: list[User]) -> None:
+    for user in users:
+        for address, length in _memory_of(user):
+            assert rig.memory.view(address, length) == bytes([POISON]) * length, (
+                f"channel {user.number}: memory at {address:#x} was written after IDLE")
+
+
+async def _nothing_comes_after(rig: Rig, users: list[User]) -> None:
+    """Poison all memory of idle channels, let frames and time pass, and look."""
+    _poison(rig, users)
+    frames = {user.number: len(user.sent()) for user in users}
+    accesses = len(rig.bus.events) if rig.bus else 0
+    for _ in range(3):
+        rig.mac.deliver(OWN_MAC + bytes(500), False)
+    for user in users:
+        user.rig.port.write32(doorbell("TX_DOORBELL", user.number), 7)
+        user.rig.port.write32(doorbell("RX_DOORBELL", user.number), 7)
+    await rig.port.sleep(100 * US)
+    _assert_poisoned(rig, users)
+    assert {user.number: len(user.sent()) for user in users} == frames, "a frame left after IDLE"
+    if rig.bus:
+        ranges = [range(a, a + n) for user in users for a, n in _memory_of(user)]
+        touched = [e for e in rig.bus.events[accesses:] if any(e[2] in r for r in ranges)]
+        assert not touched, f"idle channels' memory was touched: {touched[:5]}"
+
+
+async def reset_in_traffic(rig: Rig) -> None:
+    for delay in DELAYS_PS:
+        nic = await start(rig)
+        receiver, sender, bystander = [await User.open(rig, nic, c) for c in (0, HIT, BYSTANDER)]
+        other = rig.kernel.spawn(bystand(bystander, 20), "bystander")
+        await _busy(rig, receiver, sender)
+        await rig.port.sleep(delay)
+        for number in (0, HIT):
+            rig.port.write32(channel_register("CHANNEL_CONTROL", number), ChannelCommand.RESET)
+        for number in (0, HIT):
+            await _until_idle(rig, nic, number)
+        await _nothing_comes_after(rig, [receiver, sender])
+        await other
+        for user in (receiver, sender, bystander):
+            await user.close()
+        for number in (0, HIT):
+            again = await User.open(rig, nic, number)
+            await again.prove()
+            if number == 0:
+                await _receive_one(rig, again)
+            await again.close()
+
+
+async def _receive_one(rig: Rig, user: User) -> None:
+    before = len(user.finished)
+    user.post(1)
+    user.bell()
+    await rig.port.read32(register("ID"))
+    frame = OWN_MAC + bytes(range(100))
+    rig.mac.deliver(frame, False)
+    await user.until_finished(before + 1)
+    done = user.finished[-1]
+    assert (done.completion.kind, done.completion.status) == (CompletionKind.RECEIVE, Status.OK)
+    assert rig.memory.view(user.area + done.handle, len(frame)) == frame
+
+
+async def device_reset(rig: Rig) -> None:
+    for delay in DELAYS_PS:
+        nic = await start(rig)
+        users = [await User.open(rig, nic, c) for c in (0, HIT, BYSTANDER)]
+        users[2].send_segmented(30_000)
+        users[2].bell()
+        await _busy(rig, *users[:2])
+        await rig.port.sleep(delay)
+        rig.port.write32(register("DEVICE_RESET"), 1)
+
+        async def done() -> None:
+            while await rig.port.read32(register("DEVICE_RESET")):
+                await rig.port.sleep(US)
+
+        await rig.within(done(), 3000 * US, "DEVICE_RESET")
+        for user in users:
+            assert await user.status() == (ChannelState.IDLE, ChannelError.NONE)
+        await _nothing_comes_after(rig, users)
+        for user in users:
+            await user.close()
+        for number in (0, HIT, BYSTANDER):
+            again = await User.open(rig, nic, number)
+            await again.prove()
+            await again.close()
+
+
+async def deregistration_in_traffic(rig: Rig) -> None:
+    """On return of deregister_memory nothing reads the memory any more; sends are whole, or refused."""
+    for delay in DELAYS_PS:
+        nic = await start(rig)
+        sender, bystander = [await User.open(rig, nic, c) for c in (HIT, BYSTANDER)]
+        frames_before = len(sender.sent())
+        other = rig.kernel.spawn(bystand(bystander, 20), "bystander")
+        for turn in range(8):
+            sender.send_segmented(12_000, 1000, handle=turn)
+        sender.bell()
+        await rig.port.sleep(delay)
+        key = sender.key
+        await rig.within(nic.deregister_memory(key), 3000 * US, "deregister_memory")
+        accesses = len(rig.bus.events) if rig.bus else 0
+        rig.memory.view(sender.area, AREA_BYTES)[:] = bytes([POISON]) * AREA_BYTES
+        await sender.until_finished(8)
+        await other
+        statuses = [f.completion.status for f in sender.finished]
+        good = statuses.count(Status.OK)
+        assert statuses == [Status.OK] * good + [Status.KEY_INVALID] * (8 - good), f"{statuses}"
+        sent = sender.sent()[frames_before:]
+        assert len(sent) == 12 * good
+        assert b"".join(f[54:] for f in sent) == sender.data[:12_000] * good, "bytes from after the deregistration"
+        if rig.bus:
+            late = [e for e in rig.bus.events[accesses:] if sender.area <= e[2] < sender.area + AREA_BYTES]
+            assert not late, f"memory was read after its deregistration: {late[:3]}"
+        sender.key = nic.register_memory(sender.area, AREA_BYTES, KeyRight.READ, HIT, NOBODY)
+        rig.memory.view(sender.area, AREA_BYTES)[:] = sender.data
+        await sender.prove()
+        for user in (sender, bystander):
+            await user.close()
+
+
+Case = Callable[[Rig], Coroutine[Any, None, None]]
+
+CASES: dict[str, Case] = {
+    "descriptor_fetch": nth_failures(HIT, _tx_ring, ChannelError.FETCH_BUS_ERROR),
+    "receive_ring_fetch": nth_failures(0, _rx_ring, ChannelError.FETCH_BUS_ERROR),
+    "payload": nth_failures(HIT, _payload, None, 12),
+    "receive_data": nth_failures(0, _receive_data, None, 12),
+    "send_completion": nth_failures(HIT, _completions, ChannelError.COMPLETION_BUS_ERROR),
+    "receive_completion": nth_failures(0, _completions, ChannelError.COMPLETION_BUS_ERROR),
+    "doorbell_overrun": doorbell_overrun,
+    "truncated_descriptors": truncated_descriptors,
+    "ring_configurations": ring_configurations,
+    "reset_in_traffic": reset_in_traffic,
+    "device_reset": device_reset,
+    "deregistration_in_traffic": deregistration_in_traffic,
+}
+
+
+async def run_cases(rig: Rig, arguments: dict[str, Any]) -> dict[str, str]:
+    """Scenario: the named cases one after the other; for each what went wrong, or nothing."""
+    outcome = {}
+    for name in arguments["cases"]:
+        try:
+            await rig.within(CASES[name](rig), CASE_LIMIT_PS, name)
+            outcome[name] = ""
+        except (AssertionError, CaseFailed, TaskFailed) as error:
+            outcome[name] = f"at {rig.kernel.now} ps: {type(error).__name__}: {error}"
+    return outcome

@@ -1,0 +1,285 @@
+"""What the tests of the whole device run on: a port over either device, a MAC that records, a bus that can fail.
+
+A *scenario* is a coroutine `async def scenario(rig, arguments)` that returns what JSON can hold. `on_model` runs it over
+`nic_model` in this process, `on_rtl` over the RTL in a simulator process. Faults, timing and seeds are the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgspec
+
+from cosim.engines.bus import Bus, BusTiming
+from cosim.engines.cocotb_engine import BenchSpec, run_bench
+from cosim.engines.lean import LeanPort
+from cosim.engines.model import ModelPort
+from cosim.memory import HostMemory
+from cosim.pcapng import PcapngWriter
+from host_driver.port import Port
+from host_driver.runtime import Future, Kernel, first_of
+from nic_model.contract import CONFIGS, NicConfig
+from nic_model.contract.config import BURST_BYTES
+
+T = TypeVar("T")
+
+US = 10**6
+MS = 10**9
+"""Picoseconds."""
+
+MEMORY_BYTES = 1 << 24
+
+FAST = BusTiming(read_latency_cycles=4, write_latency_cycles=2, mmio_read_cycles=20, mmio_write_cycles=4,
+                 bytes_per_cycle=64.0)
+"""A bus that answers at once and in order."""
+
+FAR = BusTiming(read_latency_cycles=250, write_latency_cycles=60, mmio_read_cycles=100, mmio_write_cycles=20,
+                bytes_per_cycle=32.0, reorder_cycles=200, interleave=True, seed=1)
+"""A bus as far away as a slow PCIe path, with data out of order and interleaved."""
+
+WIDE_ICARUS = NicConfig(name="wide-test", mac_bytes=64, channels=4, vectors=2, keys=64, payload_reads=8,
+                        tx_buffer_bytes=16384, rx_buffer_bytes=16384)
+"""The widest bus in a device that is otherwise small."""
+
+DEVICES = {"tiny": CONFIGS["tiny"], WIDE_ICARUS.name: WIDE_ICARUS}
+
+
+class CaseFailed(AssertionError):
+    """A scenario's case did not end in time."""
+
+
+class RecordingMac:
+    """Implements `cosim.mac.Mac`: takes frames at a random pace, and keeps each with its time."""
+
+    def __init__(self, kernel: Kernel, seed: int, slowest_frame_ps: int = 2 * US, room: int = 3) -> None:
+        self.deliver: Callable[[bytes, bool], None] = lambda frame, bad: None
+        self.on_room: Callable[[], None] = lambda: None
+        self.to_peer: Callable[[bytes], None] = lambda frame: None
+        self.sent: list[tuple[int, bytes]] = []
+        self._kernel = kernel
+        self._rng = random.Random(seed)
+        self._slowest_frame_ps = slowest_frame_ps
+        self._room = room
+
+    def has_room(self) -> bool:
+        return self._room > 0
+
+    def transmit(self, frame: bytes) -> None:
+        if not self._room:
+            raise RuntimeError("a frame was sent while the MAC had no room")
+        self._room -= 1
+        self.sent.append((self._kernel.now, frame))
+        self._kernel.call_at(self._kernel.now + self._rng.randrange(1, self._slowest_frame_ps), self._make_room)
+        self.to_peer(frame)
+
+    def _make_room(self) -> None:
+        self._room += 1
+        if self._room == 1:
+            self.on_room()
+
+
+class Faults:
+    """Which accesses of the device the bus answers with an error, and all accesses as they came.
+
+    `blocks` are addresses // 256 that fail always. `judge(address, is_write)` may fail others; it is asked once for each
+    burst by the RTL's bus, and once for each block that the model touches.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: set[int] = set()
+        self.judge: Callable[[int, bool], bool] = never
+
+    def __call__(self, address: int, write: bool) -> bool:
+        # A burst lies in one block.
+        return self.judge(address, write) or address // BURST_BYTES in self.blocks
+
+    def hits(self, address: int, length: int, write: bool) -> bool:
+        """Whether an access of any length fails."""
+        first = [address, *range((address // BURST_BYTES + 1) * BURST_BYTES, address + length, BURST_BYTES)]
+        return any([self(start, write) for start in first])
+
+
+def never(address: int, write: bool) -> bool:
+    """No access fails."""
+    return False
+
+
+class FaultyMemory(HostMemory):
+    """Host memory whose device side fails as `faults` says: for the model, which has no bus."""
+
+    def __init__(self, size_bytes: int, faults: Faults) -> None:
+        super().__init__(size_bytes)
+        self._faults = faults
+
+    def read(self, address: int, length: int) -> bytes | None:
+        return None if self._faults.hits(address, length, False) else super().read(address, length)
+
+    def write(self, address: int, data: bytes) -> bool:
+        return not self._faults.hits(address, len(data), True) and super().write(address, data)
+
+
+class CountingBus(Bus):
+    """A bus that knows how many reads are on their way, and keeps every burst with its time if asked.
+
+    Attributes: `most_reads` in flight by `area(address)`; `events`: (time, is_write, address) of bursts as they reach
+    memory.
+    """
+
+    def __init__(self, timing: BusTiming, faults: Faults, kernel: Kernel) -> None:
+        super().__init__(timing, self._judge)
+        self.faults = faults
+        self.events: list[tuple[int, bool, int]] = []
+        self.reads = 0
+        self.most_reads = 0
+        self._kernel = kernel
+
+    def read_due(self, cycle: int, length: int) -> int:
+        self.reads += 1
+        self.most_reads = max(self.most_reads, self.reads)
+        return super().read_due(cycle, length)
+
+    def _judge(self, address: int, write: bool) -> bool:
+        self.events.append((self._kernel.now, write, address))
+        self.reads -= not write
+        return self.faults(address, write)
+
+
+@dataclass
+class Rig:
+    """What a scenario gets."""
+
+    config: NicConfig
+    kernel: Kernel
+    memory: HostMemory
+    mac: RecordingMac
+    faults: Faults
+    port: Port
+    is_model: bool
+    bus: CountingBus | None = None
+    """None for the model."""
+    irqs: list[tuple[int, int]] = field(default_factory=list)
+    """Time and vector of each rise of an interrupt line; of the RTL only."""
+
+    async def within(self, coroutine: Coroutine[Any, None, T], limit_ps: int, name: str) -> T:
+        """The coroutine's result. Raises CaseFailed, saying what it waits for, if it takes longer."""
+        task = self.kernel.spawn(coroutine, name)
+        if await first_of(task, self.kernel.sleep(limit_ps)) == 1:
+            waits_for = task.waits_for
+            task.cancel()
+            raise CaseFailed(f"{name}: not done after {limit_ps // US} us, waits for {waits_for}")
+        return task.result()
+
+
+class RigSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A scenario and what it runs on; survives JSON."""
+
+    scenario: str
+    """`module:function`."""
+    arguments: Any = None
+    device: str = "tiny"
+    timing: BusTiming = FAST
+    seed: int = 0
+    limit_ps: int = 1000 * MS
+    capture: str | None = None
+    """Where to keep all frames, as pcapng."""
+
+    def make(self, rig: Rig) -> Coroutine[Any, None, Any]:
+        """The scenario's coroutine."""
+        module, _, function = self.scenario.partition(":")
+        coroutine: Coroutine[Any, None, Any] = getattr(importlib.import_module(module), function)(rig, self.arguments)
+        return coroutine
+
+
+class RigBench:
+    """Implements `cosim.engines.cocotb_engine.Bench`: runs one scenario inside the simulator."""
+
+    def __init__(self, arguments: Any, folder: Path) -> None:
+        self._spec = msgspec.convert(arguments, RigSpec)
+        self.config = DEVICES[self._spec.device]
+        self.kernel = Kernel()
+        self.memory = HostMemory(MEMORY_BYTES)
+        self._faults = Faults()
+        self.mac = RecordingMac(self.kernel, self._spec.seed)
+        self.bus = CountingBus(self._spec.timing, self._faults, self.kernel)
+        self._late = False
+
+    def __enter__(self) -> RigBench:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._spec.capture is not None:
+            keep_frames(Path(self._spec.capture), self.mac.sent)
+
+    def start(self, port: LeanPort) -> None:
+        """Start the scenario, and watch the interrupt lines for it."""
+        rig = Rig(self.config, self.kernel, self.memory, self.mac, self._faults, port, False, self.bus)
+        self._watch(rig, port)
+        self._task = self.kernel.spawn(self._spec.make(rig), "scenario")
+        self._task.add_callback(lambda _task: None)
+        self.kernel.call_at(self._spec.limit_ps, self._stop)
+
+    def _watch(self, rig: Rig, port: LeanPort) -> None:
+        """Note each rise of a line: `interrupt` tells of a rise only to who asked while the line was low."""
+        show = port._show_irq
+
+        def note(irq: int) -> None:
+            risen = irq & ~port._irq
+            rig.irqs += [(self.kernel.now, vector) for vector in range(self.config.vectors + 1) if risen >> vector & 1]
+            show(irq)
+
+        port._show_irq = note  # type: ignore[method-assign]
+
+    def _stop(self) -> None:
+        self._late = True
+
+    def finished(self) -> bool:
+        """Whether the scenario has ended, or should have."""
+        return self._task.done or self._late
+
+    def outcome(self, port: LeanPort) -> Any:
+        """What the scenario returned. Raises what it raised."""
+        if not self._task.done:
+            waiting = {task.name: task.waits_for for task in self.kernel.tasks}
+            raise CaseFailed(f"scenario not done after {self._spec.limit_ps} ps: {waiting}")
+        return self._task.result()
+
+
+def on_rtl(spec: RigSpec, *, jump: bool = True, simulator: str = "verilator", wave: Path | None = None) -> Any:
+    """Run a scenario over the RTL. Raises RunError with the scenario's own error."""
+    return run_bench(DEVICES[spec.device], BenchSpec("tests.device.rig:RigBench", msgspec.to_builtins(spec), jump),
+                     simulator=simulator, wave=wave)
+
+
+def on_model(spec: RigSpec) -> Any:
+    """Run a scenario over the model."""
+    kernel, faults = Kernel(), Faults()
+    memory = FaultyMemory(MEMORY_BYTES, faults)
+    # Its frames wait behind their completions for room in the MAC, so there always is.
+    mac = RecordingMac(kernel, spec.seed, room=1 << 30)
+    config = DEVICES[spec.device]
+    rig = Rig(config, kernel, memory, mac, faults, ModelPort(config, kernel, memory, mac), True)
+    task = kernel.spawn(spec.make(rig), "scenario")
+    task.add_callback(lambda _task: None)
+    while not task.done:
+        due = kernel.next_time()
+        if due is None or due > spec.limit_ps:
+            raise CaseFailed(f"model: nothing more happens: { {t.name: t.waits_for for t in kernel.tasks} }")
+        kernel.run_until(due)
+    if spec.capture is not None:
+        keep_frames(Path(spec.capture), mac.sent)
+    return json.loads(json.dumps(task.result()))
+
+
+def keep_frames(path: Path, frames: list[tuple[int, bytes]]) -> None:
+    """Write a capture."""
+    with PcapngWriter(path, "memnic") as capture:
+        for time_ps, frame in frames:
+            capture.write(time_ps, frame, outbound=True)
