@@ -42,7 +42,7 @@ from nic_model.contract import (
     slots_needed,
     vector_register,
 )
-from nic_model.packets import (
+from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
     IPV4_TOTAL_LENGTH_OFFSET,
     IPV6_PAYLOAD_LENGTH_OFFSET,

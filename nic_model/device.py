@@ -50,10 +50,10 @@ from nic_model.contract import (
     Status,
 )
 from nic_model.contract.config import BURST_BYTES
+from nic_model.contract.protocols import ETHERNET_HEADER_BYTES
 from nic_model.contract.registers import Block
 from nic_model.events import Arming, Vector
 from nic_model.keys import KeyEntry, KeyTable
-from nic_model.packets import ETHERNET_HEADER_BYTES
 from nic_model.receive_parser import parse_received, passes_filter
 from nic_model.segmentation import finish_frame, segment
 from nic_model.submission import Piece, Submission, read_submission

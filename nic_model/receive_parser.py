@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from nic_model.checksum import checksum_seed, ones_sum
 from nic_model.contract import RxFilter, RxInfo
-from nic_model.packets import (
-    BROADCAST_MAC,
+from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
     IPV4_HEADER_BYTES,
     IPV4_TOTAL_LENGTH_OFFSET,
@@ -20,6 +19,7 @@ from nic_model.packets import (
     EtherType,
     IpProtocol,
 )
+from nic_model.packets import BROADCAST_MAC
 
 _IPV4_FRAGMENT_OFFSET = 6
 _IPV4_FRAGMENT_MASK = 0x3FFF  # more fragments, and the fragment's offset

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from nic_model.checksum import Buffer, fold, internet_checksum, ones_sum
 from nic_model.contract import SendFlag
-from nic_model.packets import (
+from nic_model.contract.protocols import (
     IPV4_CHECKSUM_OFFSET,
     IPV4_IDENTIFICATION_OFFSET,
     IPV4_TOTAL_LENGTH_OFFSET,

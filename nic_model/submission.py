@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nic_model.contract import (
     MAX_FRAME_BYTES,
     MAX_INLINE_BYTES,
+    MAX_PIECE_BYTES,
     MAX_PIECES,
     MAX_SEGMENTED_BYTES,
     MIN_MSS,
@@ -22,10 +23,12 @@ from nic_model.contract import (
     inline_slots,
     slots_needed,
 )
-from nic_model.packets import ETHERNET_HEADER_BYTES, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, TCP_HEADER_BYTES
-
-MAX_PIECE_BYTES = MAX_SEGMENTED_BYTES
-"""Longest piece: a payload of the greatest length may be one piece."""
+from nic_model.contract.protocols import (
+    ETHERNET_HEADER_BYTES,
+    IPV4_HEADER_BYTES,
+    IPV6_HEADER_BYTES,
+    TCP_HEADER_BYTES,
+)
 
 _OPERATION = {
     Opcode.SEND_FRAME: OperationMask.SEND_FRAME,

@@ -8,6 +8,7 @@ from nic_model.contract import (
     MAX_DESCRIPTOR_SLOTS,
     MAX_FRAME_BYTES,
     MAX_INLINE_BYTES,
+    MAX_PIECE_BYTES,
     MAX_PIECES,
     MAX_SEGMENTED_BYTES,
     MIN_MSS,
@@ -20,6 +21,12 @@ from nic_model.contract import (
     OperationMask,
     SendFlag,
     Status,
+)
+from nic_model.contract.protocols import (
+    ETHERNET_HEADER_BYTES,
+    IPV4_HEADER_BYTES,
+    IPV6_HEADER_BYTES,
+    TCP_HEADER_BYTES,
 )
 from rtl.interfaces import (
     CHANNEL_BITS,
@@ -41,15 +48,6 @@ from rtl.small_fifo import SmallFifo
 SLOT_BITS = 8 * SUBMISSION_SLOT_BYTES
 FETCH_SLOTS = 32
 """Slots of the longest fetch: two descriptors of the longest kind, so that each fetch brings at least one whole."""
-
-MAX_PIECE_BYTES = MAX_SEGMENTED_BYTES
-"""Longest piece: a payload of the greatest length may be one piece."""
-
-# Ref: IEEE 802.3 §3.1.1; RFC 791 §3.1; RFC 8200 §3; RFC 9293 §3.1
-ETHERNET_HEADER_BYTES = 14
-IPV4_HEADER_BYTES = 20
-IPV6_HEADER_BYTES = 40
-TCP_HEADER_BYTES = 20
 
 PAYLOAD_BITS = (MAX_PIECES * MAX_PIECE_BYTES).bit_length()
 

@@ -8,6 +8,16 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from nic_model.contract import MAX_INLINE_BYTES, Status
+from nic_model.contract.protocols import (
+    IPV4_CHECKSUM_OFFSET,
+    IPV4_IDENTIFICATION_OFFSET,
+    IPV4_TOTAL_LENGTH_OFFSET,
+    IPV6_HEADER_BYTES,
+    IPV6_PAYLOAD_LENGTH_OFFSET,
+    TCP_FLAGS_OFFSET,
+    TCP_SEQUENCE_OFFSET,
+    TcpFlags,
+)
 from rtl.checksum import RunSum
 from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, LENGTH_BITS, Strobe, TxJob
 from rtl.primitives import Ram, StreamFifo
@@ -19,18 +29,8 @@ FRAMES = 32
 ENDS = 16
 """Sends that are finished here and not yet reported."""
 
-# Where the fields stand in their headers, in bytes.
-IPV4_TOTAL_LENGTH = 2
-IPV4_IDENTIFICATION = 4
-IPV4_CHECKSUM = 10
-IPV6_PAYLOAD_LENGTH = 4
-IPV6_HEADER_BYTES = 40
-TCP_SEQUENCE = 4
-TCP_DATA_OFFSET_AND_FLAGS = 12
-
-TCP_FIN = 0x01
-TCP_PSH = 0x08
-TCP_CWR = 0x80
+# The 16 bits of data offset and flags begin one byte before the flags.
+TCP_DATA_OFFSET_AND_FLAGS = TCP_FLAGS_OFFSET - 1
 
 # A frame that is whole in the rings: `total` bytes, the first `inline_bytes` of them in the header ring. `end`: the
 # send is finished with it. `mark`: no frame, only the end of a send.
@@ -205,7 +205,7 @@ class HeaderWriter(wiring.Component):
         m.d.comb += [
             copies_end.eq(copies_left == 0),
             # PSH and FIN stand on the last segment only, CWR (RFC 3168 §6.1.2) on the first
-            cleared.eq(Mux(send.first, 0, TCP_CWR) | Mux(frame.end, 0, TCP_PSH | TCP_FIN)),
+            cleared.eq(Mux(send.first, 0, TcpFlags.CWR) | Mux(frame.end, 0, TcpFlags.PSH | TcpFlags.FIN)),
             flags.eq(send.flags & ~cleared),
         ]
 
@@ -275,7 +275,8 @@ class HeaderWriter(wiring.Component):
                 with m.Switch(word):
                     with m.Case(Word.LENGTH):
                         m.d.comb += [
-                            issue.position.eq(job.l3_offset + Mux(job.ipv6, IPV6_PAYLOAD_LENGTH, IPV4_TOTAL_LENGTH)),
+                            issue.position.eq(
+                                job.l3_offset + Mux(job.ipv6, IPV6_PAYLOAD_LENGTH_OFFSET, IPV4_TOTAL_LENGTH_OFFSET)),
                             issue.l3.eq(1), issue.l3_term.eq(l3_length),
                             # the pseudo-header's length: the template's seed is without it
                             issue.l4_term.eq(l4_length),
@@ -283,18 +284,20 @@ class HeaderWriter(wiring.Component):
                         m.d.sync += word.eq(Mux(job.ipv6, Word.SEQUENCE_HIGH, Word.IDENTIFICATION))
                     with m.Case(Word.IDENTIFICATION):
                         m.d.comb += [
-                            issue.position.eq(job.l3_offset + IPV4_IDENTIFICATION), issue.l3.eq(1),
+                            issue.position.eq(job.l3_offset + IPV4_IDENTIFICATION_OFFSET), issue.l3.eq(1),
                             issue.l3_term.eq(send.identification),
                         ]
                         m.d.sync += word.eq(Word.SEQUENCE_HIGH)
                     with m.Case(Word.SEQUENCE_HIGH):
                         m.d.comb += [
-                            issue.position.eq(job.l4_offset + TCP_SEQUENCE), issue.l4_term.eq(send.sequence_high),
+                            issue.position.eq(job.l4_offset + TCP_SEQUENCE_OFFSET),
+                            issue.l4_term.eq(send.sequence_high),
                         ]
                         m.d.sync += word.eq(Word.SEQUENCE_LOW)
                     with m.Case(Word.SEQUENCE_LOW):
                         m.d.comb += [
-                            issue.position.eq(job.l4_offset + TCP_SEQUENCE + 2), issue.l4_term.eq(send.sequence_low),
+                            issue.position.eq(job.l4_offset + TCP_SEQUENCE_OFFSET + 2),
+                            issue.l4_term.eq(send.sequence_low),
                         ]
                         m.d.sync += word.eq(Word.FLAGS)
                     with m.Case(Word.FLAGS):
@@ -317,7 +320,7 @@ class HeaderWriter(wiring.Component):
             with m.State("L3_CHECKSUM"):
                 m.d.comb += [
                     issues.eq(1), issue.write.eq(1), issue.checksum.eq(1), issue.l3.eq(1),
-                    issue.position.eq(job.l3_offset + IPV4_CHECKSUM),
+                    issue.position.eq(job.l3_offset + IPV4_CHECKSUM_OFFSET),
                 ]
                 with m.If(job.l4_checksum | job.segmented):
                     m.next = "L4_CHECKSUM"

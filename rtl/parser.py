@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
 
 from nic_model.contract import MAX_FRAME_BYTES, NicConfig, RxFilter, RxInfo, register
-from nic_model.packets import (
+from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
     IPV4_HEADER_BYTES,
     IPV4_TOTAL_LENGTH_OFFSET,

@@ -22,7 +22,8 @@ from host_driver.tcp.buffers import Chunk, ReceiveBuffer, SendBuffer
 from host_driver.tcp.congestion import NewReno
 from host_driver.tcp.profile import Nagle, Profile
 from host_driver.tcp.rtt import RttEstimator
-from nic_model.packets import TcpFlags, TcpHeader, TcpOptions
+from nic_model.contract.protocols import TcpFlags
+from nic_model.packets import TcpHeader, TcpOptions
 from nic_model.seqnum import unwrap, wrap
 
 FIN, SYN, RST, PSH, ACK = (int(flag) for flag in (TcpFlags.FIN, TcpFlags.SYN, TcpFlags.RST, TcpFlags.PSH, TcpFlags.ACK))

@@ -24,17 +24,19 @@ from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import ACK, FIN, NEVER, RST, SYN, Connection, Endpoint, State
 from host_driver.tcp.profile import US, Profile
 from nic_model.checksum import Buffer, checksum_seed, fold, internet_checksum, ones_sum
-from nic_model.packets import (
+from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
     IPV4_CHECKSUM_OFFSET,
     IPV4_HEADER_BYTES,
     IPV6_HEADER_BYTES,
     TCP_CHECKSUM_OFFSET,
     TCP_HEADER_BYTES,
-    EthernetHeader,
     EtherType,
-    Frame,
     IpProtocol,
+)
+from nic_model.packets import (
+    EthernetHeader,
+    Frame,
     PacketError,
     TcpHeader,
     pack_ipv4,

@@ -19,6 +19,9 @@ MAX_FRAME_BYTES = 9014
 MAX_SEGMENTED_BYTES = 1 << 20
 """Longest payload of one segmented send (1 MiB)."""
 
+MAX_PIECE_BYTES = MAX_SEGMENTED_BYTES
+"""Longest piece: a payload of the greatest length may be one piece."""
+
 MIN_MSS = 32
 """Smallest segment size that a segmented send may ask for."""
 

@@ -10,16 +10,14 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
 
+from nic_model.contract.protocols import EtherType, IpProtocol, TcpFlags
 from nic_model.packets import (
     ArpOperation,
     ArpPacket,
     EthernetHeader,
-    EtherType,
-    IpProtocol,
     Ipv4Header,
     Ipv6Header,
     PacketError,
-    TcpFlags,
     TcpHeader,
     TcpOptions,
     UdpHeader,

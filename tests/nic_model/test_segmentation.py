@@ -11,15 +11,8 @@ from scapy.layers.l2 import Ether
 
 from nic_model.checksum import checksum_seed
 from nic_model.contract import SUBMISSION_HEAD, Opcode, SendFlag
-from nic_model.packets import (
-    EthernetHeader,
-    EtherType,
-    IpProtocol,
-    TcpFlags,
-    pack_ipv4,
-    pack_ipv6,
-    pack_tcp,
-)
+from nic_model.contract.protocols import EtherType, IpProtocol, TcpFlags
+from nic_model.packets import EthernetHeader, pack_ipv4, pack_ipv6, pack_tcp
 from nic_model.segmentation import finish_frame, segment
 
 IP4 = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
