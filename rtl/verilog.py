@@ -20,13 +20,15 @@ def simulation_verilog(config: NicConfig) -> str:
 
 
 _STARTER = re.compile(r"reg (\\\S*verilog_backend\S*)\s*= 0;")
-"""Yosys lets each `always @* begin` depend on a register that is set once, so that the block runs at least once."""
+"""Yosys lets most `always @*` depend on a register that is set once, so that each runs at least once."""
 
-_BARE = re.compile(r"always @\*$", re.MULTILINE)
-"""An `always @*` over one assignment, which Yosys writes for bits of a vector, depends on no such register."""
+_SINGLE = re.compile(r"^( *)always @\*\n +((?!begin\b|if\b|case)[^;=]+ = [^;]+;)$", re.MULTILINE)
+"""Those of one assignment, to a part of a vector, do not."""
 
 
 def for_icarus(text: str) -> str:
     """Verilog that Icarus starts as Yosys meant it: with `-g2012` an initial value in a declaration is no event, and
-    an `always @*` that depends on what has not changed yet would leave its targets at X."""
-    return _BARE.sub("always_comb", _STARTER.sub(r"reg \1 ; initial \1 <= 0;", text))
+    an `always @*` whose inputs have not changed since would leave its targets at X."""
+    text = _STARTER.sub(r"reg \1 ; initial \1 <= 0;", text)
+    # `#0`: when all else at time 0 has settled
+    return _SINGLE.sub(r"\1always @* \2\n\1initial #0 \2", text)
