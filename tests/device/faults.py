@@ -93,8 +93,9 @@ class User:
         inline = self._head() + bytes(40)
         first = length // 3
         self.channel.submit(Descriptor(
-            Opcode.SEND_SEGMENTED, inline, (Piece(self.key.value, 0, first), Piece(self.key.value, first, length - first)),
-            mss=mss, l3_offset=14, l4_offset=34, checksum_offset=50), handle)
+            Opcode.SEND_SEGMENTED, inline,
+            (Piece(self.key.value, 0, first), Piece(self.key.value, first, length - first)), mss=mss,
+            l3_offset=14, l4_offset=34, checksum_offset=50), handle)
 
     def bell(self) -> None:
         """Ring for all that was submitted and posted."""
@@ -345,8 +346,9 @@ async def ring_configurations(rig: Rig) -> None:
     base = rig.memory.allocate(1 << 16, 4096)
     good = {"TX_BASE_LO": base, "TX_LOG2": 4, "RX_BASE_LO": base + 4096, "RX_LOG2": 4, "CQ_BASE_LO": base + 8192,
             "CQ_LOG2": 5}
-    bad = [{"TX_LOG2": 3}, {"RX_LOG2": 0}, {"TX_LOG2": most + 1, "CQ_LOG2": 15}, {"RX_LOG2": most + 1, "CQ_LOG2": 15},
-           {"CQ_LOG2": 4}, {"RX_LOG2": 5}, {"TX_LOG2": 5}, {"CQ_LOG2": most + 2}, {"TX_LOG2": 0x104}, {"TX_LOG2": 1 << 31},
+    bad = [{"TX_LOG2": 3}, {"RX_LOG2": 0}, {"TX_LOG2": most + 1, "CQ_LOG2": most + 2},
+           {"RX_LOG2": most + 1, "CQ_LOG2": most + 2}, {"CQ_LOG2": 4}, {"RX_LOG2": 5}, {"TX_LOG2": 5},
+           {"CQ_LOG2": most + 2}, {"TX_LOG2": 0x104}, {"TX_LOG2": 1 << 31},
            *({f"{name}_BASE_LO": good[f"{name}_BASE_LO"] + 16 * n} for name in ("TX", "RX", "CQ") for n in (1, 128))]
     for changes in [*bad, {}]:
         for name, value in (good | changes).items():

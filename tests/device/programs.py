@@ -187,8 +187,7 @@ def _channel_program(rng: random.Random, number: int, vectors: int, sends: int) 
             made.steps.append(Rekey())
     made.memory = area.memory
     if rng.random() < 0.5:
-        made.bad_blocks = [rng.randrange(0, max(BURST_BYTES, len(area.memory)), BURST_BYTES) // BURST_BYTES * BURST_BYTES
-                           for _ in range(rng.choice((1, 3)))]
+        made.bad_blocks = [rng.randrange(0, len(area.memory) + 1, BURST_BYTES) for _ in range(rng.choice((1, 3)))]
     return made
 
 
@@ -268,8 +267,8 @@ class _Area:
                 flags |= SendFlag.IPV4_CHECKSUM
             if l4_offset + 8 <= length:
                 flags |= SendFlag.L4_CHECKSUM
-                last = min(length - 2, 254)
-                offsets = {"checksum_offset": rng.choice((l4_offset, l4_offset + 6, rng.randrange(l4_offset, last + 1, 2)))}
+                places = range(l4_offset, min(length - 2, 254) + 1, 2)
+                offsets = {"checksum_offset": rng.choice((places[0], l4_offset + 6, rng.choice(places)))}
             offsets |= {"l3_offset": l3_offset, "l4_offset": l4_offset}
         return self._make(Opcode.SEND_FRAME, flags, inline, pieces, **offsets)
 
@@ -339,7 +338,8 @@ class _Area:
             changes += [
                 {"mss": rng.randrange(MIN_MSS)}, {"mss": rng.randrange(MAX_FRAME_BYTES - end + 1, 1 << 16)},
                 {"l3_offset": l4_offset - 18}, {"l4_offset": end - 18, "checksum_offset": end - 2},
-                {"l3_offset": l3_offset + 1}, {"checksum_offset": (end + 1) // 2 * 2}, {"checksum_offset": l4_offset - 2},
+                {"l3_offset": l3_offset + 1}, {"checksum_offset": (end + 1) // 2 * 2},
+                {"checksum_offset": l4_offset - 2},
             ]
         return replace(send, head=head | rng.choice(changes))
 
@@ -517,11 +517,11 @@ class _Runner:
 
 
 async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
-    """Run it to its end; see `Outcome` for what it returns.
+    """Run it to its end.
 
     Keys of the result: `frames`: hex by channel, in order; `times`: of all frames; `sends`, `receives`: completions by
     channel as hex with timestamp and phase cut out; `memory`: digest of the receive area but for what a bus error left
-    undefined; `counters`; `irqs`.
+    undefined; `counters`; `irqs`; `unknown`: frames of no channel.
     """
     nic = await Nic.probe(rig.port)
     before = await nic.read_counters()
@@ -560,7 +560,8 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
         result["frames"][name] = [f.hex() for _, f in rig.mac.sent[sent_before:] if f[6:12] == mine]
         for kind, key in ((CompletionKind.SEND, "sends"), (CompletionKind.RECEIVE, "receives")):
             result[key][name] = [_timeless(entry) for entry in runner.completions if entry[0] == kind]
-    result["unattributed"] = len(rig.mac.sent) - sent_before - sum(len(f) for f in result["frames"].values())
+    known = {frame for frames in result["frames"].values() for frame in frames}
+    result["unknown"] = [f.hex() for _, f in rig.mac.sent[sent_before:] if f.hex() not in known]
     for entry in runners[0].completions:
         fields = COMPLETION.unpack(entry)
         if fields["kind"] == CompletionKind.RECEIVE and fields["status"] == Status.BUS_ERROR:

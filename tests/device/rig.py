@@ -1,7 +1,7 @@
 """What the tests of the whole device run on: a port over either device, a MAC that records, a bus that can fail.
 
-A *scenario* is a coroutine `async def scenario(rig, arguments)` that returns what JSON can hold. `on_model` runs it over
-`nic_model` in this process, `on_rtl` over the RTL in a simulator process. Faults, timing and seeds are the same.
+A *scenario* is a coroutine `async def scenario(rig, arguments)` that returns what JSON can hold. `on_model` runs it
+over `nic_model` in this process, `on_rtl` over the RTL in a simulator process.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from cosim.engines.model import ModelPort
 from cosim.memory import HostMemory
 from cosim.pcapng import PcapngWriter
 from host_driver.port import Port
-from host_driver.runtime import Future, Kernel, first_of
+from host_driver.runtime import Kernel, first_of
 from nic_model.contract import CONFIGS, NicConfig
 from nic_model.contract.config import BURST_BYTES
+from tests.host_driver.posted_port import PostedMemory
 
 T = TypeVar("T")
 
@@ -35,6 +36,9 @@ MS = 10**9
 """Picoseconds."""
 
 MEMORY_BYTES = 1 << 24
+POSTED_MEMORY_BYTES = 1 << 22
+
+WIRE_DELAY_PS = 20 * US
 
 FAST = BusTiming(read_latency_cycles=4, write_latency_cycles=2, mmio_read_cycles=20, mmio_write_cycles=4,
                  bytes_per_cycle=64.0)
@@ -77,7 +81,11 @@ class RecordingMac:
         self._room -= 1
         self.sent.append((self._kernel.now, frame))
         self._kernel.call_at(self._kernel.now + self._rng.randrange(1, self._slowest_frame_ps), self._make_room)
-        self.to_peer(frame)
+        self._kernel.call_at(self._kernel.now + WIRE_DELAY_PS, lambda: self.to_peer(frame))
+
+    def from_peer(self, frame: bytes) -> None:
+        """A frame from the other end of the wire."""
+        self._kernel.call_at(self._kernel.now + WIRE_DELAY_PS, lambda: self.deliver(frame, False))
 
     def _make_room(self) -> None:
         self._room += 1
@@ -86,10 +94,10 @@ class RecordingMac:
 
 
 class Faults:
-    """Which accesses of the device the bus answers with an error, and all accesses as they came.
+    """Which accesses of the device the bus answers with an error.
 
-    `blocks` are addresses // 256 that fail always. `judge(address, is_write)` may fail others; it is asked once for each
-    burst by the RTL's bus, and once for each block that the model touches.
+    `blocks` are addresses // 256 that fail always. `judge(address, is_write)` may fail others; it is asked once for
+    each burst by the RTL's bus, and once for each block that the model touches.
     """
 
     def __init__(self) -> None:
@@ -102,8 +110,9 @@ class Faults:
 
     def hits(self, address: int, length: int, write: bool) -> bool:
         """Whether an access of any length fails."""
-        first = [address, *range((address // BURST_BYTES + 1) * BURST_BYTES, address + length, BURST_BYTES)]
-        return any([self(start, write) for start in first])
+        starts = [address, *range((address // BURST_BYTES + 1) * BURST_BYTES, address + length, BURST_BYTES)]
+        failed = [self(start, write) for start in starts]  # each is judged
+        return any(failed)
 
 
 def never(address: int, write: bool) -> bool:
@@ -126,10 +135,10 @@ class FaultyMemory(HostMemory):
 
 
 class CountingBus(Bus):
-    """A bus that knows how many reads are on their way, and keeps every burst with its time if asked.
+    """A bus that knows how many reads are on their way, and keeps every burst with its time.
 
-    Attributes: `most_reads` in flight by `area(address)`; `events`: (time, is_write, address) of bursts as they reach
-    memory.
+    Attributes: `reads` in flight now, the `most_reads` ever; `events`: (time, is_write, address) of bursts as they
+    reach memory.
     """
 
     def __init__(self, timing: BusTiming, faults: Faults, kernel: Kernel) -> None:
@@ -186,6 +195,8 @@ class RigSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "tiny"
     timing: BusTiming = FAST
     seed: int = 0
+    posted: bool = False
+    """Host writes reach the RTL only after a barrier."""
     limit_ps: int = 1000 * MS
     capture: str | None = None
     """Where to keep all frames, as pcapng."""
@@ -204,7 +215,7 @@ class RigBench:
         self._spec = msgspec.convert(arguments, RigSpec)
         self.config = DEVICES[self._spec.device]
         self.kernel = Kernel()
-        self.memory = HostMemory(MEMORY_BYTES)
+        self.memory = PostedMemory(POSTED_MEMORY_BYTES) if self._spec.posted else HostMemory(MEMORY_BYTES)
         self._faults = Faults()
         self.mac = RecordingMac(self.kernel, self._spec.seed)
         self.bus = CountingBus(self._spec.timing, self._faults, self.kernel)
@@ -221,6 +232,8 @@ class RigBench:
     def start(self, port: LeanPort) -> None:
         """Start the scenario, and watch the interrupt lines for it."""
         rig = Rig(self.config, self.kernel, self.memory, self.mac, self._faults, port, False, self.bus)
+        if isinstance(self.memory, PostedMemory):
+            port.wmb = self.memory.publish  # type: ignore[method-assign]
         self._watch(rig, port)
         self._task = self.kernel.spawn(self._spec.make(rig), "scenario")
         self._task.add_callback(lambda _task: None)

@@ -1,4 +1,4 @@
-"""Bus errors, bad doorbells and rings, resets in the middle of traffic: over the RTL on two buses, and over the model."""
+"""Bus errors, bad doorbells and rings, resets in the middle of traffic: over the RTL on two buses, over the model."""
 
 from __future__ import annotations
 
