@@ -9,7 +9,6 @@ from nic_model.contract import Status
 from rtl.align import align_row
 from rtl.interfaces import LENGTH_BITS, Strobe, TxJob, read_beat
 from rtl.interfaces import row as inline_row
-from rtl.primitives import SkidBuffer
 
 JOBS = 8
 """Sends between `Segmenter` and `HeaderWriter`; each block between them has room for so many."""
@@ -37,7 +36,7 @@ class Segmenter(wiring.Component):
     the `Aligner`, which puts a template at lane 0 and payload at the lanes that it has in its frame; a beat with bytes
     of two segments leaves as two rows. SEND_FRAME has one segment, or none if all of it is inline. After a bus
     error all further rows of the send carry `error`, so that nothing of them is used. A send that was refused
-    before has no rows. Latency 2 cycles for payload, none for inline rows; a row a cycle, one cycle between sends, and
+    before has no rows. Latency 1 cycle for payload, none for inline rows; a row a cycle, one cycle between sends, and
     a segment every second cycle at most.
 
     Parameters
@@ -99,20 +98,26 @@ class Segmenter(wiring.Component):
         with m.Elif(segment_ends):
             m.d.sync += segment_valid.eq(0)
 
-        # The beat whose bytes are being given to segments.
-        # The skid buffer keeps the compare of lengths away from the read engine.
-        m.submodules.beats = beats = SkidBuffer(shape=read_beat(self.config))
-        wiring.connect(m, wiring.flipped(self.payload), beats.i)
+        # The beat whose bytes are being given to segments, and the one behind it, in two banks that take turns: so what
+        # the compare of lengths finds need not enable a whole row's registers in the same cycle.
+        banks = [Signal(read_beat(self.config), name=f"beat_{n}") for n in range(2)]
+        bank_valid = [Signal(name=f"beat_{n}_valid") for n in range(2)]
+        fills, empties = Signal(), Signal()  # which of them
         beat, beat_valid = Signal(read_beat(self.config)), Signal()
-        beat_enters, beat_ends = Signal(), Signal()
+        beat_enters, beat_ends, uses_beat, count = Signal(), Signal(), Signal(), Signal(lane_bits + 1)
         m.d.comb += [
-            beats.o.ready.eq(~beat_valid | beat_ends),
-            beat_enters.eq(beats.o.valid & beats.o.ready),
+            self.payload.ready.eq(Mux(fills, ~bank_valid[1], ~bank_valid[0])),
+            beat_enters.eq(self.payload.valid & self.payload.ready),
+            beat.eq(Mux(empties, banks[1], banks[0])), beat_valid.eq(Mux(empties, bank_valid[1], bank_valid[0])),
         ]
-        with m.If(beats.o.ready):
-            m.d.sync += beat_valid.eq(beats.o.valid)
-        with m.If(beat_enters):
-            m.d.sync += beat.eq(beats.o.payload)
+        m.d.sync += [fills.eq(fills ^ beat_enters), empties.eq(empties ^ beat_ends)]
+        for number, (bank, valid) in enumerate(zip(banks, bank_valid, strict=True)):
+            with m.If(self.payload.valid & (fills == number) & ~valid):
+                m.d.sync += [bank.eq(self.payload.payload), valid.eq(1)]
+            with m.If(uses_beat & (empties == number)):
+                m.d.sync += [bank.start.eq(bank.start + count), bank.count.eq(bank.count - count)]
+                with m.If(beat_ends):
+                    m.d.sync += valid.eq(0)
 
         m.d.comb += [self.order.valid.eq(take), self.order.payload.eq(job)]
         with m.FSM(name="segmenter"):
@@ -148,23 +153,21 @@ class Segmenter(wiring.Component):
 
             with m.State("PAYLOAD"):
                 segment_covers, beat_covers = Signal(), Signal()
-                count = Signal(lane_bits + 1)
                 m.d.comb += [
                     segment_covers.eq(state.left >= beat.count), beat_covers.eq(state.left <= beat.count),
                     count.eq(Mux(segment_covers, beat.count, state.left)),
                     self.rows.valid.eq(beat_valid & segment_valid),
                     rows.data.eq(beat.data), rows.start.eq(beat.start), rows.count.eq(count), rows.at.eq(at),
                     rows.last.eq(beat_covers), tag.error.eq(state.error | beat.error), tag.end.eq(state.ends),
-                    beat_ends.eq(row_leaves & segment_covers), segment_ends.eq(row_leaves & beat_covers),
+                    uses_beat.eq(row_leaves), beat_ends.eq(row_leaves & segment_covers),
+                    segment_ends.eq(row_leaves & beat_covers),
                 ]
                 with m.If(row_leaves):
                     m.d.sync += state.error.eq(state.error | beat.error)
                     with m.If(~cut_used):
                         m.d.sync += state.left.eq(state.left - count)
-                    with m.If(~beat_ends):
-                        m.d.sync += [beat.start.eq(beat.start + count), beat.count.eq(beat.count - count)]
                 with m.If(segment_ends & state.ends):
                     m.next = "TAKE"
 
-        m.d.comb += self.active.eq(take | row_leaves | beat_enters | beats.active | cutting | cut_used | self.retired)
+        m.d.comb += self.active.eq(take | row_leaves | beat_enters | cutting | cut_used | self.retired)
         return m

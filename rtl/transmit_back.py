@@ -4,12 +4,13 @@ from amaranth.hdl import Cat, Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from rtl.align import Aligner
+from rtl.align import Aligner, aligned_row
 from rtl.checksum import Checksum
 from rtl.framer import Framer
 from rtl.headers import HeaderWriter
 from rtl.interfaces import TIME_BITS, CountAmount, Strobe, TxDone, TxJob, mac_beat, read_beat, row
 from rtl.mac_tx import MacTx
+from rtl.primitives import SkidBuffer
 from rtl.segmenter import ROW_TAG_BITS, Segmenter
 
 
@@ -50,6 +51,8 @@ class TransmitBack(wiring.Component):
         config = self.config
         m.submodules.segmenter = segmenter = Segmenter(config)
         m.submodules.aligner = aligner = Aligner(width_bytes=config.host_bytes, tag_bits=ROW_TAG_BITS)
+        # cuts the stores' ready off from aligner, segmenter and the streams that enter
+        m.submodules.aligned = aligned = SkidBuffer(shape=aligned_row(config.host_bytes, ROW_TAG_BITS))
         m.submodules.checksum = checksum = Checksum(config)
         m.submodules.headers = headers = HeaderWriter(config)
         m.submodules.framer = framer = Framer(config)
@@ -59,7 +62,8 @@ class TransmitBack(wiring.Component):
         connect(m, flipped(self.inline), segmenter.inline)
         connect(m, flipped(self.payload), segmenter.payload)
         connect(m, segmenter.rows, aligner.i)
-        connect(m, aligner.o, checksum.i)
+        connect(m, aligner.o, aligned.i)
+        connect(m, aligned.o, checksum.i)
         connect(m, checksum.o, framer.rows)
 
         connect(m, framer.template, headers.template)
@@ -82,6 +86,6 @@ class TransmitBack(wiring.Component):
         for name in ("count_tx_frames", "count_tx_bytes"):
             connect(m, getattr(mac_tx, name), flipped(getattr(self, name)))
         m.d.comb += self.active.eq(Cat(
-            block.active for block in (segmenter, aligner, checksum, headers, framer, mac_tx)
+            block.active for block in (segmenter, aligner, aligned, checksum, headers, framer, mac_tx)
         ).any())
         return m
