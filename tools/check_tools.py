@@ -14,7 +14,7 @@ from pathlib import Path
 
 def missing():
     """One line for each thing that is not there."""
-    if sys.version_info[:2] < (3, 11):
+    if sys.version_info[:2] < (3, 11):  # noqa: UP036 (what `make setup` is run with may be older)
         yield f"Python 3.11 is needed, this is {sys.version.split()[0]}: install python3.11, or set PYTHON=..."
         return
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
