@@ -39,18 +39,16 @@ class Future(Generic[T]):
 
     def set_result(self, result: T) -> None:
         """Finish with a result. Raises RuntimeError when already finished."""
-        self._result = result
-        self._finish()
+        self._finish(result, None)
 
     def set_exception(self, exception: BaseException) -> None:
         """Finish with an exception. Raises RuntimeError when already finished."""
-        self._exception = exception
-        self._finish()
+        self._finish(None, exception)
 
-    def _finish(self) -> None:
+    def _finish(self, result: T | None, exception: BaseException | None) -> None:
         if self.done:
             raise RuntimeError(f"future {self.name!r} is finished already")
-        self.done = True
+        self.done, self._result, self._exception = True, result, exception
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(self)

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The device: this file is the block diagram. It creates the blocks and connects them, in packet order."""
 
 from amaranth.hdl import Cat, Module

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The device as a simulator sees it: few wide ports, so that a test bench touches few handles in a cycle.
 
 All `valid` and `ready` that leave the device, `quiet` and the interrupt lines stand in one word, `flags`; each stream's
