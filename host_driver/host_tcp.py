@@ -14,12 +14,12 @@ from typing import NamedTuple
 from host_driver.account import Account
 from host_driver.endpoint import Endpoint, Listening
 from host_driver.errors import network_error
-from host_driver.interface import RAW_CHANNEL, NetworkInterface
+from host_driver.interface import NetworkInterface
 from host_driver.memnet import Done, Range
 from host_driver.nic import MemoryKey
 from host_driver.port import HostMemory
 from host_driver.tcp.buffers import Chunk
-from nic_model.contract import KeyRight
+from nic_model.contract import RAW_CHANNEL, KeyRight
 
 
 class _Posted(NamedTuple):

@@ -30,6 +30,7 @@ from host_driver.tcp.stack import OutSegment, Stack
 from nic_model.contract import (
     MAX_DESCRIPTOR_SLOTS,
     MIN_MSS,
+    RAW_CHANNEL,
     Feature,
     KeyRight,
     Opcode,
@@ -49,9 +50,6 @@ from nic_model.contract.protocols import (
     VLAN_TAG_BYTES,
 )
 from nic_model.segmentation import segment as cut_into_segments
-
-RAW_CHANNEL = 0
-"""The channel that unmatched frames go to."""
 
 MAX_BACKLOG_FRAMES = 300
 """Frames between interrupt and softirq: Linux 2.4's netdev_max_backlog."""

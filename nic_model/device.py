@@ -25,6 +25,7 @@ from nic_model.contract import (
     KEYS_BASE,
     MAX_DESCRIPTOR_SLOTS,
     MAX_FRAME_BYTES,
+    RAW_CHANNEL,
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
     REGISTER_SPACE_BYTES,
@@ -57,9 +58,6 @@ from nic_model.keys import KeyEntry, KeyTable
 from nic_model.receive_parser import parse_received, passes_filter
 from nic_model.segmentation import finish_frame, segment
 from nic_model.submission import Piece, Submission, read_submission
-
-RECEIVE_CHANNEL = 0
-"""Channel that all accepted frames go to, until there is steering."""
 
 _U64 = (1 << 64) - 1
 _BY_OFFSET: dict[Block, dict[int, Register]] = {
@@ -447,7 +445,7 @@ class Device:
 
     def _deliver(self, frame: bytes, bad: bool) -> str | None:
         """Write a frame to the buffer at the head of the receive ring; or the counter of why it was dropped."""
-        channel = self._channels[RECEIVE_CHANNEL]
+        channel = self._channels[RAW_CHANNEL]  # there is no steering yet
         if bad or len(frame) < ETHERNET_HEADER_BYTES:
             return "rx_bad_frames"
         if len(frame) > MAX_FRAME_BYTES:

@@ -74,7 +74,9 @@ Slot = data.StructLayout({"data": SLOT_BITS, "error": 1})
 InlineSlot = data.StructLayout({"data": SLOT_BITS, "last": 1, "short": 1})
 
 # A piece as the descriptor names it, and as the bus knows it; `last` of its descriptor.
-NamedPiece = data.StructLayout({"channel": CHANNEL_BITS, "key": 24, "offset": 40, "length": 24, "last": 1})
+NamedPiece = data.StructLayout({
+    "channel": CHANNEL_BITS, **{name: PIECE.fields[name].width for name in ("key", "offset", "length")}, "last": 1,
+})
 BusPiece = data.StructLayout({"address": 64, "length": LENGTH_BITS, "last": 1})
 
 # What the keys said to all pieces of a descriptor: a Status.

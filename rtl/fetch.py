@@ -6,6 +6,8 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from nic_model.contract import (
+    LARGEST_RING_LOG2,
+    RING_ALIGNMENT_BYTES,
     SUBMISSION_SLOT_BYTES,
     ChannelError,
     NicConfig,
@@ -50,8 +52,8 @@ STORED_ROW_BYTES = 256
 JOB_BITS = 10
 """Jobs between the front and their completion are fewer than 2^10."""
 
-PAGE_BITS = 12
-LOG2_BITS = 4
+PAGE_BITS = exact_log2(RING_ALIGNMENT_BYTES)
+LOG2_BITS = LARGEST_RING_LOG2.bit_length()
 
 
 class FetchScheduler(wiring.Component):

@@ -7,7 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
 
-from nic_model.contract import MAX_FRAME_BYTES, NicConfig, RxFilter, RxInfo, register
+from nic_model.contract import MAX_FRAME_BYTES, RAW_CHANNEL, NicConfig, RxFilter, RxInfo, register
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
     IPV4_HEADER_BYTES,
@@ -57,8 +57,8 @@ def parsed_row(config: NicConfig) -> data.StructLayout:
 
 
 def steer(info):
-    """Channel that a frame with these RxInfo bits goes to: channel 0 has them all."""
-    return Const(0, CHANNEL_BITS)
+    """Channel that a frame with these RxInfo bits goes to: RAW_CHANNEL has them all."""
+    return Const(RAW_CHANNEL, CHANNEL_BITS)
 
 
 # Header fields of the frame, once the rows that hold them have passed; before that, of no consequence.

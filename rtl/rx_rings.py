@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from nic_model.contract import (
+    LARGEST_RING_LOG2,
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
     ChannelError,
@@ -247,7 +248,7 @@ class RxRings(wiring.Component):
         channels = self.config.channels
         write, bell = self.write.payload, self.doorbell.payload
         base = [_Table(m, f"base_{half}", 32, channels, readers=("fetch",)) for half in ("lo", "hi")]
-        log2 = _Table(m, "log2", 4, channels, readers=("fetch",))
+        log2 = _Table(m, "log2", LARGEST_RING_LOG2.bit_length(), channels, readers=("fetch",))
         for table, name in zip((*base, log2), ("RX_BASE_LO", "RX_BASE_HI", "RX_LOG2"), strict=True):
             table.write(m, self.write.valid & is_channel_register(self.config, write.address, name),
                         channel_of(self.config, write.address), write.data)

@@ -28,6 +28,9 @@ MIN_MSS = 32
 MAX_CHANNELS = 64
 """Channels that the register map and the error bits have room for."""
 
+RAW_CHANNEL = 0
+"""The channel that unmatched frames go to."""
+
 RING_ALIGNMENT_BYTES = 4096
 """What the bus address of a ring is a multiple of."""
 
