@@ -41,7 +41,10 @@ def synth(
         if name not in known:
             raise InputError(f"no block {name!r}: choose from {', '.join(known)}, all")
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {keep}: {error.strerror}") from error
     console = Console(highlight=False)
     table = _table(device)
     with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory(prefix="memnic-synth-") as place:

@@ -26,11 +26,12 @@ def verilog(
         raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
     from rtl.verilog import nic_verilog  # Amaranth takes half a second to load
 
-    text = nic_verilog(CONFIGS[device])
     if out is None:
-        sys.stdout.write(text)
+        sys.stdout.write(nic_verilog(CONFIGS[device]))
         return
     try:
-        out.write_text(text, encoding="utf-8")
+        with out.open("a", encoding="utf-8"):
+            pass  # whoever cannot write it shall not wait first
+        out.write_text(nic_verilog(CONFIGS[device]), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from error
