@@ -520,10 +520,11 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     """Run it to its end.
 
     Keys of the result: `frames`: hex by channel, in order; `times`: of all frames; `sends`, `receives`: completions by
-    channel as hex with timestamp and phase cut out; `memory`: digest of the receive area but for what a bus error left
+    channel as hex, see `_timeless`; `memory`: digest of the receive area but for what a bus error left
     undefined; `counters`; `irqs`; `unknown`: frames of no channel.
     """
     nic = await Nic.probe(rig.port)
+    start_ps = rig.kernel.now
     before = await nic.read_counters()
     sent_before = len(rig.mac.sent)
     irqs_before = len(rig.irqs)
@@ -568,7 +569,10 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
             offset, length = posted[fields["tag"]]
             view[offset : offset + length] = bytes(length)
     result["memory"] = hashlib.sha256(view).hexdigest()
-    result["stamps"] = [COMPLETION.unpack(e)["timestamp"] for r in runners for e in r.completions]
+    end_ps = rig.kernel.now
+    stamps = [COMPLETION.unpack(entry)["timestamp"] for runner in runners for entry in runner.completions]
+    late = [stamp for stamp in stamps if stamp and not start_ps < nic.cycles_to_ps(stamp) < end_ps]
+    assert not late, f"timestamps of another time: {late}"
     nic.enable_receive(False)
     for runner in runners:
         await nic.close_channel(runner.channel)
@@ -602,9 +606,9 @@ async def _receive(rig: Rig, program: Program, runner: _Runner, posted: dict[int
 
 
 def _timeless(entry: bytes) -> str:
-    """A completion without its timestamp, and without its phase, which channel 0's mixture of kinds moves."""
+    """A completion with 1 for any timestamp, and without its phase, which channel 0's mixture of kinds moves."""
     fields = COMPLETION.unpack(entry)
-    return COMPLETION.pack(**fields | {"timestamp": 0, "phase": 0}).hex()
+    return COMPLETION.pack(**fields | {"timestamp": int(fields["timestamp"] != 0), "phase": 0}).hex()
 
 
 async def run_seeds(rig: Rig, arguments: dict[str, Any]) -> list[Any]:

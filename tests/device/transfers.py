@@ -125,9 +125,11 @@ async def _transfer(rig: Rig, api: str, length: int, notification: str, version:
 
 
 async def without_barriers(rig: Rig, arguments: None) -> None:
-    """Scenario: as if the driver had forgotten its barriers. Fails."""
+    """Scenario: connect, as if the driver had forgotten its barriers. Fails."""
+    host = Host(rig, 4)
+    interface = await host.interface(Offloads(), NOTIFICATIONS["interrupts"])
     rig.port.wmb = lambda: None  # type: ignore[method-assign]
-    await _transfer(rig, "sockets", 1, "interrupts", 4, False)
+    await KernelSockets(interface, host.process).connect(host.peer_ip, PORT)
 
 
 async def reads_in_flight(rig: Rig, arguments: None) -> dict[str, Any]:
