@@ -16,7 +16,10 @@ from host_driver.channel import Channel, Finished
 from host_driver.nic import MemoryKey, Nic
 from host_driver.rings import Descriptor, Piece
 from host_driver.runtime import TaskFailed
+from nic_model import ring
 from nic_model.contract import (
+    INDEX_BITS,
+    MAX_DESCRIPTOR_SLOTS,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
     ChannelCommand,
@@ -383,6 +386,34 @@ async def _until_idle(rig: Rig, nic: Nic, number: int) -> None:
     await rig.within(idle(), 3000 * US, f"reset of channel {number}")
 
 
+async def submission_indices_wrap(rig: Rig) -> None:
+    """More slots than an index can count, on the largest ring, each descriptor refused, and then a good send."""
+    nic = await start(rig)
+    user = await User.open(rig, nic, HIT, tx_log2=nic.capabilities.max_ring_log2)
+    submissions = user.channel.submissions
+    slots = MAX_DESCRIPTOR_SLOTS
+    head = SUBMISSION_HEAD.pack(opcode=0, slots=slots, tag=7)
+    sent = 0
+    while sent <= (1 << INDEX_BITS) // slots:
+        for _ in range(submissions.free // slots - 1):
+            at = submissions.address + submissions.producer % submissions.entries * SUBMISSION_SLOT_BYTES
+            rig.memory.view(at, len(head))[:] = head
+            submissions.producer = ring.advance(submissions.producer, slots)
+            sent += 1
+        rig.port.wmb()
+        rig.port.write32(doorbell("TX_DOORBELL", HIT), submissions.producer)
+        while submissions.used:
+            await rig.port.sleep(LOOK_PS)
+            while user.channel.completed.has_completion:
+                done = user.channel.completed.take()
+                assert (done.status, done.tag) == (Status.BAD_OPCODE, 7)
+                assert done.ring_index == ring.advance(submissions.consumer, slots)
+                submissions.retire(done.ring_index)
+    assert submissions.producer < sent * slots, "the index has not wrapped"
+    await user.prove()
+    await user.close()
+
+
 # ------------------------------------------------------------------------------------------------ resets and drains
 
 
@@ -547,6 +578,7 @@ CASES: dict[str, Case] = {
     "doorbell_overrun": doorbell_overrun,
     "truncated_descriptors": truncated_descriptors,
     "ring_configurations": ring_configurations,
+    "submission_indices_wrap": submission_indices_wrap,
     "reset_in_traffic": reset_in_traffic,
     "device_reset": device_reset,
     "deregistration_in_traffic": deregistration_in_traffic,

@@ -13,8 +13,13 @@ from tests.device.rig import FAR, FAST, RigSpec, on_model, on_rtl
 
 TIMINGS = {"rtl-fast": FAST, "rtl-far": FAR}
 
-# The model asks memory for a piece at once and, if that fails, burst by burst; an error that does not last escapes it.
-MODEL_CASES = [name for name in CASES if name != "payload"]
+LEFT_OUT = {
+    # The model asks memory for a piece at once, and after an error burst by burst: one that does not last escapes it.
+    "model": {"payload"},
+    # Thousands of fetches, one after the other.
+    "rtl-far": {"submission_indices_wrap"},
+}
+DONE = [(device, case) for device in ("model", *TIMINGS) for case in CASES if case not in LEFT_OUT.get(device, ())]
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +28,12 @@ def outcome(tiny_on_verilator: Path) -> Callable[[str, str], str]:
     @cache
     def outcomes(device: str) -> dict[str, str]:
         spec = RigSpec(scenario="tests.device.faults:run_cases", timing=TIMINGS.get(device, FAST), limit_ps=10**12,
-                       arguments={"cases": MODEL_CASES if device == "model" else list(CASES)})
+                       arguments={"cases": [case for on, case in DONE if on == device]})
         found: dict[str, str] = on_model(spec) if device == "model" else on_rtl(spec)
         return found
     return lambda device, case: outcomes(device)[case]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("device", TIMINGS)
-def test_rtl(outcome: Callable[[str, str], str], device: str, case: str) -> None:
+@pytest.mark.parametrize(("device", "case"), DONE)
+def test_device(outcome: Callable[[str, str], str], device: str, case: str) -> None:
     assert outcome(device, case) == ""
-
-
-@pytest.mark.parametrize("case", MODEL_CASES)
-def test_model(outcome: Callable[[str, str], str], case: str) -> None:
-    assert outcome("model", case) == ""
