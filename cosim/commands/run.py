@@ -40,8 +40,9 @@ def register(app: typer.Typer) -> None:
 def run(
     log: Annotated[Path | None, typer.Option(help="Common or Combined Log Format, also .gz; without it: the Synthetic "
                                                   "workload, 128 files of 16 KB")] = None,
-    requests: Annotated[int | None, typer.Option(help="as many as the log has, at most; default "
-                                                      f"{DEFAULT_REQUESTS}; {DEFAULT_WAVE_REQUESTS} with --wave")] = None,
+    requests: Annotated[int | None, typer.Option(
+        help=f"as many as the log has, at most; default {DEFAULT_REQUESTS}, {DEFAULT_WAVE_REQUESTS} with --wave",
+    )] = None,
     systems: Annotated[str, typer.Option(help="systems to compare, separated by commas")] = ",".join(SYSTEMS),
     wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system")] = False,
     out: Annotated[Path, typer.Option(help="results folder; files of an earlier run are replaced")] = Path("results"),
