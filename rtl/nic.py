@@ -17,6 +17,7 @@ from rtl.events import Events
 from rtl.fetch import TransmitFetch
 from rtl.interfaces import AxiReadMaster, AxiWriteMaster, mac_beat
 from rtl.keys import KeyTable
+from rtl.primitives import SkidBuffer
 from rtl.receive import Receive
 from rtl.registers import Registers
 from rtl.transmit_back import TransmitBack
@@ -76,6 +77,16 @@ class Nic(wiring.Component):
         m.submodules.completion = completion = Completion(config)
         m.submodules.events = events = Events(config)
         m.submodules.counters = counters = Counters(config)
+        links = []
+
+        def link(source, sink):
+            """Connect two streams through a stage that registers both directions, so that no path crosses a block."""
+            stage = SkidBuffer(shape=source.payload.shape())
+            m.submodules[f"link_{len(links)}"] = stage
+            links.append(stage)
+            connect(m, source, stage.i)
+            connect(m, stage.o, sink)
+
         blocks = [registers, doorbells, channels, keys, fetch, dma_read, transmit, receive, dma_write, completion,
                   events, counters]
 
@@ -87,9 +98,9 @@ class Nic(wiring.Component):
         for name, owner in (("events", events), ("counters", counters), ("channels", channels)):
             connect(m, getattr(registers, f"read_{name}"), owner.read)
             connect(m, owner.value, getattr(registers, f"value_{name}"))
-        connect(m, doorbells.tx, fetch.doorbell)
-        connect(m, doorbells.rx, receive.doorbell)
-        connect(m, doorbells.arm, events.arm)
+        link(doorbells.tx, fetch.doorbell)
+        link(doorbells.rx, receive.doorbell)
+        link(doorbells.arm, events.arm)
 
         # The life of a channel.
         for block in (registers, fetch, receive, completion, events):
@@ -101,37 +112,37 @@ class Nic(wiring.Component):
             channels.drain_done_tx.eq(fetch.drain_done),
             channels.drain_done_rx.eq(receive.drain_done),
         ]
-        connect(m, fetch.fault, channels.fault_fetch)
-        connect(m, receive.fault, channels.fault_receive)
-        connect(m, completion.fault, channels.fault_completion)
+        link(fetch.fault, channels.fault_fetch)
+        link(receive.fault, channels.fault_receive)
+        link(completion.fault, channels.fault_completion)
 
         # Transmit: descriptor, keys, payload, segments, MAC.
-        connect(m, fetch.descriptor_cmd, dma_read.cmd_descriptor)
+        link(fetch.descriptor_cmd, dma_read.cmd_descriptor)
         connect(m, dma_read.beat_descriptor, fetch.descriptor_beat)
-        connect(m, fetch.key_request, keys.request_0)
-        connect(m, keys.answer_0, fetch.key_answer)
-        connect(m, fetch.payload_cmd, dma_read.cmd_payload)
-        connect(m, dma_read.beat_payload, transmit.payload)
-        connect(m, fetch.job, transmit.job)
+        link(fetch.key_request, keys.request_0)
+        link(keys.answer_0, fetch.key_answer)
+        link(fetch.payload_cmd, dma_read.cmd_payload)
+        link(dma_read.beat_payload, transmit.payload)
+        link(fetch.job, transmit.job)
         connect(m, fetch.inline, transmit.inline)
         connect(m, transmit.mac, flipped(self.m_axis_tx))
-        connect(m, transmit.done, completion.tx)
+        link(transmit.done, completion.tx)
 
         # Receive: MAC, buffers, keys, host memory.
         connect(m, flipped(self.s_axis_rx), receive.mac)
-        connect(m, receive.ring_cmd, dma_read.cmd_receive)
+        link(receive.ring_cmd, dma_read.cmd_receive)
         connect(m, dma_read.beat_receive, receive.ring_beat)
-        connect(m, receive.key_request, keys.request_1)
-        connect(m, keys.answer_1, receive.key_answer)
-        connect(m, receive.write_cmd, dma_write.cmd_receive)
+        link(receive.key_request, keys.request_1)
+        link(keys.answer_1, receive.key_answer)
+        link(receive.write_cmd, dma_write.cmd_receive)
         connect(m, receive.write_row, dma_write.row_receive)
-        connect(m, dma_write.done_receive, receive.write_done)
-        connect(m, receive.done, completion.rx)
+        link(dma_write.done_receive, receive.write_done)
+        link(receive.done, completion.rx)
 
         # Completions and interrupts.
-        connect(m, completion.write_cmd, dma_write.cmd_completion)
+        link(completion.write_cmd, dma_write.cmd_completion)
         connect(m, completion.write_row, dma_write.row_completion)
-        connect(m, dma_write.done_completion, completion.write_done)
+        link(dma_write.done_completion, completion.write_done)
         connect(m, completion.retired, events.retired)
         m.d.comb += [fetch.tx_retired.eq(completion.tx_retired), receive.rx_retired.eq(completion.rx_retired)]
         m.d.comb += [
@@ -155,5 +166,5 @@ class Nic(wiring.Component):
             connect(m, getattr(owners[0], port), getattr(counters, port))
 
         m.d.comb += [block.now.eq(self.now) for block in (registers, transmit, receive, events)]
-        m.d.comb += self.quiet.eq(~Cat(block.active for block in blocks).any())
+        m.d.comb += self.quiet.eq(~Cat(block.active for block in (*blocks, *links)).any())
         return m
