@@ -84,6 +84,9 @@ FIRST_NOW = 0xFFFF_FF00
 LIMIT_CYCLES = 5000
 """Longest wait for one thing."""
 
+LIMIT_PS = 30_000 * PERIOD_PS
+"""Longest test."""
+
 STALLS = 0.3
 """Share of cycles in which a model holds its valid or ready back."""
 
@@ -257,7 +260,7 @@ class Channel:
 # -------------------------------------------------------------------------------------------- tests
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=LIMIT_PS, timeout_unit="ps")
 async def registers_by_axi_lite(dut: Any) -> None:
     """Constants, what is written and read back, partial strobes, unmapped addresses; the pages read as zeros."""
     bench = Bench(dut, random.Random(SEED))
@@ -485,7 +488,7 @@ async def receive(bench: Bench, channel: Channel) -> None:
         "rx_filtered": 1, "rx_bad_frames": 1, "rx_checksum_errors": 1, "completions": len(kept)}
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=LIMIT_PS, timeout_unit="ps")
 async def exchange(dut: Any) -> None:
     """Sends, segments, refusals and receives over models that stall at random on every channel."""
     bench = Bench(dut, random.Random(SEED))

@@ -1,0 +1,94 @@
+"""Ctrl-C during a run over RTL: no process is left, and what is there can be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cosim import simulators
+from cosim.results import CAPTURE_NAME, RESULT_NAME
+from nic_model.contract import CONFIGS
+from tests.cosim.captures import read_capture
+
+START_LIMIT_S = 60
+END_LIMIT_S = 20
+ENOUGH_REQUESTS = 3
+
+MAIN = """
+import signal
+import cosim.cli
+import cosim.progress
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cosim.progress.PLAIN_INTERVAL_S = 0.0
+cosim.cli.main()
+"""
+"""The command, with SIGINT as in a terminal even if the tests run in the background, where a shell has it ignored; and
+with every step of progress told."""
+
+
+def processes() -> Iterator[tuple[int, int, str]]:
+    """Number, parent and command line of each process."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        number, parent, command = line.split(maxsplit=2)
+        yield int(number), int(parent), command
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Number -> command line of all that a process started, itself not among them."""
+    found: dict[int, str] = {}
+    everything = list(processes())
+    fringe = {root}
+    while fringe:
+        children = {number: command for number, parent, command in everything if parent in fringe}
+        found |= children
+        fringe = set(children)
+    return found
+
+
+@pytest.mark.parametrize("whom", ["process group", "process alone"])
+def test_interrupting_a_run_over_rtl(whom: str, tmp_path: Path) -> None:
+    simulators.build(CONFIGS["tiny"])
+    out, errors_path = tmp_path / "out", tmp_path / "errors"
+    with errors_path.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, "run", "--engine", "cocotb", "--device", "tiny", "--systems", "nic-tso",
+             "--requests", "100000", "--out", str(out)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
+    try:
+        limit_s = time.monotonic() + START_LIMIT_S
+        while f"nic-tso: {ENOUGH_REQUESTS} of 100000" not in errors_path.read_text():
+            assert process.poll() is None, errors_path.read_text()
+            assert time.monotonic() < limit_s, "the run does not begin"
+            time.sleep(0.05)
+        below = descendants(process.pid)
+        assert [command for command in below.values() if command.startswith(str(simulators.cache_folder()))], below
+
+        if whom == "process group":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        table, _ = process.communicate(timeout=END_LIMIT_S)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+    said = errors_path.read_text()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == f"memnic: interrupted in nic-tso; partial results are in {out}"
+    assert "Traceback" not in said + table
+    left = {number: command for number, _, command in processes() if below.get(number) == command}
+    assert not left
+    result = json.loads((out / RESULT_NAME).read_text())
+    assert result["complete"] is False
+    assert result["systems"] == {}
+    assert read_capture(out / "nic-tso" / CAPTURE_NAME).frames > 10 * ENOUGH_REQUESTS
