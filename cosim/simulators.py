@@ -72,7 +72,8 @@ def build(config: NicConfig, simulator: str = "verilator", *, waves: bool = Fals
         from rtl import verilog
 
         text = getattr(verilog, design.writer)(config)
-        (work / "top.v").write_text(text if simulator == "verilator" else verilog.for_icarus(text))
+        fit = verilog.hide_unnamed if simulator == "verilator" else verilog.for_icarus
+        (work / "top.v").write_text(fit(text))
         if simulator == "verilator":
             _build_verilator(executable, work, waves, design)
         else:
