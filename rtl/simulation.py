@@ -19,6 +19,9 @@ OUTPUTS = ("m_axi_ar", "m_axi_aw", "m_axi_w", "m_axis_tx", "s_axil_b", "s_axil_r
 INPUTS = ("s_axil_aw", "s_axil_w", "s_axil_ar", "s_axi_aw", "s_axi_w", "m_axi_r", "m_axi_b", "s_axis_rx")
 """Streams that enter: lowest bit of each vector is valid, the payload above it; their ready bits follow in `flags`."""
 
+LANE_ENABLES = {"m_axi_w": "strb", "m_axis_tx": "keep"}
+"""Of streams that leave: the field with a bit for each byte of `data`."""
+
 QUIET_BIT = len(OUTPUTS) + len(INPUTS)
 DEADLINE_BIT = QUIET_BIT + 1
 IRQ_BIT = QUIET_BIT + 2
@@ -74,6 +77,14 @@ class SimulationTop(wiring.Component):
         m.d.comb += [nic.now.eq(now), self.now.eq(now), self.next_deadline.eq(nic.next_deadline)]
         for index, name in enumerate(OUTPUTS):
             m.d.comb += [getattr(self, name).eq(found[name].payload), found[name].ready.eq(self.ready[index])]
+            # Lanes that do not count may be anything, unknown in a simulator with four values; a test bench sees 0.
+            payload, enable = found[name].payload, LANE_ENABLES.get(name)
+            if enable is not None:
+                offset = payload.shape()["data"].offset
+                for lane in range(len(payload[enable])):
+                    here = slice(offset + 8 * lane, offset + 8 * lane + 8)
+                    m.d.comb += getattr(self, name)[here].eq(
+                        Mux(payload[enable][lane], payload.data[8 * lane:8 * lane + 8], 0))
         ready, busy = [], []
         for name in INPUTS:
             vector, port = getattr(self, name), found[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from host_driver.account import NullAccount
@@ -494,6 +495,28 @@ async def reset_in_traffic(rig: Rig) -> None:
             await again.close()
 
 
+async def reset_while_receiving(rig: Rig) -> None:
+    """As above, but nothing is sent that would take longer, and the bus is so slow that writes pile up on it."""
+    if rig.bus:
+        rig.bus.timing = replace(rig.bus.timing, bytes_per_cycle=3.0, write_latency_cycles=200, mmio_read_cycles=20)
+    for delay in DELAYS_PS:
+        nic = await start(rig)
+        receiver = await User.open(rig, nic, 0)
+        receiver.post(30)
+        receiver.bell()
+        await rig.port.read32(register("ID"))
+        for _ in range(7):
+            rig.mac.deliver(OWN_MAC + bytes(1400), False)
+        await rig.port.sleep(delay)
+        await reset_channel(rig, nic, 0)
+        await _nothing_comes_after(rig, [receiver])
+        await receiver.close()
+        again = await User.open(rig, nic, 0)
+        await again.prove()
+        await _receive_one(rig, again)
+        await again.close()
+
+
 async def _receive_one(rig: Rig, user: User) -> None:
     before = len(user.finished)
     user.post(1)
@@ -582,6 +605,8 @@ CASES: dict[str, Case] = {
     "reset_in_traffic": reset_in_traffic,
     "device_reset": device_reset,
     "deregistration_in_traffic": deregistration_in_traffic,
+    # Last, since it leaves the bus slow.
+    "reset_while_receiving": reset_while_receiving,
 }
 
 

@@ -95,7 +95,7 @@ def test_random_programs(tiny_on_verilator: Path, timing: BusTiming) -> None:
 
 def test_random_program_on_icarus() -> None:
     """Four-valued logic: an output with unknown bits ends the run."""
-    assert_same(spec([300], sends=5, frames=8), "icarus")
+    assert_same(spec([304], sends=6, frames=10), "icarus")
 
 
 def test_random_program_on_a_wide_bus() -> None:
