@@ -6,9 +6,11 @@ what this leaves there.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import signal
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,13 @@ from cosim.engines.cocotb_pump import pump, reset
 from cosim.engines.lean import LeanPort
 from cosim.errors import InputError
 
+PR_SET_PDEATHSIG = 1
+
 
 @cocotb.test()
 async def run_bench(dut: Any) -> None:
     """Run the bench of this process. Never fails as a cocotb test: what happened stands in the outcome."""
+    _die_with_parent()
     folder = Path(os.environ[RUN_FOLDER])
     interrupted: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
@@ -39,6 +44,12 @@ async def run_bench(dut: Any) -> None:
     except Exception as error:
         outcome = Outcome(kind="failed", message=_one_line(error), trace=traceback.format_exc())
     (folder / OUTCOME_NAME).write_bytes(msgspec.json.encode(outcome))
+
+
+def _die_with_parent() -> None:
+    """Let the kernel kill this process when the one that started it is gone, however that ended (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def _run(dut: Any, folder: Path, interrupted: list[int]) -> Any:
