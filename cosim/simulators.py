@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -67,6 +68,15 @@ def build(config: NicConfig, simulator: str = "verilator", *, waves: bool = Fals
         return folder
     executable = _executable("verilator" if simulator == "verilator" else "iverilog")
     cache_folder().mkdir(parents=True, exist_ok=True)
+    with open(cache_folder() / f"{kind}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits, and finds it built
+        if not folder.is_dir():
+            _build(executable, config, simulator, waves, design, folder)
+    return folder
+
+
+def _build(executable: str, config: NicConfig, simulator: str, waves: bool, design: Design, folder: Path) -> None:
+    """Build in a folder of another name, which takes its own when all is there."""
     work = Path(tempfile.mkdtemp(prefix="building-", dir=cache_folder()))
     try:
         from rtl import verilog
@@ -79,14 +89,9 @@ def build(config: NicConfig, simulator: str = "verilator", *, waves: bool = Fals
         else:
             _build_icarus(executable, work, waves, design)
         work.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another process may have built the same thing meanwhile
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-    except KeyboardInterrupt:
+    except (OSError, KeyboardInterrupt):
         shutil.rmtree(work, ignore_errors=True)
         raise
-    return folder
 
 
 def start(folder: Path, simulator: str, module: str, *, environment: Mapping[str, str], run_folder: Path,

@@ -16,12 +16,14 @@ from nic_model.contract import CONFIGS
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_second_build_compiles_nothing(tiny_on_verilator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_build_compiles_nothing(tiny_on_verilator: Path, monkeypatch: pytest.MonkeyPatch,
+                                         tmp_path: Path) -> None:
     def refuse(*_arguments: object) -> None:
         raise AssertionError("a tool was called")
 
     monkeypatch.setattr(simulators, "_run", refuse)
     assert simulators.build(CONFIGS["tiny"]) == tiny_on_verilator
+    monkeypatch.setenv("MEMNIC_CACHE", str(tmp_path))
     with pytest.raises(AssertionError, match="a tool was called"):
         simulators.build(dataclasses.replace(CONFIGS["tiny"], clock_hz=125_000_000))
 
