@@ -50,7 +50,8 @@ def markdown(config: NicConfig | None = None) -> str:
 def _markdown(config: NicConfig | None) -> Iterator[str]:
     yield "# The contract between hardware and software"
     yield ""
-    yield "Written by `memnic regs --format markdown` from `nic_model/contract`. Little-endian; addresses in bytes."
+    command = "memnic regs" + (f" --device {config.name}" if config else "")
+    yield f"Written by `{command}` from `nic_model/contract`. Little-endian; addresses in bytes."
     for block, (title, base, stride) in _BLOCKS.items():
         at = f" at {base:#x} + {stride:#x} * {title[-1]}" if stride else ""
         yield f"\n## {title}{at}\n"

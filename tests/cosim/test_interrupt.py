@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,8 +20,8 @@ from cosim.results import CAPTURE_NAME, RESULT_NAME
 from nic_model.contract import CONFIGS
 from tests.cosim.captures import read_capture
 
-START_LIMIT_S = 60
-END_LIMIT_S = 20
+START_LIMIT_S = 300
+END_LIMIT_S = 120
 ENOUGH_REQUESTS = 3
 
 MAIN = """
@@ -54,8 +56,23 @@ def descendants(root: int) -> dict[int, str]:
     return found
 
 
-@pytest.mark.parametrize("whom", ["process group", "process alone"])
-def test_interrupting_a_run_over_rtl(whom: str, tmp_path: Path) -> None:
+class Running(NamedTuple):
+    """A `memnic run` that has served some requests."""
+
+    process: subprocess.Popen[str]
+    out: Path
+    errors_path: Path
+    below: dict[int, str]
+    """Its descendants, the simulator among them."""
+
+    def left(self) -> dict[int, str]:
+        """Descendants that are still there."""
+        return {number: command for number, _, command in processes() if self.below.get(number) == command}
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    """A run over RTL that would go on for hours; ended with the test."""
     simulators.build(CONFIGS["tiny"])
     out, errors_path = tmp_path / "out", tmp_path / "errors"
     with errors_path.open("wb") as errors:
@@ -65,30 +82,43 @@ def test_interrupting_a_run_over_rtl(whom: str, tmp_path: Path) -> None:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
     try:
         limit_s = time.monotonic() + START_LIMIT_S
-        while f"nic-tso: {ENOUGH_REQUESTS} of 100000" not in errors_path.read_text():
+        while max(map(int, re.findall(r"nic-tso: (\d+) of", errors_path.read_text())), default=0) < ENOUGH_REQUESTS:
             assert process.poll() is None, errors_path.read_text()
             assert time.monotonic() < limit_s, "the run does not begin"
             time.sleep(0.05)
         below = descendants(process.pid)
         assert [command for command in below.values() if command.startswith(str(simulators.cache_folder()))], below
-
-        if whom == "process group":
-            os.killpg(process.pid, signal.SIGINT)
-        else:
-            process.send_signal(signal.SIGINT)
-        table, _ = process.communicate(timeout=END_LIMIT_S)
+        yield Running(process, out, errors_path, below)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        process.communicate()
 
-    said = errors_path.read_text()
+
+@pytest.mark.parametrize("whom", ["process group", "process alone"])
+def test_interrupting_a_run_over_rtl(whom: str, running: Running) -> None:
+    process, out = running.process, running.out
+    if whom == "process group":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    table, _ = process.communicate(timeout=END_LIMIT_S)
+
+    said = running.errors_path.read_text()
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == f"memnic: interrupted in nic-tso; partial results are in {out}"
     assert "Traceback" not in said + table
-    left = {number: command for number, _, command in processes() if below.get(number) == command}
-    assert not left
+    assert not running.left()
     result = json.loads((out / RESULT_NAME).read_text())
     assert result["complete"] is False
     assert result["systems"] == {}
     assert read_capture(out / "nic-tso" / CAPTURE_NAME).frames > 10 * ENOUGH_REQUESTS
+
+
+def test_killing_a_run_takes_its_simulator_along(running: Running) -> None:
+    running.process.kill()
+    running.process.communicate(timeout=END_LIMIT_S)
+    limit_s = time.monotonic() + END_LIMIT_S
+    while running.left():
+        assert time.monotonic() < limit_s, running.left()
+        time.sleep(0.05)
