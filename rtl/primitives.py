@@ -135,9 +135,10 @@ class StreamFifo(wiring.Component):
 
 
 class SkidBuffer(wiring.Component):
-    """A stage between two streams that registers payload, `valid` and `ready`.
+    """A stage between two streams that registers `valid` and `ready`; the payload leaves through one multiplexer.
 
-    Latency 1 cycle, throughput one a cycle; holds two.
+    Latency 1 cycle, throughput one a cycle; holds two, in two registers that are written in turn. So `o.ready`, which
+    often comes late, moves a pointer and enables no wide register.
     """
 
     def __init__(self, *, shape):
@@ -147,22 +148,27 @@ class SkidBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         width = Shape.cast(self.shape).width
-        output, spare, spare_valid = Signal(width), Signal(width), Signal()
+        slots = [Signal(width, name=f"slot_{index}") for index in range(2)]
+        head, tail, full = Signal(), Signal(), Signal()
         enter, leave = Signal(), Signal()
         m.d.comb += [
-            self.i.ready.eq(~spare_valid),
+            self.i.ready.eq(~full),
             enter.eq(self.i.valid & self.i.ready),
             leave.eq(self.o.valid & self.o.ready),
-            Value.cast(self.o.payload).eq(output),
+            Value.cast(self.o.payload).eq(Mux(head, slots[1], slots[0])),
             self.active.eq(enter | leave),
         ]
-        with m.If(~self.o.valid | leave):
-            m.d.sync += self.o.valid.eq(spare_valid | enter)
-            with m.If(spare_valid | enter):
-                m.d.sync += output.eq(Mux(spare_valid, spare, self.i.payload))
-            m.d.sync += spare_valid.eq(0)
-        with m.Elif(enter):
-            m.d.sync += [spare.eq(self.i.payload), spare_valid.eq(1)]
+        with m.If(enter & ~leave):
+            m.d.sync += [self.o.valid.eq(1), full.eq(self.o.valid)]
+        with m.Elif(leave & ~enter):
+            m.d.sync += [self.o.valid.eq(full), full.eq(0)]
+        with m.If(enter):
+            m.d.sync += tail.eq(~tail)
+            for index, slot in enumerate(slots):
+                with m.If(tail == index):
+                    m.d.sync += slot.eq(self.i.payload)
+        with m.If(leave):
+            m.d.sync += head.eq(~head)
         return m
 
 
