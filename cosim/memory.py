@@ -22,11 +22,18 @@ class HostMemory:
                 raise ValueError(f"{name} must be a multiple of {PAGE_BYTES}, at least {least}, not {value}")
         self.base = base
         self.size_bytes = size_bytes
-        self._bytes = memoryview(bytearray(size_bytes))
+        self.buffer = bytearray(size_bytes)
+        """What processors see."""
+        self._bytes = memoryview(self.buffer)
         self._free: list[tuple[int, int]] = [(base, base + size_bytes)]
         """Ranges [start, end) that nobody has, in ascending order, no two adjacent."""
         self._taken: dict[int, int] = {}
         """End of each allocation by its start."""
+
+    @property
+    def device_buffer(self) -> bytearray:
+        """What the device reads; its writes reach both."""
+        return self.buffer
 
     def contains(self, address: int, length: int) -> bool:
         """Whether all of [address, address + length) is host memory."""

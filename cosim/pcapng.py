@@ -1,9 +1,10 @@
-"""Writes captures that Wireshark opens: pcapng, one Ethernet interface, nanosecond timestamps."""
+"""Writes captures that Wireshark opens: pcapng, one Ethernet interface, nanosecond timestamps, frames in order of time."""
 
 # Ref: draft-ietf-opsawg-pcapng §4.1 (section header), §4.2 (interface), §4.3 (enhanced packet)
 
 from __future__ import annotations
 
+import heapq
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -42,12 +43,15 @@ def _block(kind: int, body: bytes) -> bytes:
 class PcapngWriter:
     """A capture file, buffered. `write` adds a frame; `close`, or the end of a `with`, flushes it.
 
+    Frames may be added somewhat out of order: they wait until `settle` says that none can come before them.
+
     Raises OSError when the file cannot be written.
     """
 
     def __init__(self, path: Path, interface: str) -> None:
         self._file = path.open("wb", buffering=1 << 18)
         self.frames = 0
+        self._waiting: list[tuple[int, int, bytes, bool]] = []
         # Section length -1: unknown, the reader goes on to the file's end.
         self._file.write(_block(_SECTION_HEADER, struct.pack("<IHHq", _BYTE_ORDER_MAGIC, 1, 0, -1)))
         options = (_option(_OPTION_IF_NAME, interface.encode()) + _option(_OPTION_IF_TSRESOL, bytes([_NANOSECONDS]))
@@ -56,6 +60,17 @@ class PcapngWriter:
 
     def write(self, time_ps: int, frame: bytes, *, outbound: bool) -> None:
         """A frame without FCS that passed at `time_ps`; outbound as seen from the device."""
+        self.frames += 1
+        heapq.heappush(self._waiting, (time_ps, self.frames, frame, outbound))
+
+    def settle(self, time_ps: int) -> None:
+        """No frame will be added that passed at `time_ps` or before."""
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= time_ps:
+            time, _, frame, outbound = heapq.heappop(waiting)
+            self._keep(time, frame, outbound)
+
+    def _keep(self, time_ps: int, frame: bytes, outbound: bool) -> None:
         time_ns = time_ps // 1000
         size = len(frame)
         padding = -size % 4
@@ -63,11 +78,14 @@ class PcapngWriter:
         self._file.write(b"".join((
             _EPB.pack(_ENHANCED_PACKET, length, 0, time_ns >> 32, time_ns & 0xFFFF_FFFF, size, size),
             frame, bytes(padding), _FLAGS_OPTIONS[outbound], struct.pack("<I", length))))
-        self.frames += 1
 
     def close(self) -> None:
         """Flush and close. Closing again does nothing."""
-        self._file.close()
+        if not self._file.closed:
+            try:
+                self.settle(max((time for time, *_ in self._waiting), default=0))
+            finally:
+                self._file.close()
 
     def __enter__(self) -> PcapngWriter:
         return self

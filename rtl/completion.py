@@ -79,6 +79,7 @@ class Completion(wiring.Component):
     fault : channels whose completion could not be written.
     index : CQ_INDEX, after the bus response.
     count_completions, count_tx_sends, count_tx_errors : strobes for the counters.
+    error : a completion that says anything but OK begins its way; for who watches, nothing depends on it.
     """
 
     def __init__(self, config: NicConfig):
@@ -91,7 +92,7 @@ class Completion(wiring.Component):
             "retired": Out(stream.Signature(Retired)), "tx_retired": Out(1), "rx_retired": Out(1),
             "fault": Out(stream.Signature(ChannelFault)), "index": Out(Strobe(IndexReport)),
             "count_completions": Out(Strobe(CountAmount)), "count_tx_sends": Out(Strobe(CountAmount)),
-            "count_tx_errors": Out(Strobe(CountAmount)), "active": Out(1),
+            "count_tx_errors": Out(Strobe(CountAmount)), "error": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -102,6 +103,7 @@ class Completion(wiring.Component):
         self._take_tokens(m, arbiter)
         working = self._write_completions(m, arbiter.o, in_flight.i)
         retiring = self._retire(m, in_flight.o, answered)
+        m.d.comb += self.error.eq(arbiter.o.valid & arbiter.o.ready & (arbiter.o.payload.status != Status.OK))
         m.d.comb += self.active.eq(
             arbiter.active | in_flight.active | answered.active | working | retiring | self.write.valid)
         return m

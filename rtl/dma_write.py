@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Writes to host memory: two clients, bursts whose rows are at hand, one AXI4 write master."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal

@@ -40,6 +40,7 @@ class Nic(wiring.Component):
     irq : one line per vector, level; the highest is the error vector.
     now : cycle count that all time inside is measured by; a plain counter on an FPGA.
     quiet : nothing changes, whatever time passes, until an input changes or `next_deadline` comes.
+    error_completion : a completion that says anything but OK begins its way to memory; nothing depends on it.
     next_deadline, deadline_valid : the next cycle count at which something happens by itself, if any.
     """
 
@@ -57,6 +58,7 @@ class Nic(wiring.Component):
             "irq": Out(config.vectors + 1),
             "now": In(64),
             "quiet": Out(1),
+            "error_completion": Out(1),
             "next_deadline": Out(64),
             "deadline_valid": Out(1),
         })
@@ -148,6 +150,7 @@ class Nic(wiring.Component):
         m.d.comb += [
             events.error_irq.eq(channels.error_irq),
             self.irq.eq(Cat(events.irq, channels.error_irq)),
+            self.error_completion.eq(completion.error),
             self.next_deadline.eq(events.next_deadline),
             self.deadline_valid.eq(events.deadline_valid),
         ]

@@ -1,11 +1,11 @@
 # amaranth: UnusedElaboratable=no
 """The device as a simulator sees it: few wide ports, so that a test bench touches few handles in a cycle.
 
-All `valid` and `ready` that leave the device, `quiet` and the interrupt lines stand in one word, `flags`; each stream's
+All `valid` and `ready` that leave the device, `quiet` and other single bits stand in one word, `flags`; each stream's
 payload is one vector. `now` is a counter here, and can be set ahead to jump over idle time.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Shape, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -22,9 +22,11 @@ INPUTS = ("s_axil_aw", "s_axil_w", "s_axil_ar", "s_axi_aw", "s_axi_w", "m_axi_r"
 LANE_ENABLES = {"m_axi_w": "strb", "m_axis_tx": "keep"}
 """Of streams that leave: the field with a bit for each byte of `data`."""
 
-QUIET_BIT = len(OUTPUTS) + len(INPUTS)
-DEADLINE_BIT = QUIET_BIT + 1
-IRQ_BIT = QUIET_BIT + 2
+MARKS = ("quiet", "deadline_valid", "error_irq", "error_completion")
+"""Single bits of the device; they end `flags`."""
+
+FLAGS = (*(f"{name}_valid" for name in OUTPUTS), *(f"{name}_ready" for name in INPUTS), *MARKS)
+"""Names of the bits of `flags`, from the lowest."""
 
 
 def streams(nic):
@@ -46,25 +48,39 @@ def vector_fields(config: NicConfig):
             for name, port in streams(Nic(config)).items()}
 
 
+def port_widths(config: NicConfig):
+    """Name of a port of `SimulationTop` -> its width in bits."""
+    return {name: Shape.cast(member.shape).width for name, member in SimulationTop(config).signature.members.items()}
+
+
 class SimulationTop(wiring.Component):
     """The device and its clock for simulation.
 
+    Parameters
+    ----------
+    config : NicConfig
+    registered : bool
+        Inputs pass a register first: what a test bench sets in one cycle, the device sees in the next. So a bench that
+        acts between two edges behaves as one that acts on an edge.
+
     Members
     -------
-    flags : see `OUTPUTS`, `INPUTS` and the `_BIT` constants.
+    flags : a bit for each of `FLAGS`.
+    irq : interrupt lines of the vectors; the error line is among the flags.
     ready : a ready bit for each of `OUTPUTS`.
     <output name>, <input name> : payload vectors.
     jump, jump_to : at an edge with `jump`, `now` becomes `jump_to` instead of one more.
     """
 
-    def __init__(self, config: NicConfig):
+    def __init__(self, config: NicConfig, *, registered: bool = False):
         self.config = config
+        self.registered = registered
         self.nic = Nic(config)
         found = streams(self.nic)
         members = {name: Out(Value.cast(found[name].payload).shape().width) for name in OUTPUTS}
         members |= {name: In(Value.cast(found[name].payload).shape().width + 1) for name in INPUTS}
         super().__init__({
-            **members, "flags": Out(IRQ_BIT + config.vectors + 1), "ready": In(len(OUTPUTS)),
+            **members, "flags": Out(len(FLAGS)), "irq": Out(config.vectors), "ready": In(len(OUTPUTS)),
             "jump": In(1), "jump_to": In(64), "now": Out(64), "next_deadline": Out(64),
         })
 
@@ -72,11 +88,12 @@ class SimulationTop(wiring.Component):
         m = Module()
         m.submodules.nic = nic = self.nic
         found = streams(nic)
+        ready, jump, jump_to = (self._input(m, name) for name in ("ready", "jump", "jump_to"))
         now = Signal(64)
-        m.d.sync += now.eq(Mux(self.jump, self.jump_to, now + 1))
+        m.d.sync += now.eq(Mux(jump, jump_to, now + 1))
         m.d.comb += [nic.now.eq(now), self.now.eq(now), self.next_deadline.eq(nic.next_deadline)]
         for index, name in enumerate(OUTPUTS):
-            m.d.comb += [getattr(self, name).eq(found[name].payload), found[name].ready.eq(self.ready[index])]
+            m.d.comb += [getattr(self, name).eq(found[name].payload), found[name].ready.eq(ready[index])]
             # Lanes that do not count may be anything, unknown in a simulator with four values; a test bench sees 0.
             payload, enable = found[name].payload, LANE_ENABLES.get(name)
             if enable is not None:
@@ -85,9 +102,9 @@ class SimulationTop(wiring.Component):
                     here = slice(offset + 8 * lane, offset + 8 * lane + 8)
                     m.d.comb += getattr(self, name)[here].eq(
                         Mux(payload[enable][lane], payload.data[8 * lane:8 * lane + 8], 0))
-        ready, busy = [], []
+        readies, busy = [], []
         for name in INPUTS:
-            vector, port = getattr(self, name), found[name]
+            vector, port = self._input(m, name), found[name]
             entry = stream.Signature(port.payload.shape()).create(path=(name,))
             m.d.comb += [entry.valid.eq(vector[0]), Value.cast(entry.payload).eq(vector[1:])]
             if name.startswith("s_axi"):
@@ -98,9 +115,21 @@ class SimulationTop(wiring.Component):
                 busy.append(skid.active)
             else:
                 m.d.comb += [port.valid.eq(entry.valid), port.payload.eq(entry.payload), entry.ready.eq(port.ready)]
-            ready.append(entry.ready)
+            readies.append(entry.ready)
         m.d.comb += [found["s_axi_ar"].valid.eq(0), found["s_axi_r"].ready.eq(1)]
-        m.d.comb += self.flags.eq(Cat(
-            *(found[name].valid for name in OUTPUTS), *ready, nic.quiet & ~Cat(busy).any(), nic.deadline_valid, nic.irq,
-        ))
+        marks = {"quiet": nic.quiet & ~Cat(busy).any(), "deadline_valid": nic.deadline_valid,
+                 "error_irq": nic.irq[-1], "error_completion": nic.error_completion}
+        m.d.comb += [
+            self.flags.eq(Cat(*(found[name].valid for name in OUTPUTS), *readies, *(marks[name] for name in MARKS))),
+            self.irq.eq(nic.irq[:-1]),
+        ]
         return m
+
+    def _input(self, m, name):
+        """An input, or the register behind it."""
+        port = getattr(self, name)
+        if not self.registered:
+            return port
+        held = Signal(len(port), name=f"held_{name}")
+        m.d.sync += held.eq(port)
+        return held

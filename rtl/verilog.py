@@ -14,9 +14,9 @@ def nic_verilog(config: NicConfig) -> str:
     return verilog.convert(AmbaNic(config), name="memnic", emit_src=False)
 
 
-def simulation_verilog(config: NicConfig) -> str:
-    """The device behind `SimulationTop`, for the cocotb engine; module name `simulation_top`."""
-    return verilog.convert(SimulationTop(config), name="simulation_top", emit_src=False)
+def simulation_verilog(config: NicConfig, *, registered: bool = False) -> str:
+    """The device behind `SimulationTop`; module name `simulation_top`."""
+    return verilog.convert(SimulationTop(config, registered=registered), name="simulation_top", emit_src=False)
 
 
 _STARTER = re.compile(r"reg (\\\S*verilog_backend\S*)\s*= 0;")

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from cosim.cli import EXIT_FAILED, EXIT_INTERRUPTED
-from cosim.engines.base import Engine, RunError, RunSpec
+from cosim.engines.base import Engine, RunError, RunSpec, Wave
 from cosim.engines.registry import select_engine
 from cosim.errors import InputError, ToolError
 from cosim.machine import load_application, load_machine
@@ -131,7 +131,7 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
                     requests=configuration.workload.requests, clients=configuration.clients,
                     link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
                     jump=configuration.jump, capture_path=str(capture.absolute()),
-                    wave_path=None if wave_path is None else str(wave_path))
+                    wave=None if wave_path is None else Wave(path=str(wave_path)))
                 progress.start(system.name)
                 started_s = time.monotonic()
                 result = run_engine(spec, progress.update)

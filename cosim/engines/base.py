@@ -12,6 +12,24 @@ from cosim.systems import System
 from cosim.workload import Request
 
 
+class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A wave of the device's signals: a part of a run. Without a beginning it begins with the run."""
+
+    path: str
+    format: str = "vcd"
+    """vcd or fst."""
+    from_ps: int | None = None
+    """It begins at this time,"""
+    frame: int | None = None
+    """or when so many frames have crossed the MAC, both ways together,"""
+    error: bool = False
+    """or when a completion tells of an error."""
+    length_ps: int | None = None
+    """None: to the run's end."""
+    jump: bool = False
+    """Jump over idle time in it."""
+
+
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that a run depends on; it survives JSON, so that it may be handed to another process."""
 
@@ -27,8 +45,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Jump over times in which the device does nothing; the result is the same."""
     capture_path: str | None = None
     """Where every frame at the device's end of the wire is kept, as pcapng."""
-    wave_path: str | None = None
-    """Where the device's signals are kept, as VCD; engines without RTL leave it alone."""
+    wave: Wave | None = None
+    """What is kept of the device's signals."""
 
 
 class DeviceCounts(msgspec.Struct, frozen=True, kw_only=True):

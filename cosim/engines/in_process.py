@@ -12,7 +12,7 @@ from nic_model.contract import CONFIGS
 
 def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
     """Run it to its end; implements `cosim.engines.base.Engine`. The device's work takes no time."""
-    if spec.wave_path is not None:
+    if spec.wave is not None:
         raise InputError("--wave needs an engine with RTL; the model has no signals")
     with Experiment(spec, on_progress) as experiment:
         port = ModelPort(CONFIGS[spec.device], experiment.kernel, experiment.memory, experiment.wire,

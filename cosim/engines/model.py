@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from cosim.mac import Mac
+from cosim.mac import Mac, TransmitFifo
 from cosim.memory import HostMemory
 from host_driver.runtime import Future, Kernel, Timer
 from nic_model.contract import DOORBELL_BASE, DOORBELL_STRIDE, NicConfig
@@ -37,13 +37,13 @@ class ModelPort:
         self._clock_hz = config.clock_hz
         self._read_latency_ps = read_latency_ps
         self._mac = mac
+        self._fifo = TransmitFifo(mac.timing)
         self._waiting_frames: deque[bytes] = deque()
         self._waiters: dict[int, list[Future[None]]] = {}
         self._deadline_timer: Timer | None = None
         self.device.on_frame = self._send
         self.device.on_irq = self._show_irq
         mac.deliver = self._deliver
-        mac.on_room = self._drain_frames
 
     @property
     def interrupts(self) -> int:
@@ -145,14 +145,24 @@ class ModelPort:
 
     # ------------------------------------------------------------------------------------------ wire's side
 
-    def _deliver(self, frame: bytes, bad: bool) -> None:
+    def _deliver(self, frame: bytes, bad: bool, time_ps: int) -> None:
+        self.kernel.call_at(time_ps, lambda: self._receive(frame, bad))
+
+    def _receive(self, frame: bytes, bad: bool) -> None:
         self.device.receive(frame, bad, self._now_cycles)
         self._schedule_deadline()
 
     def _send(self, frame: bytes) -> None:
         self._waiting_frames.append(frame)
-        self._drain_frames()
+        if len(self._waiting_frames) == 1:
+            self._drain_frames()
 
     def _drain_frames(self) -> None:
-        while self._waiting_frames and self._mac.has_room():
-            self._mac.transmit(self._waiting_frames.popleft())
+        waiting, fifo = self._waiting_frames, self._fifo
+        while waiting and fifo.has_room(self.kernel.now):
+            self._mac.transmitted([fifo.push(waiting[0], self.kernel.now)])
+            waiting.popleft()
+        if waiting:
+            room = fifo.next_room_ps()
+            assert room is not None
+            self.kernel.call_at(room, self._drain_frames)

@@ -10,6 +10,7 @@ from cosim.engines.base import Engine
 from cosim.errors import InputError
 
 ENGINES: dict[str, str] = {
+    "compiled": "cosim.engines.compiled:run",
     "cocotb": "cosim.engines.cocotb_engine:run",
     "model": "cosim.engines.in_process:run",
 }

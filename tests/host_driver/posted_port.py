@@ -22,6 +22,10 @@ class PostedMemory(HostMemory):
         super().__init__(size_bytes, base)
         self._seen_by_device = bytearray(size_bytes)
 
+    @property
+    def device_buffer(self) -> bytearray:
+        return self._seen_by_device
+
     def publish(self) -> None:
         """The device sees host memory as it stands."""
         self._seen_by_device[:] = self.view(self.base, self.size_bytes)

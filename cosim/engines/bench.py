@@ -1,0 +1,102 @@
+"""What runs round a simulated device: for `memnic run` an `Experiment`, for a test whatever it wants."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol
+
+from cosim.engines.base import DeviceCounts, Progress, RunSpec, SystemResult
+from cosim.engines.bus import Bus, BusTiming
+from cosim.experiment import Experiment
+from cosim.mac import Mac
+from cosim.machine import Machine
+from cosim.memory import HostMemory
+from host_driver.port import Port
+from host_driver.runtime import Kernel
+from nic_model.contract import CONFIGS, NicConfig
+
+
+class CountingPort(Port, Protocol):
+    """A Port that counts what crosses the device's ports."""
+
+    @property
+    def dma_read_bytes(self) -> int:
+        """Bytes that the device has asked for."""
+
+    @property
+    def dma_write_bytes(self) -> int:
+        """Bytes that it has written."""
+
+    @property
+    def interrupts(self) -> int:
+        """Times that an interrupt line rose."""
+
+
+class Bench(Protocol):
+    """What runs round a simulated device; a context manager whose end closes its files."""
+
+    config: NicConfig
+    kernel: Kernel
+    memory: HostMemory
+    mac: Mac
+    bus: Bus
+
+    def __enter__(self) -> Bench: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None: ...
+
+    def start(self, port: CountingPort) -> None:
+        """The device is out of reset."""
+
+    def finished(self) -> bool:
+        """Whether to stop; asked whenever the host has acted."""
+
+    def outcome(self, port: CountingPort) -> Any:
+        """What came of it, as msgspec can write it in JSON."""
+
+
+def bus_timing(machine: Machine, config: NicConfig, seed: int = 0) -> BusTiming:
+    """A machine's bus in cycles of the device's clock, rounded up."""
+    bus = machine.bus
+
+    def cycles(ns: int) -> int:
+        return -(-ns * config.clock_hz // 10**9)
+
+    return BusTiming(
+        read_latency_cycles=cycles(bus.dma_read_latency_ns), write_latency_cycles=cycles(bus.dma_write_latency_ns),
+        mmio_read_cycles=cycles(bus.mmio_read_ns), mmio_write_cycles=cycles(bus.mmio_write_ns),
+        bytes_per_cycle=bus.bandwidth_bytes_per_s / config.clock_hz, seed=seed)
+
+
+class ExperimentBench:
+    """Implements `Bench`: one run of `memnic run`."""
+
+    def __init__(self, spec: RunSpec, on_progress: Progress) -> None:
+        self._experiment = Experiment(spec, on_progress)
+        self.config = CONFIGS[spec.device]
+        self.kernel = self._experiment.kernel
+        self.memory = self._experiment.memory
+        self.mac = self._experiment.wire
+        self.bus = Bus(bus_timing(spec.machine, self.config, spec.seed))
+
+    def __enter__(self) -> ExperimentBench:
+        self._experiment.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._experiment.__exit__(kind, error, trace)
+
+    def start(self, port: CountingPort) -> None:
+        """Attach the experiment to the device."""
+        self._experiment.attach(port, lambda: DeviceCounts(
+            dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts))
+
+    def finished(self) -> bool:
+        """Whether the load has been served."""
+        return self._experiment.done
+
+    def outcome(self, port: CountingPort) -> SystemResult:
+        """What was measured."""
+        return self._experiment.result()

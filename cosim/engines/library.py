@@ -1,0 +1,167 @@
+"""The compiled transactors as Python sees them: `cosim/transactors/interface.cpp` and `engine.cpp` by ctypes.
+
+The structures here are those of the same names in C++, field by field; all are made of 64-bit numbers, and of pairs of
+32-bit numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from enum import IntFlag
+from typing import NamedTuple
+
+from cosim.engines.bus import BusTiming
+from cosim.mac import MacTiming, SentFrame
+from nic_model.contract import MAX_FRAME_BYTES
+
+JUDGE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int)
+
+
+class Stop(IntFlag):
+    """Why the host is called; `enum Stop` in `transactors.h` has the words."""
+
+    INTERRUPT = 1
+    READ = 2
+    FRAMES = 4
+    LIMIT = 8
+    DEAD = 16
+    STUCK = 32
+    BROKEN = 64
+    BUDGET = 128
+
+
+class BusSettings(ctypes.Structure):
+    """`BusSettings` in bus.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in (
+        "read_latency_cycles", "write_latency_cycles", "mmio_read_cycles", "mmio_write_cycles", "fractions_per_byte",
+        "duplex", "tlp_overhead_bytes", "max_payload_bytes", "max_read_request_bytes", "tags", "reorder_cycles",
+        "interleave")] + [("seed", ctypes.c_uint64)]
+
+
+class MacSettings(ctypes.Structure):
+    """`MacSettings` in mac.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in (
+        "bit_rate", "overhead_bytes", "gap_bytes", "min_frame_bytes", "max_frame_bytes", "fifo_bytes", "jitter_ps",
+        "lookahead_ps", "sink_percent", "source_percent", "source_gap_cycles")] + [("seed", ctypes.c_uint64)]
+
+
+class Status(ctypes.Structure):
+    """`Status` in transactors.h."""
+
+    _fields_ = [
+        ("now_ps", ctypes.c_int64), ("next_ps", ctypes.c_int64), ("edge", ctypes.c_int64), ("cycles", ctypes.c_int64), ("irq", ctypes.c_uint64),
+        ("error_irq", ctypes.c_uint32), ("stop", ctypes.c_uint32),
+        *((name, ctypes.c_int64) for name in (
+            "interrupts", "dma_read_bytes", "dma_write_bytes", "reads_in_flight", "most_reads_in_flight",
+            "frames_sent", "frames_received", "error_completions", "frames_waiting", "frame_bytes_waiting",
+            "reads_waiting", "bursts_waiting", "rises_waiting")),
+    ]
+
+
+_SENT_FRAME = struct.Struct("<5q")
+_READ_VALUE = struct.Struct("<qq")
+_BURST = struct.Struct("<qQq")
+_RISE = struct.Struct("<qq")
+_FRAME_IN = struct.Struct("<qqq")
+
+
+class Taken(NamedTuple):
+    """What has come since the last time."""
+
+    frames: list[SentFrame]
+    values: list[tuple[int, int]]
+    """(ticket, value) of register reads."""
+    bursts: list[tuple[int, bool, int]]
+    """(time, is_write, address) of bursts that reached memory, while watched."""
+    rises: list[tuple[int, int]]
+    """(time, line) of interrupt lines that rose, while watched."""
+
+
+class Library:
+    """The functions of a loaded library. `status` is read where it stands, after `open`."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.raw = library
+        i32, i64, u32, u64 = ctypes.c_int, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64
+        pointer, text = ctypes.c_void_p, ctypes.c_char_p
+        for name, arguments in (
+            ("open", (pointer, pointer, u64, u64, pointer, pointer, u64)), ("close", ()), ("set_bus", (pointer,)),
+            ("watch", (JUDGE, i32)), ("write", (i64, u32, text, u32)), ("read", (i64, u32, i64)),
+            ("deliver", (i64, text, text)), ("expect", (i64, u64, i32)), ("jump", (i32, i32)),
+            ("take", (pointer,) * 5), ("report", (text, i64)),
+        ):
+            function = getattr(library, f"memnic_{name}")
+            function.argtypes, function.restype = arguments, None
+        library.memnic_status.restype = ctypes.POINTER(Status)
+        self.write, self.read = library.memnic_write, library.memnic_read
+        """`write(now_ps, address, data, length)`, `read(now_ps, address, ticket)`: a register access begins."""
+        self.expect = library.memnic_expect
+        """`expect(limit_ps, lines, error)`: what the host waits for, before the device goes on."""
+        self.jump = library.memnic_jump
+        """`jump(jump, jump_here)`: whether to jump over idle time, anywhere and in a wave's window."""
+        self.close = library.memnic_close
+        self.status = Status()
+        self._judge = JUDGE()
+
+    def open(self, bus: BusTiming, mac: MacTiming, base: int, reads_from: bytearray, writes_to: bytearray,
+             stuck_cycles: int) -> None:
+        """Make the transactors. The buffers are host memory: what the device reads, and what its writes go to."""
+        buffer = ctypes.c_uint8 * len(writes_to)
+        self._buffers = buffer.from_buffer(reads_from), buffer.from_buffer(writes_to)
+        reads, writes = (ctypes.addressof(b) for b in self._buffers)
+        self.raw.memnic_open(ctypes.byref(bus_settings(bus)), ctypes.byref(mac_settings(mac)), base, len(writes_to),
+                             reads, writes, stuck_cycles)
+        self.status = self.raw.memnic_status().contents
+
+    def set_bus(self, bus: BusTiming) -> None:
+        """Other timing from now on."""
+        self.raw.memnic_set_bus(ctypes.byref(bus_settings(bus)))
+
+    def watch(self, judge: Callable[[int, int, bool], bool] | None, *, watched: bool) -> None:
+        """`judge(time_ps, address, is_write)` decides which bursts fail; keep bursts and rises of lines if `watched`."""
+        self._judge = JUDGE(lambda time, address, write: judge(time, address, bool(write))) if judge else JUDGE()
+        self.raw.memnic_watch(self._judge, watched)
+
+    def deliver(self, frames: Sequence[tuple[int, bytes, bool]]) -> None:
+        """Frames for the device, each with the time of its last bit and its bad-frame flag; times do not fall."""
+        heads = b"".join(_FRAME_IN.pack(time, len(data), bad) for time, data, bad in frames)
+        self.raw.memnic_deliver(len(frames), heads, b"".join(data for _, data, _ in frames))
+
+    def take(self) -> Taken:
+        """What has come since the last time."""
+        status = self.status
+        heads = ctypes.create_string_buffer(_SENT_FRAME.size * status.frames_waiting)
+        data = ctypes.create_string_buffer(status.frame_bytes_waiting)
+        values = ctypes.create_string_buffer(_READ_VALUE.size * status.reads_waiting)
+        bursts = ctypes.create_string_buffer(_BURST.size * status.bursts_waiting)
+        rises = ctypes.create_string_buffer(_RISE.size * status.rises_waiting)
+        self.raw.memnic_take(heads, data, values, bursts, rises)
+        frames, at, all_bytes = [], 0, data.raw
+        for length, taken, start, end, free in _SENT_FRAME.iter_unpack(heads.raw):
+            frames.append(SentFrame(all_bytes[at : at + length], taken, start, end, free))
+            at += length
+        return Taken(frames, list(_READ_VALUE.iter_unpack(values.raw)),
+                     [(time, bool(write), address) for time, address, write in _BURST.iter_unpack(bursts.raw)],
+                     list(_RISE.iter_unpack(rises.raw)))
+
+    def report(self) -> str:
+        """What is under way at the device's ports, in words."""
+        text = ctypes.create_string_buffer(1000)
+        self.raw.memnic_report(text, len(text))
+        return text.value.decode()
+
+
+def bus_settings(timing: BusTiming) -> BusSettings:
+    """A bus's timing as C++ has it."""
+    return BusSettings(*(int(getattr(timing, name)) for name, _ in BusSettings._fields_[:-1]), timing.seed)
+
+
+def mac_settings(timing: MacTiming) -> MacSettings:
+    """A MAC's timing as C++ has it."""
+    values = {**asdict(timing), "max_frame_bytes": MAX_FRAME_BYTES}
+    return MacSettings(*(values[name] for name, _ in MacSettings._fields_))

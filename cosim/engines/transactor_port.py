@@ -1,0 +1,193 @@
+"""A Port over the compiled transactors, whoever moves the clock: the compiled engine, or a simulator under cocotb."""
+
+from __future__ import annotations
+
+from cosim.engines.base import RunError
+from cosim.engines.bus import Bus
+from cosim.engines.library import Library, Stop
+from cosim.mac import Mac
+from cosim.memory import HostMemory
+from host_driver.runtime import Future, Kernel
+from nic_model.contract import DOORBELL_BASE, NicConfig
+
+BLOCK_BYTES = 64
+"""Size of a write-combined block."""
+
+STUCK_CYCLES = 1_000_000
+"""A device that works for so long while nothing moves at its ports will not go on."""
+
+FOREVER_PS = 1 << 62
+
+
+class TransactorPort:
+    """Implements `host_driver.port.Port`.
+
+    Parameters: the loaded library; the device's configuration; the kernel, whose clock this drives; host memory, the
+    MAC, the bus. Attributes: `traffic`, counted at the device's ports. Whoever owns the simulator calls `expect`, lets
+    it run until the transactors stop it, and calls `deliver`.
+    """
+
+    def __init__(self, library: Library, config: NicConfig, kernel: Kernel, memory: HostMemory, mac: Mac,
+                 bus: Bus) -> None:
+        self.kernel = kernel
+        self.memory = memory
+        self.library = library
+        self._config = config
+        self._mac = mac
+        self._bus = bus
+        self._waiters: dict[int, list[Future[None]]] = {}
+        self._reads: dict[int, Future[int]] = {}
+        self._tickets = 0
+        self._frames: list[tuple[int, bytes, bool]] = []
+        self.bursts: list[tuple[int, bool, int]] = []
+        """(time, is_write, address) of bursts that reached memory, after `watch`."""
+        self.rises: list[tuple[int, int]] = []
+        """(time, line) of interrupt lines that rose, after `watch`."""
+        library.open(bus.timing, mac.timing, memory.base, memory.device_buffer, memory.buffer, STUCK_CYCLES)
+        self._status = library.status
+        self._write = library.write
+        if bus.judge is not None:
+            library.watch(self._judge, watched=False)
+        mac.deliver = self._deliver
+
+    # ------------------------------------------------------------------------------------------ driver's side
+
+    def read32(self, address: int) -> Future[int]:
+        """Read a register: a round trip on the bus. Never overtakes posted writes."""
+        future: Future[int] = Future(f"read of register {address:#x}")
+        self._tickets += 1
+        self._reads[self._tickets] = future
+        self.library.read(self.kernel.now, address, self._tickets)
+        return future
+
+    def write32(self, address: int, value: int) -> None:
+        """Write a register or doorbell; posted, in order."""
+        self._write(self.kernel.now, address, value.to_bytes(4, "little"), 4)
+
+    def write_block(self, address: int, data: bytes) -> None:
+        """Write 64 bytes to a doorbell page as one burst. Raises ValueError for another size or place."""
+        check_block(address, data)
+        self._write(self.kernel.now, address, bytes(data), BLOCK_BYTES)
+
+    def wmb(self) -> None:
+        """Nothing to do: the device sees host memory as it stands, and writes to it are in program order."""
+
+    def rmb(self) -> None:
+        """Nothing to do: host memory is seen as it stands."""
+
+    def interrupt(self, vector: int) -> Future[None]:
+        """A future that finishes when the vector's line is high, or now if it is."""
+        future: Future[None] = Future(f"interrupt of vector {vector}")
+        if self._is_high(vector):
+            future.set_result(None)
+        else:
+            self._waiters.setdefault(vector, []).append(future)
+        return future
+
+    def sleep(self, duration_ps: int) -> Future[None]:
+        """A future that finishes after `duration_ps`."""
+        return self.kernel.sleep(duration_ps)
+
+    def now(self) -> int:
+        """Simulated time in picoseconds."""
+        return self.kernel.now
+
+    # ------------------------------------------------------------------------------------------ what crossed
+
+    @property
+    def dma_read_bytes(self) -> int:
+        """Bytes that the device has asked for."""
+        return self._status.dma_read_bytes
+
+    @property
+    def dma_write_bytes(self) -> int:
+        """Bytes that it has written."""
+        return self._status.dma_write_bytes
+
+    @property
+    def interrupts(self) -> int:
+        """Times that an interrupt line rose."""
+        return self._status.interrupts
+
+    @property
+    def cycles_simulated(self) -> int:
+        """Edges that ran; others were jumped over."""
+        return self._status.cycles
+
+    @property
+    def most_reads_in_flight(self) -> int:
+        """DMA reads on their way at a time, ever."""
+        return self._status.most_reads_in_flight
+
+    def watch(self) -> None:
+        """Keep bursts and rises of interrupt lines from now on."""
+        self.library.watch(self._judge if self._bus.judge is not None else None, watched=True)
+
+    def set_bus_timing(self) -> None:
+        """The bus's timing was changed."""
+        self.library.set_bus(self._bus.timing)
+
+    # ------------------------------------------------------------------------------------------ simulator's side
+
+    def expect(self) -> None:
+        """Tell the transactors what the host waits for."""
+        if self._frames:
+            self.library.deliver(self._frames)
+            self._frames = []
+        due = self.kernel.next_time()
+        lines = sum(1 << vector for vector in self._waiters)
+        error = lines >> self._config.vectors & 1
+        self.library.expect(FOREVER_PS if due is None else due, lines & (1 << self._config.vectors) - 1, error)
+
+    def deliver(self) -> None:
+        """The transactors have stopped: let the host see what came, and act at that time.
+
+        Raises RunError when the device cannot go on, TaskFailed when a task that nobody awaits raised.
+        """
+        kernel, status = self.kernel, self._status
+        kernel.now = max(kernel.now, status.now_ps)
+        stop = status.stop
+        if stop & (Stop.DEAD | Stop.STUCK | Stop.BROKEN):
+            raise RunError(self.stall_report(Stop(stop)))
+        if stop & Stop.INTERRUPT:
+            for vector in sorted(self._waiters):
+                if self._is_high(vector):
+                    for waiter in self._waiters.pop(vector):
+                        waiter.set_result(None)
+        if status.frames_waiting or status.reads_waiting or status.bursts_waiting or status.rises_waiting:
+            taken = self.library.take()
+            for ticket, value in taken.values:
+                self._reads.pop(ticket).set_result(value)
+            if taken.frames:
+                self._mac.transmitted(taken.frames)
+            self.bursts += taken.bursts
+            self.rises += taken.rises
+        # All that the host does before the next edge.
+        kernel.run_until(status.next_ps - 1)
+
+    def stall_report(self, stop: Stop) -> str:
+        """Why nothing goes on, by the names of who waits for what."""
+        what = {Stop.DEAD: "nothing will ever happen again",
+                Stop.STUCK: f"nothing has moved at the device's ports for {STUCK_CYCLES} cycles, though it works",
+                Stop.BROKEN: "the device broke a rule of its bus"}
+        why = next(text for reason, text in what.items() if stop & reason)
+        waiting = sorted(f"{task.name} waits for {task.waits_for}" for task in self.kernel.tasks)
+        return f"{why} at {self.kernel.now} ps: {'; '.join([*waiting, self.library.report()])}"
+
+    def _is_high(self, vector: int) -> bool:
+        status = self._status
+        return bool(status.error_irq if vector == self._config.error_vector else status.irq >> vector & 1)
+
+    def _deliver(self, frame: bytes, bad: bool, time_ps: int) -> None:
+        self._frames.append((time_ps, frame, bad))
+
+    def _judge(self, time_ps: int, address: int, is_write: bool) -> bool:
+        self.kernel.now = max(self.kernel.now, time_ps)
+        assert self._bus.judge is not None
+        return self._bus.judge(address, is_write)
+
+
+def check_block(address: int, data: bytes) -> None:
+    """Raises ValueError for a write-combined block of another size or place than 64 aligned bytes on a doorbell page."""
+    if len(data) != BLOCK_BYTES or address < DOORBELL_BASE or address % BLOCK_BYTES:
+        raise ValueError(f"a block write is 64 aligned bytes on a doorbell page, not {len(data)} at {address:#x}")

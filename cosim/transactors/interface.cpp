@@ -1,0 +1,85 @@
+// What Python calls: the C functions of cosim/engines/library.py, for one device in this process.
+#include "transactors.h"
+
+#include <memory>
+
+namespace memnic {
+
+Transactors* transactors = nullptr;
+
+}  // namespace memnic
+
+using namespace memnic;
+
+extern "C" {
+
+// Make the transactors of a new device; those of an earlier one are gone.
+void memnic_open(const BusSettings* bus, const MacSettings* mac, uint64_t base, uint64_t size, uint8_t* read_from,
+                 uint8_t* write_to, uint64_t stuck_cycles) {
+  delete transactors;
+  transactors = new Transactors(*bus, *mac, HostMemory(base, size, read_from, write_to), stuck_cycles);
+}
+
+void memnic_close() {
+  delete transactors;
+  transactors = nullptr;
+}
+
+Status* memnic_status() { return &transactors->status; }
+
+void memnic_set_bus(const BusSettings* bus) { transactors->host.bus.set(*bus); }
+
+void memnic_watch(Judge judge, int watched) {
+  transactors->host.judge = judge;
+  transactors->host.watched = watched;
+}
+
+void memnic_write(int64_t now_ps, uint32_t address, const void* data, uint32_t length) {
+  transactors->write(now_ps, address, data, length);
+}
+
+void memnic_read(int64_t now_ps, uint32_t address, int64_t ticket) { transactors->read(now_ps, address, ticket); }
+
+// Frames for the device: of each its time, length and bad flag; their bytes one behind the other. Times do not fall.
+void memnic_deliver(int64_t count, const int64_t* frames, const uint8_t* bytes) {
+  for (int64_t index = 0; index < count; ++index, frames += 3) {
+    transactors->mac.deliver(frames[0], bytes, static_cast<uint32_t>(frames[1]), frames[2]);
+    bytes += frames[1];
+  }
+}
+
+// Before the device goes on: what the host waits for.
+void memnic_expect(int64_t limit_ps, uint64_t lines, int error) {
+  transactors->set_limit(limit_ps);
+  transactors->wake_on(lines, error);
+  transactors->clear_stop();
+}
+
+void memnic_jump(int jump, int jump_here) {
+  transactors->jump = jump;
+  transactors->jump_here = jump_here;
+}
+
+// Hand over what has come, and forget it. Sizes are in the status.
+void memnic_take(SentFrame* frames, uint8_t* bytes, ReadValue* values, BurstRecord* bursts, Rise* rises) {
+  Mac& mac = transactors->mac;
+  size_t length = 0;
+  for (const SentFrame& frame : mac.frames) length += frame.length;
+  std::copy(mac.frames.begin(), mac.frames.end(), frames);
+  std::memcpy(bytes, mac.bytes.data(), length);
+  mac.reported();
+  std::copy(transactors->values.begin(), transactors->values.end(), values);
+  transactors->values.clear();
+  std::copy(transactors->host.bursts.begin(), transactors->host.bursts.end(), bursts);
+  transactors->host.bursts.clear();
+  std::copy(transactors->rises.begin(), transactors->rises.end(), rises);
+  transactors->rises.clear();
+  transactors->count();
+}
+
+// What is under way, in words; at most `size` bytes with the 0 behind them.
+void memnic_report(char* text, int64_t size) {
+  std::snprintf(text, size, "%s", (transactors->host.error + transactors->report()).c_str());
+}
+
+}  // extern "C"

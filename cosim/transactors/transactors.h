@@ -1,0 +1,225 @@
+// All that surrounds the device: bus, registers, MAC, interrupt lines. Knows no simulator: whoever has one calls `tick`
+// at each rising edge, and looks at `stop`.
+//
+// In the call at edge n, `out` is what the device showed in the cycle before it, and `in` becomes what the device sees
+// in the cycle behind it. Times are those of edges. The host acts at a time when all edges up to it have run; what
+// it does takes effect at the first edge after.
+#pragma once
+#include "host_bus.h"
+#include "mac.h"
+#include "registers.h"
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace memnic {
+
+// Why the host is called. Laid out as `Stop` in cosim/engines/library.py.
+enum Stop : uint32_t {
+  STOP_INTERRUPT = 1,  // a line is high that the host waits for
+  STOP_READ = 2,       // a register read has come back
+  STOP_FRAMES = 4,     // frames that a peer could answer by now
+  STOP_LIMIT = 8,      // the time that the host waits for; all edges up to it have run
+  STOP_DEAD = 16,      // nothing will ever happen
+  STOP_STUCK = 32,     // the device works, but nothing has moved for too long
+  STOP_BROKEN = 64,    // the device broke a rule: see `error`
+  STOP_BUDGET = 128,   // so many edges have run in this call
+};
+
+// Laid out as `Status` in cosim/engines/library.py.
+struct Status {
+  int64_t now_ps;
+  int64_t next_ps;  // of the first edge behind it
+  int64_t edge;
+  int64_t cycles;  // edges that ran
+  uint64_t irq;
+  uint32_t error_irq;
+  uint32_t stop;
+  int64_t interrupts;  // times that a line rose
+  int64_t dma_read_bytes, dma_write_bytes;
+  int64_t reads_in_flight, most_reads_in_flight;
+  int64_t frames_sent, frames_received;
+  int64_t error_completions;
+  int64_t frames_waiting, frame_bytes_waiting, reads_waiting, bursts_waiting, rises_waiting;
+};
+
+// A line that rose, for who watches. Laid out as `Rise` in cosim/engines/library.py.
+struct Rise {
+  int64_t time_ps;
+  int64_t line;
+};
+
+struct ReadValue {
+  int64_t ticket;
+  int64_t value;
+};
+
+constexpr int RESET_EDGES = 4;
+
+class Transactors {
+ public:
+  Transactors(const BusSettings& bus, const MacSettings& mac, HostMemory memory, uint64_t stuck_cycles)
+      : host(bus, memory), mac(mac), stuck_cycles_(stuck_cycles) {
+    std::memset(&in_, 0, sizeof in_);
+  }
+
+  HostBus host;
+  Mac mac;
+  Registers registers;
+  std::vector<ReadValue> values;
+  std::vector<Rise> rises;  // while the host bus is watched
+  Status status{};
+
+  bool jump = true;
+  bool jump_here = true;    // false while a wave is taken without jumps
+  Edge attention = NEVER;   // an edge that no jump may leave out
+
+  void wake_on(uint64_t lines, bool error) {
+    wake_lines_ = lines;
+    wake_error_ = error;
+  }
+  void set_limit(Ps limit) {
+    limit_ = limit;
+    limit_edge_ = edge_at(limit);
+  }
+
+  void write(Ps now, uint32_t address, const void* data, uint32_t length) {
+    registers.write(edge_at(now) + host.bus.settings().mmio_write_cycles, address, data, length);
+  }
+  void read(Ps now, uint32_t address, int64_t ticket) {
+    registers.read(edge_at(now) + host.bus.settings().mmio_read_cycles / 2, address, ticket);
+  }
+
+  // One edge. `stop()` says afterwards whether the host must be called.
+  void tick(const Outputs& out, Inputs& in) {
+    ++status.cycles;
+    if (reset_ <= RESET_EDGES) {
+      reset_step();
+    } else {
+      work(out);
+    }
+    in = in_;
+  }
+
+  uint32_t stop() const { return status.stop; }
+  void clear_stop() { status.stop = 0; }
+  Edge edge() const { return edge_; }
+
+  // What the device's edge has brought for the host, counted in `status`.
+  void count() {
+    status.next_ps = time_of(edge_at(status.now_ps) + 1);
+    status.dma_read_bytes = host.read_bytes;
+    status.dma_write_bytes = host.write_bytes;
+    status.reads_in_flight = host.reads;
+    status.most_reads_in_flight = host.most_reads;
+    status.frames_sent = mac.frames_sent;
+    status.frames_received = mac.frames_received;
+    status.frames_waiting = static_cast<int64_t>(mac.frames.size());
+    status.frame_bytes_waiting = static_cast<int64_t>(mac.bytes.size());
+    status.reads_waiting = static_cast<int64_t>(values.size());
+    status.bursts_waiting = static_cast<int64_t>(host.bursts.size());
+    status.rises_waiting = static_cast<int64_t>(rises.size());
+  }
+
+  std::string report() const { return registers.report() + "; " + host.report() + "; " + mac.report(); }
+
+ private:
+  // The edge that ends the reset is number 0.
+  void reset_step() {
+    in_.rst = reset_ < RESET_EDGES;
+    in_.jump = reset_ == RESET_EDGES;
+    in_.ready = M_AXI_AR_TAKEN | M_AXI_AW_TAKEN | M_AXI_W_TAKEN | S_AXIL_B_TAKEN | S_AXIL_R_TAKEN | S_AXI_B_TAKEN;
+    ++reset_;
+    edge_ = -1;
+    next_edge_ = 0;
+  }
+
+  void work(const Outputs& out) {
+    const Edge edge = edge_ = next_edge_;
+    next_edge_ = edge + 1;
+    in_.jump = 0;
+    uint32_t stop = show_interrupts(edge, out);
+    if (out.flags & ERROR_COMPLETION) ++status.error_completions;
+
+    const bool offered = offers();
+    const uint32_t ready = in_.ready;
+    bool moved = host.take(edge, out);
+    const int64_t read_cycles = host.bus.settings().mmio_read_cycles;
+    moved |= registers.step(edge, out, in_, read_cycles - read_cycles / 2);
+    host.drive(edge, out, in_);
+    moved |= mac.sink(edge, out, in_);
+    moved |= mac.source(edge, out, in_);
+    while (!registers.answered.empty() && registers.answered.front().due <= edge) {
+      values.push_back({registers.answered.front().ticket, registers.answered.front().value});
+      registers.answered.pop_front();
+      stop |= STOP_READ;
+    }
+    if (mac.report_by() <= edge) stop |= STOP_FRAMES;
+    if (!host.error.empty()) stop |= STOP_BROKEN;
+
+    moved |= offered;
+    still_cycles_ = moved ? 0 : still_cycles_ + 1;
+    const bool quiet = (out.flags & QUIET) && !offered && !offers() && !registers.busy() && in_.ready == ready;
+    if (quiet) {
+      if (!stop) stop = wait(edge, out);
+    } else {
+      if (edge >= limit_edge_) stop |= STOP_LIMIT;
+      if (still_cycles_ > stuck_cycles_ && !(out.flags & QUIET)) stop |= STOP_STUCK;
+    }
+    status.edge = edge;
+    if (stop) {
+      status.stop |= stop;
+      status.now_ps = stop == STOP_LIMIT ? std::max(limit_, time_of(edge)) : time_of(edge);
+      in_.wake ^= 1;
+    }
+  }
+
+  // Nothing is under way: how far may time go? Returns a reason to stop here, or jumps.
+  uint32_t wait(Edge edge, const Outputs& out) {
+    Edge next = std::min({registers.next(), host.next(), mac.next(!(in_.ready & M_AXIS_TX_TAKEN))});
+    if (out.flags & DEADLINE_VALID) next = std::min(next, static_cast<Edge>(out.next_deadline));
+    if (next >= NEVER && limit_edge_ >= NEVER) return STOP_DEAD;
+    const bool jumps = jump && jump_here;
+    if (next > limit_edge_ && (jumps || edge >= limit_edge_)) return STOP_LIMIT;
+    next = attention > edge ? std::min(next, attention) : next;
+    if (!jumps || next <= edge + 1) return 0;
+    in_.jump = 1;
+    in_.jump_to = static_cast<uint64_t>(next);
+    next_edge_ = next;
+    return 0;
+  }
+
+  bool offers() const {
+    return in_.s_axil_aw.valid | in_.s_axil_w.valid | in_.s_axil_ar.valid | in_.s_axi_aw.valid | in_.s_axi_w.valid |
+           in_.m_axi_r.valid | in_.m_axi_b.valid | in_.s_axis_rx.valid;
+  }
+
+  uint32_t show_interrupts(Edge edge, const Outputs& out) {
+    const uint64_t irq = out.irq;
+    const uint32_t error = (out.flags & ERROR_IRQ) != 0;
+    if (irq != status.irq || error != status.error_irq) {
+      uint64_t risen = irq & ~status.irq;
+      status.interrupts += __builtin_popcountll(risen) + (error & ~status.error_irq);
+      if (host.watched) {
+        for (; risen; risen &= risen - 1) rises.push_back({time_of(edge), __builtin_ctzll(risen)});
+        if (error & ~status.error_irq) rises.push_back({time_of(edge), VECTORS});
+      }
+      status.irq = irq;
+      status.error_irq = error;
+    }
+    return (irq & wake_lines_) || (error && wake_error_) ? STOP_INTERRUPT : 0;
+  }
+
+  Inputs in_;
+  int reset_ = 0;
+  Edge edge_ = -1, next_edge_ = 0;
+  Ps limit_ = 0;
+  Edge limit_edge_ = 0;
+  uint64_t wake_lines_ = 0;
+  bool wake_error_ = false;
+  uint64_t stuck_cycles_, still_cycles_ = 0;
+};
+
+}  // namespace memnic

@@ -1,0 +1,152 @@
+# amaranth: UnusedElaboratable=no
+"""The wrapper round `SimulationTop` whose only input is the clock, and the C++ structs of what crosses it.
+
+It holds all inputs of the device in registers, and at each rising edge calls one function of C++,
+`void memnic_tick(const uint32_t *outputs, uint32_t *inputs)`: `outputs` is what the device shows in the cycle that ends,
+`inputs` what it gets in the one that begins. Both are packed vectors, laid out as the structs that `pins_header` writes:
+each field of each stream in 32-bit words of its own, so that C++ shifts nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nic_model.contract import DOORBELL_BASE, NicConfig
+from nic_model.contract.config import BURST_BYTES
+from rtl.simulation import FLAGS, INPUTS, OUTPUTS, port_widths, vector_fields
+
+WORD_BITS = 32
+
+PLAIN_OUTPUTS = ("flags", "irq", "next_deadline")
+PLAIN_INPUTS = ("rst", "ready", "jump", "jump_to")
+WAKE = "wake"
+"""A bit of the inputs that does not enter the device: it toggles when the host has something to see."""
+
+
+class Field(NamedTuple):
+    """A field of a struct: its place in words, and the bits of the port that it holds."""
+
+    port: str
+    name: str
+    word: int
+    width: int
+    offset: int
+    """In the port's vector."""
+
+    @property
+    def words(self) -> int:
+        """Words that it takes."""
+        return -(-self.width // WORD_BITS)
+
+
+def output_fields(config: NicConfig) -> list[Field]:
+    """What leaves the device, in the struct's order."""
+    widths, streams = port_widths(config), vector_fields(config)
+    wanted = [(name, name, widths[name], 0) for name in PLAIN_OUTPUTS]
+    for stream in OUTPUTS:
+        wanted += [(stream, field, width, offset) for field, (offset, width) in streams[stream].items()]
+    return _placed(wanted)
+
+
+def input_fields(config: NicConfig) -> list[Field]:
+    """What enters it. The lowest bit of a stream's vector is its valid."""
+    widths, streams = port_widths(config), vector_fields(config)
+    wanted = [(name, name, widths.get(name, 1), 0) for name in (*PLAIN_INPUTS, WAKE)]
+    for stream in INPUTS:
+        wanted.append((stream, "valid", 1, 0))
+        wanted += [(stream, field, width, offset + 1) for field, (offset, width) in streams[stream].items()]
+    return _placed(wanted)
+
+
+def _placed(wanted: list[tuple[str, str, int, int]]) -> list[Field]:
+    fields: list[Field] = []
+    word = 0
+    for port, name, width, offset in wanted:
+        if width:
+            fields.append(Field(port, name, word, width, offset))
+            word += fields[-1].words
+    return fields
+
+
+def words(fields: list[Field]) -> int:
+    """Size of a struct."""
+    return fields[-1].word + fields[-1].words
+
+
+def wrapper(config: NicConfig) -> str:
+    """SystemVerilog of module `memnic_wrapper`, which has an instance `top` of `simulation_top`."""
+    outputs, inputs = output_fields(config), input_fields(config)
+    out_bits, in_bits = WORD_BITS * words(outputs), WORD_BITS * words(inputs)
+    lines = [
+        f"module memnic_wrapper(input bit clk, output bit {WAKE});",
+        f"  import \"DPI-C\" function void memnic_tick(input bit [{out_bits - 1}:0] outputs, "
+        f"output bit [{in_bits - 1}:0] inputs);",
+        f"  bit [{in_bits - 1}:0] held, next;",
+        f"  wire [{out_bits - 1}:0] shown;",
+    ]
+    for port in dict.fromkeys(field.port for field in outputs):
+        width = sum(field.width for field in outputs if field.port == port)
+        lines.append(f"  wire [{width - 1}:0] {port};")
+    for field in outputs:
+        pad = field.words * WORD_BITS - field.width
+        value = f"{field.port}[{field.offset} +: {field.width}]"
+        lines.append(f"  assign shown[{field.word * WORD_BITS} +: {field.words * WORD_BITS}] = "
+                     + (f"{{{pad}'b0, {value}}};" if pad else f"{value};"))
+    connections = [".clk(clk)", *(f".{port}({port})" for port in dict.fromkeys(field.port for field in outputs))]
+    for port in dict.fromkeys(field.port for field in inputs if field.port != WAKE):
+        parts = sorted((field for field in inputs if field.port == port), key=lambda field: -field.offset)
+        joined = ", ".join(f"held[{field.word * WORD_BITS} +: {field.width}]" for field in parts)
+        connections.append(f".{port}({{{joined}}})")
+    wake = next(field for field in inputs if field.port == WAKE)
+    lines += [
+        "  simulation_top top(" + ",\n    ".join(connections) + ");",
+        f"  assign {WAKE} = held[{wake.word * WORD_BITS}];",
+        "  always @(posedge clk) begin",
+        "    memnic_tick(shown, next);",
+        "    held <= next;",
+        "  end",
+        "endmodule",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def pins_header(config: NicConfig) -> str:
+    """C++ of `struct Outputs`, `struct Inputs`, and the constants that depend on the configuration."""
+    lines = [
+        "// Written by rtl/wrapper.py: what crosses the wrapper of one configuration.",
+        "#pragma once", "#include <cstdint>", "", "namespace memnic {", "",
+        f"constexpr unsigned HOST_BYTES = {config.host_bytes}, MAC_BYTES = {config.mac_bytes};",
+        f"constexpr uint64_t CLOCK_HZ = {config.clock_hz};",
+        f"constexpr unsigned VECTORS = {config.vectors}, BURST_BYTES = {BURST_BYTES};",
+        f"constexpr uint32_t DOORBELL_BASE = {DOORBELL_BASE:#x};",
+        "// Bits of Outputs::flags: valid of streams that leave, ready of streams that enter, marks.",
+    ]
+    lines += [f"constexpr uint32_t {name.upper()} = 1u << {bit};" for bit, name in enumerate(FLAGS)]
+    lines.append("// Bits of Inputs::ready.")
+    lines += [f"constexpr uint32_t {name.upper()}_TAKEN = 1u << {bit};" for bit, name in enumerate(OUTPUTS)]
+    lines += ["", "#pragma pack(push, 4)",
+              *_struct("Outputs", output_fields(config)), "", *_struct("Inputs", input_fields(config)),
+              "#pragma pack(pop)", "",
+              f"static_assert(sizeof(Outputs) == {4 * words(output_fields(config))});",
+              f"static_assert(sizeof(Inputs) == {4 * words(input_fields(config))});", "",
+              "}  // namespace memnic", ""]
+    return "\n".join(lines)
+
+
+def _struct(name: str, fields: list[Field]) -> list[str]:
+    lines = [f"struct {name} {{"]
+    for port in dict.fromkeys(field.port for field in fields):
+        parts = [field for field in fields if field.port == port]
+        if len(parts) == 1 and parts[0].name == port:
+            lines.append(f"  {_declared(parts[0])}")
+        else:
+            lines += ["  struct {", *(f"    {_declared(part)}" for part in parts), f"  }} {port};"]
+    return [*lines, "};"]
+
+
+def _declared(field: Field) -> str:
+    """Fields of bytes are arrays of bytes, others unsigned integers."""
+    if field.name == "data" and field.width > WORD_BITS:
+        return f"alignas(4) uint8_t {field.name}[{field.width // 8}];"
+    return f"uint{64 if field.words == 2 else 32}_t {field.name};"
