@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cosim import simulators
+from cosim import builds
 from nic_model.contract import CONFIGS
 
 
 @pytest.fixture(scope="session")
-def tiny_on_verilator() -> Path:
-    """The `tiny` device built for Verilator, once for all tests, in the cache that everybody uses."""
-    os.environ.setdefault("MEMNIC_CACHE", str(simulators.cache_folder()))
-    return simulators.build(CONFIGS["tiny"], "verilator")
+def tiny_compiled() -> Path:
+    """The `tiny` device for the compiled engine, built once for all tests, in the cache that everybody uses."""
+    os.environ.setdefault("MEMNIC_CACHE", str(builds.cache_folder()))
+    return builds.build(CONFIGS["tiny"], builds.LIBRARY)

@@ -141,6 +141,8 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
         errors.print(f"memnic: interrupted in {system_name}; partial results are in {folder.path}", markup=False)
         return EXIT_INTERRUPTED
     except (RunError, ToolError, OSError) as error:
+        if isinstance(error, RunError) and error.trace:
+            errors.print(error.trace.rstrip(), markup=False)
         what = " ".join(str(error).split())
         errors.print(f"memnic: {system_name}: {what}; partial results are in {folder.path}", markup=False)
         return EXIT_FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import msgspec
 from cosim.machine import Application, Machine
 from cosim.systems import System
 from cosim.workload import Request
+from host_driver.runtime import TaskFailed
 
 
 class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,12 +99,25 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.cycles.values())
 
 
+def failed_task(error: TaskFailed) -> RunError:
+    """What a run says when a task raised that nobody awaits."""
+    cause = error.__cause__
+    return RunError(str(error), "".join(traceback.format_exception(cause)) if cause is not None else "")
+
+
 Progress = Callable[[int, int], None]
 """`progress(requests_done, simulated_ps)`, called when a request is done, and now and then."""
 
 
 class RunError(RuntimeError):
-    """A run that could not go on: says what happened, and at what simulated time."""
+    """A run that could not go on: says what happened, and at what simulated time.
+
+    Attribute: `trace`, the traceback of what a peer, an application or the driver raised; empty if the run just stalled.
+    """
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
 
 
 class Engine(Protocol):

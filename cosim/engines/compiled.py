@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cosim import builds
-from cosim.engines.base import Progress, RunError, RunSpec, SystemResult, Wave
+from cosim.engines.base import Progress, RunSpec, SystemResult, Wave, failed_task
 from cosim.engines.bench import Bench, ExperimentBench
 from cosim.engines.library import Library, Stop
 from cosim.engines.transactor_port import TransactorPort
@@ -112,5 +112,5 @@ def run_bench(bench: Bench, *, jump: bool = True, wave: Wave | None = None) -> A
         try:
             device.run(port, bench, jump=jump)
         except TaskFailed as error:
-            raise RunError(str(error)) from error
+            raise failed_task(error) from error
         return bench.outcome(port)

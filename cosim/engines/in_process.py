@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cosim.engines.base import DeviceCounts, Progress, RunError, RunSpec, SystemResult
+from cosim.engines.base import DeviceCounts, Progress, RunError, RunSpec, SystemResult, failed_task
 from cosim.engines.model import ModelPort
 from cosim.errors import InputError
 from cosim.experiment import Experiment
@@ -27,5 +27,5 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
                     raise RunError(experiment.stall_report())
                 kernel.run_until(time_ps)
         except TaskFailed as error:
-            raise RunError(str(error)) from error
+            raise failed_task(error) from error
         return experiment.result()

@@ -12,7 +12,7 @@ import pytest
 
 from cosim import http
 from cosim.engines import in_process
-from cosim.engines.base import RunError, RunSpec
+from cosim.engines.base import RunError, RunSpec, Wave
 from cosim.errors import InputError
 from cosim.experiment import Experiment, percentile
 from cosim.machine import load_application, load_machine
@@ -150,7 +150,7 @@ def test_random_workloads_are_served_by_both(seed: int) -> None:
 
 def test_a_wave_is_refused_without_rtl(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--wave"):
-        in_process.run(spec(SYSTEMS["nic-dumb"], synthetic(1).requests, wave_path=str(tmp_path / "w.vcd")), nothing)
+        in_process.run(spec(SYSTEMS["nic-dumb"], synthetic(1).requests, wave=Wave(path=str(tmp_path / "w.vcd"))), nothing)
 
 
 def test_a_file_that_arrives_wrong_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The main job on RTL: both systems serve a small log under Verilator, with and without jumping over idle time."""
+"""The main job on RTL: both systems serve a small log on the compiled engine, with and without jumping over idle time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from cosim import http
-from cosim.engines import cocotb_engine
+from cosim.engines import compiled
 from cosim.engines.base import RunSpec, SystemResult
 from cosim.systems import SYSTEMS
 from cosim.workload import Request, parse_log
@@ -20,7 +20,7 @@ from tests.cosim.test_experiment import LOG, nothing, spec
 
 def run(name: str, requests: list[Request], **changes: object) -> tuple[RunSpec, SystemResult]:
     job = spec(SYSTEMS[name], requests, **changes)
-    return job, cocotb_engine.run(job, nothing)
+    return job, compiled.run(job, nothing)
 
 
 @pytest.mark.parametrize("name", list(SYSTEMS))

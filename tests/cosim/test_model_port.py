@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from cosim.engines.model import DEFAULT_READ_LATENCY_PS, ModelPort
+from cosim.mac import MacTiming, SentFrame
 from cosim.memory import HostMemory
 from host_driver.account import NullAccount
 from host_driver.channel import Channel
@@ -13,6 +16,7 @@ from host_driver.rings import Descriptor, Piece
 from host_driver.runtime import Future, Kernel
 from nic_model.contract import (
     CONFIGS,
+    MAX_FRAME_BYTES,
     KeyRight,
     Opcode,
     OperationMask,
@@ -20,26 +24,24 @@ from nic_model.contract import (
     register,
 )
 
+US = 10**6
+"""Picoseconds."""
+
 NOBODY = NullAccount()
 CONFIG = CONFIGS["tiny"]
 OWN = bytes.fromhex("020000000001")
 
 
-class GatedMac:
-    """A MAC whose room the test decides."""
+class SlowMac:
+    """A MAC whose link takes a microsecond a byte, and whose FIFO has room for three short frames at most."""
 
     def __init__(self) -> None:
-        self.room = 0
-        self.frames: list[bytes] = []
-        self.deliver = lambda frame, bad: None
-        self.on_room = lambda: None
+        self.timing = MacTiming(bit_rate=8_000_000, fifo_bytes=MAX_FRAME_BYTES + 2 * 60)
+        self.frames: list[SentFrame] = []
+        self.deliver = lambda frame, bad, time: None
 
-    def has_room(self) -> bool:
-        return self.room > 0
-
-    def transmit(self, frame: bytes) -> None:
-        self.room -= 1
-        self.frames.append(frame)
+    def transmitted(self, frames: Sequence[SentFrame]) -> None:
+        self.frames += frames
 
 
 class Setup:
@@ -47,7 +49,7 @@ class Setup:
 
     def __init__(self) -> None:
         self.kernel = Kernel()
-        self.mac = GatedMac()
+        self.mac = SlowMac()
         self.port = ModelPort(CONFIG, self.kernel, HostMemory(1 << 20), self.mac)
         task = self.kernel.spawn(self._open(), "open")
         self.kernel.run_until(10**9)
@@ -70,13 +72,16 @@ def test_frames_wait_in_order_for_room() -> None:
     frames = [bytes([n]) * 60 for n in range(10)]
     for frame in frames:
         setup.channel.submit(Descriptor(Opcode.SEND_FRAME, frame), None)
+    start = setup.kernel.now
     setup.channel.ring_doorbell(NOBODY)
-    assert setup.mac.frames == []
-    for room in (1, 3, 100):
-        setup.mac.room = room
-        setup.mac.on_room()
-        assert setup.mac.frames == frames[: len(setup.mac.frames)]
-    assert setup.mac.frames == frames
+    assert [frame.data for frame in setup.mac.frames] == frames[:3]
+    setup.kernel.run_until(start + 10**10)
+    assert [frame.data for frame in setup.mac.frames] == frames
+    each = (60 + 24) * US
+    assert [frame.free_ps for frame in setup.mac.frames] == [start + each * (n + 1) for n in range(10)]
+    assert [frame.end_ps for frame in setup.mac.frames] == [start + each * (n + 1) - 12 * US for n in range(10)]
+    # The first three find room at once, each other when one has left.
+    assert [frame.taken_ps for frame in setup.mac.frames] == [start] * 3 + [start + each * n for n in range(1, 8)]
 
 
 @pytest.mark.parametrize("usecs", [1, 60])
@@ -90,7 +95,7 @@ def test_moderated_interrupt_comes_at_its_cycle(usecs: int) -> None:
     waiting.add_callback(lambda _future: came.append(setup.kernel.now))
     start = 2 * 10**9 + 1
     setup.kernel.run_until(start)
-    setup.mac.deliver(OWN + bytes(60), False)
+    setup.mac.deliver(OWN + bytes(60), False, start)
     setup.kernel.run_until(start + 10**9)
     start_cycle = start * CONFIG.clock_hz // 10**12
     due_cycle = start_cycle + round(usecs * CONFIG.clock_hz / 10**6)
@@ -117,10 +122,10 @@ def test_reads_take_their_latency_and_blocks_are_checked() -> None:
 
 def test_bus_traffic_is_counted() -> None:
     setup = Setup()
-    setup.mac.room = 1
     reads, writes = setup.port.dma_read_bytes, setup.port.dma_write_bytes
     setup.channel.submit(Descriptor(Opcode.SEND_FRAME, bytes(60)), None)
     setup.channel.ring_doorbell(NOBODY)
     assert (setup.port.dma_read_bytes - reads, setup.port.dma_write_bytes - writes) == (96, 32)
-    setup.mac.deliver(OWN + bytes(94), False)
+    setup.mac.deliver(OWN + bytes(94), False, setup.kernel.now)
+    setup.kernel.run_until(setup.kernel.now)
     assert (setup.port.dma_read_bytes - reads, setup.port.dma_write_bytes - writes) == (112, 164)

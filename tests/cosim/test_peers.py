@@ -10,6 +10,7 @@ import pytest
 
 from cosim import http
 from cosim.peers import Client, client_addresses
+from cosim.mac import TransmitFifo
 from cosim.wire import Wire
 from cosim.workload import Request
 from host_driver.account import NullAccount
@@ -39,8 +40,8 @@ class Bench:
         self.respond = respond
         self.stack = Stack(mac=SERVER_MAC, ip=SERVER_IP, profile=LINUX24, account=NullAccount(), rng=random.Random(5))
         self.stack.listen(80, 16).on_event = self.accept
-        self.wire.deliver = lambda frame, bad: self.receive(frame)
-        self.wire.on_room = self.pump
+        self.wire.deliver = lambda frame, bad, time: self.kernel.call_at(time, lambda: self.receive(frame))
+        self.fifo = TransmitFifo(self.wire.timing)
         self.clients = []
         for number in range(clients):
             mac, ip = client_addresses(number)
@@ -48,7 +49,6 @@ class Bench:
             self.clients.append(Client(self.kernel, self.wire, number=number, server_mac=SERVER_MAC,
                                        server_ip=SERVER_IP, server_port=80,
                                        rng=random.Random(number)))
-        self.frames: list[bytes] = []
 
     def receive(self, frame: bytes) -> None:
         self.stack.receive(frame, self.kernel.now)
@@ -71,9 +71,8 @@ class Bench:
             connection.close(self.kernel.now)
 
     def pump(self) -> None:
-        self.frames += [segment.frame() for segment in self.stack.transmit(self.kernel.now)]
-        while self.frames and self.wire.has_room():
-            self.wire.transmit(self.frames.pop(0))
+        self.wire.transmitted([self.fifo.push(segment.frame(), self.kernel.now)
+                               for segment in self.stack.transmit(self.kernel.now)])
 
     def run(self) -> list[int]:
         latencies_ps: list[int] = []

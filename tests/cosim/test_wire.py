@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cosim.mac import MacTiming, TransmitFifo
 from cosim.pcapng import PcapngWriter
 from cosim.wire import Link, Wire
 from host_driver.runtime import Kernel
@@ -32,12 +33,17 @@ class Net:
         self.log: list[tuple[int, str, int]] = []
         self.wire = Wire(self.kernel, bit_rate=GIGABIT, propagation_ps=500 * NS, capture=capture,
                          fifo_bytes=fifo_bytes)
-        self.wire.deliver = lambda data, bad: self.note("device", data)
+        self.fifo = TransmitFifo(self.wire.timing)
+        self.wire.deliver = lambda data, bad, time: self.kernel.call_at(time, lambda: self.note("device", data))
         self.alice: Link = self.wire.attach(ALICE, lambda data: self.note("alice", data))
         self.bob: Link = self.wire.attach(BOB, lambda data: self.note("bob", data))
 
     def note(self, who: str, data: bytes) -> None:
         self.log.append((self.kernel.now // NS, who, len(data)))
+
+    def send(self, data: bytes) -> None:
+        """A frame from the device, now."""
+        self.wire.transmitted([self.fifo.push(data, self.kernel.now)])
 
     def run(self) -> list[tuple[int, str, int]]:
         self.kernel.run_until(self.kernel.now + 10**12)
@@ -46,7 +52,7 @@ class Net:
 
 def test_a_frame_takes_its_bits_and_the_propagation_on_each_link() -> None:
     net = Net()
-    net.wire.transmit(frame(ALICE, DEVICE, 1514))
+    net.send(frame(ALICE, DEVICE, 1514))
     # Preamble 8 + 1514 + FCS 4 = 1526 bytes of 8 ns, and 500 ns, twice: the switch stores and forwards.
     assert net.run() == [(2 * (1526 * 8 + 500), "alice", 1514)]
 
@@ -60,13 +66,13 @@ def test_short_frames_are_padded_to_sixty_bytes() -> None:
 def test_frames_follow_each_other_with_the_gap_between_them() -> None:
     net = Net()
     for _ in range(3):
-        net.wire.transmit(frame(ALICE, DEVICE, 1514))
+        net.send(frame(ALICE, DEVICE, 1514))
     times = [time for time, _, _ in net.run()]
     assert [later - earlier for earlier, later in itertools.pairwise(times)] == [1538 * 8] * 2
 
 
 def test_rates_that_do_not_divide_round_up() -> None:
-    link = Link(Kernel(), bit_rate=3, propagation_ps=0, deliver=lambda data: None)
+    link = Link(Kernel(), timing=MacTiming(bit_rate=3), propagation_ps=0, arrives=lambda time, data: None)
     assert link.duration_ps(1) == 2_666_666_666_667
 
 
@@ -87,19 +93,16 @@ def test_broadcast_reaches_all_but_the_sender_and_unknown_stations_only_the_devi
     assert [who for _, who, _ in net.run()] == ["device"]
 
 
-def test_mac_fifo_refuses_when_full_and_tells_of_room() -> None:
-    net = Net(fifo_bytes=12000)
-    told: list[int] = []
-    net.wire.on_room = lambda: told.append(net.kernel.now // NS)
+def test_mac_fifo_has_room_until_it_is_full_and_again_when_a_frame_has_left() -> None:
+    fifo = TransmitFifo(MacTiming(bit_rate=GIGABIT, fifo_bytes=12000))
     sent = 0
-    while net.wire.has_room():
-        net.wire.transmit(frame(ALICE, DEVICE, 1514))
+    while fifo.has_room(0):
+        fifo.push(frame(ALICE, DEVICE, 1514), 0)
         sent += 1
     assert sent == 2  # beside 3,028 bytes a frame of 9,014 does not fit any more
-    with pytest.raises(RuntimeError, match="full MAC FIFO"):
-        net.wire.transmit(frame(ALICE, DEVICE, 1514))
-    net.run()
-    assert told == [1538 * 8]
+    assert fifo.next_room_ps() == 1538 * 8 * NS
+    assert not fifo.has_room(1538 * 8 * NS - 1)
+    assert fifo.has_room(1538 * 8 * NS)
 
 
 def test_capture_is_read_back_by_scapy_to_the_nanosecond(tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_capture_is_read_back_by_scapy_to_the_nanosecond(tmp_path: Path) -> None
     with PcapngWriter(path, "device") as capture:
         net = Net(capture)
         sent, answer = frame(ALICE, DEVICE, 61), frame(DEVICE, BOB, 1514)
-        net.wire.transmit(sent)
+        net.send(sent)
         net.bob.transmit(answer)
         net.run()
         assert capture.frames == 2
@@ -119,6 +122,17 @@ def test_capture_is_read_back_by_scapy_to_the_nanosecond(tmp_path: Path) -> None
     assert [meta.linktype for _, meta in packets] == [1, 1]
     assert [meta.wirelen for _, meta in packets] == [61, 1514]
     assert [meta.direction for _, meta in packets] == [2, 1]
+
+
+def test_a_capture_is_in_order_of_time_though_frames_come_out_of_order(tmp_path: Path) -> None:
+    path = tmp_path / "order.pcapng"
+    with PcapngWriter(path, "device") as capture:
+        for time_ns in (300, 100, 200):
+            capture.write(time_ns * NS, b"x" * time_ns, outbound=True)
+        capture.settle(200 * NS)
+        capture.write(250 * NS, b"x" * 250, outbound=False)
+    with RawPcapNgReader(str(path)) as reader:
+        assert [len(data) for data, _ in reader] == [100, 200, 250, 300]
 
 
 def test_timestamps_beyond_32_bits_survive(tmp_path: Path) -> None:

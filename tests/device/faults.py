@@ -237,7 +237,7 @@ async def nth_failure(rig: Rig, number: int, area: Area, n: int, error: ChannelE
         other = rig.kernel.spawn(bystand(bystander, 5), "bystander")
         await rig.port.read32(register("ID"))
         for length in range(100, 100 + FRAMES * 150, 150):
-            rig.mac.deliver(OWN_MAC + bytes(length), False)
+            rig.mac.arrive(OWN_MAC + bytes(length), False)
         await sender.until_finished(SENDS)
         await receiver.until_finished(FRAMES)
         await other
@@ -432,7 +432,7 @@ async def _busy(rig: Rig, receiver: User, sender: User) -> None:
     sender.bell()
     await rig.port.read32(register("ID"))
     for _ in range(7):
-        rig.mac.deliver(OWN_MAC + bytes(1400), False)
+        rig.mac.arrive(OWN_MAC + bytes(1400), False)
 
 
 def _poison(rig: Rig, users: list[User]) -> None:
@@ -459,7 +459,7 @@ async def _nothing_comes_after(rig: Rig, users: list[User]) -> None:
     frames = {user.number: len(user.sent()) for user in users}
     accesses = len(rig.bus.events) if rig.bus else 0
     for _ in range(3):
-        rig.mac.deliver(OWN_MAC + bytes(500), False)
+        rig.mac.arrive(OWN_MAC + bytes(500), False)
     for user in users:
         user.rig.port.write32(doorbell("TX_DOORBELL", user.number), 7)
         user.rig.port.write32(doorbell("RX_DOORBELL", user.number), 7)
@@ -506,7 +506,7 @@ async def reset_while_receiving(rig: Rig) -> None:
         receiver.bell()
         await rig.port.read32(register("ID"))
         for _ in range(7):
-            rig.mac.deliver(OWN_MAC + bytes(1400), False)
+            rig.mac.arrive(OWN_MAC + bytes(1400), False)
         await rig.port.sleep(delay)
         await reset_channel(rig, nic, 0)
         await _nothing_comes_after(rig, [receiver])
@@ -523,7 +523,7 @@ async def _receive_one(rig: Rig, user: User) -> None:
     user.bell()
     await rig.port.read32(register("ID"))
     frame = OWN_MAC + bytes(range(100))
-    rig.mac.deliver(frame, False)
+    rig.mac.arrive(frame, False)
     await user.until_finished(before + 1)
     done = user.finished[-1]
     assert (done.completion.kind, done.completion.status) == (CompletionKind.RECEIVE, Status.OK)

@@ -589,7 +589,7 @@ async def _receive(rig: Rig, program: Program, runner: _Runner, posted: dict[int
     for step in program.arrivals:
         if isinstance(step, Arrive):
             for frame, bad in step.frames:
-                rig.mac.deliver(frame, bad)
+                rig.mac.arrive(frame, bad)
             await rig.port.sleep(STILL_PS)
         else:
             runner.take()

@@ -1,7 +1,7 @@
 """What the tests of the whole device run on: a port over either device, a MAC that records, a bus that can fail.
 
 A *scenario* is a coroutine `async def scenario(rig, arguments)` that returns what JSON can hold. `on_model` runs it
-over `nic_model` in this process, `on_rtl` over the RTL in a simulator process.
+over `nic_model`, `on_rtl` over the RTL: compiled, in this process too, or under cocotb in a simulator's.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import importlib
 import json
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
+from cosim.engines import compiled
+from cosim.engines.base import Wave
+from cosim.engines.bench import CountingPort
 from cosim.engines.bus import Bus, BusTiming
-from cosim.engines.cocotb_engine import BenchSpec, run_bench
-from cosim.engines.lean import LeanPort
 from cosim.engines.model import ModelPort
+from cosim.mac import MacTiming, SentFrame
 from cosim.memory import HostMemory
 from cosim.pcapng import PcapngWriter
 from host_driver.port import Port
@@ -60,37 +62,29 @@ class CaseFailed(AssertionError):
 
 
 class RecordingMac:
-    """Implements `cosim.mac.Mac`: takes frames at a random pace, and keeps each with its time."""
+    """Implements `cosim.mac.Mac`: takes frames at a random pace, and keeps each with the time when it was whole."""
 
-    def __init__(self, kernel: Kernel, seed: int, slowest_frame_ps: int = 2 * US, room: int = 3) -> None:
-        self.deliver: Callable[[bytes, bool], None] = lambda frame, bad: None
-        self.on_room: Callable[[], None] = lambda: None
+    def __init__(self, kernel: Kernel, seed: int, slowest_frame_ps: int = 2 * US, fifo_bytes: int = 27_100) -> None:
+        # Whoever answers a frame is `WIRE_DELAY_PS` away.
+        self.timing = MacTiming(bit_rate=10**10, fifo_bytes=fifo_bytes, jitter_ps=slowest_frame_ps,
+                                lookahead_ps=WIRE_DELAY_PS, seed=seed)
+        self.deliver: Callable[[bytes, bool, int], None] = lambda frame, bad, time: None
         self.to_peer: Callable[[bytes], None] = lambda frame: None
         self.sent: list[tuple[int, bytes]] = []
         self._kernel = kernel
-        self._rng = random.Random(seed)
-        self._slowest_frame_ps = slowest_frame_ps
-        self._room = room
 
-    def has_room(self) -> bool:
-        return self._room > 0
+    def transmitted(self, frames: Sequence[SentFrame]) -> None:
+        for frame in frames:
+            self.sent.append((frame.taken_ps, frame.data))
+            self._kernel.call_at(frame.end_ps + WIRE_DELAY_PS, lambda frame=frame: self.to_peer(frame.data))
 
-    def transmit(self, frame: bytes) -> None:
-        if not self._room:
-            raise RuntimeError("a frame was sent while the MAC had no room")
-        self._room -= 1
-        self.sent.append((self._kernel.now, frame))
-        self._kernel.call_at(self._kernel.now + self._rng.randrange(1, self._slowest_frame_ps), self._make_room)
-        self._kernel.call_at(self._kernel.now + WIRE_DELAY_PS, lambda: self.to_peer(frame))
+    def arrive(self, frame: bytes, bad: bool) -> None:
+        """A frame for the device, now."""
+        self.deliver(frame, bad, self._kernel.now)
 
     def from_peer(self, frame: bytes) -> None:
         """A frame from the other end of the wire."""
-        self._kernel.call_at(self._kernel.now + WIRE_DELAY_PS, lambda: self.deliver(frame, False))
-
-    def _make_room(self) -> None:
-        self._room += 1
-        if self._room == 1:
-            self.on_room()
+        self._kernel.call_at(self._kernel.now + WIRE_DELAY_PS, lambda: self.arrive(frame, False))
 
 
 class Faults:
@@ -134,30 +128,49 @@ class FaultyMemory(HostMemory):
         return not self._faults.hits(address, len(data), True) and super().write(address, data)
 
 
-class CountingBus(Bus):
-    """A bus that knows how many reads are on their way, and keeps every burst with its time.
+class WatchedPort(CountingPort, Protocol):
+    """A port over RTL that keeps what crosses it."""
 
-    Attributes: `reads` in flight now, the `most_reads` ever; `events`: (time, is_write, address) of bursts as they
-    reach memory.
-    """
+    bursts: list[tuple[int, bool, int]]
+    rises: list[tuple[int, int]]
 
-    def __init__(self, timing: BusTiming, faults: Faults, kernel: Kernel) -> None:
-        super().__init__(timing, self._judge)
-        self.faults = faults
-        self.events: list[tuple[int, bool, int]] = []
-        self.reads = 0
-        self.most_reads = 0
-        self._kernel = kernel
+    @property
+    def cycles_simulated(self) -> int:
+        """Edges that ran."""
 
-    def read_due(self, cycle: int, length: int) -> int:
-        self.reads += 1
-        self.most_reads = max(self.most_reads, self.reads)
-        return super().read_due(cycle, length)
+    @property
+    def most_reads_in_flight(self) -> int:
+        """DMA reads at a time, ever."""
 
-    def _judge(self, address: int, write: bool) -> bool:
-        self.events.append((self._kernel.now, write, address))
-        self.reads -= not write
-        return self.faults(address, write)
+    def watch(self) -> None:
+        """Keep bursts and rises from now on."""
+
+    def set_bus_timing(self) -> None:
+        """The bus's timing was changed."""
+
+
+class WatchedBus:
+    """The host bus of a device of RTL: `events`, (time, is_write, address) of bursts as they reach memory."""
+
+    def __init__(self, bus: Bus, port: WatchedPort) -> None:
+        self._bus = bus
+        self._port = port
+        self.events = port.bursts
+
+    @property
+    def most_reads(self) -> int:
+        """Reads in flight at a time, ever."""
+        return self._port.most_reads_in_flight
+
+    @property
+    def timing(self) -> BusTiming:
+        """How far away memory is."""
+        return self._bus.timing
+
+    @timing.setter
+    def timing(self, timing: BusTiming) -> None:
+        self._bus.timing = timing
+        self._port.set_bus_timing()
 
 
 @dataclass
@@ -171,7 +184,7 @@ class Rig:
     faults: Faults
     port: Port
     is_model: bool
-    bus: CountingBus | None = None
+    bus: WatchedBus | None = None
     """None for the model."""
     irqs: list[tuple[int, int]] = field(default_factory=list)
     """Time and vector of each rise of an interrupt line; of the RTL only."""
@@ -209,16 +222,16 @@ class RigSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RigBench:
-    """Implements `cosim.engines.cocotb_engine.Bench`: runs one scenario inside the simulator."""
+    """Implements `cosim.engines.bench.Bench`: runs one scenario round a device of RTL."""
 
-    def __init__(self, arguments: Any, folder: Path) -> None:
-        self._spec = msgspec.convert(arguments, RigSpec)
+    def __init__(self, spec: RigSpec) -> None:
+        self._spec = spec
         self.config = DEVICES[self._spec.device]
         self.kernel = Kernel()
         self.memory = PostedMemory(POSTED_MEMORY_BYTES) if self._spec.posted else HostMemory(MEMORY_BYTES)
         self._faults = Faults()
         self.mac = RecordingMac(self.kernel, self._spec.seed)
-        self.bus = CountingBus(self._spec.timing, self._faults, self.kernel)
+        self.bus = Bus(self._spec.timing, self._faults)
         self._late = False
 
     def __enter__(self) -> RigBench:
@@ -229,26 +242,17 @@ class RigBench:
         if self._spec.capture is not None:
             keep_frames(Path(self._spec.capture), self.mac.sent)
 
-    def start(self, port: LeanPort) -> None:
-        """Start the scenario, and watch the interrupt lines for it."""
-        rig = Rig(self.config, self.kernel, self.memory, self.mac, self._faults, port, False, self.bus)
+    def start(self, port: CountingPort) -> None:
+        """Start the scenario."""
+        watched = cast(WatchedPort, port)
+        watched.watch()
+        rig = Rig(self.config, self.kernel, self.memory, self.mac, self._faults, watched, False,
+                  WatchedBus(self.bus, watched), watched.rises)
         if isinstance(self.memory, PostedMemory):
             port.wmb = self.memory.publish  # type: ignore[method-assign]
-        self._watch(rig, port)
         self._task = self.kernel.spawn(self._spec.make(rig), "scenario")
         self._task.add_callback(lambda _task: None)
         self.kernel.call_at(self._spec.limit_ps, self._stop)
-
-    def _watch(self, rig: Rig, port: LeanPort) -> None:
-        """Note each rise of a line: `interrupt` tells of a rise only to who asked while the line was low."""
-        show = port._show_irq
-
-        def note(irq: int) -> None:
-            risen = irq & ~port._irq
-            rig.irqs += [(self.kernel.now, vector) for vector in range(self.config.vectors + 1) if risen >> vector & 1]
-            show(irq)
-
-        port._show_irq = note  # type: ignore[method-assign]
 
     def _stop(self) -> None:
         self._late = True
@@ -257,7 +261,7 @@ class RigBench:
         """Whether the scenario has ended, or should have."""
         return self._task.done or self._late
 
-    def outcome(self, port: LeanPort) -> Any:
+    def outcome(self, port: CountingPort) -> Any:
         """What the scenario returned. Raises what it raised."""
         if not self._task.done:
             waiting = {task.name: task.waits_for for task in self.kernel.tasks}
@@ -265,9 +269,22 @@ class RigBench:
         return self._task.result()
 
 
-def on_rtl(spec: RigSpec, *, jump: bool = True, simulator: str = "verilator", wave: Path | None = None) -> Any:
-    """Run a scenario over the RTL. Raises RunError with the scenario's own error."""
-    return run_bench(DEVICES[spec.device], BenchSpec("tests.device.rig:RigBench", msgspec.to_builtins(spec), jump),
+def make_bench(arguments: Any, folder: Path) -> RigBench:
+    """The maker that a simulator process calls."""
+    return RigBench(msgspec.convert(arguments, RigSpec))
+
+
+def on_rtl(spec: RigSpec, *, jump: bool = True, engine: str = "compiled", wave: Wave | None = None) -> Any:
+    """Run a scenario over the RTL: "compiled", or under cocotb by DPI on Verilator ("cocotb") or on Icarus ("icarus").
+
+    Raises what the scenario raised; from a simulator's process it comes as RunError.
+    """
+    if engine == "compiled":
+        return json.loads(json.dumps(compiled.run_bench(RigBench(spec), jump=jump, wave=wave)))
+    from cosim.engines.cocotb_engine import BenchSpec, run_bench
+
+    simulator = {"cocotb": "verilator", "icarus": "icarus"}[engine]
+    return run_bench(DEVICES[spec.device], BenchSpec("tests.device.rig:make_bench", msgspec.to_builtins(spec), jump),
                      simulator=simulator, wave=wave)
 
 
@@ -276,7 +293,7 @@ def on_model(spec: RigSpec) -> Any:
     kernel, faults = Kernel(), Faults()
     memory = FaultyMemory(MEMORY_BYTES, faults)
     # Its frames wait behind their completions for room in the MAC, so there always is.
-    mac = RecordingMac(kernel, spec.seed, room=1 << 30)
+    mac = RecordingMac(kernel, spec.seed, fifo_bytes=1 << 40)
     config = DEVICES[spec.device]
     rig = Rig(config, kernel, memory, mac, faults, ModelPort(config, kernel, memory, mac), True)
     task = kernel.spawn(spec.make(rig), "scenario")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cosim.engines.base import Wave
 from cosim.engines.bus import BusTiming
 from nic_model.contract import COUNTERS
 from tests.device.rig import FAR, FAST, RigSpec, on_model, on_rtl
@@ -41,22 +42,22 @@ def difference(model: dict[str, Any], rtl: dict[str, Any]) -> str:
     return "" if model["memory"] == rtl["memory"] else "memory that frames were received into"
 
 
-def assert_same(run: RigSpec, simulator: str = "verilator") -> list[dict[str, Any]]:
+def assert_same(run: RigSpec, engine: str = "compiled") -> list[dict[str, Any]]:
     """Run over both and compare; returns the RTL's results."""
-    models, rtls = on_model(run), on_rtl(run, simulator=simulator)
+    models, rtls = on_model(run), on_rtl(run, engine=engine)
     for seed, model, rtl in zip(run.arguments["seeds"], models, rtls, strict=True):
         found = difference(model, rtl)
         if found:
-            kept = keep(seed, run, simulator)
-            pytest.fail(f"program {seed} on {run.device}, {simulator}: {found}; wave and captures in {kept}")
+            kept = keep(seed, run, engine)
+            pytest.fail(f"program {seed} on {run.device}, {engine}: {found}; wave and captures in {kept}")
         assert rtl["unknown"] == []
         check_sense(rtl)
     return rtls
 
 
-def keep(seed: int, run: RigSpec, simulator: str) -> Path:
+def keep(seed: int, run: RigSpec, engine: str) -> Path:
     """Run one program again, alone, with everything kept."""
-    folder = KEPT / f"{run.device}-{simulator}-{seed}"
+    folder = KEPT / f"{run.device}-{engine}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
 
     def alone(capture: str) -> RigSpec:
@@ -64,7 +65,7 @@ def keep(seed: int, run: RigSpec, simulator: str) -> Path:
                        seed=run.seed, device=run.device, capture=str(folder / capture))
 
     on_model(alone("model.pcapng"))
-    on_rtl(alone("rtl.pcapng"), simulator=simulator, wave=folder / "rtl.vcd")
+    on_rtl(alone("rtl.pcapng"), engine=engine, wave=Wave(path=str(folder / "rtl.vcd"), jump=True))
     return folder
 
 
@@ -81,7 +82,7 @@ def check_sense(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("timing", [FAST, FAR], ids=["fast", "far"])
-def test_random_programs(tiny_on_verilator: Path, timing: BusTiming) -> None:
+def test_random_programs(tiny_compiled: Path, timing: BusTiming) -> None:
     seeds = list(range(100, 112)) if timing is FAST else list(range(200, 212))
     results = assert_same(spec(seeds, timing))
     statuses = {bytes.fromhex(entry)[1] for result in results for entries in result["sends"].values()

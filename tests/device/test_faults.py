@@ -23,7 +23,7 @@ DONE = [(device, case) for device in ("model", *TIMINGS) for case in CASES if ca
 
 
 @pytest.fixture(scope="module")
-def outcome(tiny_on_verilator: Path) -> Callable[[str, str], str]:
+def outcome(tiny_compiled: Path) -> Callable[[str, str], str]:
     """What was wrong with a case on a device; all cases of a device run in one simulation."""
     @cache
     def outcomes(device: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ async def traced_seeds(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("timing", "seeds"), [(FAST, [501, 502]), (FAR, [503, 504])], ids=["fast", "far"])
-def test_the_same_with_and_without_jumps(tiny_on_verilator: Path, timing: BusTiming, seeds: list[int]) -> None:
+def test_the_same_with_and_without_jumps(tiny_compiled: Path, timing: BusTiming, seeds: list[int]) -> None:
     spec = RigSpec(scenario="tests.device.test_idle_jumps:traced_seeds",
                    arguments={"seeds": seeds, "sizes": {"sends": 10, "frames": 16}}, timing=timing, seed=seeds[0])
     jumping, walking = on_rtl(spec), on_rtl(spec, jump=False)

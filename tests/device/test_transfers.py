@@ -21,7 +21,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("device", ["model", "rtl-fast", "rtl-far", "rtl-posted"])
-def test_transfers(tiny_on_verilator: Path, device: str) -> None:
+def test_transfers(tiny_compiled: Path, device: str) -> None:
     """Sockets and MemNet, one byte and many, by interrupts and by polling."""
     cases = CASES if device in ("model", "rtl-fast") else CASES[::2]
     spec = RigSpec(scenario="tests.device.transfers:run_transfers", arguments=cases, posted=device == "rtl-posted",
@@ -30,12 +30,12 @@ def test_transfers(tiny_on_verilator: Path, device: str) -> None:
     assert [(case, error) for case, error in zip(spec.arguments, wrong, strict=True) if error] == []
 
 
-def test_missing_barrier_is_seen(tiny_on_verilator: Path) -> None:
+def test_missing_barrier_is_seen(tiny_compiled: Path) -> None:
     with pytest.raises(RunError, match="TRUNCATED_DESCRIPTOR"):
         on_rtl(RigSpec(scenario="tests.device.transfers:without_barriers", posted=True))
 
 
-def test_reads_in_flight_at_a_far_bus(tiny_on_verilator: Path) -> None:
+def test_reads_in_flight_at_a_far_bus(tiny_compiled: Path) -> None:
     """32 payload reads at 250 cycles of latency, whose data come out of order."""
     assert FAR.read_latency_cycles == 250
     found = on_rtl(RigSpec(scenario="tests.device.transfers:reads_in_flight", timing=FAR))

@@ -137,7 +137,6 @@ async def reads_in_flight(rig: Rig, arguments: None) -> dict[str, Any]:
     assert rig.bus is not None
     nic = await start(rig)
     user = await User.open(rig, nic, HIT)
-    rig.bus.most_reads = 0
     rig.bus.events.clear()
     user.send_segmented(60_000, 1460)
     user.bell()

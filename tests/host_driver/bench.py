@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
 from cosim.engines.model import ModelPort
+from cosim.mac import MacTiming, SentFrame
 from cosim.memory import HostMemory
 from host_driver.account import ITEMS, NullAccount
 from host_driver.interface import Interrupts, NetworkInterface, Offloads, Polling
@@ -47,38 +48,26 @@ class CountingAccount:
 
 
 class TrivialWire:
-    """Implements `cosim.mac.Mac`: a delay, and room for a few frames; `lose` says which frames vanish."""
+    """Implements `cosim.mac.Mac`: a delay, and a FIFO for a few frames; `lose` says which frames vanish."""
 
-    def __init__(self, kernel: Kernel, room: int = 8) -> None:
-        self.deliver: Callable[[bytes, bool], None] = lambda frame, bad: None
-        self.on_room: Callable[[], None] = lambda: None
+    def __init__(self, kernel: Kernel) -> None:
+        self.timing = MacTiming(bit_rate=10**10)
+        self.deliver: Callable[[bytes, bool, int], None] = lambda frame, bad, time: None
         self.to_peer: Callable[[bytes], None] = lambda frame: None
         self.lose: Callable[[bytes], bool] = lambda frame: False
         self.frames: list[bytes] = []
         self._kernel = kernel
-        self._room = room
 
-    def has_room(self) -> bool:
-        return self._room > 0
-
-    def transmit(self, frame: bytes) -> None:
-        if not self._room:
-            raise RuntimeError("no room")
-        self._room -= 1
-        self.frames.append(frame)
-        # a microsecond a frame on the wire
-        self._kernel.call_at(self._kernel.now + 10**6, self._sent)
-        if not self.lose(frame):
-            self._kernel.call_at(self._kernel.now + DELAY_PS, lambda: self.to_peer(frame))
-
-    def _sent(self) -> None:
-        self._room += 1
-        if self._room == 1:
-            self.on_room()
+    def transmitted(self, frames: Sequence[SentFrame]) -> None:
+        for frame in frames:
+            self.frames.append(frame.data)
+            if not self.lose(frame.data):
+                self._kernel.call_at(frame.taken_ps + DELAY_PS, lambda data=frame.data: self.to_peer(data))
 
     def from_peer(self, frame: bytes) -> None:
         if not self.lose(frame):
-            self._kernel.call_at(self._kernel.now + DELAY_PS, lambda: self.deliver(frame, False))
+            self._kernel.call_at(self._kernel.now + DELAY_PS,
+                                 lambda: self.deliver(frame, False, self._kernel.now))
 
 
 class Peer:

@@ -125,7 +125,7 @@ def test_receive_buffers_come_back_with_their_handles() -> None:
             channel.post(Piece(key.value, 0, 2048), 9, "again")
         channel.ring_doorbell(NOBODY)
         await bench.kernel.sleep(10**6)
-        bench.wire.deliver(HOST_MAC + b"hello, host!", False)
+        bench.wire.deliver(HOST_MAC + b"hello, host!", False, bench.kernel.now)
         ((completion, handle),) = channel.completions()
         assert (handle, completion.length) == ("nine", 18)
         assert bench.port.memory.view(address + 2048, 18) == HOST_MAC + b"hello, host!"
@@ -196,9 +196,9 @@ def test_filter_moderation_and_counters() -> None:
         with pytest.raises(ValueError, match="6 bytes"):
             nic.set_mac_address(b"12345")
         nic.enable_receive(True)
-        bench.wire.deliver(b"\xff" * 60, False)
+        bench.wire.deliver(b"\xff" * 60, False, bench.kernel.now)
         nic.set_filter(RxFilter.BROADCAST)
-        bench.wire.deliver(b"\xff" * 60, False)
+        bench.wire.deliver(b"\xff" * 60, False, bench.kernel.now)
         counters = await nic.read_counters()
         assert {n: v for n, v in counters.items() if v} == {
             "rx_frames_in": 2, "rx_filtered": 1, "rx_no_buffer": 1}
