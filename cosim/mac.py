@@ -64,8 +64,8 @@ class Mac(Protocol):
     timing: MacTiming
 
     deliver: Callable[[bytes, bool, int], None]
-    """`deliver(frame, bad, time_ps)`: the last bit of a frame for the device arrives at `time_ps`, now or later, and not
-    before that of the frame before it; `bad` is the MAC's bad-frame flag."""
+    """`deliver(frame, bad, time_ps)`: the last bit of a frame for the device arrives at `time_ps`, now or later, and
+    not before that of the frame before it; `bad` is the MAC's bad-frame flag."""
 
     def transmitted(self, frames: Sequence[SentFrame]) -> None:
         """Frames from the device, in order. Called after they were taken, and no later than `lookahead_ps` after the

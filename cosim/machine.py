@@ -31,6 +31,14 @@ class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
 
 
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bursts of the device that the bus answers with an error, by their number in one direction, from 1."""
+
+    direction: Literal["read", "write"]
+    first: int
+    count: int = 1
+
+
 class Bus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The bus between host and device."""
 
@@ -43,7 +51,23 @@ class Bus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     dma_write_latency_ns: int
     """From a device's last written byte to the bus response."""
     bandwidth_bytes_per_s: int
-    """Payload bytes that the bus moves, both directions together."""
+    """Bytes that the bus moves, both directions together; on a `duplex` bus in each."""
+    duplex: bool = False
+    """PCIe: each direction for itself. Else both share the bus, as on PCI."""
+    tlp_overhead_bytes: int = 0
+    """Of each packet beside its payload: framing, sequence number, header, LCRC."""
+    max_payload_bytes: int = 4096
+    """Of one packet; on PCI, of one burst."""
+    max_read_request_bytes: int = 4096
+    """Asked for by one packet."""
+    tags: int = 256
+    """Read requests that may be on their way at a time."""
+    reorder_ns: int = 0
+    """A read's data may be late by a random 0 .. so much, so that data come out of order."""
+    interleave: bool = False
+    """Data of several reads may come mixed."""
+    faults: list[Fault] = []
+    """Bursts that fail."""
     source: str
 
 
@@ -94,7 +118,11 @@ def load_machine(name_or_path: str) -> Machine:
     for field in ("processors", "clock_hz", "quantum_us", "link_bit_rate"):
         _check_number(path, field, getattr(machine, field), least=1)
     _check_fields(path, "bus", machine.bus)
-    _check_number(path, "bus.bandwidth_bytes_per_s", machine.bus.bandwidth_bytes_per_s, least=1)
+    for field in ("bandwidth_bytes_per_s", "max_payload_bytes", "max_read_request_bytes", "tags"):
+        _check_number(path, f"bus.{field}", getattr(machine.bus, field), least=1)
+    for number, fault in enumerate(machine.bus.faults):
+        for field in ("first", "count"):
+            _check_number(path, f"bus.faults[{number}].{field}", getattr(fault, field), least=1)
     _check_fields(path, "moderation", machine.moderation)
     return machine
 

@@ -1,4 +1,4 @@
-"""Writes captures that Wireshark opens: pcapng, one Ethernet interface, nanosecond timestamps, frames in order of time."""
+"""Writes captures that Wireshark opens: pcapng, one Ethernet interface, nanosecond timestamps, in order of time."""
 
 # Ref: draft-ietf-opsawg-pcapng §4.1 (section header), §4.2 (interface), §4.3 (enhanced packet)
 

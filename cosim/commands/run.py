@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
+from cosim.builds import WAVE_FORMATS
 from cosim.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from cosim.engines.base import Engine, RunError, RunSpec, Wave
 from cosim.engines.registry import select_engine
@@ -24,11 +26,13 @@ from cosim.workload import Workload, read_log, synthetic
 from nic_model.contract import CONFIGS
 
 DEFAULT_REQUESTS = 100
-DEFAULT_WAVE_REQUESTS = 4
-"""With a waveform: one request of 16 KB is some 20 MB of VCD."""
+DEFAULT_WAVE_FROM = "frame:1"
+DEFAULT_WAVE_LENGTH = "1ms"
+"""Some 20 MB of VCD."""
 MAX_CLIENTS = 1000
 
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_TIMES = {"PS": 1, "NS": 10**3, "US": 10**6, "MS": 10**9, "S": 10**12}
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -40,11 +44,16 @@ def register(app: typer.Typer) -> None:
 def run(
     log: Annotated[Path | None, typer.Option(help="Common or Combined Log Format, also .gz; without it: the Synthetic "
                                                   "workload, 128 files of 16 KB")] = None,
-    requests: Annotated[int | None, typer.Option(
-        help=f"as many as the log has, at most; default {DEFAULT_REQUESTS}, {DEFAULT_WAVE_REQUESTS} with --wave",
-    )] = None,
+    requests: Annotated[int, typer.Option(help="as many as the log has, at most")] = DEFAULT_REQUESTS,
     systems: Annotated[str, typer.Option(help="systems to compare, separated by commas")] = ",".join(SYSTEMS),
-    wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system")] = False,
+    wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system; of the part that the next two "
+                                                      "options say")] = False,
+    wave_from: Annotated[str | None, typer.Option(
+        help=f"where it begins: a time such as 3ms; frame:N, the N-th frame on the wire; error, the first completion "
+             f"that tells of one; default {DEFAULT_WAVE_FROM}")] = None,
+    wave_length: Annotated[str | None, typer.Option(
+        help=f"how long it is: a time, or all; default {DEFAULT_WAVE_LENGTH}")] = None,
+    wave_format: Annotated[str, typer.Option(help=f"{' or '.join(WAVE_FORMATS)}; FST needs liblz4-dev")] = "vcd",
     out: Annotated[Path, typer.Option(help="results folder; files of an earlier run are replaced")] = Path("results"),
     clients: Annotated[int, typer.Option(help="clients, each with one request at a time")] = 8,
     link_rate: Annotated[str | None, typer.Option(help="bits a second, such as 1G; default: the machine's")] = None,
@@ -54,12 +63,11 @@ def run(
     engine: Annotated[str | None, typer.Option(help="what the device runs on; default: RTL, if there")] = None,
     device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}")] = "default",
     seed: Annotated[int, typer.Option(help="the same seed gives the same result")] = 1,
-    jump: Annotated[bool, typer.Option(help="jump over idle time; the result is the same")] = True,
+    jump: Annotated[bool | None, typer.Option(
+        "--jump/--no-jump", help="jump over idle time; the result is the same; default: but for waves")] = None,
     json: Annotated[bool, typer.Option("--json", help=f"print {RESULT_NAME} instead of tables")] = False,
 ) -> int:
     """Serve a workload over HTTP/1.0, once for each system, and print what each took."""
-    if requests is None:
-        requests = DEFAULT_WAVE_REQUESTS if wave else DEFAULT_REQUESTS
     _check_at_least("--requests", requests, 1)
     _check_at_least("--seed", seed, 0)
     _check_at_least("--clients", clients, 1)
@@ -69,6 +77,9 @@ def run(
         raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
     chosen_machine = load_machine(machine)
     engine_name, run_engine = select_engine(engine)
+    wanted_wave = None
+    if wave or wave_from or wave_length:
+        wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format, jump=bool(jump))
     configuration = Configuration(
         workload=_workload(log, requests, parse_quantity("--max-size", max_size, _BINARY)),
         systems=select_systems(systems),
@@ -80,13 +91,13 @@ def run(
         device=device,
         engine=engine_name,
         seed=seed,
-        jump=jump,
+        jump=jump is not False,
     )
     try:
         folder = ResultsFolder(out, configuration)
     except OSError as error:
         raise InputError(f"cannot write results to {out}: {error.strerror}") from error
-    code = _run_systems(configuration, folder, run_engine, wave=wave)
+    code = _run_systems(configuration, folder, run_engine, wanted_wave)
     if json:
         sys.stdout.write((out / RESULT_NAME).read_text(encoding="utf-8"))
     else:
@@ -97,12 +108,15 @@ def run(
     return code
 
 
-def parse_quantity(option: str, text: str, units: dict[str, int]) -> int:
-    """A positive number with a unit, such as 256K or 2.5G. Raises InputError, naming the option."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", text.strip().upper())
-    value = round(float(match[1]) * units[match[2]]) if match else 0
-    if value < 1:
-        raise InputError(f"{option} must be a positive number, with K, M or G behind it if need be, not {text!r}")
+def parse_quantity(option: str, text: str, units: dict[str, int], least: int = 1) -> int:
+    """A number with a unit of `units`, such as 256K or 2.5G. Raises InputError, naming the option."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Z]*)", text.strip().upper())
+    value = round(float(match[1]) * units[match[2]]) if match and match[2] in units else -1
+    if value < least:
+        names = [unit if units is not _TIMES else unit.lower() for unit in units if unit]
+        raise InputError(f"{option} must be a positive number{' with' if '' not in units else ', with'} "
+                         f"{', '.join(names[:-1])} or {names[-1]} behind it{'' if '' not in units else ' if need be'}, "
+                         f"not {text!r}")
     return value
 
 
@@ -117,7 +131,23 @@ def _workload(log: Path | None, requests: int, max_size_bytes: int) -> Workload:
     return read_log(log, limit=requests, max_size_bytes=max_size_bytes)
 
 
-def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, *, wave: bool) -> int:
+def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, *, jump: bool) -> Wave:
+    """Which part of the run is kept; its path comes later."""
+    if wave_format not in WAVE_FORMATS:
+        raise InputError(f"--wave-format must be {' or '.join(WAVE_FORMATS)}, not {wave_format!r}")
+    if engine != "compiled":
+        if begin or length or wave_format != "vcd":
+            raise InputError(f"--wave-from, --wave-length and FST need the compiled engine, not {engine}")
+        return Wave(path="")
+    begin, length = begin or DEFAULT_WAVE_FROM, length or DEFAULT_WAVE_LENGTH
+    found = re.fullmatch(r"frame:([1-9]\d*)", begin)
+    by_time = not found and begin != "error"
+    return Wave(path="", format=wave_format, frame=int(found[1]) if found else None, error=begin == "error",
+                from_ps=parse_quantity("--wave-from", begin, _TIMES, least=0) if by_time else None,
+                length_ps=None if length == "all" else parse_quantity("--wave-length", length, _TIMES), jump=jump)
+
+
+def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, wave: Wave | None) -> int:
     """Run each system and keep its result; the exit code. What is done when it stops early stays in the folder."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     system_name = ""
@@ -125,13 +155,13 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
         with RunProgress(errors, len(configuration.workload.requests)) as progress:
             for system in configuration.systems:
                 system_name = system.name
-                capture, wave_path = folder.prepare(system.name, wave=wave)
+                capture, wave_path = folder.prepare(system.name)
                 spec = RunSpec(
                     system=system, machine=configuration.machine, application=configuration.application,
                     requests=configuration.workload.requests, clients=configuration.clients,
                     link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
                     jump=configuration.jump, capture_path=str(capture.absolute()),
-                    wave=None if wave_path is None else Wave(path=str(wave_path)))
+                    wave=wave and msgspec.structs.replace(wave, path=f"{wave_path.absolute()}.{wave.format}"))
                 progress.start(system.name)
                 started_s = time.monotonic()
                 result = run_engine(spec, progress.update)

@@ -112,7 +112,7 @@ Progress = Callable[[int, int], None]
 class RunError(RuntimeError):
     """A run that could not go on: says what happened, and at what simulated time.
 
-    Attribute: `trace`, the traceback of what a peer, an application or the driver raised; empty if the run just stalled.
+    Attribute: `trace`, the traceback of what a peer, an application or the driver raised; empty if nobody did.
     """
 
     def __init__(self, message: str, trace: str = "") -> None:

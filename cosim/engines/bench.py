@@ -6,10 +6,10 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from cosim.engines.base import DeviceCounts, Progress, RunSpec, SystemResult
-from cosim.engines.bus import Bus, BusTiming
+from cosim.engines.bus import Bus, BusTiming, Judge
 from cosim.experiment import Experiment
 from cosim.mac import Mac
-from cosim.machine import Machine
+from cosim.machine import Fault, Machine
 from cosim.memory import HostMemory
 from host_driver.port import Port
 from host_driver.runtime import Kernel
@@ -35,13 +35,27 @@ class CountingPort(Port, Protocol):
 class Bench(Protocol):
     """What runs round a simulated device; a context manager whose end closes its files."""
 
-    config: NicConfig
-    kernel: Kernel
-    memory: HostMemory
-    mac: Mac
-    bus: Bus
+    @property
+    def config(self) -> NicConfig:
+        """The device's."""
 
-    def __enter__(self) -> Bench: ...
+    @property
+    def kernel(self) -> Kernel:
+        """The host's clock."""
+
+    @property
+    def memory(self) -> HostMemory:
+        """The host's."""
+
+    @property
+    def mac(self) -> Mac:
+        """The device's end of the wire."""
+
+    @property
+    def bus(self) -> Bus:
+        """Between host and device."""
+
+    def __enter__(self) -> Any: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None: ...
@@ -66,7 +80,25 @@ def bus_timing(machine: Machine, config: NicConfig, seed: int = 0) -> BusTiming:
     return BusTiming(
         read_latency_cycles=cycles(bus.dma_read_latency_ns), write_latency_cycles=cycles(bus.dma_write_latency_ns),
         mmio_read_cycles=cycles(bus.mmio_read_ns), mmio_write_cycles=cycles(bus.mmio_write_ns),
-        bytes_per_cycle=bus.bandwidth_bytes_per_s / config.clock_hz, seed=seed)
+        bytes_per_cycle=bus.bandwidth_bytes_per_s / config.clock_hz, duplex=bus.duplex,
+        tlp_overhead_bytes=bus.tlp_overhead_bytes, max_payload_bytes=bus.max_payload_bytes,
+        max_read_request_bytes=bus.max_read_request_bytes, tags=bus.tags, reorder_cycles=cycles(bus.reorder_ns),
+        interleave=bus.interleave, seed=seed)
+
+
+def scripted(faults: list[Fault]) -> Judge | None:
+    """What answers the bursts that a machine's faults name with an error; None when there are none."""
+    if not faults:
+        return None
+    seen = {"read": 0, "write": 0}
+
+    def judge(address: int, is_write: bool) -> bool:
+        direction = "write" if is_write else "read"
+        seen[direction] += 1
+        return any(fault.direction == direction and fault.first <= seen[direction] < fault.first + fault.count
+                   for fault in faults)
+
+    return judge
 
 
 class ExperimentBench:
@@ -78,7 +110,7 @@ class ExperimentBench:
         self.kernel = self._experiment.kernel
         self.memory = self._experiment.memory
         self.mac = self._experiment.wire
-        self.bus = Bus(bus_timing(spec.machine, self.config, spec.seed))
+        self.bus = Bus(bus_timing(spec.machine, self.config, spec.seed), scripted(spec.machine.bus.faults))
 
     def __enter__(self) -> ExperimentBench:
         self._experiment.__enter__()

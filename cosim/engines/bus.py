@@ -2,8 +2,8 @@
 
 Times are edges of the device's clock. A bus is shared (PCI: one burst at a time, both directions together) or duplex
 (PCIe: each direction for itself, requests of reads among the device's writes). A burst waits for its turn, takes
-its bytes' time with the overhead of its packets, and a read's data comes as one block behind it. `cosim/transactors/bus.h`
-says the same in C++, with the same numbers; inside, time is counted in fractions of a cycle.
+its bytes' time with the overhead of its packets, and a read's data comes as one block behind it.
+`cosim/transactors/bus.h` says the same in C++, with the same numbers; inside, time is counted in fractions of a cycle.
 """
 
 from __future__ import annotations

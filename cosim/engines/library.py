@@ -54,7 +54,7 @@ class Status(ctypes.Structure):
     """`Status` in transactors.h."""
 
     _fields_ = [
-        ("now_ps", ctypes.c_int64), ("next_ps", ctypes.c_int64), ("edge", ctypes.c_int64), ("cycles", ctypes.c_int64), ("irq", ctypes.c_uint64),
+        *((name, ctypes.c_int64) for name in ("now_ps", "next_ps", "edge", "cycles")), ("irq", ctypes.c_uint64),
         ("error_irq", ctypes.c_uint32), ("stop", ctypes.c_uint32),
         *((name, ctypes.c_int64) for name in (
             "interrupts", "dma_read_bytes", "dma_write_bytes", "reads_in_flight", "most_reads_in_flight",
@@ -123,7 +123,7 @@ class Library:
         self.raw.memnic_set_bus(ctypes.byref(bus_settings(bus)))
 
     def watch(self, judge: Callable[[int, int, bool], bool] | None, *, watched: bool) -> None:
-        """`judge(time_ps, address, is_write)` decides which bursts fail; keep bursts and rises of lines if `watched`."""
+        """`judge(time_ps, address, is_write)` decides which bursts fail; bursts and rises are kept if `watched`."""
         self._judge = JUDGE(lambda time, address, write: judge(time, address, bool(write))) if judge else JUDGE()
         self.raw.memnic_watch(self._judge, watched)
 
@@ -158,10 +158,10 @@ class Library:
 
 def bus_settings(timing: BusTiming) -> BusSettings:
     """A bus's timing as C++ has it."""
-    return BusSettings(*(int(getattr(timing, name)) for name, _ in BusSettings._fields_[:-1]), timing.seed)
+    return BusSettings(*(int(getattr(timing, field[0])) for field in BusSettings._fields_))
 
 
 def mac_settings(timing: MacTiming) -> MacSettings:
     """A MAC's timing as C++ has it."""
     values = {**asdict(timing), "max_frame_bytes": MAX_FRAME_BYTES}
-    return MacSettings(*(values[name] for name, _ in MacSettings._fields_))
+    return MacSettings(*(values[field[0]] for field in MacSettings._fields_))

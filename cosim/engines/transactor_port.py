@@ -188,6 +188,6 @@ class TransactorPort:
 
 
 def check_block(address: int, data: bytes) -> None:
-    """Raises ValueError for a write-combined block of another size or place than 64 aligned bytes on a doorbell page."""
+    """Raises ValueError for a write-combined block that is not 64 aligned bytes on a doorbell page."""
     if len(data) != BLOCK_BYTES or address < DOORBELL_BASE or address % BLOCK_BYTES:
         raise ValueError(f"a block write is 64 aligned bytes on a doorbell page, not {len(data)} at {address:#x}")

@@ -48,6 +48,7 @@ class Engine {
     if (!wave_->isOpen()) return 0;
     window_ = window;
     if (window.from_ps >= 0) transactors->attention = edge_from(window.from_ps);
+    transactors->jump_on = window.jump;
     return 1;
 #else
     return 0;
@@ -56,7 +57,8 @@ class Engine {
 
   void close_wave() {
 #if VM_TRACE
-    if (wave_) wave_->close();
+    if (!wave_) return;
+    wave_->close();
     wave_.reset();
     transactors->jump_here = true;
 #endif
@@ -135,7 +137,6 @@ class Engine {
     if (!dumping_ && edge >= 0 && begins(now)) {
       dumping_ = true;
       end_ = now + std::min(window_.length_ps, INT64_MAX / 2);
-      transactors->attention = NEVER;
       transactors->jump_here = window_.jump;
     }
     if (dumping_) wave_->dump(static_cast<uint64_t>(now));

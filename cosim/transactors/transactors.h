@@ -74,7 +74,8 @@ class Transactors {
 
   bool jump = true;
   bool jump_here = true;    // false while a wave is taken without jumps
-  Edge attention = NEVER;   // an edge that no jump may leave out
+  Edge attention = NEVER;   // an edge that no jump may leave out, where such a wave begins
+  bool jump_on = true;      // `jump_here` from there on
 
   void wake_on(uint64_t lines, bool error) {
     wake_lines_ = lines;
@@ -140,6 +141,10 @@ class Transactors {
     const Edge edge = edge_ = next_edge_;
     next_edge_ = edge + 1;
     in_.jump = 0;
+    if (edge >= attention) {
+      attention = NEVER;
+      jump_here = jump_on;
+    }
     uint32_t stop = show_interrupts(edge, out);
     if (out.flags & ERROR_COMPLETION) ++status.error_completions;
 
@@ -183,7 +188,7 @@ class Transactors {
     if (next >= NEVER && limit_edge_ >= NEVER) return STOP_DEAD;
     const bool jumps = jump && jump_here;
     if (next > limit_edge_ && (jumps || edge >= limit_edge_)) return STOP_LIMIT;
-    next = attention > edge ? std::min(next, attention) : next;
+    next = std::min(next, attention);
     if (!jumps || next <= edge + 1) return 0;
     in_.jump = 1;
     in_.jump_to = static_cast<uint64_t>(next);

@@ -150,7 +150,7 @@ def test_random_workloads_are_served_by_both(seed: int) -> None:
 
 def test_a_wave_is_refused_without_rtl(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--wave"):
-        in_process.run(spec(SYSTEMS["nic-dumb"], synthetic(1).requests, wave=Wave(path=str(tmp_path / "w.vcd"))), nothing)
+        in_process.run(spec(SYSTEMS["nic-dumb"], synthetic(1).requests, wave=Wave(path=str(tmp_path / "w"))), nothing)
 
 
 def test_a_file_that_arrives_wrong_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

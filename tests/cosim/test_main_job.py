@@ -1,4 +1,4 @@
-"""The main job on RTL: both systems serve a small log on the compiled engine, with and without jumping over idle time."""
+"""The main job on RTL: both systems serve a small log on the compiled engine, with and without jumping over time."""
 
 from __future__ import annotations
 

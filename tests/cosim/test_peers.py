@@ -9,8 +9,8 @@ from ipaddress import IPv4Address
 import pytest
 
 from cosim import http
-from cosim.peers import Client, client_addresses
 from cosim.mac import TransmitFifo
+from cosim.peers import Client, client_addresses
 from cosim.wire import Wire
 from cosim.workload import Request
 from host_driver.account import NullAccount

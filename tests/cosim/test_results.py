@@ -51,11 +51,11 @@ def test_only_the_wall_clock_differs_between_equal_runs(tmp_path: Path) -> None:
 
 def test_captures_and_waves_of_an_earlier_run_go(tmp_path: Path) -> None:
     folder = ResultsFolder(tmp_path, configuration())
-    capture, wave = folder.prepare("nic-dumb", wave=True)
-    assert wave is not None
-    assert (capture, wave) == (tmp_path / "nic-dumb" / "wire.pcapng", tmp_path / "nic-dumb" / "wave.vcd")
-    capture.touch()
-    wave.touch()
-    assert folder.prepare("nic-dumb", wave=False) == (capture, None)
-    assert not capture.exists()
-    assert not wave.exists()
+    capture, wave = folder.prepare("nic-dumb")
+    assert (capture, wave) == (tmp_path / "nic-dumb" / "wire.pcapng", tmp_path / "nic-dumb" / "wave")
+    waves = [wave.with_suffix(f".{kind}") for kind in ("vcd", "fst")]
+    for path in (capture, *waves):
+        path.touch()
+    assert folder.prepare("nic-dumb") == (capture, wave)
+    for path in (capture, *waves):
+        assert not path.exists()

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import pytest
 from vcdvcd import VCDVCD
 
-from cosim.engines import cocotb_engine
+from cosim import builds
+from cosim.engines import compiled
+from cosim.engines.base import SystemResult, Wave
 from cosim.experiment import SERVER_MAC
 from cosim.systems import SYSTEMS
 from cosim.workload import Request
@@ -30,18 +32,18 @@ WIRE_OVERHEAD_BYTES = 24
 """Preamble, FCS and the gap between frames."""
 BIT_RATE = 10**9
 
-CLOCK = "simulation_top.clk"
-NOW = "simulation_top.now[63:0]"
-STREAM = "simulation_top.nic.m_axis_tx__"
+TOP = "TOP.memnic_wrapper.top"
+NIC = f"{TOP}.nic"
+CLOCK = f"{TOP}.clk"
+NOW = f"{TOP}.now[63:0]"
+STREAM = f"{NIC}.m_axis_tx__"
 VALID, READY, LAST = f"{STREAM}valid", f"{STREAM}ready", f"{STREAM}payload.last"
 DATA, KEEP = (f"{STREAM}payload.{field}[{width - 1}:0]"
               for field, width in (("data", 8 * CONFIG.mac_bytes), ("keep", CONFIG.mac_bytes)))
 
-LOOKED_AT = (
-    "simulation_top.nic.s_axil__aw__payload.addr[16:0]", "simulation_top.nic.m_axi_read__ar__payload.addr[63:0]",
-    "simulation_top.nic.m_axi_write__w__payload.last", "simulation_top.nic.irq[4:0]", "simulation_top.nic.quiet",
-    "simulation_top.nic.transmit.headers.send.segments[15:0]",
-)
+LOOKED_AT = tuple(f"{NIC}.{name}" for name in (
+    "s_axil__aw__payload.addr[16:0]", "m_axi_read__ar__payload.addr[63:0]", "m_axi_write__w__payload.last", "irq[4:0]",
+    "quiet", "transmit.headers.send.segments[15:0]"))
 """Other signals that a person looks for."""
 
 
@@ -54,14 +56,19 @@ class Frame(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """One file served by `nic-tso` over RTL on Verilator: its wave and its capture."""
+    """One file served by `nic-tso`: the wave of the whole run, idle time jumped over, and its capture."""
     folder = tmp_path_factory.mktemp("run")
     wave, capture = folder / "wave.vcd", folder / "wire.pcapng"
     requests = [Request("GET", "/a", 200, FILE_BYTES)]
-    job = spec(SYSTEMS["nic-tso"], requests, clients=1, link_bit_rate=BIT_RATE, wave_path=str(wave),
-               capture_path=str(capture))
-    cocotb_engine.run(job, nothing)
+    serve(capture, Wave(path=str(wave), jump=True), requests)
     return wave, capture
+
+
+def serve(capture: Path, wave: Wave | None, requests: list[Request], **changes: object) -> SystemResult:
+    """One client of `nic-tso`."""
+    job = spec(SYSTEMS["nic-tso"], requests, clients=1, link_bit_rate=BIT_RATE, capture_path=str(capture), wave=wave,
+               **changes)
+    return compiled.run(job, nothing)
 
 
 def rising_edges(wave: VCDVCD) -> list[int]:
@@ -117,7 +124,74 @@ def test_now_and_the_names_that_people_look_for(run: tuple[Path, Path]) -> None:
     wave = VCDVCD(str(run[0]), signals=[CLOCK, NOW, *LOOKED_AT])
     for name in LOOKED_AT:
         assert len(wave[name].tv) > 1, f"{name} never changes"
-    cycles = [int(wave[NOW][time - 1], 2) for time in rising_edges(wave)[8:]]
+    cycles = cycles_of(wave)
     steps = [after - before for before, after in itertools.pairwise(cycles)]
-    assert min(steps) == 1  # after reset `now` counts
-    assert max(steps) > 1000  # and idle time is jumped over
+    assert min(steps) == 1
+    assert max(steps) > 1000  # idle time is jumped over
+
+
+def cycles_of(wave: VCDVCD) -> list[int]:
+    """`now` behind each rising edge; the wave's own time must be that edge's, in picoseconds."""
+    edges = rising_edges(wave)
+    cycles = [int(wave[NOW][time], 2) for time in edges]
+    assert edges == [cycle * 10**12 // CONFIG.clock_hz for cycle in cycles]
+    return cycles
+
+
+REQUESTS = [Request("GET", "/a", 200, FILE_BYTES), Request("GET", "/b", 200, 1)]
+LENGTH_PS = 30_000_000
+
+
+def window(tmp_path: Path, **where: object) -> tuple[list[int], list[tuple[int, bytes]], SystemResult]:
+    """Cycles of a window, the whole run's frames, and its result."""
+    path, capture = tmp_path / "part.vcd", tmp_path / "part.pcapng"
+    wave = Wave(path=str(path), length_ps=LENGTH_PS, **where)  # type: ignore[arg-type]
+    result = serve(capture, wave, REQUESTS)
+    return cycles_of(VCDVCD(str(path), signals=[CLOCK, NOW])), captured_frames(capture), result
+
+
+def test_a_window_from_a_time_leaves_out_no_cycle_and_changes_nothing(tmp_path: Path) -> None:
+    from_ps = 1_234_000_001
+    cycles, frames, result = window(tmp_path, from_ps=from_ps)
+    first = -(-from_ps * CONFIG.clock_hz // 10**12)
+    assert cycles[0] == first
+    last = -(-(first * 10**12 // CONFIG.clock_hz + LENGTH_PS) * CONFIG.clock_hz // 10**12)
+    assert cycles == list(range(first, last + 1))
+    plain = tmp_path / "plain.pcapng"
+    assert serve(plain, None, REQUESTS) == result
+    assert captured_frames(plain) == frames
+
+
+def test_a_window_from_a_frame_begins_when_its_last_beat_has_crossed_the_mac(tmp_path: Path) -> None:
+    number = 7
+    cycles, _, _ = window(tmp_path, frame=number)
+    with RawPcapNgReader(str(tmp_path / "part.pcapng")) as reader:
+        times_ns = [(meta.tshigh << 32) + meta.tslow for _, meta in reader]
+    begin_ns = cycles[0] * 10**9 // CONFIG.clock_hz
+    # At the MAC a sent frame is before its time on the wire, a received one behind it; both by less than 13 us here.
+    assert times_ns[number - 2] - 13_000 < begin_ns < times_ns[number] + 13_000
+    assert set(itertools.starmap(lambda a, b: b - a, itertools.pairwise(cycles))) == {1}
+
+
+def test_a_window_from_an_error_stays_empty_when_there_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "none.vcd"
+    serve(tmp_path / "none.pcapng", Wave(path=str(path), error=True), REQUESTS)
+    assert b"\n#" not in path.read_bytes()
+
+
+def test_a_wave_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory"):
+        serve(tmp_path / "x.pcapng", Wave(path=str(tmp_path / "no" / "x.vcd")), REQUESTS)
+
+
+@pytest.mark.skipif(not builds.has_fst(), reason="headers of lz4 and zlib are missing: install liblz4-dev zlib1g-dev")
+def test_fst_has_the_same_window(tmp_path: Path) -> None:
+    path = tmp_path / "part.fst"
+    serve(tmp_path / "part.pcapng", Wave(path=str(path), format="fst", frame=7, length_ps=LENGTH_PS), REQUESTS)
+    data = path.read_bytes()
+    # The header block: type 0, 329 bytes, first and last time in the file (format as GTKWave's manual, appendix FST).
+    assert data[:9] == bytes([0]) + (329).to_bytes(8, "big")
+    first, last = (int.from_bytes(data[at : at + 8], "big") for at in (9, 17))
+    cycles, _, _ = window(tmp_path, frame=7)
+    assert first == cycles[0] * 10**12 // CONFIG.clock_hz
+    assert cycles[-1] * 10**12 // CONFIG.clock_hz <= last < first + LENGTH_PS + 20_000

@@ -6,8 +6,6 @@ import itertools
 import logging
 from pathlib import Path
 
-import pytest
-
 from cosim.mac import MacTiming, TransmitFifo
 from cosim.pcapng import PcapngWriter
 from cosim.wire import Link, Wire

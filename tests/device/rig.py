@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,0 +1,32 @@
+"""Benches: what `memnic bench` measures. All ratios come from one run on one machine."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cosim.benches.rows import Row
+
+
+class BenchOptions(NamedTuple):
+    """What a user may set."""
+
+    log: Path | None
+    """A web server's log, for benches that serve one."""
+    say: Callable[[str], None]
+    """Called with what is being measured."""
+
+
+BENCHES: dict[str, tuple[str, str]] = {
+    "engine": ("cosim.benches.engine:measure", "speed of the simulation engines"),
+}
+"""Name -> (`module:function` that takes BenchOptions and returns rows, what it measures)."""
+
+
+def measure(name: str, options: BenchOptions) -> list[Row]:
+    """The rows of one bench."""
+    module, _, function = BENCHES[name][0].partition(":")
+    rows: list[Row] = getattr(importlib.import_module(module), function)(options)
+    return rows

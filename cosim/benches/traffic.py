@@ -1,0 +1,173 @@
+"""Traffic at full rate both ways, for benches: segmented sends of 64 KB, and frames that arrive without a pause.
+
+The host polls its rings now and then, in bursts; the peer only counts.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from cosim.engines.bench import CountingPort
+from cosim.engines.bus import Bus, BusTiming
+from cosim.mac import PS_PER_S, MacTiming, SentFrame
+from cosim.memory import HostMemory
+from host_driver.account import NullAccount
+from host_driver.channel import Channel
+from host_driver.nic import Nic
+from host_driver.rings import Descriptor, Piece
+from host_driver.runtime import Kernel
+from nic_model.contract import CONFIGS, KeyRight, Opcode, OperationMask
+
+SEND_BYTES = 1 << 16
+MSS = 1460
+SENDS_IN_FLIGHT = 4
+BUFFERS = 256
+BUFFER_BYTES = 2048
+FRAME_BYTES = 1514
+
+LOOK_PS = 40_000_000
+"""Between two looks at the rings: 40 us."""
+
+OWN_MAC, PEER_MAC = bytes([2, 0, 0, 0, 0, 1]), bytes([2, 0, 0, 0, 0, 2])
+
+BUS = BusTiming(read_latency_cycles=100, write_latency_cycles=40, mmio_read_cycles=100, mmio_write_cycles=20,
+                bytes_per_cycle=64.0)
+"""Near and fast enough never to be what limits."""
+
+NOBODY = NullAccount()
+
+
+class TrafficSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How much traffic."""
+
+    device: str
+    cycles: int
+    """Of the device's clock, after a start of one look at the rings."""
+
+
+class TrafficFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it."""
+
+    cycles: int
+    seconds: float
+    """Of real time, for these cycles."""
+    frames_sent: int
+    frames_received: int
+
+
+class TrafficBench:
+    """Implements `cosim.engines.bench.Bench`."""
+
+    def __init__(self, spec: TrafficSpec) -> None:
+        self._spec = spec
+        self.config = CONFIGS[spec.device]
+        self.kernel = Kernel()
+        self.memory = HostMemory(1 << 22)
+        self.bus = Bus(BUS)
+        self.timing = MacTiming(bit_rate=8 * self.config.mac_bytes * self.config.clock_hz, lookahead_ps=LOOK_PS)
+        self.deliver: Callable[[bytes, bool, int], None] = lambda frame, bad, time_ps: None
+        self.mac = self
+        self._frames_sent = 0
+        self._frames_received = 0
+        self._done = False
+        self._figures: TrafficFigures | None = None
+
+    def __enter__(self) -> TrafficBench:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        return
+
+    def transmitted(self, frames: Sequence[SentFrame]) -> None:
+        """The peer counts."""
+        self._frames_sent += len(frames)
+
+    def start(self, port: CountingPort) -> None:
+        """Begin."""
+        self.kernel.spawn(self._run(port), "traffic")
+
+    def finished(self) -> bool:
+        """Whether all cycles have passed."""
+        return self._done
+
+    def outcome(self, port: CountingPort) -> TrafficFigures:
+        """What was measured."""
+        assert self._figures is not None
+        return self._figures
+
+    async def _run(self, port: CountingPort) -> None:
+        nic = await Nic.probe(port)
+        nic.set_mac_address(OWN_MAC)
+        sender = await nic.open_channel(1, operations=OperationMask.SEND_SEGMENTED, vector=0, tx_log2=5, rx_log2=4)
+        receiver = await nic.open_channel(0, operations=OperationMask.RECEIVE_RAW, vector=0, tx_log2=4, rx_log2=8)
+        data = self.memory.allocate(SEND_BYTES, 4096)
+        buffers = self.memory.allocate(BUFFERS * BUFFER_BYTES, 4096)
+        key = nic.register_memory(data, SEND_BYTES, KeyRight.READ, 1, NOBODY)
+        buffers_key = nic.register_memory(buffers, BUFFERS * BUFFER_BYTES, KeyRight.WRITE, 0, NOBODY)
+        send = Descriptor(Opcode.SEND_SEGMENTED, _template(), (Piece(key.value, 0, SEND_BYTES),), mss=MSS, l3_offset=14,
+                          l4_offset=34, checksum_offset=50)
+        for number in range(BUFFERS - 1):
+            receiver.post(Piece(buffers_key.value, number * BUFFER_BYTES, BUFFER_BYTES), number, number)
+        for _ in range(SENDS_IN_FLIGHT):
+            sender.submit(send, None)
+        nic.enable_receive(True)
+        receiver.ring_doorbell(NOBODY)
+        sender.ring_doorbell(NOBODY)
+        arrives_ps = self._arrivals(self.kernel.now + LOOK_PS)
+        await self._look(sender, receiver, send, buffers_key.value)
+        begin_ps, begin_s = self.kernel.now, time.perf_counter()
+        before = self._frames_sent, self._frames_received
+        while self._cycles(begin_ps) < self._spec.cycles:
+            arrives_ps = self._arrivals(arrives_ps)
+            await self._look(sender, receiver, send, buffers_key.value)
+        self._figures = TrafficFigures(
+            cycles=self._cycles(begin_ps), seconds=time.perf_counter() - begin_s,
+            frames_sent=self._frames_sent - before[0], frames_received=self._frames_received - before[1])
+        self._done = True
+
+    async def _look(self, sender: Channel, receiver: Channel, send: Descriptor, key: int) -> None:
+        """Sleep, then take what has finished, and put as much in its place."""
+        await self.kernel.sleep(min(LOOK_PS, self._spec.cycles * PS_PER_S // self.config.clock_hz))
+        for done in sender.completions():
+            assert not done.completion.status, done
+            sender.submit(send, None)
+        for done in receiver.completions():
+            assert not done.completion.status, done
+            self._frames_received += 1
+            receiver.post(Piece(key, done.handle * BUFFER_BYTES, BUFFER_BYTES), done.handle, done.handle)
+        sender.ring_doorbell(NOBODY)
+        receiver.ring_doorbell(NOBODY)
+
+    def _arrivals(self, from_ps: int) -> int:
+        """Frames for all the time until the next look but one; returns when the next could come."""
+        each_ps = -(-(FRAME_BYTES + self.timing.overhead_bytes) * 8 * PS_PER_S // self.timing.bit_rate)
+        while from_ps < self.kernel.now + 2 * LOOK_PS:
+            self.deliver(_FRAME, False, from_ps)
+            from_ps += each_ps
+        return from_ps
+
+    def _cycles(self, since_ps: int) -> int:
+        return (self.kernel.now - since_ps) * self.config.clock_hz // PS_PER_S
+
+
+def make(arguments: Any, folder: Path) -> TrafficBench:
+    """The maker that a simulator process calls."""
+    return TrafficBench(msgspec.convert(arguments, TrafficSpec))
+
+
+def _template() -> bytes:
+    """Ethernet, IPv4 and TCP headers as a segmented send has them; checksums are the device's work."""
+    return (PEER_MAC + OWN_MAC + b"\x08\x00"
+            + struct.pack(">BBHHHBBH4s4s", 0x45, 0, 0, 1, 0, 64, 6, 0, bytes(4), bytes(4))
+            + struct.pack(">HHIIBBHHH", 80, 1024, 1, 1, 0x50, 0x18, 0xFFFF, 0, 0))
+
+
+_FRAME = (OWN_MAC + PEER_MAC + _template()[12:]).ljust(FRAME_BYTES, b"\x55")
