@@ -87,7 +87,7 @@ def _build(config: NicConfig, target: Target, folder: Path) -> None:
 def _build_library(config: NicConfig, work: Path, target: Target) -> None:
     _write_device(config, work, wrapped=True)
     _verilate(work, target, [TRANSACTORS / "engine.cpp", TRANSACTORS / "interface.cpp"], prefix="Vwrapper",
-              options=["-CFLAGS", f"-fPIC -std=c++17 -I{work} -I{TRANSACTORS}", "-LDFLAGS", "-shared",
+              options=["-CFLAGS", f"-fPIC -std=c++17 -DVL_USER_FATAL -I{work} -I{TRANSACTORS}", "-LDFLAGS", "-shared",
                        "-o", LIBRARY_NAME],
               optimisation="-O1")
 

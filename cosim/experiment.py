@@ -24,6 +24,7 @@ from cosim.pcapng import PcapngWriter
 from cosim.peers import Client, client_addresses
 from cosim.processor import Item, Processors
 from cosim.wire import Wire
+from cosim.workload import Request
 from host_driver.port import Port
 from host_driver.runtime import Kernel
 
@@ -67,6 +68,7 @@ class Experiment:
         self.wire = Wire(self.kernel, bit_rate=spec.link_bit_rate, capture=self._capture)
         self._on_progress = on_progress
         self._latencies_ps: list[int] = []
+        self._body_bytes = 0
         self._device_counts: Callable[[], DeviceCounts] = _no_device
         self._books: list[_Books] = []
 
@@ -88,7 +90,18 @@ class Experiment:
         if not self.done:
             raise RuntimeError("the experiment is not done")
         start, end, rest = self._books
-        requests = len(self.spec.requests)
+        return self._figures(start, end, rest)
+
+    def partial(self) -> SystemResult | None:
+        """What was measured so far, of a run that is not done; None before the first answer."""
+        if not self._latencies_ps:
+            return None
+        self._look()
+        return self._figures(self._books[0], self._books[-1], self._books[-1])
+
+    def _figures(self, start: _Books, end: _Books, rest: _Books) -> SystemResult:
+        """From the start of the load to its end, and what came to rest behind it."""
+        requests = len(self._latencies_ps)
         cycles: dict[str, float] = {}
         items: dict[str, dict[str, ItemFigure]] = {}
         # Sorted, so that the sums and the result do not depend on the order in which items were first charged.
@@ -101,8 +114,9 @@ class Experiment:
         ordered_ps = sorted(self._latencies_ps)
         return SystemResult(
             system=self.spec.system.name,
+            complete=self.done,
             requests=requests,
-            body_bytes=sum(request.body_bytes for request in self.spec.requests),
+            body_bytes=self._body_bytes,
             duration_ps=duration_ps,
             requests_per_s=requests * PS_PER_SECOND / duration_ps,
             cycles=cycles,
@@ -147,8 +161,9 @@ class Experiment:
         return Client(self.kernel, self.wire, number=number, server_mac=SERVER_MAC, server_ip=SERVER_IP,
                       server_port=SERVER_PORT, rng=rng)
 
-    def _answered(self, latency_ps: int) -> None:
+    def _answered(self, request: Request, latency_ps: int) -> None:
         self._latencies_ps.append(latency_ps)
+        self._body_bytes += request.body_bytes
         self._on_progress(len(self._latencies_ps), self.kernel.now)
 
     async def _watch(self) -> None:

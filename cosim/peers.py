@@ -50,10 +50,10 @@ class Client:
         self._link = wire.attach(mac, self._receive)
         self._timer: Timer | None = None
 
-    async def run(self, requests: Iterator[tuple[int, Request]], done: Callable[[int], None]) -> None:
-        """Take requests until there are none left; `done(latency_ps)` after each. Raises VerificationError."""
+    async def run(self, requests: Iterator[tuple[int, Request]], done: Callable[[Request, int], None]) -> None:
+        """Take requests until there are none left; `done(request, latency_ps)` after each. Raises VerificationError."""
         for index, request in requests:
-            done(await self.fetch(index, request))
+            done(request, await self.fetch(index, request))
 
     async def fetch(self, index: int, request: Request) -> int:
         """One request on a connection of its own; its latency in picoseconds. Raises VerificationError."""

@@ -102,7 +102,8 @@ def print_report(console: Console, configuration: Configuration, results: Sequen
 def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
     """Systems side by side."""
     first = results[0]
-    table = _table(console, "Systems", "", *(result.system for result in results))
+    table = _table(console, "Systems", "", *(result.system if result.complete else f"{result.system} (interrupted)"
+                                             for result in results))
     if len(results) > 1:
         for result in results[1:]:
             table.add_column(f"{result.system} / {first.system}", justify="right")

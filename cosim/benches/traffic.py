@@ -103,6 +103,9 @@ class TrafficBench:
         assert self._figures is not None
         return self._figures
 
+    def partial(self, port: CountingPort) -> None:
+        """Nothing."""
+
     async def _run(self, port: CountingPort) -> None:
         nic = await Nic.probe(port)
         nic.set_mac_address(OWN_MAC)

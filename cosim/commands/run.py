@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cosim.builds import WAVE_FORMATS
 from cosim.cli import EXIT_FAILED, EXIT_INTERRUPTED
-from cosim.engines.base import Engine, RunError, RunSpec, Wave
+from cosim.engines.base import Engine, Interrupted, RunError, RunSpec, Wave
 from cosim.engines.registry import select_engine
 from cosim.errors import InputError, ToolError
 from cosim.machine import load_application, load_machine
@@ -150,7 +150,7 @@ def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, 
 def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, wave: Wave | None) -> int:
     """Run each system and keep its result; the exit code. What is done when it stops early stays in the folder."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    system_name = ""
+    system_name, started_s = "", 0.0
     try:
         with RunProgress(errors, len(configuration.workload.requests)) as progress:
             for system in configuration.systems:
@@ -167,7 +167,9 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
                 result = run_engine(spec, progress.update)
                 folder.add(result, time.monotonic() - started_s)
         folder.finish()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Interrupted) and stop.partial is not None:
+            folder.add(stop.partial, time.monotonic() - started_s)
         errors.print(f"memnic: interrupted in {system_name}; partial results are in {folder.path}", markup=False)
         return EXIT_INTERRUPTED
     except (RunError, ToolError, OSError) as error:

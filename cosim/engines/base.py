@@ -71,6 +71,8 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one run measured. Everything but `requests` and times is for each request, or a share."""
 
     system: str
+    complete: bool = True
+    """False for a run that was interrupted: then these are figures of the requests served until then."""
     requests: int
     body_bytes: int
     """Bytes of all bodies that clients received and compared."""
@@ -105,6 +107,14 @@ def failed_task(error: TaskFailed) -> RunError:
     return RunError(str(error), "".join(traceback.format_exception(cause)) if cause is not None else "")
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run that was interrupted from the keyboard. `partial`: what it had measured by then, if anything."""
+
+    def __init__(self, partial: SystemResult | None) -> None:
+        super().__init__()
+        self.partial = partial
+
+
 Progress = Callable[[int, int], None]
 """`progress(requests_done, simulated_ps)`, called when a request is done, and now and then."""
 
@@ -124,7 +134,7 @@ class Engine(Protocol):
     """Runs one system.
 
     Raises RunError when the run fails, InputError for a spec that it cannot run, OSError when a file cannot be
-    written. KeyboardInterrupt passes through; by then no process is left, and capture and wave are closed.
+    written, Interrupted on Ctrl-C; by then no process is left, and capture and wave are closed.
     """
 
     def __call__(self, spec: RunSpec, on_progress: Progress) -> SystemResult:

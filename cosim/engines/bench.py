@@ -69,6 +69,9 @@ class Bench(Protocol):
     def outcome(self, port: CountingPort) -> Any:
         """What came of it, as msgspec can write it in JSON."""
 
+    def partial(self, port: CountingPort) -> Any:
+        """What came of it until it was interrupted; None if nothing."""
+
 
 def bus_timing(machine: Machine, config: NicConfig, seed: int = 0) -> BusTiming:
     """A machine's bus in cycles of the device's clock, rounded up."""
@@ -132,3 +135,7 @@ class ExperimentBench:
     def outcome(self, port: CountingPort) -> SystemResult:
         """What was measured."""
         return self._experiment.result()
+
+    def partial(self, port: CountingPort) -> SystemResult | None:
+        """What was measured so far."""
+        return self._experiment.partial()

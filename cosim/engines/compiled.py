@@ -7,11 +7,12 @@ jumped over.
 from __future__ import annotations
 
 import ctypes
+import logging
 from pathlib import Path
 from typing import Any
 
 from cosim import builds
-from cosim.engines.base import Progress, RunSpec, SystemResult, Wave, failed_task
+from cosim.engines.base import Interrupted, Progress, RunError, RunSpec, SystemResult, Wave, failed_task
 from cosim.engines.bench import Bench, ExperimentBench
 from cosim.engines.library import Library, Stop
 from cosim.engines.transactor_port import TransactorPort
@@ -22,6 +23,8 @@ BUDGET_CYCLES = 50_000
 """Edges in one call at most, so that an interrupt from the keyboard is heard within a fraction of a second."""
 
 ALWAYS_PS = 1 << 61
+
+_LOG = logging.getLogger(__name__)
 
 
 class Window(ctypes.Structure):
@@ -44,7 +47,8 @@ class CompiledDevice:
         raw.memnic_record.argtypes, raw.memnic_record.restype = (ctypes.c_int64,), None
         raw.memnic_replay.argtypes, raw.memnic_replay.restype = (ctypes.c_int64,), ctypes.c_int64
         raw.memnic_open_wave.argtypes = (ctypes.c_char_p, ctypes.POINTER(Window))
-        raw.memnic_start.restype = raw.memnic_stop.restype = raw.memnic_close_wave.restype = None
+        raw.memnic_start.restype = raw.memnic_stop.restype = None
+        raw.memnic_fatal.restype = ctypes.c_char_p
         self.library = Library(raw)
         self._raw = raw
         self._wave = wave
@@ -54,8 +58,6 @@ class CompiledDevice:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self._wave is not None:
-            self._raw.memnic_close_wave()
         self._raw.memnic_stop()
         self.library.close()
 
@@ -68,6 +70,7 @@ class CompiledDevice:
         window = Window((wave.from_ps or 0) if by_time else -1, wave.frame or 0, wave.error,
                         ALWAYS_PS if wave.length_ps is None else wave.length_ps, wave.jump)
         if not self._raw.memnic_open_wave(str(path).encode(), ctypes.byref(window)):
+            self._check_fatal()
             raise OSError(f"cannot write the wave {path}")
 
     def run(self, port: TransactorPort, bench: Bench, *, jump: bool) -> None:
@@ -81,7 +84,25 @@ class CompiledDevice:
             while status.stop == Stop.BUDGET:
                 port.expect()
                 run(BUDGET_CYCLES)
+            if status.stop & Stop.FATAL:
+                self._check_fatal()
             port.deliver()
+
+    def close_wave(self) -> None:
+        """The run is over. Raises OSError when the wave could not be written."""
+        if self._wave is None:
+            return
+        began = self._raw.memnic_close_wave()
+        self._check_fatal()
+        if not began:
+            _LOG.warning("memnic: the wave %s is empty: its beginning has not come", self._wave.path)
+
+    def _check_fatal(self) -> None:
+        message = self._raw.memnic_fatal().decode()
+        if "bufferFlush" in message:
+            raise OSError(f"cannot write the wave: {message.partition(': ')[2]}")
+        if message:
+            raise RunError(f"Verilator says: {message}")
 
     def record(self, cycles: int) -> None:
         """Keep the device's inputs of so many edges from now on, for `replay`."""
@@ -102,7 +123,7 @@ def run_bench(bench: Bench, *, jump: bool = True, wave: Wave | None = None) -> A
     """Run a bench over the compiled device, and return its outcome.
 
     Raises RunError when the device or the bench fails, ToolError when the device cannot be built, OSError when a file
-    cannot be written; KeyboardInterrupt passes through, with all files closed.
+    cannot be written, Interrupted on Ctrl-C; all files are closed by then.
     """
     with bench, CompiledDevice(bench.config, wave) as device:
         port = TransactorPort(device.library, bench.config, bench.kernel, bench.memory, bench.mac, bench.bus)
@@ -113,4 +134,7 @@ def run_bench(bench: Bench, *, jump: bool = True, wave: Wave | None = None) -> A
             device.run(port, bench, jump=jump)
         except TaskFailed as error:
             raise failed_task(error) from error
+        except KeyboardInterrupt:
+            raise Interrupted(bench.partial(port)) from None
+        device.close_wave()
         return bench.outcome(port)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cosim.engines.base import DeviceCounts, Progress, RunError, RunSpec, SystemResult, failed_task
+from cosim.engines.base import DeviceCounts, Interrupted, Progress, RunError, RunSpec, SystemResult, failed_task
 from cosim.engines.model import ModelPort
 from cosim.errors import InputError
 from cosim.experiment import Experiment
@@ -26,6 +26,8 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
                 if time_ps is None:
                     raise RunError(experiment.stall_report())
                 kernel.run_until(time_ps)
+        except KeyboardInterrupt:
+            raise Interrupted(experiment.partial()) from None
         except TaskFailed as error:
             raise failed_task(error) from error
         return experiment.result()

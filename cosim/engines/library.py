@@ -31,6 +31,7 @@ class Stop(IntFlag):
     STUCK = 32
     BROKEN = 64
     BUDGET = 128
+    FATAL = 256
 
 
 class BusSettings(ctypes.Structure):

@@ -18,6 +18,9 @@ extern Transactors* transactors;
 
 namespace {
 
+std::string fatal;  // what Verilator could not do
+struct Fatal {};
+
 // Which part of a run a wave shows. Laid out as `Window` in cosim/engines/compiled.py.
 struct Window {
   int64_t from_ps;  // -1: not by time
@@ -36,6 +39,7 @@ class Engine {
     model_ = std::make_unique<Vwrapper>(&context_);
   }
   ~Engine() { close_wave(); }
+  bool dumped() const { return dumped_; }
   Engine(const Engine&) = delete;
 
   // A wave in the file of `path`, from the first edge at which its beginning has come, for `length_ps`. Without
@@ -44,7 +48,12 @@ class Engine {
 #if VM_TRACE
     wave_ = std::make_unique<Trace>();
     model_->trace(wave_.get(), 99);
-    wave_->open(path);
+    try {
+      wave_->open(path);
+    } catch (const Fatal&) {
+      wave_.release();
+      return 0;
+    }
     if (!wave_->isOpen()) return 0;
     window_ = window;
     if (window.from_ps >= 0) transactors->attention = edge_from(window.from_ps);
@@ -58,8 +67,13 @@ class Engine {
   void close_wave() {
 #if VM_TRACE
     if (!wave_) return;
-    wave_->close();
-    wave_.reset();
+    try {
+      wave_->close();
+      wave_.reset();
+    } catch (const Fatal&) {
+      wave_.release();  // it would try to write again
+    }
+    dumping_ = false;
     transactors->jump_here = true;
 #endif
   }
@@ -67,7 +81,14 @@ class Engine {
   // Run edges until the host must be called, `budget` at most.
   void run(int64_t budget) {
     for (; budget > 0; --budget) {
-      edge();
+      try {
+        edge();
+      } catch (const Fatal&) {
+        transactors->status.stop |= STOP_FATAL;
+#if VM_TRACE
+        wave_.release();  // it would try to write again
+#endif
+      }
       if (transactors->stop()) {
         transactors->count();
         return;
@@ -135,7 +156,7 @@ class Engine {
     const Edge edge = transactors->edge();
     const Ps now = time_of(edge);
     if (!dumping_ && edge >= 0 && begins(now)) {
-      dumping_ = true;
+      dumping_ = dumped_ = true;
       end_ = now + std::min(window_.length_ps, INT64_MAX / 2);
       transactors->jump_here = window_.jump;
     }
@@ -160,6 +181,7 @@ class Engine {
   int64_t recording_ = 0;
   size_t at_ = 0;
   bool replaying_ = false;
+  bool dumped_ = false;  // whether the wave's beginning has come
 #if VM_TRACE
   std::unique_ptr<Trace> wave_;
   Window window_{};
@@ -175,12 +197,20 @@ Engine* engine = nullptr;
 
 using namespace memnic;
 
+// Verilator's own would end the process, and with it all results. What was being done is given up at once: after a failed
+// write a wave's buffer may not be written to again.
+void vl_fatal(const char*, int, const char*, const char* message) {
+  fatal = message;
+  throw Fatal();
+}
+
 extern "C" {
 
 void memnic_tick(const uint32_t* outputs, uint32_t* inputs) { engine->tick(outputs, inputs); }
 
 void memnic_start() {
   delete engine;
+  fatal.clear();
   engine = new Engine;
 }
 
@@ -195,6 +225,14 @@ void memnic_record(int64_t edges) { engine->record(edges); }
 int64_t memnic_replay(int64_t times) { return engine->replay(times); }
 
 int memnic_open_wave(const char* path, const Window* window) { return engine->open_wave(path, *window); }
-void memnic_close_wave() { engine->close_wave(); }
+
+// Close the wave. Returns whether its beginning had come.
+int memnic_close_wave() {
+  engine->close_wave();
+  return engine->dumped();
+}
+
+// What Verilator could not do; empty if nothing.
+const char* memnic_fatal() { return fatal.c_str(); }
 
 }  // extern "C"

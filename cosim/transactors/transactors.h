@@ -26,6 +26,7 @@ enum Stop : uint32_t {
   STOP_STUCK = 32,     // the device works, but nothing has moved for too long
   STOP_BROKEN = 64,    // the device broke a rule: see `error`
   STOP_BUDGET = 128,   // so many edges have run in this call
+  STOP_FATAL = 256,    // the simulator itself cannot go on, for example because its wave cannot be written
 };
 
 // Laid out as `Status` in cosim/engines/library.py.

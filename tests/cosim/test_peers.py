@@ -78,7 +78,8 @@ class Bench:
         latencies_ps: list[int] = []
         requests = iter(enumerate(REQUESTS))
         for number, client in enumerate(self.clients):
-            self.kernel.spawn(client.run(requests, latencies_ps.append), f"client {number}")
+            self.kernel.spawn(client.run(requests, lambda _, latency_ps: latencies_ps.append(latency_ps)),
+                              f"client {number}")
         self.kernel.run_until(10**12)
         return latencies_ps
 

@@ -184,6 +184,14 @@ def test_a_wave_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         serve(tmp_path / "x.pcapng", Wave(path=str(tmp_path / "no" / "x.vcd")), REQUESTS)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("error", [False, True])
+def test_a_full_disk_is_told(error: bool, tmp_path: Path) -> None:
+    """At the header already, whether or not the window ever begins."""
+    with pytest.raises(OSError, match="cannot write the wave: No space left on device"):
+        serve(tmp_path / "x.pcapng", Wave(path="/dev/full", error=error), REQUESTS)
+
+
 @pytest.mark.skipif(not builds.has_fst(), reason="headers of lz4 and zlib are missing: install liblz4-dev zlib1g-dev")
 def test_fst_has_the_same_window(tmp_path: Path) -> None:
     path = tmp_path / "part.fst"
