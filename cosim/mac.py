@@ -82,6 +82,10 @@ class TransmitFifo:
         self._queued_bytes = 0
         self._free_at_ps = 0
 
+    def __len__(self) -> int:
+        """Frames that were in it when it was last asked for room."""
+        return len(self._leaving)
+
     def has_room(self, now_ps: int) -> bool:
         """Whether it takes a frame of any length."""
         leaving = self._leaving

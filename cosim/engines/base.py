@@ -49,6 +49,10 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Where every frame at the device's end of the wire is kept, as pcapng."""
     wave: Wave | None = None
     """What is kept of the device's signals."""
+    simulator: str = "verilator"
+    """Of the cocotb engine."""
+    transactors: str | None = None
+    """Of the cocotb engine; None: the simulator's own, see `cosim.engines.cocotb_engine.TARGETS`."""
 
 
 class DeviceCounts(msgspec.Struct, frozen=True, kw_only=True):

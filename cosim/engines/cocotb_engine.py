@@ -1,61 +1,39 @@
 """The engine that runs the RTL under cocotb, in a simulator process of its own.
 
 This process builds the simulation (from the cache, mostly), starts it, follows its progress and reads its outcome.
-What runs inside the simulator is a `Bench`: for `memnic run` an `Experiment`, for a test whatever it wants.
+What runs inside the simulator is a `Bench`: for `memnic run` an `ExperimentBench`, for a test whatever it wants.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from cosim import simulators
-from cosim.engines.base import DeviceCounts, Progress, RunError, RunSpec, SystemResult
-from cosim.engines.bus import Bus, BusTiming
-from cosim.engines.lean import LeanPort
-from cosim.errors import InputError
-from cosim.experiment import Experiment
-from cosim.mac import Mac
-from cosim.machine import Machine
-from cosim.memory import HostMemory
-from host_driver.runtime import Kernel
+from cosim import builds, simulators
+from cosim.engines.base import Interrupted, Progress, RunError, RunSpec, SystemResult, Wave
+from cosim.engines.bench import ExperimentBench
+from cosim.errors import InputError, ToolError
 from nic_model.contract import CONFIGS, NicConfig
+
+TARGETS: dict[tuple[str, str], builds.Target] = {
+    ("verilator", "compiled"): builds.COCOTB,
+    ("verilator", "cocotbext-axi"): builds.AMBA_VERILATOR,
+    ("icarus", "lean"): builds.LEAN_ICARUS,
+    ("icarus", "cocotbext-axi"): builds.AMBA_ICARUS,
+}
+"""(simulator, transactors) -> what is built for them; the preferred transactors of a simulator first."""
 
 RUN_FOLDER = "MEMNIC_RUN_FOLDER"
 """Environment variable that tells the simulator process its folder."""
 
-BENCH_NAME, OUTCOME_NAME, PROGRESS_NAME, LOG_NAME = "bench.json", "outcome.json", "progress", "simulator.log"
+JOB_NAME, OUTCOME_NAME, PROGRESS_NAME, LOG_NAME = "job.json", "outcome.json", "progress", "simulator.log"
 
 POLL_S = 0.05
-
-
-class Bench(Protocol):
-    """What runs round a simulated device; a context manager whose end closes its files."""
-
-    config: NicConfig
-    kernel: Kernel
-    memory: HostMemory
-    mac: Mac
-    bus: Bus
-
-    def __enter__(self) -> Bench: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None: ...
-
-    def start(self, port: LeanPort) -> None:
-        """The device is out of reset."""
-
-    def finished(self) -> bool:
-        """Whether to stop; asked once a cycle."""
-
-    def outcome(self, port: LeanPort) -> Any:
-        """What came of it, as msgspec can write it in JSON."""
 
 
 class BenchSpec(msgspec.Struct, frozen=True):
@@ -66,12 +44,20 @@ class BenchSpec(msgspec.Struct, frozen=True):
     jump: bool = True
 
 
+class Job(msgspec.Struct, frozen=True):
+    """What a simulator process is to do."""
+
+    bench: BenchSpec
+    transactors: str
+
+
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a simulator process ended."""
 
     kind: str
     """done, interrupted, input (InputError), os (OSError) or failed."""
     value: Any = None
+    """What the bench had to say; what it had by then, if it was interrupted."""
     message: str = ""
     trace: str = ""
     number: int = 0
@@ -79,36 +65,89 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
-    """Implements `cosim.engines.base.Engine` on Verilator."""
-    value = run_bench(CONFIGS[spec.device], BenchSpec("cosim.engines.cocotb_engine:ExperimentBench",
-                                                      msgspec.to_builtins(spec), spec.jump),
-                      wave=Path(spec.wave_path) if spec.wave_path else None, on_progress=on_progress)
+    """Implements `cosim.engines.base.Engine`, with the spec's simulator and transactors."""
+    bench = BenchSpec("cosim.engines.cocotb_engine:make_experiment", msgspec.to_builtins(spec), spec.jump)
+    try:
+        value = run_bench(CONFIGS[spec.device], bench, simulator=spec.simulator, transactors=spec.transactors,
+                          wave=spec.wave, on_progress=on_progress)
+    except Interrupted as stop:
+        raise Interrupted(msgspec.convert(stop.partial, SystemResult | None)) from None
     return msgspec.convert(value, SystemResult)
 
 
-def run_bench(config: NicConfig, bench: BenchSpec, *, simulator: str = "verilator", wave: Path | None = None,
-              on_progress: Progress | None = None) -> Any:
+def make_experiment(arguments: Any, folder: Path) -> ExperimentBench:
+    """The maker of a run's bench, in the simulator process; its progress goes to a file of the folder."""
+    def tell(done: int, time_ps: int) -> None:
+        with (folder / PROGRESS_NAME).open("a") as progress:
+            progress.write(f"{done} {time_ps}\n")
+
+    return ExperimentBench(msgspec.convert(arguments, RunSpec), tell)
+
+
+def run_bench(config: NicConfig, bench: BenchSpec, *, simulator: str = "verilator", transactors: str | None = None,
+              wave: Wave | None = None, on_progress: Progress | None = None) -> Any:
     """Build the device, run a bench in its simulator, and return the bench's outcome.
 
-    Raises RunError when the bench or the simulator fails, InputError and OSError as the bench raised them, ToolError
-    when the simulation cannot be built. On KeyboardInterrupt the simulator is stopped first, and its files are closed.
+    Parameters: `simulator`, verilator or icarus; `transactors`, by default compiled ones on Verilator and lean Python
+    on Icarus, or cocotbext-axi on either; `wave`, of the whole run as VCD.
+
+    Raises RunError when the bench or the simulator fails, InputError for a combination that is not there, InputError
+    and OSError as the bench raised them, ToolError when the simulation cannot be built. On Ctrl-C the simulator is
+    stopped first, and its files are closed; then Interrupted.
     """
-    built = simulators.build(config, simulator, waves=wave is not None)
+    transactors, target = select(simulator, transactors)
+    if wave is not None:
+        _check_wave(wave)
+        target = builds.with_waves(target)
+        bench = msgspec.structs.replace(bench, jump=bench.jump and wave.jump)
+    built = builds.build(config, target)
     with tempfile.TemporaryDirectory(prefix="memnic-run-") as name:
         folder = Path(name)
-        (folder / BENCH_NAME).write_bytes(msgspec.json.encode(bench))
+        (folder / JOB_NAME).write_bytes(msgspec.json.encode(Job(bench, transactors)))
         (folder / PROGRESS_NAME).touch()
-        process = simulators.start(built, simulator, "cosim.engines.cocotb_main", run_folder=folder,
-                                   environment={RUN_FOLDER: str(folder)}, wave=wave.absolute() if wave else None)
+        process = simulators.start(built, target, simulator, "cosim.engines.cocotb_main", run_folder=folder,
+                                   environment={RUN_FOLDER: str(folder)},
+                                   wave=Path(wave.path).absolute() if wave else None)
         try:
             with (folder / PROGRESS_NAME).open() as progress:
                 while process.poll() is None:
                     time.sleep(POLL_S)
                     if on_progress is not None:
                         _forward(progress.read(), on_progress)
+        except KeyboardInterrupt:
+            simulators.stop(process)
+            raise Interrupted(_partial(folder)) from None
         finally:
             simulators.stop(process)
-        return _outcome(folder)
+        return _value(folder)
+
+
+def select(simulator: str, transactors: str | None) -> tuple[str, builds.Target]:
+    """The transactors, chosen or a simulator's own, and what is built for them.
+
+    Raises InputError for a combination that is not there, ToolError when cocotbext-axi is not installed.
+    """
+    if transactors is None:
+        transactors = next((name for of, name in TARGETS if of == simulator), "")
+    if (simulator, transactors) not in TARGETS:
+        there = ", ".join(f"{name} on {of}" for of, name in TARGETS)
+        what = f"transactors {transactors!r} on simulator" if transactors else "simulator"
+        raise InputError(f"no {what} {simulator!r}: there are {there}")
+    if transactors == "cocotbext-axi" and not _has_axi_models():
+        raise ToolError("the Python package cocotbext-axi is missing: install memnic[axi]")
+    return transactors, TARGETS[simulator, transactors]
+
+
+def _has_axi_models() -> bool:
+    return (importlib.util.find_spec("cocotbext") is not None
+            and importlib.util.find_spec("cocotbext.axi") is not None)
+
+
+def _check_wave(wave: Wave) -> None:
+    whole = Wave(path=wave.path, jump=wave.jump)
+    if wave != whole:
+        raise InputError("under cocotb a wave is VCD of the whole run: windows and FST need the compiled engine")
+    Path(wave.path).open("wb").close()  # raises what is wrong with it
 
 
 def _forward(text: str, on_progress: Progress) -> None:
@@ -120,7 +159,13 @@ def _forward(text: str, on_progress: Progress) -> None:
             return
 
 
-def _outcome(folder: Path) -> Any:
+def _partial(folder: Path) -> Any:
+    """What an interrupted bench had by then."""
+    path = folder / OUTCOME_NAME
+    return msgspec.json.decode(path.read_bytes(), type=Outcome).value if path.is_file() else None
+
+
+def _value(folder: Path) -> Any:
     path = folder / OUTCOME_NAME
     if not path.is_file():
         log = (folder / LOG_NAME).read_text(errors="replace").strip().splitlines()
@@ -129,64 +174,9 @@ def _outcome(folder: Path) -> Any:
     if outcome.kind == "done":
         return outcome.value
     if outcome.kind == "interrupted":
-        raise KeyboardInterrupt
+        raise Interrupted(outcome.value)
     if outcome.kind == "input":
         raise InputError(outcome.message)
     if outcome.kind == "os":
         raise OSError(outcome.number, outcome.message, outcome.path)
-    raise RunError(outcome.message)
-
-
-def bus_timing(machine: Machine, config: NicConfig, seed: int = 0) -> BusTiming:
-    """A machine's bus in cycles of the device's clock, rounded up."""
-    bus = machine.bus
-
-    def cycles(ns: int) -> int:
-        return -(-ns * config.clock_hz // 10**9)
-
-    return BusTiming(
-        read_latency_cycles=cycles(bus.dma_read_latency_ns), write_latency_cycles=cycles(bus.dma_write_latency_ns),
-        mmio_read_cycles=cycles(bus.mmio_read_ns), mmio_write_cycles=cycles(bus.mmio_write_ns),
-        bytes_per_cycle=bus.bandwidth_bytes_per_s / config.clock_hz, seed=seed)
-
-
-class ExperimentBench:
-    """Implements `Bench`: one run of `memnic run`."""
-
-    def __init__(self, arguments: Any, folder: Path) -> None:
-        self._spec = msgspec.convert(arguments, RunSpec)
-        self._progress = (folder / PROGRESS_NAME).open("a")
-        self._experiment = Experiment(self._spec, self._report)
-        self.config = CONFIGS[self._spec.device]
-        self.kernel = self._experiment.kernel
-        self.memory = self._experiment.memory
-        self.mac = self._experiment.wire
-        self.bus = Bus(bus_timing(self._spec.machine, self.config, self._spec.seed))
-
-    def __enter__(self) -> ExperimentBench:
-        self._experiment.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._experiment.__exit__(kind, error, trace)
-        self._progress.close()
-
-    def _report(self, done: int, time_ps: int) -> None:
-        self._progress.write(f"{done} {time_ps}\n")
-        self._progress.flush()
-
-    def start(self, port: LeanPort) -> None:
-        """Attach the experiment to the device."""
-        traffic = port.traffic
-        self._experiment.attach(port, lambda: DeviceCounts(
-            dma_read_bytes=traffic.dma_read_bytes, dma_write_bytes=traffic.dma_write_bytes,
-            interrupts=traffic.interrupts))
-
-    def finished(self) -> bool:
-        """Whether the load has been served."""
-        return self._experiment.done
-
-    def outcome(self, port: LeanPort) -> SystemResult:
-        """What was measured."""
-        return self._experiment.result()
+    raise RunError(outcome.message, outcome.trace)

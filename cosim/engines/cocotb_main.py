@@ -1,7 +1,7 @@
 """What runs inside the simulator: a cocotb test that finds its bench, runs it to its end, and writes what came of it.
 
-The bench is named by `bench.json` in the run's folder; `cosim.engines.cocotb_engine` starts the simulator and reads
-what this leaves there.
+The job is in `job.json` in the run's folder; `cosim.engines.cocotb_engine` starts the simulator and reads what this
+leaves there.
 """
 
 from __future__ import annotations
@@ -12,18 +12,28 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import cocotb
 import msgspec
 
-from cosim.engines.cocotb_engine import BENCH_NAME, OUTCOME_NAME, RUN_FOLDER, Bench, BenchSpec, Outcome
-from cosim.engines.cocotb_pump import pump, reset
-from cosim.engines.lean import LeanPort
+from cosim.engines.base import RunError, failed_task
+from cosim.engines.bench import Bench
+from cosim.engines.cocotb_engine import JOB_NAME, OUTCOME_NAME, RUN_FOLDER, Job, Outcome
 from cosim.errors import InputError
+from host_driver.runtime import TaskFailed
 
 PR_SET_PDEATHSIG = 1
+
+PUMPS = {
+    "compiled": "cosim.engines.cocotb_pump:compiled_transactors",
+    "lean": "cosim.engines.cocotb_pump:lean_transactors",
+    "cocotbext-axi": "cosim.engines.axi_models:axi_models",
+}
+"""Transactors -> `async pump(dut, bench, jump, interrupted)`: runs the bench till it has finished or was interrupted,
+and returns its port."""
 
 
 @cocotb.test()
@@ -41,9 +51,16 @@ async def run_bench(dut: Any) -> None:
     except OSError as error:
         outcome = Outcome(kind="os", message=error.strerror or str(error), number=error.errno or 0,
                           path=str(error.filename or ""))
+    except TaskFailed as error:
+        failed = failed_task(error)
+        outcome = Outcome(kind="failed", message=str(failed), trace=failed.trace)
+    except RunError as error:
+        outcome = Outcome(kind="failed", message=str(error), trace=error.trace)
     except Exception as error:
-        outcome = Outcome(kind="failed", message=_one_line(error), trace=traceback.format_exc())
-    (folder / OUTCOME_NAME).write_bytes(msgspec.json.encode(outcome))
+        outcome = Outcome(kind="failed", message=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+    partial = folder / f"{OUTCOME_NAME}.part"
+    partial.write_bytes(msgspec.json.encode(outcome))
+    partial.rename(folder / OUTCOME_NAME)
 
 
 def _die_with_parent() -> None:
@@ -53,22 +70,15 @@ def _die_with_parent() -> None:
 
 
 async def _run(dut: Any, folder: Path, interrupted: list[int]) -> Any:
-    spec = msgspec.json.decode((folder / BENCH_NAME).read_bytes(), type=BenchSpec)
-    module, _, function = spec.maker.partition(":")
-    bench: Bench = getattr(importlib.import_module(module), function)(spec.arguments, folder)
+    job = msgspec.json.decode((folder / JOB_NAME).read_bytes(), type=Job)
+    bench: Bench = _named(job.bench.maker)(job.bench.arguments, folder)
+    pump: Callable[..., Awaitable[Any]] = _named(PUMPS[job.transactors])
     with bench:
-        pins = await reset(dut, bench.config)
-        port = LeanPort(bench.config, bench.kernel, bench.memory, bench.mac, bench.bus, pins)
-        bench.start(port)
-        await pump(dut, bench.config, port, pins, lambda: bool(interrupted) or bench.finished(), jump=spec.jump)
-        return None if interrupted else bench.outcome(port)
+        port = await pump(dut, bench, job.bench.jump, interrupted)
+        return bench.partial(port) if interrupted else bench.outcome(port)
 
 
-def _one_line(error: BaseException) -> str:
-    """An error and what caused it, as one line."""
-    lines = []
-    cause: BaseException | None = error
-    while cause is not None:
-        lines.append(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__)
-        cause = cause.__cause__
-    return "; caused by ".join(lines)
+def _named(place: str) -> Any:
+    """What stands at `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,54 +1,30 @@
-"""cocotb as a pump: it moves the clock and one Python call a cycle, and knows nothing of what runs.
+"""cocotb as a pump: it moves the clock, and wakes the host when the transactors have stopped for it.
 
-The host's coroutines run on `host_driver.runtime`, not on cocotb's scheduler; one cocotb task awaits the clock and
-calls `LeanPort.step`. When the device is quiet and nothing is due, `now` is set ahead; or, without jumping, the
-clock runs on without Python until something is due.
+The host's coroutines run on `host_driver.runtime`, not on cocotb's scheduler. With the compiled transactors no Python
+runs until they toggle `wake`; with the lean ones it is one call a cycle, and none over idle time.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import cocotb
 from cocotb.clock import Clock
-from cocotb.triggers import FallingEdge, Timer
+from cocotb.task import Task
+from cocotb.triggers import FallingEdge, First, Timer, ValueChange
 
-from cosim.engines.lean import LeanPort
+from cosim.engines.base import RunError
+from cosim.engines.bench import Bench
+from cosim.engines.lean.transactors import ALWAYS_READY, RESET_EDGES, LeanTransactors
+from cosim.engines.library import Library
+from cosim.engines.transactor_port import TransactorPort
 from nic_model.contract import NicConfig
 from rtl.simulation import INPUTS
 
-RESET_CYCLES = 4
-
-
-class CocotbPins:
-    """Implements `cosim.engines.lean.Pins` over cocotb handles, at their lowest layer: LogicArray is too slow here."""
-
-    def __init__(self, dut: Any) -> None:
-        self._get: dict[str, Callable[[], str]] = {}
-        self._put: dict[str, tuple[Callable[[int, str], None], int]] = {}
-        self._dut = dut
-
-    def read(self, name: str) -> int:
-        """Value of an output. Raises ValueError when a bit of it is X or Z."""
-        get = self._get.get(name)
-        if get is None:
-            get = self._get[name] = getattr(self._dut, name)._handle.get_signal_val_binstr
-        try:
-            return int(get(), 2)
-        except ValueError:
-            raise ValueError(f"output {name} of the device has unknown bits: {get()}") from None
-
-    def set(self, name: str, value: int) -> None:
-        """Drive an input from now on."""
-        put = self._put.get(name)
-        if put is None:
-            handle = getattr(self._dut, name)
-            put = self._put[name] = (handle._handle.set_signal_val_binstr, len(handle))
-        put[0](DEPOSIT, f"{value:0{put[1]}b}")
-
-
-DEPOSIT = 0
-"""GPI's action code of an inertial write."""
+LISTEN_CYCLES = 20_000
+"""So often Python gets a turn whatever happens, so that an interrupt from the keyboard is heard."""
 
 
 def clock_period_ps(config: NicConfig) -> int:
@@ -56,44 +32,112 @@ def clock_period_ps(config: NicConfig) -> int:
     return max(2, round(10**12 / config.clock_hz / 2) * 2)
 
 
-async def reset(dut: Any, config: NicConfig) -> CocotbPins:
-    """Start the clock, hold all inputs at 0, and reset the device. Ends in the cycle behind clock edge 0."""
+async def compiled_transactors(dut: Any, bench: Bench, jump: bool, interrupted: list[int]) -> TransactorPort:
+    """Run a bench over `memnic_wrapper`, whose tick calls the C++ in this process."""
+    config = bench.config
+    library = Library(ctypes.CDLL(None))
+    port = TransactorPort(library, config, bench.kernel, bench.memory, bench.mac, bench.bus)
+    bench.start(port)
+    bench.kernel.run_until(0)
+    port.expect()
+    library.jump(jump, True)
+    # The clock is cocotb's compiled one.
+    Clock(dut.clk, clock_period_ps(config), unit="ps", impl="gpi").start()
+    running = cocotb.start_soon(_wake(dut, bench, port))
+    listening = cocotb.start_soon(_listen(interrupted, clock_period_ps(config)))
+    await First(running, listening)
+    _end(running, listening)
+    return port
+
+
+async def _wake(dut: Any, bench: Bench, port: TransactorPort) -> None:
+    woken = ValueChange(dut.wake)
+    while not bench.finished():
+        await woken
+        # This is the time step of the edge: what is said here is heard before the next one.
+        port.deliver()
+        port.expect()
+
+
+async def _listen(interrupted: list[int], period_ps: int) -> None:
+    while not interrupted:
+        await Timer(LISTEN_CYCLES * period_ps, unit="ps")
+
+
+def _end(running: Task[None], listening: Task[None]) -> None:
+    """One of both has ended. Raises what the run raised."""
+    listening.cancel()
+    if running.done():
+        running.result()
+    else:
+        running.cancel()
+
+
+class CocotbPins:
+    """Implements `cosim.engines.lean.pins.Pins` over cocotb handles, at their lowest layer: LogicArray is too slow."""
+
+    def __init__(self, dut: Any) -> None:
+        self._dut = dut
+
+    def reader(self, name: str) -> Callable[[], int]:
+        """A function that reads an output. It raises RunError when a bit of it is X or Z."""
+        get = getattr(self._dut, name)._handle.get_signal_val_binstr
+
+        def read() -> int:
+            try:
+                return int(get(), 2)
+            except ValueError:
+                raise RunError(f"output {name} of the device has unknown bits: {get()}") from None
+
+        return read
+
+    def writer(self, name: str) -> Callable[[int], None]:
+        """A function that drives an input from now on."""
+        handle = getattr(self._dut, name)
+        put, form = handle._handle.set_signal_val_binstr, f"0{len(handle)}b"
+        return lambda value: put(DEPOSIT, format(value, form))
+
+
+DEPOSIT = 0
+"""GPI's action code of an inertial write."""
+
+
+async def lean_transactors(dut: Any, bench: Bench, jump: bool, interrupted: list[int]) -> TransactorPort:
+    """Run a bench over `simulation_top`, whose inputs pass a register, with transactors in Python."""
+    config = bench.config
     pins = CocotbPins(dut)
-    for name in (*INPUTS, "ready", "jump", "jump_to"):
-        pins.set(name, 0)
-    dut.rst.value = 1
-    Clock(dut.clk, clock_period_ps(config), unit="ps").start()
-    for _ in range(RESET_CYCLES):
-        await FallingEdge(dut.clk)
-    dut.rst.value = 0
-    pins.set("jump", 1)  # the edge that ends the reset is number 0
-    await FallingEdge(dut.clk)
-    pins.set("jump", 0)
-    return pins
-
-
-async def pump(dut: Any, config: NicConfig, port: LeanPort, pins: CocotbPins, finished: Callable[[], bool], *,
-               jump: bool = True) -> None:
-    """Run device and host until `finished()`; see the module. Raises what a task that nobody awaits raised."""
-    cycle = 0
-    edge = FallingEdge(dut.clk)
-    period_ps = clock_period_ps(config)
+    transactors = LeanTransactors(config, pins)
+    port = TransactorPort(transactors, config, bench.kernel, bench.memory, bench.mac, bench.bus)
+    bench.start(port)
+    bench.kernel.run_until(0)
+    port.expect()
+    transactors.jump(jump, True)
+    await _reset(dut, pins, config)
+    edge, period_ps = FallingEdge(dut.clk), clock_period_ps(config)
     while True:
-        port.step(cycle)
-        if finished():
-            return
-        target = port.idle_until()
-        if target is None:
-            cycle += 1
-            await edge
-        elif jump:
-            pins.set("jump_to", target)
-            pins.set("jump", 1)
-            await edge
-            pins.set("jump", 0)
-            cycle = target
-        else:
-            # End inside the cycle's first half, so that the edge awaited next is this cycle's own.
-            await Timer((target - cycle) * period_ps - period_ps // 4, unit="ps")
-            await edge
-            cycle = target
+        if transactors.tick():
+            port.deliver()
+            if bench.finished():
+                return port
+            port.expect()
+        if interrupted:
+            return port
+        idle = min(transactors.idle_cycles, LISTEN_CYCLES)
+        if idle:
+            # End in the second half of the last of these cycles: the edge awaited next is that of the one behind it.
+            await Timer(idle * period_ps + period_ps // 4, unit="ps")
+            transactors.skip(idle)
+        await edge
+
+
+async def _reset(dut: Any, pins: CocotbPins, config: NicConfig) -> None:
+    """Start the clock and reset the device. Ends in the cycle before edge 0, as a tick expects it."""
+    for name, value in (*((name, 0) for name in (*INPUTS, "jump_to", "jump")), ("ready", ALWAYS_READY), ("rst", 1)):
+        pins.writer(name)(value)
+    Clock(dut.clk, clock_period_ps(config), unit="ps").start()
+    for _ in range(RESET_EDGES):
+        await FallingEdge(dut.clk)
+    pins.writer("jump")(1)  # the first edge without reset is number 0; registers of inputs work in reset, too
+    await FallingEdge(dut.clk)
+    pins.writer("rst")(0)
+    pins.writer("jump")(0)

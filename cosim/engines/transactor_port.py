@@ -1,11 +1,14 @@
-"""A Port over the compiled transactors, whoever moves the clock: the compiled engine, or a simulator under cocotb."""
+"""A Port over transactors, whoever moves the clock: the compiled engine, or a simulator under cocotb."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 from cosim.engines.base import RunError
-from cosim.engines.bus import Bus
-from cosim.engines.library import Library, Stop
-from cosim.mac import Mac
+from cosim.engines.bus import Bus, BusTiming
+from cosim.engines.library import Status, Stop, Taken
+from cosim.mac import Mac, MacTiming
 from cosim.memory import HostMemory
 from host_driver.runtime import Future, Kernel
 from nic_model.contract import DOORBELL_BASE, NicConfig
@@ -19,15 +22,40 @@ STUCK_CYCLES = 1_000_000
 FOREVER_PS = 1 << 62
 
 
+class Transactors(Protocol):
+    """What surrounds the device: `cosim.engines.library.Library`, which says what each does, or the same in Python."""
+
+    status: Status
+
+    def open(self, bus: BusTiming, mac: MacTiming, base: int, reads_from: bytearray, writes_to: bytearray,
+             stuck_cycles: int) -> None: ...
+
+    def set_bus(self, bus: BusTiming) -> None: ...
+
+    def watch(self, judge: Callable[[int, int, bool], bool] | None, *, watched: bool) -> None: ...
+
+    def write(self, now_ps: int, address: int, data: bytes, length: int, /) -> None: ...
+
+    def read(self, now_ps: int, address: int, ticket: int, /) -> None: ...
+
+    def deliver(self, frames: Sequence[tuple[int, bytes, bool]]) -> None: ...
+
+    def expect(self, limit_ps: int, lines: int, error: int, /) -> None: ...
+
+    def take(self) -> Taken: ...
+
+    def report(self) -> str: ...
+
+
 class TransactorPort:
     """Implements `host_driver.port.Port`.
 
-    Parameters: the loaded library; the device's configuration; the kernel, whose clock this drives; host memory, the
+    Parameters: the transactors; the device's configuration; the kernel, whose clock this drives; host memory, the
     MAC, the bus. Attributes: `traffic`, counted at the device's ports. Whoever owns the simulator calls `expect`, lets
     it run until the transactors stop it, and calls `deliver`.
     """
 
-    def __init__(self, library: Library, config: NicConfig, kernel: Kernel, memory: HostMemory, mac: Mac,
+    def __init__(self, library: Transactors, config: NicConfig, kernel: Kernel, memory: HostMemory, mac: Mac,
                  bus: Bus) -> None:
         self.kernel = kernel
         self.memory = memory

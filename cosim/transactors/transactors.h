@@ -166,11 +166,12 @@ class Transactors {
     if (!host.error.empty()) stop |= STOP_BROKEN;
 
     moved |= offered;
-    still_cycles_ = moved ? 0 : still_cycles_ + 1;
     const bool quiet = (out.flags & QUIET) && !offered && !offers() && !registers.busy() && in_.ready == ready;
     if (quiet) {
+      still_cycles_ = 0;
       if (!stop) stop = wait(edge, out);
     } else {
+      still_cycles_ = moved ? 0 : still_cycles_ + 1;
       if (edge >= limit_edge_) stop |= STOP_LIMIT;
       if (still_cycles_ > stuck_cycles_ && !(out.flags & QUIET)) stop |= STOP_STUCK;
     }
