@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cosim import simulators
+from cosim import builds
 from cosim.results import CAPTURE_NAME, RESULT_NAME
 from nic_model.contract import CONFIGS
 from tests.cosim.captures import read_capture
@@ -71,13 +71,13 @@ class Running(NamedTuple):
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
+def running(engine: str, tmp_path: Path) -> Iterator[Running]:
     """A run over RTL that would go on for hours; ended with the test."""
-    simulators.build(CONFIGS["tiny"])
+    builds.build(CONFIGS["tiny"], builds.LIBRARY if engine == "compiled" else builds.COCOTB)
     out, errors_path = tmp_path / "out", tmp_path / "errors"
     with errors_path.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-c", MAIN, "run", "--engine", "cocotb", "--device", "tiny", "--systems", "nic-tso",
+            [sys.executable, "-c", MAIN, "run", "--engine", engine, "--device", "tiny", "--systems", "nic-tso",
              "--requests", "100000", "--out", str(out)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
     try:
@@ -87,7 +87,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
             assert time.monotonic() < limit_s, "the run does not begin"
             time.sleep(0.05)
         below = descendants(process.pid)
-        assert [command for command in below.values() if command.startswith(str(simulators.cache_folder()))], below
+        if engine == "cocotb":
+            assert [command for command in below.values() if command.startswith(str(builds.cache_folder()))], below
         yield Running(process, out, errors_path, below)
     finally:
         if process.poll() is None:
@@ -95,7 +96,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
         process.communicate()
 
 
-@pytest.mark.parametrize("whom", ["process group", "process alone"])
+@pytest.mark.parametrize(("engine", "whom"), [
+    ("compiled", "process alone"), ("cocotb", "process group"), ("cocotb", "process alone")])
 def test_interrupting_a_run_over_rtl(whom: str, running: Running) -> None:
     process, out = running.process, running.out
     if whom == "process group":
@@ -111,10 +113,15 @@ def test_interrupting_a_run_over_rtl(whom: str, running: Running) -> None:
     assert not running.left()
     result = json.loads((out / RESULT_NAME).read_text())
     assert result["complete"] is False
-    assert result["systems"] == {}
+    partial = result["systems"]["nic-tso"]
+    assert partial["complete"] is False
+    assert partial["requests"] >= ENOUGH_REQUESTS
+    assert partial["body_bytes"] == 16384 * partial["requests"]
+    assert f"{partial['requests']:,d}" in table
     assert read_capture(out / "nic-tso" / CAPTURE_NAME).frames > 10 * ENOUGH_REQUESTS
 
 
+@pytest.mark.parametrize("engine", ["cocotb"])
 def test_killing_a_run_takes_its_simulator_along(running: Running) -> None:
     running.process.kill()
     running.process.communicate(timeout=END_LIMIT_S)
