@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,10 @@ class Target(NamedTuple):
     """What can be built."""
 
     name: str
+    words: str
+    """What it is for."""
+    takes: str
+    """How long it takes to build."""
     toplevel: str
     """Its top module."""
     build: Callable[[NicConfig, Path, Target], None]
@@ -53,8 +58,8 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(base) / "memnic"
 
 
-def build(config: NicConfig, target: Target) -> Path:
-    """Folder of a target built for a device, from the cache or made now.
+def build(config: NicConfig, target: Target, say: Callable[[str], None] | None = None) -> Path:
+    """Folder of a target built for a device, from the cache or made now; then `say` is told what is being done.
 
     Raises ToolError when a tool is missing or fails; its message has the tool's own, and where the sources lie.
     """
@@ -62,6 +67,8 @@ def build(config: NicConfig, target: Target) -> Path:
     folder = cache_folder() / f"{kind}-{_key(config, target)}"
     if folder.is_dir():
         return folder
+    if say is not None:
+        say(f"building {config.name} for {target.words}; once, {target.takes}")
     cache_folder().mkdir(parents=True, exist_ok=True)
     with open(cache_folder() / f"{kind}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits, and finds it built
@@ -124,19 +131,21 @@ def _build_amba_icarus(config: NicConfig, work: Path, target: Target) -> None:
     _build_icarus(work, target, for_icarus(nic_verilog(config)))
 
 
-LIBRARY = Target("compiled", "memnic_wrapper", _build_library)
+MINUTE = "about a minute on two cores"
+
+LIBRARY = Target("compiled", "the compiled engine", MINUTE, "memnic_wrapper", _build_library)
 """The compiled engine."""
 
-COCOTB = Target("cocotb", "memnic_wrapper", _build_for_cocotb)
+COCOTB = Target("cocotb", "Verilator under cocotb", MINUTE, "memnic_wrapper", _build_for_cocotb)
 """Verilator under cocotb, with the compiled transactors by DPI."""
 
-LEAN_ICARUS = Target("icarus", "simulation_top", _build_lean_icarus)
+LEAN_ICARUS = Target("icarus", "Icarus under cocotb", "some seconds", "simulation_top", _build_lean_icarus)
 """Icarus under cocotb; few wide ports, for transactors in Python."""
 
-AMBA_VERILATOR = Target("amba-verilator", "memnic", _build_amba_verilator)
+AMBA_VERILATOR = Target("amba-verilator", "Verilator and other bus models", MINUTE, "memnic", _build_amba_verilator)
 """The device as `memnic verilog` writes it, for bus models from elsewhere."""
 
-AMBA_ICARUS = Target("amba-icarus", "memnic", _build_amba_icarus)
+AMBA_ICARUS = Target("amba-icarus", "Icarus and other bus models", "some seconds", "memnic", _build_amba_icarus)
 
 WAVE_FORMATS = ("vcd", "fst")
 
@@ -145,7 +154,7 @@ def with_waves(target: Target, wave_format: str = "vcd") -> Target:
     """The same, able to write waves. Raises ToolError for a format whose library is missing."""
     if wave_format == "fst" and not has_fst():
         raise ToolError("FST needs the headers of lz4 and zlib: install liblz4-dev and zlib1g-dev, or take VCD")
-    return target._replace(waves=wave_format)
+    return target._replace(waves=wave_format, words=f"{target.words} with waves")
 
 
 # ---------------------------------------------------------------------------------------------- tools
@@ -242,8 +251,16 @@ def _run(command: list[str], work: Path, environment: Mapping[str, str] | None =
     except FileNotFoundError:
         raise ToolError(f"{command[0]} is missing: install it (make, g++ and perl build the simulation)") from None
     if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-20:])
-        raise ToolError(f"{Path(command[0]).name} failed; its sources lie in {work}\n{tail}")
+        (work / "build.log").write_text(" ".join(command) + "\n" + done.stdout)
+        raise ToolError(f"{Path(command[0]).name} failed; its sources and build.log lie in {work}\n"
+                        + "\n".join(_telling(done.stdout.splitlines())))
+
+
+def _telling(lines: list[str]) -> list[str]:
+    """The first lines of a tool's output that speak of errors, each once; without such, its last lines."""
+    wrong = list(dict.fromkeys(line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)
+                               and not line.startswith("make")))
+    return wrong[:8] if wrong else lines[-8:]
 
 
 def _key(config: NicConfig, target: Target) -> str:

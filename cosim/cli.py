@@ -40,20 +40,20 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; errors are one line on stderr."""
+    """Run one command line and return its exit code; an error is one line on stderr, and a failing tool's own."""
     try:
         code = make_app()(arguments or ["--help"], prog_name="memnic", standalone_mode=False)
     except InputError as error:
-        return _fail(str(error), EXIT_BAD_INPUT)
+        return _fail(" ".join(str(error).splitlines()), EXIT_BAD_INPUT)
     except ToolError as error:
         return _fail(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
     except _USAGE_ERROR as error:
-        return _fail(error.format_message(), EXIT_BAD_INPUT)
+        return _fail(" ".join(error.format_message().splitlines()), EXIT_BAD_INPUT)
     return code if isinstance(code, int) else 0
 
 
 def _fail(what: str, code: int) -> int:
-    print("memnic:", " ".join(what.splitlines()), file=sys.stderr)  # noqa: T201
+    print("memnic:", what, file=sys.stderr)  # noqa: T201
     return code

@@ -15,7 +15,7 @@ from rich.console import Console
 from cosim.builds import WAVE_FORMATS
 from cosim.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from cosim.engines.base import Engine, Interrupted, RunError, RunSpec, Wave
-from cosim.engines.registry import select_engine
+from cosim.engines.registry import prepare_engine, select_engine
 from cosim.errors import InputError, ToolError
 from cosim.machine import load_application, load_machine
 from cosim.progress import RunProgress
@@ -152,6 +152,8 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     system_name, started_s = "", 0.0
     try:
+        prepare_engine(configuration.engine, configuration.device, wave,
+                       lambda what: errors.print(f"memnic: {what}", markup=False))
         with RunProgress(errors, len(configuration.workload.requests)) as progress:
             for system in configuration.systems:
                 system_name = system.name
@@ -170,9 +172,13 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
     except KeyboardInterrupt as stop:
         if isinstance(stop, Interrupted) and stop.partial is not None:
             folder.add(stop.partial, time.monotonic() - started_s)
-        errors.print(f"memnic: interrupted in {system_name}; partial results are in {folder.path}", markup=False)
+        where = f" in {system_name}" if system_name else ""
+        errors.print(f"memnic: interrupted{where}; partial results are in {folder.path}", markup=False)
         return EXIT_INTERRUPTED
-    except (RunError, ToolError, OSError) as error:
+    except ToolError as error:
+        errors.print(f"memnic: {error}", markup=False)
+        return EXIT_FAILED
+    except (RunError, OSError) as error:
         if isinstance(error, RunError) and error.trace:
             errors.print(error.trace.rstrip(), markup=False)
         what = " ".join(str(error).split())

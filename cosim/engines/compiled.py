@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cosim.engines.bench import Bench, ExperimentBench
 from cosim.engines.library import Library, Stop
 from cosim.engines.transactor_port import TransactorPort
 from host_driver.runtime import TaskFailed
-from nic_model.contract import NicConfig
+from nic_model.contract import CONFIGS, NicConfig
 
 BUDGET_CYCLES = 50_000
 """Edges in one call at most, so that an interrupt from the keyboard is heard within a fraction of a second."""
@@ -41,8 +42,7 @@ class CompiledDevice:
     """
 
     def __init__(self, config: NicConfig, wave: Wave | None = None) -> None:
-        target = builds.LIBRARY if wave is None else builds.with_waves(builds.LIBRARY, wave.format)
-        raw = ctypes.CDLL(str(builds.build(config, target) / "obj" / builds.LIBRARY_NAME))
+        raw = ctypes.CDLL(str(builds.build(config, _target(wave)) / "obj" / builds.LIBRARY_NAME))
         raw.memnic_run.argtypes, raw.memnic_run.restype = (ctypes.c_int64,), None
         raw.memnic_record.argtypes, raw.memnic_record.restype = (ctypes.c_int64,), None
         raw.memnic_replay.argtypes, raw.memnic_replay.restype = (ctypes.c_int64,), ctypes.c_int64
@@ -111,6 +111,15 @@ class CompiledDevice:
     def replay(self, times: int) -> float:
         """Seconds in which the device takes what was recorded, so often, without transactors. Ends its run."""
         return float(self._raw.memnic_replay(times)) / 1e9
+
+
+def _target(wave: Wave | None) -> builds.Target:
+    return builds.LIBRARY if wave is None else builds.with_waves(builds.LIBRARY, wave.format)
+
+
+def prepare(device: str, wave: Wave | None, say: Callable[[str], None]) -> None:
+    """Build what a run will need. Raises ToolError when it cannot be built."""
+    builds.build(CONFIGS[device], _target(wave), say)
 
 
 def run(spec: RunSpec, on_progress: Progress) -> SystemResult:

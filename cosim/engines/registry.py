@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 
-from cosim.engines.base import Engine
+from cosim.engines.base import Engine, Wave
 from cosim.errors import InputError
 
 ENGINES: dict[str, str] = {
@@ -20,6 +21,13 @@ ENGINES: dict[str, str] = {
 def available() -> list[str]:
     """Names of the engines whose modules are there, the preferred one first."""
     return [name for name, place in ENGINES.items() if importlib.util.find_spec(place.partition(":")[0]) is not None]
+
+
+def prepare_engine(name: str, device: str, wave: Wave | None, say: Callable[[str], None]) -> None:
+    """Build what an engine will need for a run, if it needs anything. Raises ToolError when it cannot be built."""
+    prepare = getattr(importlib.import_module(ENGINES[name].partition(":")[0]), "prepare", None)
+    if prepare is not None:
+        prepare(device, wave, say)
 
 
 def select_engine(name: str | None) -> tuple[str, Engine]:
