@@ -163,12 +163,13 @@ def with_waves(target: Target, wave_format: str = "vcd") -> Target:
 def _write_device(config: NicConfig, work: Path, *, wrapped: bool) -> None:
     """`top.v`, the device; with `wrapped` also its wrapper and the C++ of the wrapper's structs."""
     from rtl.verilog import hide_unnamed, simulation_verilog
-    from rtl.wrapper import pins_header, wrapper
+    from rtl.wrapper import pins_header, probes_header, wrapper
 
-    (work / "top.v").write_text(hide_unnamed(simulation_verilog(config)))
+    (work / "top.v").write_text(hide_unnamed(simulation_verilog(config, probed=wrapped)))
     if wrapped:
         (work / "wrapper.sv").write_text(wrapper(config))
         (work / "pins.h").write_text(pins_header(config))
+        (work / "probes.h").write_text(probes_header(config))
 
 
 def _verilate(work: Path, target: Target, sources: list[Path], *, prefix: str, options: list[str],

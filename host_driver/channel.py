@@ -46,6 +46,7 @@ class Channel:
         self._posted: dict[int, Any] = {}
         self._tx_told = 0
         self._rx_told = 0
+        port.kernel.reporters.append(self)
 
     # ------------------------------------------------------------------------------------------ sending
 
@@ -115,11 +116,31 @@ class Channel:
         account.charge("driver", "mmio_write")
         self._port.write32(self._cq_arm, self.completed.consumer)
 
+    def report(self) -> str:
+        """What its rings wait for: implements `host_driver.runtime.Reporter`."""
+        said = []
+        if self._sends:
+            hidden = self._tx_told != self.submissions.producer
+            said.append(f"{_count(self._sends, 'send')} on the submission ring without completion"
+                        + (", the last before its doorbell" if hidden else ""))
+        if self._posted:
+            hidden = self._rx_told != self.buffers.producer
+            said.append(f"{_count(self._posted, 'empty buffer')} on the receive ring"
+                        + (", the last before its doorbell" if hidden else ""))
+        if said or self.completed.has_completion:
+            said.append(f"{'a completion' if self.completed.has_completion else 'nothing'} on the completion ring")
+        return f"channel {self.number} has {', '.join(said)}" if said else ""
+
     def release(self) -> list[Any]:
         """Free the rings, when the device has the channel IDLE; returns the handles of all that never came back."""
+        self._port.kernel.reporters.remove(self)
         for ring in (self.submissions, self.buffers, self.completed):
             ring.release()
         lost = [*self._sends.values(), *self._posted.values()]
         self._sends.clear()
         self._posted.clear()
         return lost
+
+
+def _count(things: dict[int, Any], what: str) -> str:
+    return f"{len(things)} {what}{'s' if len(things) > 1 else ''}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -155,12 +155,21 @@ class Timer:
         self.callback = None
 
 
+class Reporter(Protocol):
+    """Something that a run may wait for."""
+
+    def report(self) -> str:
+        """What it has under way, in one line; empty when there is nothing."""
+
+
 class Kernel:
-    """The clock and what is due. Members: `now` in picoseconds, `tasks` that are not finished."""
+    """The clock and what is due. Members: `now` in picoseconds; `tasks` that are not finished; `reporters`, asked when
+    nothing goes on."""
 
     def __init__(self) -> None:
         self.now = 0
         self.tasks: set[Task[Any]] = set()
+        self.reporters: list[Reporter] = []
         self.failure: TaskFailed | None = None
         self._sequence = 0
         self._heap: list[tuple[int, int, Timer]] = []

@@ -84,13 +84,16 @@ class Nic(wiring.Component):
         def link(source, sink):
             """Connect two streams through a stage that registers both directions, so that no path crosses a block."""
             stage = SkidBuffer(shape=source.payload.shape())
-            m.submodules[f"link_{len(links)}"] = stage
+            begin = next(f"{name}_{port}" for name, block in blocks.items() for port in block.signature.members
+                         if getattr(block, port) is source)
+            m.submodules[f"link_{begin}"] = stage
             links.append(stage)
             connect(m, source, stage.i)
             connect(m, stage.o, sink)
 
-        blocks = [registers, doorbells, channels, keys, fetch, dma_read, transmit, receive, dma_write, completion,
-                  events, counters]
+        blocks = {"registers": registers, "doorbells": doorbells, "channels": channels, "keys": keys, "fetch": fetch,
+                  "dma_read": dma_read, "transmit": transmit, "receive": receive, "dma_write": dma_write,
+                  "completion": completion, "events": events, "counters": counters}
 
         # The host's registers and doorbells.
         connect(m, flipped(self.s_axil), registers.axil)
@@ -169,5 +172,5 @@ class Nic(wiring.Component):
             connect(m, getattr(owners[0], port), getattr(counters, port))
 
         m.d.comb += [block.now.eq(self.now) for block in (registers, transmit, receive, events)]
-        m.d.comb += self.quiet.eq(~Cat(block.active for block in (*blocks, *links)).any())
+        m.d.comb += self.quiet.eq(~Cat(block.active for block in (*blocks.values(), *links)).any())
         return m

@@ -5,13 +5,14 @@ All `valid` and `ready` that leave the device, `quiet` and other single bits sta
 payload is one vector. `now` is a counter here, and can be set ahead to jump over idle time.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Shape, Signal, Value
+from amaranth.hdl import Cat, Fragment, Module, Mux, Shape, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nic_model.contract import NicConfig
 from rtl.nic import Nic
 from rtl.primitives import SkidBuffer
+from rtl.probes import find_probes, probes_document, probes_width
 
 OUTPUTS = ("m_axi_ar", "m_axi_aw", "m_axi_w", "m_axis_tx", "s_axil_b", "s_axil_r", "s_axi_b")
 """Streams that leave the device: bit n of `flags` is the valid of the n-th, bit n of `ready` its ready."""
@@ -62,6 +63,8 @@ class SimulationTop(wiring.Component):
     registered : bool
         Inputs pass a register first: what a test bench sets in one cycle, the device sees in the next. So a bench that
         acts between two edges behaves as one that acts on an edge.
+    probed : bool
+        With an output `probes`; see `rtl.probes`.
 
     Members
     -------
@@ -70,15 +73,19 @@ class SimulationTop(wiring.Component):
     ready : a ready bit for each of `OUTPUTS`.
     <output name>, <input name> : payload vectors.
     jump, jump_to : at an edge with `jump`, `now` becomes `jump_to` instead of one more.
+    probes : what `rtl.probes.probes_document` explains.
     """
 
-    def __init__(self, config: NicConfig, *, registered: bool = False):
+    def __init__(self, config: NicConfig, *, registered: bool = False, probed: bool = False):
         self.config = config
         self.registered = registered
+        self.probed = probed
         self.nic = Nic(config)
         found = streams(self.nic)
         members = {name: Out(Value.cast(found[name].payload).shape().width) for name in OUTPUTS}
         members |= {name: In(Value.cast(found[name].payload).shape().width + 1) for name in INPUTS}
+        if probed:
+            members["probes"] = Out(probes_width(probes_document(config)))
         super().__init__({
             **members, "flags": Out(len(FLAGS)), "irq": Out(config.vectors), "ready": In(len(OUTPUTS)),
             "jump": In(1), "jump_to": In(64), "now": Out(64), "next_deadline": Out(64),
@@ -86,7 +93,10 @@ class SimulationTop(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.nic = nic = self.nic
+        nic = self.nic
+        m.submodules.nic = inside = Fragment.get(nic, platform)
+        if self.probed:
+            m.d.comb += self.probes.eq(find_probes(inside).value)
         found = streams(nic)
         ready, jump, jump_to = (self._input(m, name) for name in ("ready", "jump", "jump_to"))
         now = Signal(64)

@@ -14,9 +14,10 @@ def nic_verilog(config: NicConfig) -> str:
     return verilog.convert(AmbaNic(config), name="memnic", emit_src=False)
 
 
-def simulation_verilog(config: NicConfig, *, registered: bool = False) -> str:
-    """The device behind `SimulationTop`; module name `simulation_top`."""
-    return verilog.convert(SimulationTop(config, registered=registered), name="simulation_top", emit_src=False)
+def simulation_verilog(config: NicConfig, *, registered: bool = False, probed: bool = False) -> str:
+    """The device behind `SimulationTop`, with its parameters; module name `simulation_top`."""
+    top = SimulationTop(config, registered=registered, probed=probed)
+    return verilog.convert(top, name="simulation_top", emit_src=False)
 
 
 _STARTER = re.compile(r"reg (\\\S*verilog_backend\S*)\s*= 0;")

@@ -2,17 +2,22 @@
 """The wrapper round `SimulationTop` whose only input is the clock, and the C++ structs of what crosses it.
 
 It holds all inputs of the device in registers, and at each rising edge calls one function of C++,
-`void memnic_tick(const uint32_t *outputs, uint32_t *inputs)`: `outputs` is what the device shows in the cycle that ends,
-`inputs` what it gets in the one that begins. Both are packed vectors, laid out as the structs that `pins_header` writes:
-each field of each stream in 32-bit words of its own, so that C++ shifts nothing.
+`void memnic_tick(const uint32_t *outputs, uint32_t *inputs)`: `outputs` is what the device shows in the cycle that
+ends, `inputs` what it gets in the one that begins. Both are packed vectors, laid out as the structs that `pins_header`
+writes: each field of each stream in 32-bit words of its own, so that C++ shifts nothing.
+
+In a cycle that C++ has asked for, `void memnic_probe(const uint32_t *probes)` comes before it, with what `rtl.probes`
+explains; in all others nothing of that is computed.
 """
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 from nic_model.contract import DOORBELL_BASE, NicConfig
 from nic_model.contract.config import BURST_BYTES
+from rtl.probes import probes_document, probes_width
 from rtl.simulation import FLAGS, INPUTS, OUTPUTS, port_widths, vector_fields
 
 WORD_BITS = 32
@@ -21,6 +26,8 @@ PLAIN_OUTPUTS = ("flags", "irq", "next_deadline")
 PLAIN_INPUTS = ("rst", "ready", "jump", "jump_to")
 WAKE = "wake"
 """A bit of the inputs that does not enter the device: it toggles when the host has something to see."""
+ASKED = "asked"
+"""Another: the probes are wanted at the next edge."""
 
 
 class Field(NamedTuple):
@@ -51,7 +58,7 @@ def output_fields(config: NicConfig) -> list[Field]:
 def input_fields(config: NicConfig) -> list[Field]:
     """What enters it. The lowest bit of a stream's vector is its valid."""
     widths, streams = port_widths(config), vector_fields(config)
-    wanted = [(name, name, widths.get(name, 1), 0) for name in (*PLAIN_INPUTS, WAKE)]
+    wanted = [(name, name, widths.get(name, 1), 0) for name in (*PLAIN_INPUTS, WAKE, ASKED)]
     for stream in INPUTS:
         wanted.append((stream, "valid", 1, 0))
         wanted += [(stream, field, width, offset + 1) for field, (offset, width) in streams[stream].items()]
@@ -74,14 +81,17 @@ def words(fields: list[Field]) -> int:
 
 
 def wrapper(config: NicConfig) -> str:
-    """SystemVerilog of module `memnic_wrapper`, which has an instance `top` of `simulation_top`."""
+    """SystemVerilog of module `memnic_wrapper`, which has an instance `top` of `simulation_top`, with probes."""
     outputs, inputs = output_fields(config), input_fields(config)
     out_bits, in_bits = WORD_BITS * words(outputs), WORD_BITS * words(inputs)
+    probe_bits = probes_width(probes_document(config))
     lines = [
         f"module memnic_wrapper(input bit clk, output bit {WAKE});",
         f"  import \"DPI-C\" function void memnic_tick(input bit [{out_bits - 1}:0] outputs, "
         f"output bit [{in_bits - 1}:0] inputs);",
+        f"  import \"DPI-C\" function void memnic_probe(input bit [{probe_bits - 1}:0] probes);",
         f"  bit [{in_bits - 1}:0] held, next;",
+        f"  wire [{probe_bits - 1}:0] probes;",
         f"  wire [{out_bits - 1}:0] shown;",
     ]
     for port in dict.fromkeys(field.port for field in outputs):
@@ -92,16 +102,18 @@ def wrapper(config: NicConfig) -> str:
         value = f"{field.port}[{field.offset} +: {field.width}]"
         lines.append(f"  assign shown[{field.word * WORD_BITS} +: {field.words * WORD_BITS}] = "
                      + (f"{{{pad}'b0, {value}}};" if pad else f"{value};"))
-    connections = [".clk(clk)", *(f".{port}({port})" for port in dict.fromkeys(field.port for field in outputs))]
-    for port in dict.fromkeys(field.port for field in inputs if field.port != WAKE):
+    shown = dict.fromkeys(field.port for field in outputs)
+    connections = [".clk(clk)", *(f".{port}({port})" for port in (*shown, "probes"))]
+    for port in dict.fromkeys(field.port for field in inputs if field.port not in (WAKE, ASKED)):
         parts = sorted((field for field in inputs if field.port == port), key=lambda field: -field.offset)
         joined = ", ".join(f"held[{field.word * WORD_BITS} +: {field.width}]" for field in parts)
         connections.append(f".{port}({{{joined}}})")
-    wake = next(field for field in inputs if field.port == WAKE)
+    wake, asked = (next(field.word for field in inputs if field.port == name) for name in (WAKE, ASKED))
     lines += [
         "  simulation_top top(" + ",\n    ".join(connections) + ");",
-        f"  assign {WAKE} = held[{wake.word * WORD_BITS}];",
+        f"  assign {WAKE} = held[{wake * WORD_BITS}];",
         "  always @(posedge clk) begin",
+        f"    if (held[{asked * WORD_BITS}]) memnic_probe(probes);",
         "    memnic_tick(shown, next);",
         "    held <= next;",
         "  end",
@@ -109,6 +121,17 @@ def wrapper(config: NicConfig) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def probes_header(config: NicConfig) -> str:
+    """C++ of what the probes mean, as JSON, and how many words they take."""
+    document = probes_document(config)
+    return "\n".join([
+        "// Written by rtl/wrapper.py: the names of what can be asked about a running device; see rtl/probes.py.",
+        "#pragma once", "", "namespace memnic {", "",
+        f"constexpr unsigned PROBE_WORDS = {-(-probes_width(document) // WORD_BITS)};",
+        f'constexpr char PROBE_NAMES[] = R"json({json.dumps(document)})json";', "",
+        "}  // namespace memnic", ""])
 
 
 def pins_header(config: NicConfig) -> str:

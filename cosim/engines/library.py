@@ -13,9 +13,14 @@ from dataclasses import asdict
 from enum import IntFlag
 from typing import NamedTuple
 
+import msgspec
+
 from cosim.engines.bus import BusTiming
+from cosim.engines.stall import ProbeNames
 from cosim.mac import MacTiming, SentFrame
 from nic_model.contract import MAX_FRAME_BYTES
+
+WORD_BITS = 32
 
 JUDGE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int)
 
@@ -91,7 +96,7 @@ class Library:
         i32, i64, u32, u64 = ctypes.c_int, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64
         pointer, text = ctypes.c_void_p, ctypes.c_char_p
         for name, arguments in (
-            ("open", (pointer, pointer, u64, u64, pointer, pointer, u64)), ("close", ()), ("set_bus", (pointer,)),
+            ("open", (pointer, pointer, u64, u64, pointer, pointer, i64)), ("close", ()), ("set_bus", (pointer,)),
             ("watch", (JUDGE, i32)), ("write", (i64, u32, text, u32)), ("read", (i64, u32, i64)),
             ("deliver", (i64, text, text)), ("expect", (i64, u64, i32)), ("jump", (i32, i32)),
             ("take", (pointer,) * 5), ("report", (text, i64)),
@@ -99,6 +104,8 @@ class Library:
             function = getattr(library, f"memnic_{name}")
             function.argtypes, function.restype = arguments, None
         library.memnic_status.restype = ctypes.POINTER(Status)
+        library.memnic_probes.restype = ctypes.POINTER(u32)
+        library.memnic_probe_names.restype = text
         self.write, self.read = library.memnic_write, library.memnic_read
         """`write(now_ps, address, data, length)`, `read(now_ps, address, ticket)`: a register access begins."""
         self.expect = library.memnic_expect
@@ -151,10 +158,19 @@ class Library:
                      list(_RISE.iter_unpack(rises.raw)))
 
     def report(self) -> str:
-        """What is under way at the device's ports, in words."""
+        """What is under way at the device's ports, and what waits inside it once it has stopped for good, in words."""
         text = ctypes.create_string_buffer(1000)
         self.raw.memnic_report(text, len(text))
-        return text.value.decode()
+        return "; ".join(filter(None, [text.value.decode(), *self._waiting()]))
+
+    def _waiting(self) -> list[str]:
+        """What waits inside the device, by name."""
+        words = self.raw.memnic_probes()
+        if not words:
+            return []
+        names = msgspec.json.decode(self.raw.memnic_probe_names(), type=ProbeNames)
+        count = -(-names.width // WORD_BITS)
+        return names.waiting(sum(words[index] << WORD_BITS * index for index in range(count)))
 
 
 def bus_settings(timing: BusTiming) -> BusSettings:

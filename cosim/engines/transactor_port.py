@@ -8,6 +8,7 @@ from typing import Protocol
 from cosim.engines.base import RunError
 from cosim.engines.bus import Bus, BusTiming
 from cosim.engines.library import Status, Stop, Taken
+from cosim.engines.stall import with_register_names
 from cosim.mac import Mac, MacTiming
 from cosim.memory import HostMemory
 from host_driver.runtime import Future, Kernel
@@ -17,7 +18,7 @@ BLOCK_BYTES = 64
 """Size of a write-combined block."""
 
 STUCK_CYCLES = 1_000_000
-"""A device that works for so long while nothing moves at its ports will not go on."""
+"""A device that has something under way, of which nothing moves for so long, will not go on."""
 
 FOREVER_PS = 1 << 62
 
@@ -51,18 +52,19 @@ class TransactorPort:
     """Implements `host_driver.port.Port`.
 
     Parameters: the transactors; the device's configuration; the kernel, whose clock this drives; host memory, the
-    MAC, the bus. Attributes: `traffic`, counted at the device's ports. Whoever owns the simulator calls `expect`, lets
-    it run until the transactors stop it, and calls `deliver`.
+    MAC, the bus; how many cycles without progress end the run. Attributes: `traffic`, counted at the device's ports.
+    Whoever owns the simulator calls `expect`, lets it run until the transactors stop it, and calls `deliver`.
     """
 
     def __init__(self, library: Transactors, config: NicConfig, kernel: Kernel, memory: HostMemory, mac: Mac,
-                 bus: Bus) -> None:
+                 bus: Bus, stuck_cycles: int = STUCK_CYCLES) -> None:
         self.kernel = kernel
         self.memory = memory
         self.library = library
         self._config = config
         self._mac = mac
         self._bus = bus
+        self._stuck_cycles = stuck_cycles
         self._waiters: dict[int, list[Future[None]]] = {}
         self._reads: dict[int, Future[int]] = {}
         self._tickets = 0
@@ -71,7 +73,7 @@ class TransactorPort:
         """(time, is_write, address) of bursts that reached memory, after `watch`."""
         self.rises: list[tuple[int, int]] = []
         """(time, line) of interrupt lines that rose, after `watch`."""
-        library.open(bus.timing, mac.timing, memory.base, memory.device_buffer, memory.buffer, STUCK_CYCLES)
+        library.open(bus.timing, mac.timing, memory.base, memory.device_buffer, memory.buffer, stuck_cycles)
         self._status = library.status
         self._write = library.write
         if bus.judge is not None:
@@ -194,13 +196,16 @@ class TransactorPort:
         kernel.run_until(status.next_ps - 1)
 
     def stall_report(self, stop: Stop) -> str:
-        """Why nothing goes on, by the names of who waits for what."""
-        what = {Stop.DEAD: "nothing will ever happen again",
-                Stop.STUCK: f"nothing has moved at the device's ports for {STUCK_CYCLES} cycles, though it works",
-                Stop.BROKEN: "the device broke a rule of its bus"}
+        """Why nothing goes on, by the names of who waits for what: tasks, rings, queues of the bus and the MAC, and the
+        device's FSMs and streams."""
+        what = {Stop.BROKEN: "the device broke a rule of its bus",
+                Stop.DEAD: "nothing will ever happen again",
+                Stop.STUCK: f"nothing has moved for {self._stuck_cycles:,} idle cycles, though something is under way"}
         why = next(text for reason, text in what.items() if stop & reason)
-        waiting = sorted(f"{task.name} waits for {task.waits_for}" for task in self.kernel.tasks)
-        return f"{why} at {self.kernel.now} ps: {'; '.join([*waiting, self.library.report()])}"
+        tasks = sorted(f"{task.name} waits for {task.waits_for}" for task in self.kernel.tasks)
+        rings = [reporter.report() for reporter in self.kernel.reporters]
+        said = [*tasks, *rings, self.library.report()]
+        return f"{why} at {self.kernel.now} ps: {with_register_names('; '.join(filter(None, said)))}"
 
     def _is_high(self, vector: int) -> bool:
         status = self._status

@@ -2,6 +2,7 @@
 #pragma once
 #include "bus.h"
 #include "host_memory.h"
+#include "said.h"
 
 #include <array>
 #include <deque>
@@ -50,7 +51,9 @@ class HostBus {
       beat.last = out.m_axi_w.last;
     }
     while (!addresses_.empty() && !beats_.empty()) match(edge);
-    return out.flags & (M_AXI_AR_VALID | M_AXI_AW_VALID | M_AXI_W_VALID);
+    const bool moved = out.flags & (M_AXI_AR_VALID | M_AXI_AW_VALID | M_AXI_W_VALID);
+    if (moved) moved_at_ = edge;
+    return moved;
   }
 
   // Let what is due reach memory, and offer answers to the device.
@@ -65,14 +68,17 @@ class HostBus {
       if (answer.resp == RESP_OKAY) std::memcpy(answer.data.data(), memory_.at(ask.address), length);
       --reads;
       asked_.pop();
+      moved_at_ = edge;
     }
     while (!written_.empty() && written_.front().due <= edge) {
       store(edge, written_.front());
       written_.pop_front();
+      moved_at_ = edge;
     }
     while (!responses_.empty() && responses_.front().due <= edge) {
       ready_.push_back(responses_.front());
       responses_.pop_front();
+      moved_at_ = edge;
     }
     if (!in.m_axi_r.valid || out.flags & M_AXI_R_READY) drive_read(in);
     if (!in.m_axi_b.valid || out.flags & M_AXI_B_READY) {
@@ -95,14 +101,22 @@ class HostBus {
     return edge;
   }
 
+  // The edge since which an access of the device waits while none moves on.
+  Edge waits_since() const {
+    const bool waits = reads || !written_.empty() || !responses_.empty() || !addresses_.empty() || !open_.empty();
+    return waits ? moved_at_ : NEVER;
+  }
+
   // What is under way, in words.
-  std::string report() const {
-    std::string said = std::to_string(reads) + " DMA reads in flight, " + std::to_string(written_.size()) +
-                       " writes on their way to memory, " + std::to_string(responses_.size() + ready_.size()) +
-                       " write responses on their way back";
-    if (!addresses_.empty()) said += ", " + std::to_string(addresses_.size()) + " write addresses that wait for data";
-    if (!beats_.empty()) said += ", " + std::to_string(beats_.size()) + " beats that wait for a write address";
-    return said;
+  void report(Said& said) const {
+    if (reads) said.push_back(count(reads, "DMA read") + " without an answer of host memory");
+    if (!answers_.empty()) said.push_back("data of " + count(answers_.size(), "DMA read") + " on the way to the device");
+    if (!written_.empty()) said.push_back(count(written_.size(), "DMA write") + " on the way to host memory");
+    if (const size_t back = responses_.size() + ready_.size()) {
+      said.push_back(count(back, "write response") + " on the way to the device");
+    }
+    if (!addresses_.empty()) said.push_back(count(addresses_.size(), "DMA write") + " without its last data");
+    if (!open_.empty() && addresses_.empty()) said.push_back("data of a DMA write without its address");
   }
 
  private:
@@ -193,6 +207,7 @@ class HostBus {
   std::vector<Beat> open_;
   std::deque<Written> written_;
   std::deque<Response> responses_, ready_;
+  Edge moved_at_ = 0;
 };
 
 }  // namespace memnic

@@ -1,4 +1,5 @@
 // What Python calls: the C functions of cosim/engines/library.py, for one device in this process.
+#include "probes.h"
 #include "transactors.h"
 
 #include <memory>
@@ -15,7 +16,7 @@ extern "C" {
 
 // Make the transactors of a new device; those of an earlier one are gone.
 void memnic_open(const BusSettings* bus, const MacSettings* mac, uint64_t base, uint64_t size, uint8_t* read_from,
-                 uint8_t* write_to, uint64_t stuck_cycles) {
+                 uint8_t* write_to, int64_t stuck_cycles) {
   delete transactors;
   transactors = new Transactors(*bus, *mac, HostMemory(base, size, read_from, write_to), stuck_cycles);
 }
@@ -79,7 +80,16 @@ void memnic_take(SentFrame* frames, uint8_t* bytes, ReadValue* values, BurstReco
 
 // What is under way, in words; at most `size` bytes with the 0 behind them.
 void memnic_report(char* text, int64_t size) {
-  std::snprintf(text, size, "%s", (transactors->host.error + transactors->report()).c_str());
+  std::snprintf(text, size, "%s", transactors->report().c_str());
 }
+
+// By DPI: what the wrapper's device shows of itself, when it was asked.
+void memnic_probe(const uint32_t* probes) { transactors->probes.assign(probes, probes + PROBE_WORDS); }
+
+// The same for Python, where it is kept: none if the device was never asked.
+const uint32_t* memnic_probes() { return transactors->probes.empty() ? nullptr : transactors->probes.data(); }
+
+// What their bits mean: see rtl/probes.py.
+const char* memnic_probe_names() { return PROBE_NAMES; }
 
 }  // extern "C"

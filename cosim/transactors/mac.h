@@ -2,6 +2,7 @@
 #pragma once
 #include "splitmix.h"
 #include "edges.h"
+#include "said.h"
 
 #include <algorithm>
 #include <cstring>
@@ -67,6 +68,8 @@ class Mac {
       if (ready) sink_credit_ -= 100;
     }
     in.ready = ready ? in.ready | M_AXIS_TX_TAKEN : in.ready & ~M_AXIS_TX_TAKEN;
+    const bool held = (out.flags & M_AXIS_TX_VALID) && !moves && !drains(edge);
+    held_since_ = held ? std::min(held_since_, edge) : NEVER;
     return moves;
   }
 
@@ -116,9 +119,18 @@ class Mac {
     return std::min(edge, report_by());
   }
 
-  std::string report() const {
-    return std::to_string(leaving_.size()) + " frames in the MAC's transmit FIFO, " + std::to_string(arriving_.size()) +
-           " frames on their way to the device";
+  // Whether frames are still leaving the FIFO.
+  bool drains(Edge edge) const { return !leaving_.empty() && leaving_.back().edge > edge; }
+
+  // The edge since which a frame waits, though none leaves before it.
+  Edge held_since() const { return held_since_; }
+
+  // What is under way, in words.
+  void report(Said& said) const {
+    if (held_since_ < NEVER) said.push_back("the MAC does not take a frame of the device");
+    if (inside_) said.push_back("a frame that has entered the MAC in part");
+    if (!leaving_.empty()) said.push_back(count(leaving_.size(), "frame") + " in the MAC's transmit FIFO");
+    if (!arriving_.empty()) said.push_back(count(arriving_.size(), "frame") + " on the way to the device");
   }
 
  private:
@@ -167,7 +179,7 @@ class Mac {
   std::deque<Leaving> leaving_;
   int64_t queued_ = 0, begun_ = 0;
   Ps free_at_ = 0;
-  Edge report_by_ = NEVER;
+  Edge report_by_ = NEVER, held_since_ = NEVER;
   bool inside_ = false;
   int64_t sink_credit_ = 0, source_credit_ = 0;
 };

@@ -1,6 +1,7 @@
 // The processor's side of registers and doorbell pages: one access after the other, in program order.
 #pragma once
 #include "edges.h"
+#include "said.h"
 
 #include <array>
 #include <cstring>
@@ -55,14 +56,15 @@ class Registers {
     return answered.empty() ? edge : std::min(edge, answered.front().due);
   }
 
-  std::string report() const {
-    std::string said = std::to_string(operations_.size()) + " register accesses on their way";
+  // What is under way, in words.
+  void report(Said& said) const {
     if (busy_) {
-      char text[64];
-      std::snprintf(text, sizeof text, ", one of %#x at the device without an answer", current_.address);
-      said += text;
+      char text[80];
+      std::snprintf(text, sizeof text, "the device has not answered a %s of register %#x",
+                    current_.ticket >= 0 ? "read" : "write", current_.address);
+      said.push_back(text);
     }
-    return said;
+    if (!operations_.empty()) said.push_back(count(operations_.size(), "register access") + " on the way to the device");
   }
 
  private:

@@ -23,7 +23,7 @@ enum Stop : uint32_t {
   STOP_FRAMES = 4,     // frames that a peer could answer by now
   STOP_LIMIT = 8,      // the time that the host waits for; all edges up to it have run
   STOP_DEAD = 16,      // nothing will ever happen
-  STOP_STUCK = 32,     // the device works, but nothing has moved for too long
+  STOP_STUCK = 32,     // something is under way, but has not moved for too long
   STOP_BROKEN = 64,    // the device broke a rule: see `error`
   STOP_BUDGET = 128,   // so many edges have run in this call
   STOP_FATAL = 256,    // the simulator itself cannot go on, for example because its wave cannot be written
@@ -61,7 +61,7 @@ constexpr int RESET_EDGES = 4;
 
 class Transactors {
  public:
-  Transactors(const BusSettings& bus, const MacSettings& mac, HostMemory memory, uint64_t stuck_cycles)
+  Transactors(const BusSettings& bus, const MacSettings& mac, HostMemory memory, int64_t stuck_cycles)
       : host(bus, memory), mac(mac), stuck_cycles_(stuck_cycles) {
     std::memset(&in_, 0, sizeof in_);
   }
@@ -72,6 +72,8 @@ class Transactors {
   std::vector<ReadValue> values;
   std::vector<Rise> rises;  // while the host bus is watched
   Status status{};
+
+  std::vector<uint32_t> probes;  // what the device said of itself before it stops for good
 
   bool jump = true;
   bool jump_here = true;    // false while a wave is taken without jumps
@@ -97,7 +99,9 @@ class Transactors {
   // One edge. `stop()` says afterwards whether the host must be called.
   void tick(const Outputs& out, Inputs& in) {
     ++status.cycles;
-    if (reset_ <= RESET_EDGES) {
+    if (asked_) {
+      tell();
+    } else if (reset_ <= RESET_EDGES) {
       reset_step();
     } else {
       work(out);
@@ -125,9 +129,29 @@ class Transactors {
     status.rises_waiting = static_cast<int64_t>(rises.size());
   }
 
-  std::string report() const { return registers.report() + "; " + host.report() + "; " + mac.report(); }
+  // What is under way, in words.
+  std::string report() const {
+    Said said;
+    if (!host.error.empty()) said.push_back(host.error);
+    registers.report(said);
+    host.report(said);
+    mac.report(said);
+    std::string text;
+    for (const std::string& part : said) text += (text.empty() ? "" : "; ") + part;
+    return text;
+  }
 
  private:
+  static constexpr uint32_t FOR_GOOD = STOP_DEAD | STOP_STUCK | STOP_BROKEN;
+
+  // The probes have come: now the host may know that nothing goes on.
+  void tell() {
+    status.stop |= asked_;
+    asked_ = 0;
+    in_.asked = 0;
+    in_.wake ^= 1;
+  }
+
   // The edge that ends the reset is number 0.
   void reset_step() {
     in_.rst = reset_ < RESET_EDGES;
@@ -151,7 +175,7 @@ class Transactors {
 
     const bool offered = offers();
     const uint32_t ready = in_.ready;
-    bool moved = host.take(edge, out);
+    bool moved = taken(out) | host.take(edge, out);
     const int64_t read_cycles = host.bus.settings().mmio_read_cycles;
     moved |= registers.step(edge, out, in_, read_cycles - read_cycles / 2);
     host.drive(edge, out, in_);
@@ -165,29 +189,39 @@ class Transactors {
     if (mac.report_by() <= edge) stop |= STOP_FRAMES;
     if (!host.error.empty()) stop |= STOP_BROKEN;
 
-    moved |= offered;
     const bool quiet = (out.flags & QUIET) && !offered && !offers() && !registers.busy() && in_.ready == ready;
+    still_cycles_ = moved || quiet || mac.drains(edge) ? 0 : still_cycles_ + 1;
     if (quiet) {
-      still_cycles_ = 0;
       if (!stop) stop = wait(edge, out);
-    } else {
-      still_cycles_ = moved ? 0 : still_cycles_ + 1;
-      if (edge >= limit_edge_) stop |= STOP_LIMIT;
-      if (still_cycles_ > stuck_cycles_ && !(out.flags & QUIET)) stop |= STOP_STUCK;
+    } else if (edge >= limit_edge_) {
+      stop |= STOP_LIMIT;
     }
+    if (still_cycles_ > stuck_cycles_ || edge >= stuck_at()) stop |= STOP_STUCK;
     status.edge = edge;
     if (stop) {
-      status.stop |= stop;
       status.now_ps = stop == STOP_LIMIT ? std::max(limit_, time_of(edge)) : time_of(edge);
-      in_.wake ^= 1;
+      if (stop & FOR_GOOD) {
+        asked_ = stop;
+        in_.asked = 1;
+      } else {
+        status.stop |= stop;
+        in_.wake ^= 1;
+      }
     }
   }
 
-  // Nothing is under way: how far may time go? Returns a reason to stop here, or jumps.
+  // The edge at which the device will have waited for too long for host memory or the MAC.
+  Edge stuck_at() const {
+    const Edge since = std::min(host.waits_since(), mac.held_since());
+    return since >= NEVER ? NEVER : since + stuck_cycles_ + 1;
+  }
+
+  // The device does nothing by itself: how far may time go? Returns a reason to stop here, or jumps.
   uint32_t wait(Edge edge, const Outputs& out) {
     Edge next = std::min({registers.next(), host.next(), mac.next(!(in_.ready & M_AXIS_TX_TAKEN))});
     if (out.flags & DEADLINE_VALID) next = std::min(next, static_cast<Edge>(out.next_deadline));
     if (next >= NEVER && limit_edge_ >= NEVER) return STOP_DEAD;
+    next = std::min(next, stuck_at());
     const bool jumps = jump && jump_here;
     if (next > limit_edge_ && (jumps || edge >= limit_edge_)) return STOP_LIMIT;
     next = std::min(next, attention);
@@ -201,6 +235,15 @@ class Transactors {
   bool offers() const {
     return in_.s_axil_aw.valid | in_.s_axil_w.valid | in_.s_axil_ar.valid | in_.s_axi_aw.valid | in_.s_axi_w.valid |
            in_.m_axi_r.valid | in_.m_axi_b.valid | in_.s_axis_rx.valid;
+  }
+
+  // Whether the device takes something of what is offered.
+  bool taken(const Outputs& out) const {
+    const auto moves = [&](uint32_t valid, uint32_t ready) { return valid && (out.flags & ready); };
+    return moves(in_.s_axil_aw.valid, S_AXIL_AW_READY) || moves(in_.s_axil_w.valid, S_AXIL_W_READY) ||
+           moves(in_.s_axil_ar.valid, S_AXIL_AR_READY) || moves(in_.s_axi_aw.valid, S_AXI_AW_READY) ||
+           moves(in_.s_axi_w.valid, S_AXI_W_READY) || moves(in_.m_axi_r.valid, M_AXI_R_READY) ||
+           moves(in_.m_axi_b.valid, M_AXI_B_READY) || moves(in_.s_axis_rx.valid, S_AXIS_RX_READY);
   }
 
   uint32_t show_interrupts(Edge edge, const Outputs& out) {
@@ -226,7 +269,8 @@ class Transactors {
   Edge limit_edge_ = 0;
   uint64_t wake_lines_ = 0;
   bool wake_error_ = false;
-  uint64_t stuck_cycles_, still_cycles_ = 0;
+  Edge stuck_cycles_, still_cycles_ = 0;
+  uint32_t asked_ = 0;  // why the device was asked
 };
 
 }  // namespace memnic
