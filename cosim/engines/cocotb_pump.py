@@ -134,7 +134,7 @@ async def _reset(dut: Any, pins: CocotbPins, config: NicConfig) -> None:
     """Start the clock and reset the device. Ends in the cycle before edge 0, as a tick expects it."""
     for name, value in (*((name, 0) for name in (*INPUTS, "jump_to", "jump")), ("ready", ALWAYS_READY), ("rst", 1)):
         pins.writer(name)(value)
-    Clock(dut.clk, clock_period_ps(config), unit="ps").start()
+    Clock(dut.clk, clock_period_ps(config), unit="ps", impl="gpi").start()
     for _ in range(RESET_EDGES):
         await FallingEdge(dut.clk)
     pins.writer("jump")(1)  # the first edge without reset is number 0; registers of inputs work in reset, too

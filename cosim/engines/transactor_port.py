@@ -7,15 +7,13 @@ from typing import Protocol
 
 from cosim.engines.base import RunError
 from cosim.engines.bus import Bus, BusTiming
+from cosim.engines.host_port import BLOCK_BYTES, HostPort, check_block
 from cosim.engines.library import Status, Stop, Taken
 from cosim.engines.stall import with_register_names
 from cosim.mac import Mac, MacTiming
 from cosim.memory import HostMemory
 from host_driver.runtime import Future, Kernel
-from nic_model.contract import DOORBELL_BASE, NicConfig
-
-BLOCK_BYTES = 64
-"""Size of a write-combined block."""
+from nic_model.contract import NicConfig
 
 STUCK_CYCLES = 1_000_000
 """A device that has something under way, of which nothing moves for so long, will not go on."""
@@ -48,7 +46,7 @@ class Transactors(Protocol):
     def report(self) -> str: ...
 
 
-class TransactorPort:
+class TransactorPort(HostPort):
     """Implements `host_driver.port.Port`.
 
     Parameters: the transactors; the device's configuration; the kernel, whose clock this drives; host memory, the
@@ -58,14 +56,12 @@ class TransactorPort:
 
     def __init__(self, library: Transactors, config: NicConfig, kernel: Kernel, memory: HostMemory, mac: Mac,
                  bus: Bus, stuck_cycles: int = STUCK_CYCLES) -> None:
-        self.kernel = kernel
-        self.memory = memory
+        super().__init__(kernel, memory)
         self.library = library
         self._config = config
         self._mac = mac
         self._bus = bus
         self._stuck_cycles = stuck_cycles
-        self._waiters: dict[int, list[Future[None]]] = {}
         self._reads: dict[int, Future[int]] = {}
         self._tickets = 0
         self._frames: list[tuple[int, bytes, bool]] = []
@@ -98,29 +94,6 @@ class TransactorPort:
         """Write 64 bytes to a doorbell page as one burst. Raises ValueError for another size or place."""
         check_block(address, data)
         self._write(self.kernel.now, address, bytes(data), BLOCK_BYTES)
-
-    def wmb(self) -> None:
-        """Nothing to do: the device sees host memory as it stands, and writes to it are in program order."""
-
-    def rmb(self) -> None:
-        """Nothing to do: host memory is seen as it stands."""
-
-    def interrupt(self, vector: int) -> Future[None]:
-        """A future that finishes when the vector's line is high, or now if it is."""
-        future: Future[None] = Future(f"interrupt of vector {vector}")
-        if self._is_high(vector):
-            future.set_result(None)
-        else:
-            self._waiters.setdefault(vector, []).append(future)
-        return future
-
-    def sleep(self, duration_ps: int) -> Future[None]:
-        """A future that finishes after `duration_ps`."""
-        return self.kernel.sleep(duration_ps)
-
-    def now(self) -> int:
-        """Simulated time in picoseconds."""
-        return self.kernel.now
 
     # ------------------------------------------------------------------------------------------ what crossed
 
@@ -180,10 +153,7 @@ class TransactorPort:
         if stop & (Stop.DEAD | Stop.STUCK | Stop.BROKEN):
             raise RunError(self.stall_report(Stop(stop)))
         if stop & Stop.INTERRUPT:
-            for vector in sorted(self._waiters):
-                if self._is_high(vector):
-                    for waiter in self._waiters.pop(vector):
-                        waiter.set_result(None)
+            self._wake_waiters()
         if status.frames_waiting or status.reads_waiting or status.bursts_waiting or status.rises_waiting:
             taken = self.library.take()
             for ticket, value in taken.values:
@@ -202,9 +172,8 @@ class TransactorPort:
                 Stop.DEAD: "nothing will ever happen again",
                 Stop.STUCK: f"nothing has moved for {self._stuck_cycles:,} idle cycles, though something is under way"}
         why = next(text for reason, text in what.items() if stop & reason)
-        tasks = sorted(f"{task.name} waits for {task.waits_for}" for task in self.kernel.tasks)
         rings = [reporter.report() for reporter in self.kernel.reporters]
-        said = [*tasks, *rings, self.library.report()]
+        said = [*self._waiting_tasks(), *rings, self.library.report()]
         return f"{why} at {self.kernel.now} ps: {with_register_names('; '.join(filter(None, said)))}"
 
     def _is_high(self, vector: int) -> bool:
@@ -218,9 +187,3 @@ class TransactorPort:
         self.kernel.now = max(self.kernel.now, time_ps)
         assert self._bus.judge is not None
         return self._bus.judge(address, is_write)
-
-
-def check_block(address: int, data: bytes) -> None:
-    """Raises ValueError for a write-combined block that is not 64 aligned bytes on a doorbell page."""
-    if len(data) != BLOCK_BYTES or address < DOORBELL_BASE or address % BLOCK_BYTES:
-        raise ValueError(f"a block write is 64 aligned bytes on a doorbell page, not {len(data)} at {address:#x}")

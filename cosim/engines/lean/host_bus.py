@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from cosim.engines.bus import Bus, BusTiming
 from cosim.engines.lean.pins import NEVER, READY_SHIFT, STREAM, VALID, Edges, Inputs, Pins
+from cosim.engines.lean.said import count
 from nic_model.contract import NicConfig
 from nic_model.contract.config import BURST_BYTES
 from rtl.simulation import vector_fields
@@ -72,9 +73,11 @@ class HostBus:
         self._written: deque[_Written] = deque()
         self._responses: deque[tuple[int, int]] = deque()
         self._ready: deque[int] = deque()
+        self._moved_at = 0
 
     def take(self, edge: int, flags: int) -> None:
-        """Take what the device offers, in the cycle before `edge`."""
+        """Take what the device offers, in the cycle before `edge`: something."""
+        self._moved_at = edge
         if flags & _AR:
             word = self._read_ar()
             beats = _field(word, self._ar["len"]) + 1
@@ -112,10 +115,13 @@ class HostBus:
         """Let what is due reach memory, and offer answers to the device."""
         while self._asked and self._asked[0][0] <= edge:
             self._answer(edge)
+            self._moved_at = edge
         while self._written and self._written[0].due <= edge:
             self._store(edge, self._written.popleft())
+            self._moved_at = edge
         while self._responses and self._responses[0][0] <= edge:
             self._ready.append(self._responses.popleft()[1])
+            self._moved_at = edge
         inputs = self._inputs
         if (self._answers or inputs.valid & _R_VALID) and (not inputs.valid & _R_VALID or flags & _R_READY):
             inputs.offer(_R, self._next_beat() if self._answers else 0)
@@ -184,14 +190,26 @@ class HostBus:
             edge = min(edge, self._responses[0][0])
         return edge
 
-    def report(self) -> str:
+    def waits_since(self) -> int:
+        """The edge since which an access of the device waits while none moves on."""
+        waits = self.reads or self._written or self._responses or self._addresses or self._open
+        return self._moved_at if waits else NEVER
+
+    def report(self) -> list[str]:
         """What is under way, in words."""
-        said = (f"{self.reads} DMA reads in flight, {len(self._written)} writes on their way to memory, "
-                f"{len(self._responses) + len(self._ready)} write responses on their way back")
+        said = []
+        if self.reads:
+            said.append(f"{count(self.reads, 'DMA read')} without an answer of host memory")
+        if self._answers:
+            said.append(f"data of {count(len(self._answers), 'DMA read')} on the way to the device")
+        if self._written:
+            said.append(f"{count(len(self._written), 'DMA write')} on the way to host memory")
+        if back := len(self._responses) + len(self._ready):
+            said.append(f"{count(back, 'write response')} on the way to the device")
         if self._addresses:
-            said += f", {len(self._addresses)} write addresses that wait for data"
-        if self._beats:
-            said += f", {len(self._beats)} beats that wait for a write address"
+            said.append(f"{count(len(self._addresses), 'DMA write')} without its last data")
+        if self._open and not self._addresses:
+            said.append("data of a DMA write without its address")
         return said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from cosim.engines.lean.pins import NEVER, READY_SHIFT, STREAM, VALID, Edges, Inputs, Pins
+from cosim.engines.lean.said import count
 from cosim.mac import MacTiming, SentFrame, TransmitFifo
 from nic_model.contract import NicConfig
 from rtl.simulation import vector_fields
@@ -35,7 +36,8 @@ class LeanMac:
         self._data, self._keep, self._last, self._user = (rx[name][0] + 1 for name in ("data", "keep", "last", "user"))
         self._entering: list[bytes] = []
         self._maybe_full = False
-        self._report_by = NEVER
+        self._last_free_ps = 0
+        self._report_by = self._held_since = NEVER
         self._sink_credit = self._source_credit = 0
         self._arriving: deque[tuple[int, bytes, bool]] = deque()
         self._sent_bytes = 0
@@ -63,6 +65,10 @@ class LeanMac:
             if ready:
                 self._sink_credit -= 100
         self.ready = ready
+        if flags & _TX and not moves and not self.drains(edge):
+            self._held_since = min(self._held_since, edge)
+        else:
+            self._held_since = NEVER
         return moves
 
     def _take(self, edge: int, word: int) -> None:
@@ -74,6 +80,7 @@ class LeanMac:
             frame = self._fifo.push(b"".join(self._entering), self._edges.time_of(edge))
             self._entering = []
             self._maybe_full = True
+            self._last_free_ps = frame.free_ps
             self.frames.append(frame)
             if len(self.frames) == 1:
                 self._report_by = max(edge, self._edges.at(frame.end_ps + self._timing.lookahead_ps))
@@ -123,7 +130,23 @@ class LeanMac:
             edge = min(edge, self._edges.from_(room_ps))
         return min(edge, self.report_by())
 
-    def report(self) -> str:
+    def drains(self, edge: int) -> bool:
+        """Whether frames are still leaving the FIFO."""
+        return self._last_free_ps > self._edges.time_of(edge)
+
+    def held_since(self) -> int:
+        """The edge since which a frame waits, though none leaves before it."""
+        return self._held_since
+
+    def report(self) -> list[str]:
         """What is under way, in words."""
-        return (f"{len(self._fifo)} frames in the MAC's transmit FIFO, {len(self._arriving)} frames on their way to "
-                "the device")
+        said = []
+        if self._held_since < NEVER:
+            said.append("the MAC does not take a frame of the device")
+        if self._entering:
+            said.append("a frame that has entered the MAC in part")
+        if len(self._fifo):
+            said.append(f"{count(len(self._fifo), 'frame')} in the MAC's transmit FIFO")
+        if self._arriving:
+            said.append(f"{count(len(self._arriving), 'frame')} on the way to the device")
+        return said

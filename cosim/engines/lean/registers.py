@@ -7,6 +7,7 @@ from collections import deque
 from typing import NamedTuple
 
 from cosim.engines.lean.pins import NEVER, READY_SHIFT, STREAM, VALID, Inputs, Pins
+from cosim.engines.lean.said import count
 from nic_model.contract import DOORBELL_BASE, NicConfig
 from rtl.simulation import vector_fields
 
@@ -70,10 +71,15 @@ class Registers:
         edge = self._accesses[0].due if self._accesses else NEVER
         return min(edge, self.answered[0][0]) if self.answered else edge
 
-    def report(self) -> str:
+    def report(self) -> list[str]:
         """What is under way, in words."""
-        said = f"{len(self._accesses)} register accesses on their way"
-        return f"{said}, one of {self._current.address:#x} at the device without an answer" if self.busy else said
+        said = []
+        if self.busy:
+            what = "read" if self._current.ticket >= 0 else "write"
+            said.append(f"the device has not answered a {what} of register {self._current.address:#x}")
+        if self._accesses:
+            said.append(f"{count(len(self._accesses), 'register access')} on the way to the device")
+        return said
 
     def _start(self, access: _Access) -> None:
         self._current = access

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from cosim.engines.bus import BusTiming
 from cosim.engines.lean.host_bus import OFFERS, HostBus
 from cosim.engines.lean.mac import LeanMac
-from cosim.engines.lean.pins import NEVER, VALID, Edges, Inputs, Pins
+from cosim.engines.lean.pins import NEVER, READY_SHIFT, VALID, Edges, Inputs, Pins
 from cosim.engines.lean.registers import Registers
 from cosim.engines.library import Status, Stop, Taken
 from cosim.mac import MacTiming
@@ -111,7 +111,8 @@ class LeanTransactors:
 
     def report(self) -> str:
         """See `Library.report`."""
-        return f"{self._host.error}{self._registers.report()}; {self._host.report()}; {self._mac.report()}"
+        said = [self._host.error, *self._registers.report(), *self._host.report(), *self._mac.report()]
+        return "; ".join(filter(None, said))
 
     # ------------------------------------------------------------------------------------------ an edge
 
@@ -132,7 +133,7 @@ class LeanTransactors:
         inputs, host, mac, registers = self._inputs, self._host, self._mac, self._registers
         offered = inputs.valid
         ready = self._ready
-        moved = bool(offered)
+        moved = bool(offered & flags >> READY_SHIFT)
         if flags & OFFERS:
             host.take(edge, flags)
             moved = True
@@ -158,11 +159,11 @@ class LeanTransactors:
             if not stop:
                 stop = self._wait(edge, flags)
         else:
-            self._still_cycles = 0 if moved else self._still_cycles + 1
+            self._still_cycles = 0 if moved or mac.drains(edge) else self._still_cycles + 1
             if edge >= self._limit_edge:
                 stop |= _LIMIT
-            if self._still_cycles > self._stuck_cycles and not flags & _QUIET:
-                stop |= _STUCK
+        if self._still_cycles > self._stuck_cycles or edge >= self._stuck_at():
+            stop |= _STUCK
         if not stop:
             return False
         status, now_ps = self.status, self._edges.time_of(edge)
@@ -177,13 +178,19 @@ class LeanTransactors:
         self._next_edge += edges
         self.status.cycles += edges
 
+    def _stuck_at(self) -> int:
+        """The edge at which the device will have waited for too long for host memory or the MAC."""
+        since = min(self._host.waits_since(), self._mac.held_since())
+        return NEVER if since >= NEVER else since + self._stuck_cycles + 1
+
     def _wait(self, edge: int, flags: int) -> int:
-        """Nothing is under way: how far may time go? Returns a reason to stop here, or jumps."""
+        """The device does nothing by itself: how far may time go? Returns a reason to stop here, or jumps."""
         following = min(self._registers.next(), self._host.next(), self._mac.next())
         if flags & _DEADLINE:
             following = min(following, self._read_deadline())
         if following >= NEVER and self._limit_edge >= NEVER:
             return _DEAD
+        following = min(following, self._stuck_at())
         if following > self._limit_edge and (self._jump or edge >= self._limit_edge):
             return _LIMIT
         if not self._jump:
