@@ -37,6 +37,10 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     link_bit_rate: int
     device: str
     engine: str
+    simulator: str | None = None
+    """Of the cocotb engine,"""
+    transactors: str | None = None
+    """and what surrounds the device; None: the simulator's own."""
     seed: int
     jump: bool
 

@@ -15,8 +15,6 @@ import find_libpython
 from cosim import builds
 from cosim.errors import ToolError
 
-SIMULATORS = ("verilator", "icarus")
-
 
 def start(folder: Path, target: builds.Target, simulator: str, module: str, *, environment: Mapping[str, str],
           run_folder: Path, wave: Path | None = None) -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from cosim.builds import WAVE_FORMATS
 from cosim.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from cosim.engines.base import Engine, Interrupted, RunError, RunSpec, Wave
-from cosim.engines.registry import prepare_engine, select_engine
+from cosim.engines.registry import check_engine, prepare_engine, select_engine
 from cosim.errors import InputError, ToolError
 from cosim.machine import load_application, load_machine
 from cosim.progress import RunProgress
@@ -26,6 +26,7 @@ from cosim.workload import Workload, read_log, synthetic
 from nic_model.contract import CONFIGS
 
 DEFAULT_REQUESTS = 100
+DEFAULT_SIMULATOR = "verilator"
 DEFAULT_WAVE_FROM = "frame:1"
 DEFAULT_WAVE_LENGTH = "1ms"
 """Some 20 MB of VCD."""
@@ -61,10 +62,16 @@ def run(
     machine: Annotated[str, typer.Option(help="name of a shipped machine, or a TOML file")] = "p2-300-smp2",
     application: Annotated[str, typer.Option(help="name of a shipped application, or a TOML file")] = "apache",
     engine: Annotated[str | None, typer.Option(help="what the device runs on; default: RTL, if there")] = None,
+    simulator: Annotated[str | None, typer.Option(
+        help="of the cocotb engine: verilator or icarus; default: verilator")] = None,
+    transactors: Annotated[str | None, typer.Option(
+        help="of the cocotb engine: cocotbext-axi, or the simulator's own, which are compiled (verilator) or lean "
+             "(icarus)")] = None,
     device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}")] = "default",
     seed: Annotated[int, typer.Option(help="the same seed gives the same result")] = 1,
     jump: Annotated[bool | None, typer.Option(
-        "--jump/--no-jump", help="jump over idle time; the result is the same; default: but for waves")] = None,
+        "--jump/--no-jump", help="jump over idle time; the result is the same; default: but in waves of the compiled "
+                                "engine")] = None,
     json: Annotated[bool, typer.Option("--json", help=f"print {RESULT_NAME} instead of tables")] = False,
 ) -> int:
     """Serve a workload over HTTP/1.0, once for each system, and print what each took."""
@@ -77,9 +84,12 @@ def run(
         raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
     chosen_machine = load_machine(machine)
     engine_name, run_engine = select_engine(engine)
+    if engine_name != "cocotb" and (simulator or transactors):
+        raise InputError(f"--simulator and --transactors need the cocotb engine, not {engine_name}")
+    check_engine(engine_name, simulator or DEFAULT_SIMULATOR, transactors)
     wanted_wave = None
     if wave or wave_from or wave_length:
-        wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format, jump=bool(jump))
+        wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format, jump=jump)
     configuration = Configuration(
         workload=_workload(log, requests, parse_quantity("--max-size", max_size, _BINARY)),
         systems=select_systems(systems),
@@ -90,6 +100,8 @@ def run(
                        else parse_quantity("--link-rate", link_rate, _DECIMAL)),
         device=device,
         engine=engine_name,
+        simulator=(simulator or DEFAULT_SIMULATOR) if engine_name == "cocotb" else None,
+        transactors=transactors,
         seed=seed,
         jump=jump is not False,
     )
@@ -131,38 +143,41 @@ def _workload(log: Path | None, requests: int, max_size_bytes: int) -> Workload:
     return read_log(log, limit=requests, max_size_bytes=max_size_bytes)
 
 
-def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, *, jump: bool) -> Wave:
+def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, *, jump: bool | None) -> Wave:
     """Which part of the run is kept; its path comes later."""
     if wave_format not in WAVE_FORMATS:
         raise InputError(f"--wave-format must be {' or '.join(WAVE_FORMATS)}, not {wave_format!r}")
     if engine != "compiled":
         if begin or length or wave_format != "vcd":
             raise InputError(f"--wave-from, --wave-length and FST need the compiled engine, not {engine}")
-        return Wave(path="")
+        return Wave(path="", jump=jump is not False)
     begin, length = begin or DEFAULT_WAVE_FROM, length or DEFAULT_WAVE_LENGTH
     found = re.fullmatch(r"frame:([1-9]\d*)", begin)
     by_time = not found and begin != "error"
     return Wave(path="", format=wave_format, frame=int(found[1]) if found else None, error=begin == "error",
                 from_ps=parse_quantity("--wave-from", begin, _TIMES, least=0) if by_time else None,
-                length_ps=None if length == "all" else parse_quantity("--wave-length", length, _TIMES), jump=jump)
+                length_ps=None if length == "all" else parse_quantity("--wave-length", length, _TIMES),
+                jump=bool(jump))
 
 
 def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, wave: Wave | None) -> int:
     """Run each system and keep its result; the exit code. What is done when it stops early stays in the folder."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     system_name, started_s = "", 0.0
+    plain = RunSpec(
+        system=configuration.systems[0], machine=configuration.machine, application=configuration.application,
+        requests=configuration.workload.requests, clients=configuration.clients,
+        link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
+        jump=configuration.jump, wave=wave, simulator=configuration.simulator or DEFAULT_SIMULATOR,
+        transactors=configuration.transactors)
     try:
-        prepare_engine(configuration.engine, configuration.device, wave,
-                       lambda what: errors.print(f"memnic: {what}", markup=False))
+        prepare_engine(configuration.engine, plain, lambda what: errors.print(f"memnic: {what}", markup=False))
         with RunProgress(errors, len(configuration.workload.requests)) as progress:
             for system in configuration.systems:
                 system_name = system.name
                 capture, wave_path = folder.prepare(system.name)
-                spec = RunSpec(
-                    system=system, machine=configuration.machine, application=configuration.application,
-                    requests=configuration.workload.requests, clients=configuration.clients,
-                    link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
-                    jump=configuration.jump, capture_path=str(capture.absolute()),
+                spec = msgspec.structs.replace(
+                    plain, system=system, capture_path=str(capture.absolute()),
                     wave=wave and msgspec.structs.replace(wave, path=f"{wave_path.absolute()}.{wave.format}"))
                 progress.start(system.name)
                 started_s = time.monotonic()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
     except Interrupted as stop:
         raise Interrupted(msgspec.convert(stop.partial, SystemResult | None)) from None
     return msgspec.convert(value, SystemResult)
+
+
+def prepare(spec: RunSpec, say: Callable[[str], None]) -> None:
+    """Build what a run will need. Raises ToolError when it cannot be built, InputError for what is not there."""
+    _, target = select(spec.simulator, spec.transactors)
+    builds.build(CONFIGS[spec.device], target if spec.wave is None else builds.with_waves(target), say)
 
 
 def make_experiment(arguments: Any, folder: Path) -> ExperimentBench:

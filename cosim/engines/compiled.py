@@ -117,9 +117,9 @@ def _target(wave: Wave | None) -> builds.Target:
     return builds.LIBRARY if wave is None else builds.with_waves(builds.LIBRARY, wave.format)
 
 
-def prepare(device: str, wave: Wave | None, say: Callable[[str], None]) -> None:
+def prepare(spec: RunSpec, say: Callable[[str], None]) -> None:
     """Build what a run will need. Raises ToolError when it cannot be built."""
-    builds.build(CONFIGS[device], _target(wave), say)
+    builds.build(CONFIGS[spec.device], _target(spec.wave), say)
 
 
 def run(spec: RunSpec, on_progress: Progress) -> SystemResult:

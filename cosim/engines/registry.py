@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 
-from cosim.engines.base import Engine, Wave
+from cosim.engines.base import Engine, RunSpec
 from cosim.errors import InputError
 
 ENGINES: dict[str, str] = {
@@ -23,11 +23,21 @@ def available() -> list[str]:
     return [name for name, place in ENGINES.items() if importlib.util.find_spec(place.partition(":")[0]) is not None]
 
 
-def prepare_engine(name: str, device: str, wave: Wave | None, say: Callable[[str], None]) -> None:
-    """Build what an engine will need for a run, if it needs anything. Raises ToolError when it cannot be built."""
+def check_engine(name: str, simulator: str, transactors: str | None) -> None:
+    """Raises InputError for a simulator or transactors that are not there, ToolError when they are not installed."""
+    select = getattr(importlib.import_module(ENGINES[name].partition(":")[0]), "select", None)
+    if select is not None:
+        select(simulator, transactors)
+
+
+def prepare_engine(name: str, spec: RunSpec, say: Callable[[str], None]) -> None:
+    """Build what an engine will need for a run, if it needs anything; `say` is told of what is being built.
+
+    Raises ToolError when it cannot be built, InputError for what is not there.
+    """
     prepare = getattr(importlib.import_module(ENGINES[name].partition(":")[0]), "prepare", None)
     if prepare is not None:
-        prepare(device, wave, say)
+        prepare(spec, say)
 
 
 def select_engine(name: str | None) -> tuple[str, Engine]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cocotb_tools.check_results import get_results
 
-from cosim import simulators
+from cosim import builds, simulators
 from nic_model.contract import CONFIGS
 
 LIMIT_S = 100
@@ -16,13 +16,17 @@ CASES = {"registers_by_axi_lite": 1, "exchange": 2}
 """cocotb test -> its seed."""
 
 
-@pytest.mark.parametrize("simulator", simulators.SIMULATORS)
+TARGETS = {"verilator": builds.AMBA_VERILATOR, "icarus": builds.AMBA_ICARUS}
+
+
+@pytest.mark.parametrize("simulator", TARGETS)
 @pytest.mark.parametrize("case", CASES)
 def test_bus(case: str, simulator: str, tmp_path: Path) -> None:
-    folder = simulators.build(CONFIGS["tiny"], simulator, design=simulators.AMBA)
+    target = TARGETS[simulator]
+    folder = builds.build(CONFIGS["tiny"], target)
     environment = {"MEMNIC_TEST_SEED": str(CASES[case]), "COCOTB_TEST_FILTER": f"{case}$"}
-    process = simulators.start(folder, simulator, "tests.bus.bench", environment=environment, run_folder=tmp_path,
-                               design=simulators.AMBA)
+    process = simulators.start(folder, target, simulator, "tests.bus.bench", environment=environment,
+                               run_folder=tmp_path)
     try:
         process.wait(timeout=LIMIT_S)
     finally:
