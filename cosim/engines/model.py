@@ -39,6 +39,7 @@ class ModelPort:
         self._mac = mac
         self._fifo = TransmitFifo(mac.timing)
         self._waiting_frames: deque[bytes] = deque()
+        self._arriving = 0
         self._waiters: dict[int, list[Future[None]]] = {}
         self._deadline_timer: Timer | None = None
         self.device.on_frame = self._send
@@ -146,9 +147,17 @@ class ModelPort:
     # ------------------------------------------------------------------------------------------ wire's side
 
     def _deliver(self, frame: bytes, bad: bool, time_ps: int) -> None:
-        self.kernel.call_at(time_ps, lambda: self._receive(frame, bad))
+        if time_ps <= self.kernel.now and not self._arriving:
+            self._take(frame, bad)
+        else:
+            self._arriving += 1
+            self.kernel.call_at(time_ps, lambda: self._arrive(frame, bad))
 
-    def _receive(self, frame: bytes, bad: bool) -> None:
+    def _arrive(self, frame: bytes, bad: bool) -> None:
+        self._arriving -= 1
+        self._take(frame, bad)
+
+    def _take(self, frame: bytes, bad: bool) -> None:
         self.device.receive(frame, bad, self._now_cycles)
         self._schedule_deadline()
 
