@@ -35,7 +35,7 @@ class LeanMac:
         self._tx_data, self._tx_keep, self._tx_last = (tx[name][0] for name in ("data", "keep", "last"))
         self._data, self._keep, self._last, self._user = (rx[name][0] + 1 for name in ("data", "keep", "last", "user"))
         self._entering: list[bytes] = []
-        self._maybe_full = False
+        self._maybe_full = True
         self._last_free_ps = 0
         self._report_by = self._held_since = NEVER
         self._sink_credit = self._source_credit = 0
