@@ -1,10 +1,15 @@
-"""A scenario that tells all that two engines must agree in, with its time."""
+"""Scenarios for several engines: one tells all that they must agree in, with its time; one gets stuck."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
+from host_driver.account import NullAccount
+from host_driver.nic import Nic
+from host_driver.rings import Descriptor, Piece
+from nic_model.contract import KeyRight, Opcode, OperationMask
 from tests.device.programs import run_seeds
 from tests.device.rig import Rig
 
@@ -22,3 +27,18 @@ async def run_and_tell(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]:
         # The rings are in it, with all completions and their timestamps.
         "memory": hashlib.sha256(rig.memory.view(rig.memory.base, rig.memory.size_bytes)).hexdigest(),
     }
+
+
+async def wait_for_lost_reads(rig: Rig, arguments: Any) -> None:
+    """A send whose reads of host memory are never answered."""
+    nobody, length = NullAccount(), 1000
+    assert rig.bus is not None
+    nic = await Nic.probe(rig.port)
+    channel = await nic.open_channel(1, operations=OperationMask.SEND_FRAME, vector=0, tx_log2=4, rx_log2=4)
+    data = rig.memory.allocate(length, 4096)
+    key = nic.register_memory(data, length, KeyRight.READ, channel.number, nobody)
+    rig.bus.timing = replace(rig.bus.timing, read_latency_cycles=1 << 40)
+    channel.submit(Descriptor(Opcode.SEND_FRAME, bytes(14), (Piece(key.value, 0, length),)), None)
+    channel.ring_doorbell(nobody)
+    channel.arm(nobody)
+    await rig.port.interrupt(0)

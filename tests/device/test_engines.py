@@ -70,6 +70,19 @@ def test_lean_on_icarus(tiny_compiled: Path, timing: BusTiming, seed: int, jump:
     assert_equal(expected, told("icarus", timing, seed, jump=jump, sends=5, frames=8), f"seed {seed}, Icarus")
 
 
+def test_a_stuck_device_is_reported_at_the_same_time_by_the_same_names(tiny_compiled: Path) -> None:
+    said = {}
+    for engine in ("compiled", "cocotb", "icarus"):
+        with pytest.raises(RunError) as failed:
+            on_rtl(RigSpec(scenario="tests.device.everything:wait_for_lost_reads", limit_ps=10**15), engine=engine)
+        said[engine] = str(failed.value).split("; ")
+    assert said["cocotb"] == said["compiled"]
+    assert "1 DMA read without an answer of host memory" in said["icarus"]
+    # What waits inside the device is known only to those that can ask it.
+    assert said["icarus"] == [part for part in said["compiled"] if part in said["icarus"]]
+    assert said["icarus"][0] == said["compiled"][0]
+
+
 # ---------------------------------------------------------------------------------------------- memnic run
 
 
