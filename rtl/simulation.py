@@ -64,7 +64,7 @@ class SimulationTop(wiring.Component):
         Inputs pass a register first: what a test bench sets in one cycle, the device sees in the next. So a bench that
         acts between two edges behaves as one that acts on an edge.
     probed : bool
-        With an output `probes`; see `rtl.probes`.
+        With `asked` and `probes`; see `rtl.probes`.
 
     Members
     -------
@@ -73,7 +73,7 @@ class SimulationTop(wiring.Component):
     ready : a ready bit for each of `OUTPUTS`.
     <output name>, <input name> : payload vectors.
     jump, jump_to : at an edge with `jump`, `now` becomes `jump_to` instead of one more.
-    probes : what `rtl.probes.probes_document` explains.
+    asked, probes : what `rtl.probes.probes_document` explains, of the last cycle with `asked`.
     """
 
     def __init__(self, config: NicConfig, *, registered: bool = False, probed: bool = False):
@@ -85,7 +85,7 @@ class SimulationTop(wiring.Component):
         members = {name: Out(Value.cast(found[name].payload).shape().width) for name in OUTPUTS}
         members |= {name: In(Value.cast(found[name].payload).shape().width + 1) for name in INPUTS}
         if probed:
-            members["probes"] = Out(probes_width(probes_document(config)))
+            members |= {"asked": In(1), "probes": Out(probes_width(probes_document(config)))}
         super().__init__({
             **members, "flags": Out(len(FLAGS)), "irq": Out(config.vectors), "ready": In(len(OUTPUTS)),
             "jump": In(1), "jump_to": In(64), "now": Out(64), "next_deadline": Out(64),
@@ -96,7 +96,9 @@ class SimulationTop(wiring.Component):
         nic = self.nic
         m.submodules.nic = inside = Fragment.get(nic, platform)
         if self.probed:
-            m.d.comb += self.probes.eq(find_probes(inside).value)
+            # Only when asked, so that it costs nothing else.
+            with m.If(self.asked):
+                m.d.sync += self.probes.eq(find_probes(inside).value)
         found = streams(nic)
         ready, jump, jump_to = (self._input(m, name) for name in ("ready", "jump", "jump_to"))
         now = Signal(64)

@@ -6,8 +6,8 @@ It holds all inputs of the device in registers, and at each rising edge calls on
 ends, `inputs` what it gets in the one that begins. Both are packed vectors, laid out as the structs that `pins_header`
 writes: each field of each stream in 32-bit words of its own, so that C++ shifts nothing.
 
-In a cycle that C++ has asked for, `void memnic_probe(const uint32_t *probes)` comes before it, with what `rtl.probes`
-explains; in all others nothing of that is computed.
+Two edges after C++ has asked, `void memnic_probe(const uint32_t *probes)` comes before it, with what `rtl.probes` explains;
+unless it asks, nothing of that is computed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN_INPUTS = ("rst", "ready", "jump", "jump_to")
 WAKE = "wake"
 """A bit of the inputs that does not enter the device: it toggles when the host has something to see."""
 ASKED = "asked"
-"""Another: the probes are wanted at the next edge."""
+"""The probes are wanted: the device takes them at the next edge, and shows them at the one behind it."""
 
 
 class Field(NamedTuple):
@@ -91,6 +91,7 @@ def wrapper(config: NicConfig) -> str:
         f"output bit [{in_bits - 1}:0] inputs);",
         f"  import \"DPI-C\" function void memnic_probe(input bit [{probe_bits - 1}:0] probes);",
         f"  bit [{in_bits - 1}:0] held, next;",
+        "  bit answered;",
         f"  wire [{probe_bits - 1}:0] probes;",
         f"  wire [{out_bits - 1}:0] shown;",
     ]
@@ -104,7 +105,7 @@ def wrapper(config: NicConfig) -> str:
                      + (f"{{{pad}'b0, {value}}};" if pad else f"{value};"))
     shown = dict.fromkeys(field.port for field in outputs)
     connections = [".clk(clk)", *(f".{port}({port})" for port in (*shown, "probes"))]
-    for port in dict.fromkeys(field.port for field in inputs if field.port not in (WAKE, ASKED)):
+    for port in dict.fromkeys(field.port for field in inputs if field.port != WAKE):
         parts = sorted((field for field in inputs if field.port == port), key=lambda field: -field.offset)
         joined = ", ".join(f"held[{field.word * WORD_BITS} +: {field.width}]" for field in parts)
         connections.append(f".{port}({{{joined}}})")
@@ -113,7 +114,8 @@ def wrapper(config: NicConfig) -> str:
         "  simulation_top top(" + ",\n    ".join(connections) + ");",
         f"  assign {WAKE} = held[{wake * WORD_BITS}];",
         "  always @(posedge clk) begin",
-        f"    if (held[{asked * WORD_BITS}]) memnic_probe(probes);",
+        "    if (answered) memnic_probe(probes);",
+        f"    answered <= held[{asked * WORD_BITS}];",
         "    memnic_tick(shown, next);",
         "    held <= next;",
         "  end",

@@ -144,11 +144,15 @@ class Transactors {
  private:
   static constexpr uint32_t FOR_GOOD = STOP_DEAD | STOP_STUCK | STOP_BROKEN;
 
-  // The probes have come: now the host may know that nothing goes on.
+  // When the probes have come, the host may know that nothing goes on: the device takes them at the edge behind the
+  // request, and shows them at the next.
   void tell() {
+    if (in_.asked) {
+      in_.asked = 0;
+      return;
+    }
     status.stop |= asked_;
     asked_ = 0;
-    in_.asked = 0;
     in_.wake ^= 1;
   }
 
