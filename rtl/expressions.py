@@ -1,8 +1,10 @@
 """Expressions of unsigned words, each made once and simplified on the way.
 
-Two equal expressions are one object, so a writer can count how often one is used. What a description writes lane by lane
-(a multiplexer for each byte, a compare for each word) becomes operations on whole words where that is less work.
+Two equal expressions are one object, so a writer can count how often one is used. What a description writes lane by
+lane (a multiplexer for each byte, a compare for each word) becomes operations on whole words where that is less work.
 """
+
+from itertools import pairwise
 
 LIMB_BITS = 64
 """Widest word that a processor works on at once."""
@@ -127,7 +129,7 @@ class Expressions:
             ordered = []
             for part in parts:
                 a, b = part.args
-                if b in common or (not common and (b.op, b.args and b.args[0].serial) < (a.op, a.args and a.args[0].serial)):
+                if b in common or (not common and self._kind(b) < self._kind(a)):
                     a, b = b, a
                 ordered.append((a, b))
             one, other = self._roll([a for a, _b in ordered]), self._roll([b for _a, b in ordered])
@@ -144,6 +146,11 @@ class Expressions:
         if op in ("ult", "ule", "eq"):
             return self._roll_compares(parts)
         return None
+
+    @staticmethod
+    def _kind(node):
+        """What the operands of one side have in common from lane to lane."""
+        return node.op, node.args[0].serial if node.args else -1
 
     def _roll_compares(self, parts):
         """Compares of one word with numbers that ascend by one."""
@@ -272,7 +279,7 @@ class Expressions:
         if "cat" in (a.op, b.op) and a.width > 1:
             cuts = sorted({0, a.width} | _cuts_of(a) | _cuts_of(b))
             return self.cat(*(self.bitwise(op, self.bits(a, low, high), self.bits(b, low, high))
-                              for low, high in zip(cuts, cuts[1:])))
+                              for low, high in pairwise(cuts)))
         ones = (1 << a.width) - 1
         for this, other in ((a, b), (b, a)):
             if this.op != "const":
@@ -324,7 +331,7 @@ class Expressions:
             cuts = sorted({0, one.width} | (_cuts_of(one) & _cuts_of(zero)))
             if len(cuts) > 2:
                 return self.cat(*(self.mux(condition, self.bits(one, low, high), self.bits(zero, low, high))
-                                  for low, high in zip(cuts, cuts[1:])))
+                                  for low, high in pairwise(cuts)))
         return self._make("mux", one.width, (condition, one, zero))
 
     def arithmetic(self, op, a, b):

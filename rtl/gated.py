@@ -1,13 +1,13 @@
 """The fast form of a component's SystemVerilog: what is not active costs next to nothing.
 
 One process at the clock executes the statements of each component under `if (active)`, with what they need computed
-inside, before its first use. It assigns at once rather than at the end of the time step, so statements stand in an order
-in which a register is read before it is written; where there is no such order, its old value is kept aside.
+inside, before its first use. It assigns at once rather than at the end of the time step, so statements stand in an
+order in which a register is read before it is written; where there is no such order, its old value is kept aside.
 
 One combinational process computes what must be known before the clock: each `active`, and the outputs. Every gated
-component and every input has a bit that says whether it changed at the last edge. An expression is computed anew only if
-something that it depends on has changed; neighbours that depend on the same things share the test, and so does a group
-of them that belongs to one block.
+component and every input has a bit that says whether it changed at the last edge. An expression is computed anew only
+if something that it depends on has changed; neighbours that depend on the same things share the test, and so does a
+group of them that belongs to one block.
 
 Verilator runs the process at the clock, as any other at that edge, before it computes what hangs on its registers. All
 combinational assignments stand under a condition; so Verilator cannot copy an output's expression to where it is read,
@@ -15,7 +15,7 @@ which may be a process that runs after this one. Outputs that are registers are 
 """
 
 from rtl.expressions import own_cost
-from rtl.netlist import Piece, Set, Write, written
+from rtl.netlist import Piece, Set, Unsupported, Write, written
 from rtl.systemverilog import Writer, branches_of, count_uses, expressions, indented, own_expressions, vector
 
 WORTH_KEEPING = 3
@@ -289,7 +289,7 @@ class GatedWriter(Writer):
             node = stack.pop()
             if node not in seen and node not in self._needed:
                 seen.add(node)
-                if node.op == "word" or node.op == "leaf" and node.value.kind == "register":
+                if node.op == "word" or (node.op == "leaf" and node.value.kind == "register"):
                     found.add(node.value)
                 stack.extend(node.args)
         return found
@@ -300,7 +300,8 @@ class GatedWriter(Writer):
         groups, group_of = [], {}
         for statement in statements:
             joined = [statement]
-            for other in {id(group_of[item]): group_of[item] for item in written([statement]) if item in group_of}.values():
+            same = {id(group_of[item]): group_of[item] for item in written([statement]) if item in group_of}
+            for other in same.values():
                 joined = other + joined
                 groups.remove(other)
             joined.sort(key=statements.index)
@@ -320,8 +321,8 @@ class GatedWriter(Writer):
     def text(self, node, names):
         hazards = self._hazards
         if node.op == "word" and node not in names and hazards is not None and node.value in hazards.written:
-            raise ValueError(f"memory {self.names[node.value]} is read after it was written: no order of the statements "
-                             "avoids that")
+            name = self.names[node.value]
+            raise Unsupported(f"memory {name} is read after it was written, whatever the order of the gates")
         return super().text(node, names)
 
     def _clocked(self):
@@ -333,8 +334,9 @@ class GatedWriter(Writer):
             for gate in group:
                 hazards.enter_gate()
                 body = self._gate_body(gate)
-                aside = [self._old(piece, self._before(piece)) for piece in sorted(hazards.old_there, key=self.names.get)]
-                aside += [self._old(piece, self.names[piece]) for piece in sorted(hazards.old_here, key=self.names.get)]
+                there, here = (sorted(pieces, key=self.names.get) for pieces in (hazards.old_there, hazards.old_here))
+                aside = [self._old(piece, self._before(piece)) for piece in there]
+                aside += [self._old(piece, self.names[piece]) for piece in here]
                 self._aside |= hazards.old_there
                 bodies[gate] = aside + body
         self._hazards = None
@@ -495,13 +497,14 @@ def _last_before(a, b):
 
 def _is_register(node):
     """Whether an output is a register as it is."""
-    return node.op == "leaf" and node.value.kind == "register" or (
-        node.op in ("cat", "slice") and all(_is_register(arg) for arg in node.args))
+    if node.op == "leaf":
+        return node.value.kind == "register"
+    return node.op in ("cat", "slice") and all(_is_register(arg) for arg in node.args)
 
 
 def _before_writers(items):
-    """An order of things, from (thing, what it reads, what it writes), in which most read before others write; who reads
-    a memory does, if there is such an order, since a memory's word cannot be kept aside."""
+    """An order of things, from (thing, what it reads, what it writes), in which most read before others write; who
+    reads a memory does, if there is such an order, since a memory's word cannot be kept aside."""
     writers = {}
     for thing, _reads, writes in items:
         for item in writes:

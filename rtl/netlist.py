@@ -8,6 +8,7 @@ Expressions are shared: two equal ones are one object, so that a writer can coun
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 # The only place that reads Amaranth's private modules; its version is locked.
 from amaranth.hdl import Const, Signal, Value
@@ -29,6 +30,7 @@ from amaranth.hdl._mem import MemoryInstance
 from amaranth.lib import wiring
 
 from rtl.expressions import LANES, LIMB_BITS, Expressions, Node
+
 
 class Unsupported(Exception):
     """A construct of Amaranth that this reader does not know."""
@@ -334,7 +336,7 @@ class _Reader:
             signals[signal] = found = _without_lanes(found, len(signal))
             edges = sorted({0, len(signal)} | found)
             laid_out = isinstance(signal._format, Format.Struct)
-            whole[signal] = {c for low, high in zip(edges, edges[1:]) if laid_out or high - low <= LIMB_BITS
+            whole[signal] = {c for low, high in pairwise(edges) if laid_out or high - low <= LIMB_BITS
                              for c in range(low + 1, high)}
         around = {}
         for index, (target, _at, source, _start, _length) in enumerate(moves):
@@ -354,7 +356,7 @@ class _Reader:
         # What must be apart because two drive it, must be; and no piece is wider than a limb.
         for signal, found in signals.items():
             edges = sorted({0, len(signal)} | {c for c in found if 0 < c < len(signal)})
-            for low, high in zip(edges, edges[1:]):
+            for low, high in pairwise(edges):
                 found |= set(range(low, high, LIMB_BITS))
             self._cuts[signal] = found
         for fragment, column in memories:
@@ -367,7 +369,7 @@ class _Reader:
         found = self._pieces.get(signal)
         if found is None:
             edges = self._edges(signal) if len(signal) else []
-            found = [Piece(signal, low, high - low) for low, high in zip(edges, edges[1:])]
+            found = [Piece(signal, low, high - low) for low, high in pairwise(edges)]
             self._pieces[signal] = found
             for piece in found:
                 drivers = {(id(f), d): (f, d) for low, high, f, d in self._drivers.get(signal, ())
@@ -451,22 +453,24 @@ class _Reader:
                     yield place if piece is not None else (condition, target, start - target.low, new)
 
     def _places(self, value, low, high, condition):
-        """Where bits low .. high of something assigned to lie: (condition, signal, its bit, count, bit of the value)."""
+        """Where bits low .. high of what is assigned to lie: (condition, signal, its bit, count, bit of the value)."""
         make = self.make
         high = min(high, len(value))
-        if low >= high or condition.op == "const" and not condition.value:
+        if low >= high or (condition.op == "const" and not condition.value):
             return
         if isinstance(value, Signal):
             yield condition, value, low, high - low, low
         elif isinstance(value, Slice):
-            for c, signal, at, count, bit in self._places(value.value, value.start + low, value.start + high, condition):
-                yield c, signal, at, count, bit - value.start
+            start = value.start
+            for c, signal, at, count, bit in self._places(value.value, start + low, start + high, condition):
+                yield c, signal, at, count, bit - start
         elif isinstance(value, Operator):
             yield from self._places(value.operands[0], low, high, condition)
         elif isinstance(value, Concat):
             offset = 0
             for part in value.parts:
-                for c, signal, at, count, bit in self._places(part, max(low - offset, 0), high - offset, condition):
+                start = max(low - offset, 0)
+                for c, signal, at, count, bit in self._places(part, start, high - offset, condition):
                     yield c, signal, at, count, bit + offset
                 offset += len(part)
         elif isinstance(value, SwitchValue):
@@ -734,7 +738,7 @@ class _Reader:
             width = len(Value.cast(data[0]))
             memory = Memory(data.name, data.depth, [w & ((1 << width) - 1) for w in words])
             edges = sorted({0, width} | {c for c in found if 0 < c < width})
-            memory.columns = [Column(memory, low, high - low) for low, high in zip(edges, edges[1:])]
+            memory.columns = [Column(memory, low, high - low) for low, high in pairwise(edges)]
             found = self._memory_of[fragment] = memory
         return found
 
@@ -845,7 +849,7 @@ class _Reader:
                         if isinstance(statement, Write):
                             need(statement.address)
                         matters = True
-                elif any([mark(inner) for _head, inner in statement.branches]):
+                elif sum(mark(inner) for _head, inner in statement.branches):  # all of them, not the first
                     for head in ([c for c, _i in statement.branches if c is not None]
                                  if isinstance(statement, If) else [statement.test]):
                         need(head)
@@ -860,8 +864,9 @@ class _Reader:
                         kept.append(statement)
                     continue
                 branches = [(head, keep(inner)) for head, inner in statement.branches]
-                while branches and not branches[-1][1] and (isinstance(statement, If) or branches[-1][0] is not None
-                                                            and all(h is not None for h, _i in branches)):
+                # the last branch of a Case may go, unless it is the default
+                droppable = isinstance(statement, If) or all(head is not None for head, _inner in branches)
+                while droppable and branches and not branches[-1][1]:
                     branches.pop()
                 if any(inner for _head, inner in branches):
                     statement.branches = branches
@@ -929,8 +934,8 @@ class _Reader:
                 visible.append((path, name, signal))
         clock_name = next((name for name, signal, _way in self.design.ports if signal is clock), None)
         clock_piece = None if clock is None else self.pieces(clock)[0]
-        return Netlist(make, inputs, outputs, registers, memories, gates, reset, names, visible, clock_name, clock_piece,
-                       self.signal)
+        return Netlist(make, inputs, outputs, registers, memories, gates, reset, names, visible, clock_name,
+                       clock_piece, self.signal)
 
 
 def written(statements):

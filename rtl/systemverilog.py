@@ -1,4 +1,4 @@
-"""SystemVerilog of a component for Verilator, written from Amaranth's statements rather than from a netlist of cells."""
+"""SystemVerilog of a component for Verilator, written from Amaranth's statements rather than from cells."""
 
 import re
 
@@ -256,7 +256,7 @@ class NamedWriter(Writer):
         tree = {}
         ports = {port for port, _piece in self.netlist.inputs} | {port for port, _w, _n in self.netlist.outputs}
         for path, name, node in shown:
-            if path or name not in ports and name != self.netlist.clock:
+            if path or (name not in ports and name != self.netlist.clock):
                 place = tree
                 for part in path:
                     place = place.setdefault(part, {})

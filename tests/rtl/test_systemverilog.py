@@ -15,6 +15,7 @@ import pytest
 from amaranth.hdl import (
     Array,
     Cat,
+    ClockDomain,
     Const,
     Instance,
     Module,
@@ -74,11 +75,12 @@ def operators(m, a, b, c, d, wide, flag):
             }.items():
                 found[f"{left}_{name}_{right}"] = value
     for left, x in (("a", a), ("b", b), ("c", c), ("d", d)):
-        found |= {f"{left}_not": ~x, f"{left}_neg": -x, f"{left}_any": x.any(), f"{left}_all": x.all(),
-                  f"{left}_xor": x.xor(), f"{left}_bool": x.bool(), f"{left}_shl": x << a[:3], f"{left}_shr": x >> a[:3],
-                  f"{left}_signed": x.as_signed(), f"{left}_unsigned": x.as_unsigned(), f"{left}_mul": x * b,
-                  f"{left}_far": x >> a, f"{left}_rotated": x.rotate_left(3), f"{left}_shifted": x.shift_right(2),
-                  f"{left}_twice": x.replicate(2)}
+        for name, value in {
+            "not": ~x, "neg": -x, "any": x.any(), "all": x.all(), "xor": x.xor(), "bool": x.bool(), "mul": x * b,
+            "shl": x << a[:3], "shr": x >> a[:3], "far": x >> a, "rotated": x.rotate_left(3), "twice": x.replicate(2),
+            "shifted": x.shift_right(2), "signed": x.as_signed(), "unsigned": x.as_unsigned(),
+        }.items():
+            found[f"{left}_{name}"] = value
     found |= {"div": a // d.as_unsigned(), "mod": a % d.as_unsigned(), "wide_any": wide.any(), "wide_all": wide.all(),
               "wide_xor": wide.xor(), "wide_same": wide == wide.rotate_left(1), "wide_not": ~wide,
               "narrow": (a + b)[2:5], "carry": (wide[:64] + wide[8:72])[60:65]}
@@ -131,16 +133,14 @@ def control(m, a, b, c, flag, other):
     with m.If(flag & other):
         m.d.sync += r[:4].eq(0)
     with m.FSM() as fsm:
-        with m.State("wait"):
-            with m.If(flag):
-                m.next = "go"
+        with m.State("wait"), m.If(flag):
+            m.next = "go"
         with m.State("go"):
             m.next = "stop"
             with m.If(other):
                 m.next = "wait"
-        with m.State("stop"):
-            with m.If(~flag):
-                m.next = "wait"
+        with m.State("stop"), m.If(~flag):
+            m.next = "wait"
     return {"x": x, "y": y, "z": z, "q": q, "r": r, "s": s, "going": fsm.ongoing("go")}
 
 
@@ -151,14 +151,15 @@ def memories(m, address, other, word, enable, flag):
     write, read = grained.write_port(granularity=8), grained.read_port()
     through = grained.read_port(transparent_for=(write,))
     now = grained.read_port(domain="comb")
-    m.d.comb += [write.addr.eq(address), write.data.eq(word), write.en.eq(enable), read.addr.eq(other), read.en.eq(reads),
-                 through.addr.eq(other), through.en.eq(reads), now.addr.eq(other)]
+    m.d.comb += [write.addr.eq(address), write.data.eq(word), write.en.eq(enable), read.addr.eq(other),
+                 read.en.eq(reads), through.addr.eq(other), through.en.eq(reads), now.addr.eq(other)]
     m.submodules.odd = odd = memory.Memory(shape=data.StructLayout({"low": 5, "high": 70}), depth=5,
                                            init=[{"low": n, "high": n << 66} for n in range(5)])
     first, second = odd.write_port(), odd.write_port()
     seen, late = odd.read_port(domain="comb"), odd.read_port()
-    m.d.comb += [first.addr.eq(address), first.data.low.eq(word), first.data.high.eq(word << 30), first.en.eq(enable[0]),
-                 second.addr.eq(other), second.data.low.eq(word[9:]), second.en.eq(enable[1] & (address != other)),
+    m.d.comb += [first.addr.eq(address), first.data.low.eq(word), first.data.high.eq(word << 30),
+                 first.en.eq(enable[0]), second.addr.eq(other), second.data.low.eq(word[9:]),
+                 second.en.eq(enable[1] & (address != other)),
                  seen.addr.eq(other), late.addr.eq(address), late.en.eq(1)]
     return {"read": read.data, "through": through.data, "now": now.data, "seen": seen.data, "late": late.data}
 
@@ -230,7 +231,8 @@ def random_design(seed):
                 lambda x=x, y=y: x | y, lambda x=x: ~x, lambda x=x: -x, lambda x=x, y=y: x < y,
                 lambda x=x, y=y, z=z: Mux(z, x, y), lambda x=x, y=y: Cat(x, y)[:48], lambda x=x: x[len(x) // 3:],
                 lambda x=x, y=y: x.bit_select(Value.cast(y)[:4], 6), lambda x=x, y=y: Mux(x == y, x, y.as_signed()),
-                lambda x=x: x.as_signed(), lambda x=x, y=y: x >> Value.cast(y)[:3], lambda x=x, y=y, z=z: Array([x, y, z])[x[:2]],
+                lambda x=x: x.as_signed(), lambda x=x, y=y: x >> Value.cast(y)[:3],
+                lambda x=x, y=y, z=z: Array([x, y, z])[x[:2]],
             ))()
             shape = rng.choice((unsigned(rng.randint(1, 40)), signed(rng.randint(1, 40)), Value.cast(value).shape()))
             if shape.width > 100:
@@ -245,7 +247,8 @@ def random_design(seed):
 CONFIG = CONFIGS["tiny"]
 FUZZ = {"a": unsigned(5), "b": signed(7), "c": unsigned(64), "d": unsigned(1), "e": signed(33)}
 DESIGNS = {
-    "operators": lambda: Design(operators, a=unsigned(6), b=signed(4), c=signed(9), d=unsigned(3), wide=unsigned(90), flag=1),
+    "operators": lambda: Design(
+        operators, a=unsigned(6), b=signed(4), c=signed(9), d=unsigned(3), wide=unsigned(90), flag=1),
     "parts": lambda: Design(parts, a=unsigned(6), c=signed(5), wide=unsigned(90), at=unsigned(7), octet=8),
     "control": lambda: Design(control, a=unsigned(5), b=unsigned(6), c=signed(4), flag=1, other=1),
     "memories": lambda: Design(memories, address=unsigned(3), other=unsigned(3), word=32, enable=4, flag=1),
@@ -301,7 +304,6 @@ def amaranth_outputs(name):
             seen.append([context.get(signal.as_unsigned()) for signal in outputs])
             await context.tick()
 
-    from amaranth.hdl import ClockDomain
     m.domains.sync = ClockDomain()
     simulator = Simulator(m)
     simulator.add_clock(1e-9)
@@ -332,7 +334,8 @@ def verilated(tmp_path_factory):
         for _port, value in [("rst", Signal()), *ports(component, In)]:
             in_words += words(len(value))
         for cycle, (rst, values) in enumerate(stimuli[name]):
-            for value, (_port, signal) in zip([int(rst), *values], [("rst", Signal()), *ports(component, In)], strict=True):
+            signals = [("rst", Signal()), *ports(component, In)]
+            for value, (_port, signal) in zip([int(rst), *values], signals, strict=True):
                 rows[cycle] += [value >> 32 * n & 0xFFFFFFFF for n in range(words(len(signal)))]
         for form in ("gated", "named"):
             component = DESIGNS[name]()
@@ -437,7 +440,7 @@ def loop(m, a):
     return {"x": x}
 
 
-@pytest.mark.parametrize("build,message", [
+@pytest.mark.parametrize(("build", "message"), [
     (instance, "is an instance"), (signed_division, "operator //"), (loop, "depends on itself"),
 ])
 def test_what_cannot_be_written_is_named(build, message):
