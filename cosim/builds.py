@@ -92,7 +92,8 @@ def _build(config: NicConfig, target: Target, folder: Path) -> None:
 
 
 def _build_library(config: NicConfig, work: Path, target: Target) -> None:
-    _write_device(config, work, wrapped=True)
+    """With waves from the Verilog that Amaranth writes, which has all names; without, from our own, which is faster."""
+    _write_device(config, work, fast=not target.waves)
     _verilate(work, target, [TRANSACTORS / "engine.cpp", TRANSACTORS / "interface.cpp"], prefix="Vwrapper",
               options=["-CFLAGS", f"-fPIC -std=c++17 -DVL_USER_FATAL -I{work} -I{TRANSACTORS}", "-LDFLAGS", "-shared",
                        "-o", LIBRARY_NAME],
@@ -101,7 +102,7 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
 
 def _build_for_cocotb(config: NicConfig, work: Path, target: Target) -> None:
     """As cocotb's own runner does, but with only two signals public: `--public-flat-rw` costs a third of the speed."""
-    _write_device(config, work, wrapped=True)
+    _write_device(config, work, fast=False)
     (work / "public.vlt").write_text("`verilator_config\n" + "".join(
         f'public_flat_rw -module "{target.toplevel}" -var "{name}"\n' for name in ("clk", "wake")))
     _verilate(work, target, [TRANSACTORS / "dpi.cpp", TRANSACTORS / "interface.cpp", _cocotb_main()], prefix="Vtop",
@@ -160,16 +161,18 @@ def with_waves(target: Target, wave_format: str = "vcd") -> Target:
 # ---------------------------------------------------------------------------------------------- tools
 
 
-def _write_device(config: NicConfig, work: Path, *, wrapped: bool) -> None:
-    """`top.v`, the device; with `wrapped` also its wrapper and the C++ of the wrapper's structs."""
-    from rtl.verilog import hide_unnamed, simulation_verilog
+def _write_device(config: NicConfig, work: Path, *, fast: bool) -> None:
+    """The device, its wrapper, and the C++ of the wrapper's structs."""
+    from rtl.verilog import compiled_verilog, hide_unnamed, simulation_verilog
     from rtl.wrapper import pins_header, probes_header, wrapper
 
-    (work / "top.v").write_text(hide_unnamed(simulation_verilog(config, probed=wrapped)))
-    if wrapped:
-        (work / "wrapper.sv").write_text(wrapper(config))
-        (work / "pins.h").write_text(pins_header(config))
-        (work / "probes.h").write_text(probes_header(config))
+    if fast:
+        (work / "top.sv").write_text(compiled_verilog(config))
+    else:
+        (work / "top.v").write_text(hide_unnamed(simulation_verilog(config, probed=True)))
+    (work / "wrapper.sv").write_text(wrapper(config))
+    (work / "pins.h").write_text(pins_header(config))
+    (work / "probes.h").write_text(probes_header(config))
 
 
 def _verilate(work: Path, target: Target, sources: list[Path], *, prefix: str, options: list[str],
@@ -177,7 +180,7 @@ def _verilate(work: Path, target: Target, sources: list[Path], *, prefix: str, o
     obj = work / "obj"
     environment = {**os.environ, "VERILATOR_ROOT": str(_verilator_root())}
     wave = [f"--trace-{target.waves}"] if target.waves else []
-    design = [str(path) for path in (work / "wrapper.sv", work / "top.v") if path.is_file()]
+    design = [str(path) for path in (work / "wrapper.sv", work / "top.sv", work / "top.v") if path.is_file()]
     _run([str(_verilator_root() / "bin" / "verilator"), "--cc", "--exe", "-Mdir", str(obj), "--top-module",
           target.toplevel, "--prefix", prefix, *VERILATOR_OPTIONS, *wave, *options, *map(str, sources), *design],
          work, environment)

@@ -6,8 +6,8 @@ It holds all inputs of the device in registers, and at each rising edge calls on
 ends, `inputs` what it gets in the one that begins. Both are packed vectors, laid out as the structs that `pins_header`
 writes: each field of each stream in 32-bit words of its own, so that C++ shifts nothing.
 
-Two edges after C++ has asked, `void memnic_probe(const uint32_t *probes)` comes before it, with what `rtl.probes` explains;
-unless it asks, nothing of that is computed.
+Two edges after C++ has asked, `void memnic_probe(const uint32_t *probes)` comes before it, with what `rtl.probes`
+explains; unless it asks, nothing of that is computed.
 """
 
 from __future__ import annotations
