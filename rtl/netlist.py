@@ -7,6 +7,7 @@ of memories and constants. Signals are cut into pieces of at most 64 bits, where
 Expressions are shared: two equal ones are one object, so that a writer can count how often one is used.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -128,7 +129,7 @@ class Netlist:
     visible: list  # (path, name, signal) wherever a signal stands
     clock: str | None
     clock_piece: Piece | None
-    value_of: object  # Signal -> Node
+    value_of: Callable[[Signal], Node]
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import re
 
-from rtl.netlist import If, Netlist, Piece, Set, Write, read
+from rtl.netlist import Column, If, Netlist, Piece, Set, Write, read
 
 HEADER = """\
 /* verilator lint_off LATCH */
@@ -62,10 +62,13 @@ class Writer:
 
     def __init__(self, netlist: Netlist, name: str):
         self.netlist, self.name = netlist, name
-        self._taken = {name, netlist.clock}
+        self._taken = {name}
         self._taken |= {port for port, _piece in netlist.inputs} | {port for port, _w, _node in netlist.outputs}
-        self.tables = set()  # (bits, width) of tables that repeat each bit
-        self.names = {netlist.clock_piece: netlist.clock}  # Piece or Column -> name
+        self.tables: set[tuple[int, int]] = set()  # (bits, width) of tables that repeat each bit
+        self.names: dict[Piece | Column, str] = {}
+        if netlist.clock is not None and netlist.clock_piece is not None:
+            self._taken.add(netlist.clock)
+            self.names[netlist.clock_piece] = netlist.clock
         for port, piece in netlist.inputs:
             whole = piece.width == len(piece.signal)
             self.names[piece] = port if whole else f"{port}[{piece.low}+:{piece.width}]"
@@ -222,7 +225,8 @@ class NamedWriter(Writer):
         roots = [node for _path, _name, node in shown] + [node for _port, _width, node in netlist.outputs]
         roots += [node for gate in netlist.gates for node in expressions(gate.statements)]
         uses, order = count_uses(roots)
-        names, lines = {}, []
+        names: dict = {}
+        lines: list[str] = []
         # in a scope, a port's name may be a signal's
         for piece, name in list(self.names.items()):
             if isinstance(piece, Piece) and piece.kind == "input":
@@ -300,7 +304,8 @@ def branches_of(statement) -> list:
 
 def count_uses(roots) -> tuple[dict, list]:
     """How often each expression is an operand or a root; and all of them, operands first."""
-    uses, order = {}, []
+    uses: dict = {}
+    order: list = []
 
     def visit(node):
         uses[node] = uses.get(node, 0) + 1
