@@ -22,17 +22,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cocotb_tools.config
+import msgspec
 
 from cosim.errors import ToolError
 from nic_model.contract import NicConfig
 
 TRANSACTORS = Path(__file__).parent / "transactors"
 
+TRAINED = "MEMNIC_TRAINED"
+"""Environment variable with the configuration of a library that is trained, as JSON."""
+
 LIBRARY_NAME, SIMULATION_NAME, ICARUS_NAME = "memnic.so", "memnic-sim", "sim.vvp"
 
 VERILATOR_OPTIONS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "--no-assert", "--timescale",
-                     "1ps/1ps", "-Wno-fatal", "-Wno-WIDTHTRUNC", "-Wno-WIDTHEXPAND", "-Wno-UNUSEDSIGNAL",
-                     "--output-split", "20000")
+                     "1ps/1ps", "-Wno-fatal", "-Wno-WIDTHTRUNC", "-Wno-WIDTHEXPAND", "-Wno-UNUSEDSIGNAL")
+
+SPLIT = ("--output-split", "20000")
+"""Small files, which all cores compile at once."""
+
+WHOLE = ("-fno-split", "-fno-reorder", "-fno-dfg", "--output-split", "0", "--output-split-cfuncs", "0")
+"""Our own SystemVerilog stands in the right order already, and runs fastest in one piece."""
 
 
 class Target(NamedTuple):
@@ -93,11 +102,23 @@ def _build(config: NicConfig, target: Target, folder: Path) -> None:
 
 def _build_library(config: NicConfig, work: Path, target: Target) -> None:
     """With waves from the Verilog that Amaranth writes, which has all names; without, from our own, which is faster."""
-    _write_device(config, work, fast=not target.waves)
+    fast = not target.waves
+    _write_device(config, work, fast=fast)
+    flags = f"-fPIC -std=c++17 -DVL_USER_FATAL -DMEMNIC_EACH_EDGE={int(fast)} -I{work} -I{TRANSACTORS}"
     _verilate(work, target, [TRANSACTORS / "engine.cpp", TRANSACTORS / "interface.cpp"], prefix="Vwrapper",
-              options=["-CFLAGS", f"-fPIC -std=c++17 -DVL_USER_FATAL -I{work} -I{TRANSACTORS}", "-LDFLAGS", "-shared",
-                       "-o", LIBRARY_NAME],
-              optimisation="-O1")
+              options=[*(WHOLE if fast else SPLIT), "-CFLAGS", flags, "-LDFLAGS", "-shared", "-o", LIBRARY_NAME])
+    if not fast:
+        _compile(work, "Vwrapper", "-O1")
+        return
+    # Compiled twice: the second time g++ knows which way the branches of a device under full load go.
+    profile = f"-fprofile-dir={work / 'profile'}"
+    _compile(work, "Vwrapper", "-O2", f"-fprofile-generate -fprofile-update=single {profile}")
+    _run([sys.executable, "-c", "from cosim.benches.training import train; train()", str(work / "obj" / LIBRARY_NAME)],
+         work, {**os.environ, TRAINED: msgspec.json.encode(config).decode()})
+    for path in (work / "obj").iterdir():
+        if path.suffix in (".o", ".a", ".so", ".fast", ".slow", ".gch"):
+            path.unlink()
+    _compile(work, "Vwrapper", "-O2", f"-fprofile-use -Wno-missing-profile {profile}")
 
 
 def _build_for_cocotb(config: NicConfig, work: Path, target: Target) -> None:
@@ -106,9 +127,9 @@ def _build_for_cocotb(config: NicConfig, work: Path, target: Target) -> None:
     (work / "public.vlt").write_text("`verilator_config\n" + "".join(
         f'public_flat_rw -module "{target.toplevel}" -var "{name}"\n' for name in ("clk", "wake")))
     _verilate(work, target, [TRANSACTORS / "dpi.cpp", TRANSACTORS / "interface.cpp", _cocotb_main()], prefix="Vtop",
-              options=[*_cocotb_options("-rdynamic"),
-                       "-CFLAGS", f"-std=c++17 -I{work} -I{TRANSACTORS}", str(work / "public.vlt")],
-              optimisation="-O1")
+              options=[*SPLIT, *_cocotb_options("-rdynamic"),
+                       "-CFLAGS", f"-std=c++17 -I{work} -I{TRANSACTORS}", str(work / "public.vlt")])
+    _compile(work, "Vtop", "-O1")
 
 
 def _build_amba_verilator(config: NicConfig, work: Path, target: Target) -> None:
@@ -117,7 +138,8 @@ def _build_amba_verilator(config: NicConfig, work: Path, target: Target) -> None
     (work / "top.v").write_text(hide_unnamed(nic_verilog(config)))
     (work / "public.vlt").write_text(f'`verilator_config\npublic_flat_rw -module "{target.toplevel}" -var "*"\n')
     _verilate(work, target, [_cocotb_main()], prefix="Vtop",
-              options=[*_cocotb_options(""), str(work / "public.vlt")], optimisation="-O1")
+              options=[*SPLIT, *_cocotb_options(""), str(work / "public.vlt")])
+    _compile(work, "Vtop", "-O1")
 
 
 def _build_lean_icarus(config: NicConfig, work: Path, target: Target) -> None:
@@ -163,30 +185,32 @@ def with_waves(target: Target, wave_format: str = "vcd") -> Target:
 
 def _write_device(config: NicConfig, work: Path, *, fast: bool) -> None:
     """The device, its wrapper, and the C++ of the wrapper's structs."""
-    from rtl.verilog import compiled_verilog, hide_unnamed, simulation_verilog
+    from rtl.verilog import compiled_verilog, each_edge, hide_unnamed, simulation_verilog
     from rtl.wrapper import pins_header, probes_header, wrapper
 
     if fast:
         (work / "top.sv").write_text(compiled_verilog(config))
     else:
         (work / "top.v").write_text(hide_unnamed(simulation_verilog(config, probed=True)))
-    (work / "wrapper.sv").write_text(wrapper(config))
+    (work / "wrapper.sv").write_text(each_edge(wrapper(config)) if fast else wrapper(config))
     (work / "pins.h").write_text(pins_header(config))
     (work / "probes.h").write_text(probes_header(config))
 
 
-def _verilate(work: Path, target: Target, sources: list[Path], *, prefix: str, options: list[str],
-              optimisation: str) -> None:
-    obj = work / "obj"
-    environment = {**os.environ, "VERILATOR_ROOT": str(_verilator_root())}
+def _verilate(work: Path, target: Target, sources: list[Path], *, prefix: str, options: list[str]) -> None:
     wave = [f"--trace-{target.waves}"] if target.waves else []
     design = [str(path) for path in (work / "wrapper.sv", work / "top.sv", work / "top.v") if path.is_file()]
-    _run([str(_verilator_root() / "bin" / "verilator"), "--cc", "--exe", "-Mdir", str(obj), "--top-module",
-          target.toplevel, "--prefix", prefix, *VERILATOR_OPTIONS, *wave, *options, *map(str, sources), *design],
-         work, environment)
+    _run([str(_verilator_root() / "bin" / "verilator"), "--cc", "--exe", "-Mdir", str(work / "obj"),
+          "--top-module", target.toplevel, "--prefix", prefix, *VERILATOR_OPTIONS, *wave, *options, *map(str, sources),
+          *design], work, {**os.environ, "VERILATOR_ROOT": str(_verilator_root())})
+
+
+def _compile(work: Path, prefix: str, optimisation: str, flags: str = "") -> None:
+    """What Verilator has written. `flags`: for the compiler and the linker."""
     # The wheel leaves CFG_CXXFLAGS_PCH_I empty, and larger models then fail on their precompiled header.
-    _run(["make", "-j", str(os.cpu_count() or 1), "-C", str(obj), "-f", f"{prefix}.mk", f"OPT_FAST={optimisation}",
-          "OPT_SLOW=-O0", "OPT_GLOBAL=-O2", "CFG_CXXFLAGS_PCH_I=-include"], work, environment)
+    _run(["make", "-j", str(os.cpu_count() or 1), "-C", str(work / "obj"), "-f", f"{prefix}.mk",
+          f"OPT_FAST={optimisation}", "OPT_SLOW=-O0", "OPT_GLOBAL=-O2", "CFG_CXXFLAGS_PCH_I=-include",
+          f"CXXFLAGS={flags}", f"LDFLAGS={flags}"], work, {**os.environ, "VERILATOR_ROOT": str(_verilator_root())})
 
 
 def _cocotb_main() -> Path:

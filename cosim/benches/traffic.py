@@ -25,7 +25,7 @@ from host_driver.nic import Nic
 from host_driver.rings import CompletionRing, Descriptor, Piece
 from host_driver.runtime import Kernel
 from nic_model import ring
-from nic_model.contract import COMPLETION, CONFIGS, KeyRight, Opcode, OperationMask, Status, doorbell
+from nic_model.contract import COMPLETION, CONFIGS, KeyRight, NicConfig, Opcode, OperationMask, Status, doorbell
 
 SEND_BYTES = 1 << 16
 MSS = 1460
@@ -68,11 +68,11 @@ class TrafficFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrafficBench:
-    """Implements `cosim.engines.bench.Bench`."""
+    """Implements `cosim.engines.bench.Bench`. `config`: of a device that has no name."""
 
-    def __init__(self, spec: TrafficSpec) -> None:
+    def __init__(self, spec: TrafficSpec, config: NicConfig | None = None) -> None:
         self._spec = spec
-        self.config = CONFIGS[spec.device]
+        self.config = config or CONFIGS[spec.device]
         self.kernel = Kernel()
         self.memory = HostMemory(1 << 22)
         self.bus = Bus(BUS)

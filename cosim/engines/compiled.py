@@ -37,12 +37,12 @@ class Window(ctypes.Structure):
 class CompiledDevice:
     """A device of one configuration, compiled and loaded; a context manager. One at a time in a process.
 
-    Parameters: `wave`, if one may be asked for: then the traced library is loaded, which is slower. Attributes:
-    `library`. Raises ToolError when it cannot be built.
+    Parameters: `wave`, if one may be asked for: then the traced library is loaded, which is slower; `path` of a library
+    that is not in the cache. Attributes: `library`. Raises ToolError when it cannot be built.
     """
 
-    def __init__(self, config: NicConfig, wave: Wave | None = None) -> None:
-        raw = ctypes.CDLL(str(builds.build(config, _target(wave)) / "obj" / builds.LIBRARY_NAME))
+    def __init__(self, config: NicConfig, wave: Wave | None = None, path: Path | None = None) -> None:
+        raw = ctypes.CDLL(str(path or builds.build(config, _target(wave)) / "obj" / builds.LIBRARY_NAME))
         raw.memnic_run.argtypes, raw.memnic_run.restype = (ctypes.c_int64,), None
         raw.memnic_record.argtypes, raw.memnic_record.restype = (ctypes.c_int64,), None
         raw.memnic_replay.argtypes, raw.memnic_replay.restype = (ctypes.c_int64,), ctypes.c_int64

@@ -12,6 +12,11 @@ using Trace = VerilatedVcdC;
 
 #include <chrono>
 
+#if MEMNIC_EACH_EDGE
+#include "Vwrapper___024root.h"
+void Vwrapper___024root___eval(Vwrapper___024root*);
+#endif
+
 namespace memnic {
 
 extern Transactors* transactors;
@@ -110,6 +115,7 @@ class Engine {
   int64_t replay(int64_t times) {
     replaying_ = true;
     model_ = std::make_unique<Vwrapper>(&context_);
+    begun_ = false;
     const auto begin = std::chrono::steady_clock::now();
     for (int64_t time = 0; time < times; ++time) {
       for (at_ = 0; at_ < recorded_.size(); ++at_) clock();
@@ -132,11 +138,23 @@ class Engine {
   }
 
  private:
+  // One edge. Where both of the clock's are one (see rtl/verilog.py), one call does; and Verilator's own, which looks after
+  // threads and messages that are not there, may be passed by when it has set up the model.
   void clock() {
+#if MEMNIC_EACH_EDGE
+    model_->clk = !model_->clk;
+    if (begun_) {
+      Vwrapper___024root___eval(model_->rootp);
+    } else {
+      model_->eval();
+      begun_ = true;
+    }
+#else
     model_->clk = 1;
     model_->eval();
     model_->clk = 0;
     model_->eval();
+#endif
   }
 
   void edge() {
@@ -177,6 +195,7 @@ class Engine {
 
   VerilatedContext context_;
   std::unique_ptr<Vwrapper> model_;
+  bool begun_ = false;
   std::vector<Inputs> recorded_;
   int64_t recording_ = 0;
   size_t at_ = 0;
