@@ -90,6 +90,12 @@ BAD_MACHINE = 'name = "x"\nprocessors = 1\n[costs]\n'
     (["--max-size", "0"], "--max-size must be a positive number"),
     (["--out", "/dev/null/results"], "cannot write results to /dev/null/results"),
     (["--wave"], "--wave needs an engine with RTL"),
+    (["--engine", "compiled", "--wave-from", "frame:0"], "--wave-from must be a positive number with ps, ns"),
+    (["--engine", "compiled", "--wave-from", "soon"], "behind it, not 'soon'"),
+    (["--engine", "compiled", "--wave-length", "3"], "--wave-length must be a positive number with ps"),
+    (["--engine", "compiled", "--wave", "--wave-format", "lxt"], "--wave-format must be vcd or fst, not 'lxt'"),
+    (["--engine", "cocotb", "--wave-from", "error"], "need the compiled engine, not cocotb"),
+    (["--simulator", "icarus"], "--simulator"),
     (["--colour"], "No such option: --colour"),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path,
@@ -177,6 +183,14 @@ def test_quantities(text: str, value: int) -> None:
 def test_bad_quantities(text: str) -> None:
     with pytest.raises(InputError, match="--max-size"):
         parse_quantity("--max-size", text, {"": 1, "K": 1024})
+
+
+TIMES = {"PS": 1, "NS": 10**3, "US": 10**6, "MS": 10**9, "S": 10**12}
+
+
+@pytest.mark.parametrize(("text", "value"), [("3ms", 3 * 10**9), ("0.5 us", 500_000), ("2S", 2 * 10**12), ("7ps", 7)])
+def test_times(text: str, value: int) -> None:
+    assert parse_quantity("--wave-length", text, TIMES) == value
 
 
 def test_the_model_engine_is_there_and_the_first_is_the_default() -> None:
