@@ -1,4 +1,4 @@
-"""What the Ports over RTL have in common: barriers, interrupts that tasks wait for, and time."""
+"""What all Ports have in common: barriers, interrupts that tasks wait for, and time."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from cosim.engines.host_port import HostPort, check_block
 from cosim.mac import Mac, TransmitFifo
 from cosim.memory import HostMemory
 from host_driver.runtime import Future, Kernel, Timer
@@ -20,7 +21,7 @@ DEFAULT_READ_LATENCY_PS = 1_000_000
 """A register's round trip: 1 us unless the machine says otherwise."""
 
 
-class ModelPort:
+class ModelPort(HostPort):
     """Implements `host_driver.port.Port`.
 
     Attributes: `device`, and what the bus carried so far: `dma_read_bytes`, `dma_write_bytes`, `interrupts` (times
@@ -29,8 +30,7 @@ class ModelPort:
 
     def __init__(self, config: NicConfig, kernel: Kernel, memory: HostMemory, mac: Mac,
                  read_latency_ps: int = DEFAULT_READ_LATENCY_PS) -> None:
-        self.kernel = kernel
-        self.memory = memory
+        super().__init__(kernel, memory)
         self.device = Device(config, self._dma_read, self._dma_write)
         self.dma_read_bytes = 0
         self.dma_write_bytes = 0
@@ -40,7 +40,6 @@ class ModelPort:
         self._fifo = TransmitFifo(mac.timing)
         self._waiting_frames: deque[bytes] = deque()
         self._arriving = 0
-        self._waiters: dict[int, list[Future[None]]] = {}
         self._deadline_timer: Timer | None = None
         self.device.on_frame = self._send
         self.device.on_irq = self._show_irq
@@ -72,34 +71,10 @@ class ModelPort:
 
     def write_block(self, address: int, data: bytes) -> None:
         """Write 64 bytes to a doorbell page as one burst. Raises ValueError for another size or place."""
-        if len(data) != 64 or address < DOORBELL_BASE or address % 64:
-            raise ValueError(f"a block write is 64 aligned bytes on a doorbell page, not {len(data)} at {address:#x}")
+        check_block(address, data)
         self._catch_up()
         self._write_doorbell(address, data)
         self._schedule_deadline()
-
-    def wmb(self) -> None:
-        """Nothing to do: the device sees host memory as it stands."""
-
-    def rmb(self) -> None:
-        """Nothing to do: host memory is seen as it stands."""
-
-    def interrupt(self, vector: int) -> Future[None]:
-        """A future that finishes when the vector's line is high, or now if it is."""
-        future: Future[None] = Future(f"interrupt of vector {vector}")
-        if self.device.irq[vector]:
-            future.set_result(None)
-        else:
-            self._waiters.setdefault(vector, []).append(future)
-        return future
-
-    def sleep(self, duration_ps: int) -> Future[None]:
-        """A future that finishes after `duration_ps`."""
-        return self.kernel.sleep(duration_ps)
-
-    def now(self) -> int:
-        """Simulated time in picoseconds."""
-        return self.kernel.now
 
     # ------------------------------------------------------------------------------------------ device's side
 
@@ -117,10 +92,12 @@ class ModelPort:
         self.dma_write_bytes += len(data)
         return self.memory.write(address, data)
 
+    def _is_high(self, vector: int) -> bool:
+        return bool(self.device.irq[vector])
+
     def _show_irq(self, vector: int, level: bool) -> None:
         if level:
-            for waiter in self._waiters.pop(vector, []):
-                waiter.set_result(None)
+            self._wake_waiters()
 
     @property
     def _now_cycles(self) -> int:
