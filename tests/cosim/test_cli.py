@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cosim import cli
+from cosim import cli, http
 from cosim.commands.run import parse_quantity
 from cosim.engines import in_process
 from cosim.engines.base import RunError
@@ -134,6 +136,22 @@ def test_a_failed_run_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Mon
     data = json.loads((tmp_path / RESULT_NAME).read_text())
     assert data["complete"] is False
     assert list(data["systems"]) == ["nic-dumb"]
+
+
+@pytest.mark.parametrize("engine", ["model", "compiled"])
+def test_an_application_that_raises_ends_the_run_with_its_traceback_and_the_time(
+        engine: str, tiny_compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    def parse_request(data: bytes) -> object:
+        raise ArithmeticError("the server cannot count")
+
+    monkeypatch.setattr("cosim.server.http", SimpleNamespace(**{**vars(http), "parse_request": parse_request}))
+    assert cli.run([*RUN, "--engine", engine, "--systems", "nic-tso", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Traceback (most recent call last):"
+    assert any("parse_request" in line for line in said)
+    assert re.fullmatch(r"memnic: nic-tso: task 'apache \d+' at \d+ ps raised ArithmeticError: the server cannot "
+                        rf"count; partial results are in {tmp_path}", said[-1])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
