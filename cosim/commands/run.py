@@ -47,14 +47,15 @@ def run(
                                                   "workload, 128 files of 16 KB")] = None,
     requests: Annotated[int, typer.Option(help="as many as the log has, at most")] = DEFAULT_REQUESTS,
     systems: Annotated[str, typer.Option(help="systems to compare, separated by commas")] = ",".join(SYSTEMS),
-    wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system; of the part that the next two "
-                                                      "options say")] = False,
+    wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system; each of the next three "
+                                                      "options does so too")] = False,
     wave_from: Annotated[str | None, typer.Option(
         help=f"where it begins: a time such as 3ms; frame:N, the N-th frame on the wire; error, the first completion "
              f"that tells of one; default {DEFAULT_WAVE_FROM}")] = None,
     wave_length: Annotated[str | None, typer.Option(
         help=f"how long it is: a time, or all; default {DEFAULT_WAVE_LENGTH}")] = None,
-    wave_format: Annotated[str, typer.Option(help=f"{' or '.join(WAVE_FORMATS)}; FST needs liblz4-dev")] = "vcd",
+    wave_format: Annotated[str | None, typer.Option(
+        help=f"{' or '.join(WAVE_FORMATS)}; default: vcd; FST needs liblz4-dev and zlib1g-dev")] = None,
     out: Annotated[Path, typer.Option(help="results folder; files of an earlier run are replaced")] = Path("results"),
     clients: Annotated[int, typer.Option(help="clients, each with one request at a time")] = 8,
     link_rate: Annotated[str | None, typer.Option(help="bits a second, such as 1G; default: the machine's")] = None,
@@ -88,8 +89,8 @@ def run(
         raise InputError(f"--simulator and --transactors need the cocotb engine, not {engine_name}")
     check_engine(engine_name, simulator or DEFAULT_SIMULATOR, transactors)
     wanted_wave = None
-    if wave or wave_from or wave_length:
-        wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format, jump=jump)
+    if wave or wave_from or wave_length or wave_format:
+        wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format or "vcd", jump=jump)
     configuration = Configuration(
         workload=_workload(log, requests, parse_quantity("--max-size", max_size, _BINARY)),
         systems=select_systems(systems),

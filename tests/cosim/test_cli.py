@@ -95,7 +95,7 @@ BAD_MACHINE = 'name = "x"\nprocessors = 1\n[costs]\n'
     (["--engine", "compiled", "--wave-from", "frame:0"], "--wave-from must be a positive number with ps, ns"),
     (["--engine", "compiled", "--wave-from", "soon"], "behind it, not 'soon'"),
     (["--engine", "compiled", "--wave-length", "3"], "--wave-length must be a positive number with ps"),
-    (["--engine", "compiled", "--wave", "--wave-format", "lxt"], "--wave-format must be vcd or fst, not 'lxt'"),
+    (["--engine", "compiled", "--wave-format", "lxt"], "--wave-format must be vcd or fst, not 'lxt'"),
     (["--engine", "cocotb", "--wave-from", "error"], "need the compiled engine, not cocotb"),
     (["--simulator", "icarus"], "--simulator"),
     (["--colour"], "No such option: --colour"),

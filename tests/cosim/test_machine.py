@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import cosim
+from cosim.engines import compiled
+from cosim.engines.base import RunError
+from cosim.engines.bench import bus_timing, scripted
+from cosim.engines.bus import BusTiming
 from cosim.errors import MachineError
-from cosim.machine import APPLICATION_ITEMS, load_application, load_machine, prices_ps, shipped
+from cosim.machine import APPLICATION_ITEMS, Fault, load_application, load_machine, prices_ps, shipped
+from cosim.systems import SYSTEMS
+from cosim.workload import synthetic
 from host_driver.account import ITEMS
+from nic_model.contract import CONFIGS
+from tests.cosim.test_experiment import nothing, spec
 
 SHIPPED = Path(cosim.__file__).parent / "machines" / "p2-300-smp2.toml"
 
@@ -59,6 +68,12 @@ def test_a_sent_packet_costs_what_the_paper_leads_to() -> None:
     ("clock_hz = 300_000_000", "clock_hz = 1\ncolour = 2", "`colour`"),
     ("mmio_read_ns = 800", "mmio_read_ns = -1", "`bus.mmio_read_ns` must be at least 0, not -1"),
     ("mmio_read_ns = 800", 'mmio_read_ns = "x"', "$.bus.mmio_read_ns"),
+    ("mmio_read_ns = 800", "mmio_read_ns = 800\ntags = 0", "`bus.tags` must be at least 1, not 0"),
+    ("mmio_read_ns = 800", "mmio_read_ns = 800\nreorder_ns = -1", "`bus.reorder_ns` must be at least 0, not -1"),
+    ("mmio_read_ns = 800", "mmio_read_ns = 800\nmax_payload_bytes = 0", "`bus.max_payload_bytes` must be at least 1"),
+    ("[moderation]", '[[bus.faults]]\ndirection = "up"\nfirst = 1\n[moderation]', "$.bus.faults[0].direction"),
+    ("[moderation]", '[[bus.faults]]\ndirection = "read"\nfirst = 0\n[moderation]',
+     "`bus.faults[0].first` must be at least 1, not 0"),
     ("rx_usecs = 60", "", "`rx_usecs` - at `$.moderation`"),
     ('interrupt_routing = "rotate"', 'interrupt_routing = "all"', "$.interrupt_routing"),
     ("batch = { cycles = 300,", "batch = { cycles = -300,", "`costs.poll.batch.cycles` must be at least 0"),
@@ -77,6 +92,43 @@ def test_bad_machine_file_is_one_line_with_file_and_field(tmp_path: Path, old: s
     assert path in str(caught.value)
     assert field in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+PCIE = """duplex = true
+tlp_overhead_bytes = 24
+max_payload_bytes = 256
+max_read_request_bytes = 512
+tags = 32
+reorder_ns = 100
+interleave = true
+mmio_read_ns = 800"""
+
+
+def test_a_bus_like_pcie_reaches_the_transactors_in_cycles(tmp_path: Path) -> None:
+    machine = load_machine(edited(tmp_path, "mmio_read_ns = 800", PCIE))
+    timing = bus_timing(machine, CONFIGS["tiny"], seed=5)
+    # At 156.25 MHz a cycle is 6.4 ns; latencies round up.
+    assert timing == BusTiming(
+        read_latency_cycles=79, write_latency_cycles=32, mmio_read_cycles=125, mmio_write_cycles=32,
+        bytes_per_cycle=114 / 156.25, duplex=True, tlp_overhead_bytes=24, max_payload_bytes=256,
+        max_read_request_bytes=512, tags=32, reorder_cycles=16, interleave=True, seed=5)
+
+
+def test_scripted_faults_count_each_direction_by_itself() -> None:
+    judge = scripted([Fault(direction="read", first=2, count=2), Fault(direction="write", first=1)])
+    assert judge is not None
+    assert [judge(0, False) for _ in range(5)] == [False, True, True, False, False]
+    assert [judge(0, True) for _ in range(3)] == [True, False, False]
+    assert scripted([]) is None
+
+
+def test_a_scripted_fault_meets_the_device(tiny_compiled: Path) -> None:
+    machine = load_machine("p2-300-smp2")
+    # The first read of all is of posted buffers.
+    faulty = msgspec.structs.replace(machine, bus=msgspec.structs.replace(
+        machine.bus, faults=[Fault(direction="read", first=1)]))
+    with pytest.raises(RunError, match=r"at \d+ ps raised DeviceError: channel 0 stopped: \w+"):
+        compiled.run(spec(SYSTEMS["nic-tso"], synthetic(1).requests, machine=faulty), nothing)
 
 
 def test_missing_cost_is_named(tmp_path: Path) -> None:

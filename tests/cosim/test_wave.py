@@ -173,10 +173,12 @@ def test_a_window_from_a_frame_begins_when_its_last_beat_has_crossed_the_mac(tmp
     assert set(itertools.starmap(lambda a, b: b - a, itertools.pairwise(cycles))) == {1}
 
 
-def test_a_window_from_an_error_stays_empty_when_there_is_none(tmp_path: Path) -> None:
+def test_a_window_from_an_error_stays_empty_when_there_is_none_and_that_is_told(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "none.vcd"
     serve(tmp_path / "none.pcapng", Wave(path=str(path), error=True), REQUESTS)
     assert b"\n#" not in path.read_bytes()
+    assert caplog.messages == [f"memnic: the wave {path} is empty: its beginning has not come"]
 
 
 def test_a_wave_that_cannot_be_written_is_told(tmp_path: Path) -> None:
