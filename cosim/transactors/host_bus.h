@@ -14,7 +14,7 @@ namespace memnic {
 
 constexpr uint32_t RESP_OKAY = 0, RESP_SLVERR = 2;
 
-// A burst that reached memory, for who watches. Laid out as `Burst` in cosim/engines/library.py.
+// A burst that reached memory, for who watches. Laid out as `_BURST` in cosim/engines/library.py.
 struct BurstRecord {
   int64_t time_ps;
   uint64_t address;

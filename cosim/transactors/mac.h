@@ -28,7 +28,7 @@ struct MacSettings {
   uint64_t seed;
 };
 
-// A frame that the device sent. Laid out as `SentFrame` in cosim/engines/library.py.
+// A frame that the device sent. Laid out as `_SENT_FRAME` in cosim/engines/library.py.
 struct SentFrame {
   int64_t length;
   int64_t taken_ps;  // its last beat

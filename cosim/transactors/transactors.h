@@ -46,7 +46,7 @@ struct Status {
   int64_t frames_waiting, frame_bytes_waiting, reads_waiting, bursts_waiting, rises_waiting;
 };
 
-// A line that rose, for who watches. Laid out as `Rise` in cosim/engines/library.py.
+// A line that rose, for who watches. Laid out as `_RISE` in cosim/engines/library.py.
 struct Rise {
   int64_t time_ps;
   int64_t line;
