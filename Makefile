@@ -1,18 +1,22 @@
 # make run    sets everything up, runs the main job     (ARGS="--requests 50" passes options to `memnic run`)
 # make test   sets everything up, runs the tests        (ARGS="-k segmenter" passes options to pytest)
+# make formal proves what can be proved about the RTL, also what takes too long for `make test`
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: run test setup lint lock clean
+.PHONY: run test formal setup lint lock clean
 
 run: $(STAMP)
 	@$(BIN)/memnic run $(ARGS)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+formal: $(STAMP)
+	@$(BIN)/python -m pytest -m "long or not long" --verbose --durations 0 --durations-min 1 tests/formal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

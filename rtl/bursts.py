@@ -50,6 +50,11 @@ class BurstCutter(wiring.Component):
             cut.eq(cutting & (~self.o.valid | self.o.ready)),
             self.active.eq(take | cut | (self.o.valid & self.o.ready)),
         ]
+        burst = self.o.payload
+        self.invariants = [
+            (~cutting | (blocks_left != 0) | (first <= final), "a last burst ends before it begins"),
+            (~self.o.valid | (burst.first <= burst.final), "a burst ends before it begins"),
+        ]
         with m.If(take):
             m.d.sync += [
                 cutting.eq(1), block.eq(self.i.payload.address[OFFSET_BITS:]),

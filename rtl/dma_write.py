@@ -81,6 +81,10 @@ class DmaWriteClient(wiring.Component):
             ring.allocate.eq(self.grant),
             lasts.write_en.eq(self.grant), lasts.write_addr.eq(ring.tail), lasts.write_data.eq(burst.last),
         ]
+        self.invariants = [
+            (~waiting | (burst.first <= burst.final), "a burst ends before it begins"),
+            (~claimed | waiting, "rows are claimed for no burst"),
+        ]
         with m.If(enter | claim):
             m.d.sync += unclaimed.eq(unclaimed + enter - Mux(claim, burst_rows, 0))
         with m.If(load):

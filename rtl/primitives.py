@@ -1,4 +1,8 @@
-"""Small parts that every block is made of: a memory, a FIFO, a skid buffer, an arbiter."""
+"""Small parts that every block is made of: a memory, a FIFO, a skid buffer, an arbiter.
+
+A block may say in `invariants`, once elaborated, what is always so inside it: pairs of a Value and what is wrong where
+it is 0. Proofs build on them, and tests of blocks check them in each cycle; they are no part of the hardware.
+"""
 
 from amaranth.hdl import Array, Assert, Cat, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import memory, stream, wiring
@@ -119,6 +123,11 @@ class StreamFifo(wiring.Component):
             Value.cast(self.o.payload).eq(output),
             self.active.eq(enter | fetch | advance | leave),
         ]
+        self.invariants = [
+            (stored <= self.depth, "more words than the memory has"),
+            (self.level == stored + fetched + self.o.valid, "the level is not what is inside"),
+            ((tail - head)[:len(head)] == stored[:len(head)], "words do not stand between head and tail"),
+        ]
         m.d.sync += stored.eq(stored + enter - fetch)
         m.d.sync += self.level.eq(self.level + enter - leave)
         with m.If(enter):
@@ -157,6 +166,10 @@ class SkidBuffer(wiring.Component):
             leave.eq(self.o.valid & self.o.ready),
             Value.cast(self.o.payload).eq(Mux(head, slots[1], slots[0])),
             self.active.eq(enter | leave),
+        ]
+        self.invariants = [
+            ((tail ^ head) == (self.o.valid & ~full), "the registers are not written and read in turn"),
+            (~full | self.o.valid, "full, and nothing to give"),
         ]
         with m.If(enter & ~leave):
             m.d.sync += [self.o.valid.eq(1), full.eq(self.o.valid)]

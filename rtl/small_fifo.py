@@ -46,6 +46,11 @@ class SmallFifo(wiring.Component):
             ram.read_addr.eq(head), Value.cast(self.o.payload).eq(ram.read_data),
             self.active.eq(enter | leave),
         ]
+        self.invariants = [
+            (~full | (self.o.valid & (tail == head)), "full, and a place is free"),
+            (self.o.valid | (tail == head), "empty, and a word is there"),
+            (full | ~self.o.valid | (tail != head), "neither full nor empty, and no word is there"),
+        ]
         with m.If(enter):
             m.d.sync += tail.eq(tail + 1)
         with m.If(leave):

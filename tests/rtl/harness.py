@@ -1,13 +1,21 @@
 """What the tests of the RTL blocks share: streams with stalls, strobes, and a watch over `active`."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from amaranth.hdl import Cat, Fragment, Signal, Value
 from amaranth.sim import Simulator
 
 PERIOD_SECONDS = 6.4e-9
+
+
+def invariants(fragment: Fragment) -> Iterator[tuple[Value, str]]:
+    """What the components of an elaborated block say of themselves (see `rtl.primitives`), and what is wrong if not."""
+    for origin in fragment.origins or ():
+        yield from getattr(origin, "invariants", ())
+    for inside, _name, _where in fragment.subfragments:
+        yield from invariants(inside)
 
 
 class Bench:
@@ -39,6 +47,9 @@ class Bench:
         self._simulator.add_process(self._count)
         if hasattr(dut, "active") and self._registers:
             self._simulator.add_process(self._watch)
+        self._invariants = list(invariants(fragment))
+        if self._invariants:
+            self._simulator.add_process(self._check_invariants)
 
     async def _count(self, ctx):
         async for _ in ctx.tick():
@@ -52,6 +63,12 @@ class Bench:
                 self.idle_cycles += 1
                 assert now == before, f"cycle {self.cycle}: {self._changed(before, now)} changed while active was 0"
             before, was_active = now, active
+
+    async def _check_invariants(self, ctx):
+        holds = Cat(Value.cast(condition).bool() for condition, _ in self._invariants)
+        async for _, _, seen in ctx.tick().sample(holds):
+            wrong = [what for bit, (_, what) in enumerate(self._invariants) if not seen >> bit & 1]
+            assert not wrong, f"cycle {self.cycle}: {', '.join(wrong)}"
 
     def _changed(self, before: int, now: int) -> str:
         names, offset = [], 0
