@@ -120,7 +120,8 @@ def _run(folder: Path, program: str, *arguments: str, fails: bool = False) -> st
     path = BIN / program
     assert path.exists(), f"{program} is missing: run `make setup`"
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run([str(path), *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run([str(path), *arguments], cwd=folder, env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode and not fails:
         raise AssertionError(f"{program} failed: {done.stdout[-2000:]}")
     return done.stdout
