@@ -74,7 +74,7 @@ def parse(config, frames, *, stall=0.0, seed=0, rx_filter=0, enable=1, bad=()):
                     starts.append(ctx.get(dut.now))
                 await ctx.tick()
                 ctx.set(dut.mac.valid, 0)
-        await idle(ctx, 20)
+        await idle(ctx, 40)
 
     bench.background(now)
     bench.add(main)
@@ -179,7 +179,7 @@ def test_enable_in_the_middle_of_a_frame_takes_the_next_one():
             if n == 3:
                 await bench.strobe(ctx, dut.write, {"address": register("RX_ENABLE"), "data": 0})
             await bench.send(ctx, dut.mac, beat)
-        await idle(ctx, 20)
+        await idle(ctx, 40)
 
     bench.add(main)
     bench.run()
@@ -203,5 +203,5 @@ def test_latency(config):
 
     bench.add(main)
     bench.run()
-    of_parser = 12 if config.host_bytes == 64 else 11
+    of_parser = {8: 17, 16: 15, 32: 14, 64: 13}[config.mac_bytes]
     assert waited == [2 + of_parser]
