@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from nic_model.contract import (
     DEFAULT_HASH_TYPES,
+    FLOW_KEY_WORDS,
     FLOW_RULE_COMMIT,
     MICROSOFT_RSS_KEY,
     RAW_CHANNEL,
@@ -14,9 +15,9 @@ from nic_model.contract import (
     RSS_INDIRECTION_ENTRIES,
     RSS_KEY_BYTES,
     HashType,
+    flow_fingerprint,
     flow_rule_places,
 )
-from nic_model.contract.steering import FINGERPRINT_SHIFT, FLOW_KEY_WORDS
 from nic_model.receive_parser import Parsed
 from nic_model.toeplitz import toeplitz_hash
 
@@ -118,13 +119,14 @@ class Steering:
 
     def _find_rule(self, frame: Parsed) -> _Rule | None:
         key = frame.addresses + frame.ports
+        is_udp = frame.kind in (HashType.UDP_IPV4, HashType.UDP_IPV6)
         hash_value = self._hash(key)
         candidates = (self._rules.get(place) for place in flow_rule_places(hash_value, self.flow_rules))
         first = next((rule for rule in candidates
-                      if rule is not None and rule.fingerprint == hash_value >> FINGERPRINT_SHIFT), None)
+                      if rule is not None and rule.fingerprint == flow_fingerprint(hash_value, udp=is_udp)), None)
         if first is None:
             return None
         is_same = (first.key == key.ljust(len(first.key), b"\0")
                    and first.ipv6 == (frame.kind in (HashType.TCP_IPV6, HashType.UDP_IPV6))
-                   and first.udp == (frame.kind in (HashType.UDP_IPV4, HashType.UDP_IPV6)))
+                   and first.udp == is_udp)
         return first if is_same else None

@@ -91,8 +91,13 @@ class Steering(wiring.Component):
         hashed = toeplitz.latency
         flow = self._keep_flow(m, valid[0], valid[hashed + 3])
         hash_types, types_written = self._choose_type(m, valid, hashed)
+        is_udp = [self.flow.payload.udp, *(Signal(name=f"is_udp_{n}") for n in range(1, hashed + 1))]
+        for n in range(hashed):
+            with m.If(valid[n]):
+                m.d.sync += is_udp[n + 1].eq(is_udp[n])
         written = self._take_writes(m)
-        is_candidate, candidate, clears = self._find_candidate(m, valid[hashed], toeplitz.hashes.flow, written)
+        is_candidate, candidate, clears = self._find_candidate(
+            m, valid[hashed], toeplitz.hashes.flow, is_udp[hashed], written)
         by_rule, rule_channel = self._compare(m, valid, hashed, is_candidate, candidate, flow, written)
         by_hash, hash_channel, hash_value, hash_type, spread_written = self._spread(
             m, valid, hashed, toeplitz.hashes, hash_types)
@@ -207,7 +212,7 @@ class Steering(wiring.Component):
         ]
         return written
 
-    def _find_candidate(self, m, valid, flow_hash, written):
+    def _find_candidate(self, m, valid, flow_hash, is_udp, written):
         """The first place of both buckets that holds the flow's fingerprint: whether there is one, and its number."""
         buckets = self.config.flow_rules // RULES_PER_BUCKET // FLOW_TABLES
         bucket_bits, slot_bits = exact_log2(buckets), exact_log2(RULES_PER_BUCKET)
@@ -223,7 +228,7 @@ class Steering(wiring.Component):
         entry = Cat(written.data[fields["valid"].offset], written.data[:FINGERPRINT_BITS])
         place = written.place
         matches = Signal(FLOW_TABLES * RULES_PER_BUCKET, name="fingerprint_matches")
-        looked_for = flow_hash[FINGERPRINT_SHIFT:]
+        looked_for = flow_hash[FINGERPRINT_SHIFT:] ^ is_udp  # `flow_fingerprint`
         found_buckets = []
         for table, shift in enumerate(BUCKET_SHIFTS):
             bucket = flow_hash[shift:shift + bucket_bits]

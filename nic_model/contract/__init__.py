@@ -101,6 +101,7 @@ from nic_model.contract.steering import (
     RSS_INDIRECTION_ENTRIES,
     RSS_KEY_BYTES,
     RULES_PER_BUCKET,
+    flow_fingerprint,
     flow_rule_places,
     key_words,
 )
@@ -184,6 +185,7 @@ __all__ = [
     "Status",
     "channel_register",
     "doorbell",
+    "flow_fingerprint",
     "flow_rule_places",
     "indirection_register",
     "inline_slots",

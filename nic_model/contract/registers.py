@@ -65,7 +65,7 @@ RSS_CONTROL = Layout("RSS control", 4, {
 """Fields of the register of that name."""
 
 FLOW_RULE_COMMIT = Layout("flow rule commit", 4, {
-    "fingerprint": Field(0, 16, "the upper half of the hash of FLOW_RULE_KEY"),
+    "fingerprint": Field(0, 16, "the flow's, see `flow_fingerprint`"),
     "channel": Field(16, 8, "channel that the flow goes to, modulo CHANNELS"),
     "ipv6": Field(24, 1, "1: IPv6, 0: IPv4"),
     "udp": Field(25, 1, "1: UDP, 0: TCP"),

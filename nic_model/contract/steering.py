@@ -3,8 +3,8 @@
 The hash covers source address, destination address, source port and destination port, in this order, as they stand
 in the packet. A flow rule names all of them, and its place follows from their hash: a bucket of `RULES_PER_BUCKET`
 places in each of two tables, by two fields of the hash. The device looks at both buckets at once for the first place,
-lowest number first, that holds the hash's upper half (the *fingerprint*), and then compares the whole key of that one
-alone. So of the rules in the two buckets of a rule no other may have the same fingerprint: the driver sees to it.
+lowest number first, that holds the flow's *fingerprint*, and then compares the whole key of that one alone. So of the
+rules in the two buckets of a rule no other may have the same fingerprint: the driver sees to it.
 """
 
 # Ref: Microsoft, "RSS Hashing Functions" and "Verifying the RSS Hash Calculation" (Windows drivers documentation)
@@ -29,7 +29,7 @@ FLOW_TABLES = 2
 MAX_FLOW_RULES = 2048
 
 FINGERPRINT_SHIFT = 16
-"""The fingerprint is the hash above this bit."""
+"""The fingerprint is the hash above this bit, with the lowest bit changed for UDP."""
 
 BUCKET_SHIFTS = (0, 8)
 """Where each table's bucket number stands in the hash."""
@@ -38,6 +38,11 @@ BUCKET_SHIFTS = (0, 8)
 def key_words(key: bytes) -> tuple[int, ...]:
     """Bytes as 32-bit registers hold them: first byte lowest."""
     return tuple(int.from_bytes(key[at : at + 4], "little") for at in range(0, len(key), 4))
+
+
+def flow_fingerprint(hash_value: int, *, udp: bool) -> int:
+    """What a rule's place holds beside its key, 16 bits."""
+    return hash_value >> FINGERPRINT_SHIFT ^ int(udp)
 
 
 def flow_rule_places(hash_value: int, flow_rules: int) -> list[int]:
