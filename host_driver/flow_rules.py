@@ -1,4 +1,4 @@
-"""Flow rules, as `ethtool -N` has them: which channel a connection's frames go to, and where the device keeps the rule."""
+"""Flow rules, as `ethtool -N` has them: the channel of a connection's frames, and where the device keeps the rule."""
 
 from __future__ import annotations
 

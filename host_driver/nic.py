@@ -1,7 +1,7 @@
 """The device as the system's driver sees it: asked for what it has, never assumed.
 
-Control path only: probe, channels, memory keys, address and filter, steering, moderation, counters. What moves frames is
-`channel`.
+Control path only: probe, channels, memory keys, address and filter, steering, moderation, counters. What moves frames
+is `channel`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Nic:
         self._generations = [0] * capabilities.keys
         self._free_keys = list(range(capabilities.keys - 1, -1, -1))
         self._channels: dict[int, Channel] = {}
-        self._rss_key = MICROSOFT_RSS_KEY
+        self._rss_key: bytes | None = None
+        """None: whatever a driver before this one left."""
         self._flow_rules: dict[int, FlowRule] = {}
 
     @classmethod
@@ -109,6 +110,8 @@ class Nic:
             vectors=sizes["VECTORS"], keys=sizes["KEYS"], max_ring_log2=sizes["MAX_RING_LOG2"],
             flow_rules=flow_rules))
         await nic._write_and_wait(register("DEVICE_RESET"))
+        # A reset takes the flow rules out, and leaves this as the last driver wrote it.
+        port.write32(steering_register("RSS_CONTROL"), RSS_CONTROL.pack_word(types=DEFAULT_HASH_TYPES))
         return nic
 
     async def _write_and_wait(self, address: int) -> None:
@@ -241,25 +244,28 @@ class Nic:
 
         `key` is 40 bytes; without it the key stays, at first Microsoft's. `indirection` has the channel of each of 128
         parts of the hash's range, or a number of them that divides 128 and is repeated; without it the table stays, at
-        first all 0. `types` are what may be hashed; None: addresses and, of TCP, ports. Frames without a hash, and those
-        that a flow rule matches, do not care.
+        first all 0. `types` are what may be hashed; None: addresses and, of TCP, ports. Frames without a hash go to
+        channel 0, and those that a flow rule matches do not care.
 
         A new key moves the flow rules too. To be called while receiving is off, if the key or a table in use changes:
-        a frame that arrives meanwhile meets parts of both. Raises ValueError for what the device cannot do, FlowRuleError
-        if the rules find no place under the new key, and DeviceError without the feature; then nothing has changed.
+        a frame that arrives meanwhile meets parts of both. Raises ValueError for what the device cannot do,
+        FlowRuleError if the rules find no place under the new key, and DeviceError without the feature; then nothing
+        has changed.
         """
         self._require(Feature.RSS)
         entries: list[int] = []
         if indirection is not None:
             entries = list(indirection)
             if not entries or RSS_INDIRECTION_ENTRIES % len(entries):
-                raise ValueError(f"indirection must have a number of entries that divides {RSS_INDIRECTION_ENTRIES}, "
-                                 f"not {len(entries)}")
+                raise ValueError("indirection must have a number of entries that divides "
+                                 f"{RSS_INDIRECTION_ENTRIES}, not {len(entries)}")
             for channel in entries:
                 self._check_channel(channel)
             entries *= RSS_INDIRECTION_ENTRIES // len(entries)
         if key is not None:
             self._set_rss_key(key)
+        elif enabled:
+            self._sure_key()
         for number, channel in enumerate(entries):
             self.port.write32(indirection_register(number), channel)
         allowed = DEFAULT_HASH_TYPES if types is None else sum(1 << hash_type for hash_type in set(types))
@@ -273,24 +279,34 @@ class Nic:
             rules[choose_place(rule, rules, key=key, size=self.capabilities.flow_rules)] = rule
         for place in self._flow_rules:
             self.port.write32(steering_register("FLOW_RULE_PLACE"), place)
-        for number, word in enumerate(key_words(key)):
-            self.port.write32(steering_register(f"RSS_KEY_{number}"), word)
-        self._rss_key, self._flow_rules = key, rules
+        self._write_rss_key(key)
+        self._flow_rules = rules
         for place in rules:
             self._write_flow_rule(place)
+
+    def _write_rss_key(self, key: bytes) -> None:
+        for number, word in enumerate(key_words(key)):
+            self.port.write32(steering_register(f"RSS_KEY_{number}"), word)
+        self._rss_key = key
+
+    def _sure_key(self) -> bytes:
+        """The key that the device has."""
+        if self._rss_key is None:
+            self._write_rss_key(MICROSOFT_RSS_KEY)
+        return self._rss_key or MICROSOFT_RSS_KEY
 
     def add_flow_rule(self, rule: FlowRule) -> None:
         """Let the device give frames of a flow to the rule's channel, whatever RSS says; as `ethtool -N` does.
 
-        Counts from the next frame on. Raises FlowRuleError for a flow that has a rule, and where the device has no place
-        for it; ValueError for a channel that the device does not have; DeviceError without the feature.
+        Counts from the next frame on. Raises FlowRuleError for a flow that has a rule, and where the device has no
+        place for it; ValueError for a channel that the device does not have; DeviceError without the feature.
         """
         self._require(Feature.FLOW_RULES)
         self._check_channel(rule.channel)
         if any(rule.identity == other.identity for other in self._flow_rules.values()):
             raise FlowRuleError(f"there is a rule for this flow already: {rule}")
         try:
-            place = choose_place(rule, self._flow_rules, key=self._rss_key, size=self.capabilities.flow_rules)
+            place = choose_place(rule, self._flow_rules, key=self._sure_key(), size=self.capabilities.flow_rules)
         except FlowRuleError as error:
             raise FlowRuleError(f"the device has no place for {rule}: {error}; it has {len(self._flow_rules)} rules in "
                                 f"{self.capabilities.flow_rules} places") from None
@@ -316,7 +332,7 @@ class Nic:
         self.port.write32(steering_register("FLOW_RULE_PLACE"), place)
         for number, word in enumerate(rule.key_words()):
             self.port.write32(steering_register(f"FLOW_RULE_KEY_{number}"), word)
-        self.port.write32(steering_register("FLOW_RULE_COMMIT"), rule.commit_word(self._rss_key))
+        self.port.write32(steering_register("FLOW_RULE_COMMIT"), rule.commit_word(self._sure_key()))
 
     def _require(self, feature: Feature) -> None:
         if feature not in self.capabilities.features:

@@ -21,7 +21,7 @@ from nic_model.contract import (
 from nic_model.receive_parser import Parsed
 from nic_model.toeplitz import toeplitz_hash
 
-_OF_ADDRESSES = {
+_OF_ADDRESSES: dict[HashType, HashType] = {
     HashType.TCP_IPV4: HashType.IPV4, HashType.UDP_IPV4: HashType.IPV4,
     HashType.TCP_IPV6: HashType.IPV6, HashType.UDP_IPV6: HashType.IPV6,
 }
@@ -96,9 +96,9 @@ class Steering:
 
     def steer(self, frame: Parsed) -> Verdict:
         """The channel of a parsed frame."""
-        if frame.kind is HashType.NONE:
+        if frame.kind == HashType.NONE:
             return Verdict(RAW_CHANNEL, 0, HashType.NONE, False, False)
-        hash_type = frame.kind
+        hash_type: HashType = frame.kind
         if not self.types >> hash_type & 1:
             hash_type = _OF_ADDRESSES.get(hash_type, hash_type)
         if not self.types >> hash_type & 1:

@@ -213,8 +213,9 @@ class Completion(wiring.Component):
         fields = {
             "kind": Mux(addressed_token.receive, CompletionKind.RECEIVE, CompletionKind.SEND),
             "status": addressed_token.status, "tag": addressed_token.tag, "length": addressed_token.length,
-            "ring_index": addressed_token.ring_index, "info": addressed_token.info, "checksum": addressed_token.checksum,
-            "timestamp": addressed_token.timestamp, "segments": addressed_token.segments, "phase": addressed_phase,
+            "ring_index": addressed_token.ring_index, "info": addressed_token.info,
+            "checksum": addressed_token.checksum, "timestamp": addressed_token.timestamp,
+            "segments": addressed_token.segments, "phase": addressed_phase,
         }
         for name, value in fields.items():
             field = COMPLETION.fields[name]

@@ -60,8 +60,8 @@ Fields = data.StructLayout({
     "tagged": 1, "ipv4": 1, "ipv6": 1, "header_words": 4, "length": 16, "fragment": 1, "kind": Kind,
 })
 
-# Where a frame's parts begin and end, in 16-bit words from its first; `end` is in bytes. `l4_known`: the row's frame has
-# shown by then where the headers of its IP end, and `kind` is of what is there.
+# Where a frame's parts begin and end, in 16-bit words from its first; `end` is in bytes. `l4_known`: by then the frame
+# has shown where its IP headers end, and `kind` is of what is there.
 Places = data.StructLayout({
     "tagged": 1, "ipv4": 1, "ipv6": 1, "fragment": 1, "kind": Kind, "length_fits": 1, "source_routed": 1,
     "l3": L3_BITS, "addresses": 4, "addresses_end": 5, "l4": L4_BITS, "l4_known": 1, "end": 17,
@@ -73,9 +73,9 @@ Found = data.StructLayout({
     "l3": L3_BITS, "l4": L4_BITS,
 })
 
-# What the hash covers, in its order, and what flow rules ask for: `word_0` first, its bit 31 first on the wire. IPv4 has
-# its addresses in words 0 and 1, its ports in word 2; IPv6 has words 0 to 3, 4 to 7 and 8. The others are 0, and so are
-# the ports of a frame that is neither TCP nor UDP.
+# What the hash covers, in its order, and what flow rules ask for: `word_0` first, its bit 31 first on the wire. IPv4
+# has its addresses in words 0 and 1, its ports in word 2; IPv6 has words 0 to 3, 4 to 7 and 8. The others are 0, and so
+# are the ports of a frame that is neither TCP nor UDP.
 Flow = data.StructLayout({
     **{f"word_{n}": 32 for n in range(FLOW_KEY_WORDS)}, "ipv6": 1, "tcp": 1, "udp": 1,
 })

@@ -14,7 +14,6 @@ from rtl.header_fields import (
     L3_BITS,
     L4_BITS,
     Edges,
-    Found,
     Units,
     capture_flow,
     choose_fields,

@@ -182,7 +182,8 @@ class RxDeliver(wiring.Component):
                 done.ring_index.eq(token.ring_index), done.timestamp.eq(token.timestamp),
                 done.status.eq(Mux(token.writes & self.write_done.payload.error, Status.BUS_ERROR, token.status)),
                 done.length.eq(Mux(delivered, token.length, 0)), done.info.eq(Mux(delivered, token.info, 0)),
-                done.checksum.eq(Mux(delivered, token.checksum, 0)), done.segments.eq(Mux(delivered, token.segments, 0)),
+                done.checksum.eq(Mux(delivered, token.checksum, 0)),
+                done.segments.eq(Mux(delivered, token.segments, 0)),
             ]
         with m.Elif(self.done.ready):
             m.d.sync += self.done.valid.eq(0)

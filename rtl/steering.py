@@ -1,5 +1,7 @@
 """Which channel a received flow goes to: an exact-match rule of its own, or else its hash's entry of a table."""
 
+from itertools import pairwise
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -52,8 +54,8 @@ class Steering(wiring.Component):
 
     First the Toeplitz hash; then in one cycle the fingerprints of both buckets; then the whole key of the one rule
     that they leave; and meanwhile the indirection table. A rule that is written while a flow is looked up counts for it
-    or does not. Each write to a rule's words first takes out the rule that is in its place, and is stored when no lookup
-    reads there any more. DEVICE_RESET takes out all rules, a bucket a cycle.
+    or does not. Each write to a rule's words first takes out the rule that is in its place, and is stored when no
+    lookup reads there any more. DEVICE_RESET takes out all rules, a bucket a cycle.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ class Steering(wiring.Component):
 
         # valid[n]: a flow is n cycles behind its entry.
         valid = [self.flow.valid, *(Signal(name=f"valid_{n}") for n in range(1, self.latency + 1))]
-        m.d.sync += [later.eq(earlier) for earlier, later in zip(valid, valid[1:], strict=False)]
+        m.d.sync += [later.eq(earlier) for earlier, later in pairwise(valid)]
         hashed = toeplitz.latency
         flow = self._keep_flow(m, valid[0], valid[hashed + 3])
         hash_types, types_written = self._choose_type(m, valid, hashed)
@@ -106,7 +108,8 @@ class Steering(wiring.Component):
             verdict.by_rule.eq(by_rule), verdict.by_hash.eq(by_hash & ~by_rule),
             verdict.hash.eq(hash_value), verdict.hash_type.eq(hash_type),
             verdict.channel.eq(Mux(by_rule, rule_channel, Mux(by_hash, hash_channel, RAW_CHANNEL))),
-            self.active.eq(Cat(valid).any() | toeplitz.active | types_written | spread_written | clears | written.active),
+            self.active.eq(
+                Cat(valid).any() | toeplitz.active | types_written | spread_written | clears | written.active),
         ]
         return m
 
@@ -189,8 +192,8 @@ class Steering(wiring.Component):
         return enabled & (hash_type != HashType.NONE), entries[-1], hash_value, hash_type, sets_entry | sets_enabled
 
     def _take_writes(self, m):
-        """What is written to the rules. A write is stored `_SETTLE_CYCLES` after it, when the lookups have left that saw
-        the rule that was there; so never while its words are read."""
+        """What is written to the rules. A write is stored `_SETTLE_CYCLES` after it, when the lookups have left that
+        saw the rule that was there; so never while its words are read."""
         write = self.write.payload
         names = (*(f"FLOW_RULE_KEY_{n}" for n in range(FLOW_KEY_WORDS)), "FLOW_RULE_COMMIT")
         places = self._writes("FLOW_RULE_PLACE")
@@ -199,7 +202,7 @@ class Steering(wiring.Component):
         taken = [Signal(name=f"written_{n}") for n in range(1, _SETTLE_CYCLES + 2)]
         which = Signal(len(names), name="written_word")
         m.d.sync += [taken[0].eq(places | selects.any()),
-                     *(later.eq(earlier) for earlier, later in zip(taken, taken[1:], strict=False))]
+                     *(later.eq(earlier) for earlier, later in pairwise(taken))]
         with m.If(places | selects.any()):
             m.d.sync += [which.eq(selects), written.data.eq(write.data)]
         with m.If(places):

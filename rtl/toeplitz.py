@@ -17,6 +17,9 @@ WORDS_PER_CYCLE = {8: 2, 16: 3, 32: 5, 64: 9}
 """By the MAC's width in bytes: the shortest frame that has a hash (IPv4 without anything: 34 bytes) takes as many beats
 as a hash takes cycles. So no frame ever waits for another's hash."""
 
+_IPV4_PORTS, _IPV6_PORTS = 2, FLOW_KEY_WORDS - 1
+"""The word that has the ports."""
+
 # `addresses`: hash of the addresses alone; `ports`: what the ports change in it; `flow`: the hash of both.
 Hashes = data.StructLayout({"addresses": WORD_BITS, "ports": WORD_BITS, "flow": WORD_BITS})
 
@@ -92,7 +95,8 @@ class Toeplitz(wiring.Component):
                 pair = Cat(key[n + 1], key[n])  # the most significant bit of `pair` is the key's first
                 # Bit i of the word adds the key's 32 bits from there on; bit n of the sum is what they all add to it.
                 m.d.sync += part.eq(Cat((word & pair[n + 1:n + 1 + WORD_BITS]).xor() for n in range(WORD_BITS)))
-                places = [(version, at // words) for version, at in ((0, 2), (1, FLOW_KEY_WORDS - 1)) if at % words == n]
+                places = [(version, at // words) for version, at in ((0, _IPV4_PORTS), (1, _IPV6_PORTS))
+                          if at % words == n]
                 m.d.sync += has_ports[n].eq(Cat((step == at) & (ipv6 == version) for version, at in places).any()
                                             if places else 0)
 

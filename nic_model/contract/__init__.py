@@ -3,7 +3,8 @@
 Everything that the RTL, the executable model, the driver, the documents and the C header must agree
 on stands in this package: the address map and its registers (`registers`), what lies in host memory
 (`descriptors`), the codes that both sides exchange (`codes`), what is counted (`counters`), and the
-sizes a device may have (`config`). Where a flow rule may stand says `steering`. Plain Python: no Amaranth, no simulator, nothing else of memnic.
+sizes a device may have (`config`). `steering` says where a flow rule may stand. Plain Python: no Amaranth, no
+simulator, nothing else of memnic.
 
 All fields are little-endian. Addresses on the host bus are 64 bits wide.
 """
@@ -17,8 +18,8 @@ from nic_model.contract.codes import (
     MAX_FRAME_BYTES,
     MAX_INLINE_BYTES,
     MAX_MODERATION_FRAMES,
-    MAX_PIECES,
     MAX_PIECE_BYTES,
+    MAX_PIECES,
     MAX_SEGMENTED_BYTES,
     MIN_MSS,
     PARSED_BYTES,
@@ -61,9 +62,9 @@ from nic_model.contract.descriptors import (
     split_key,
 )
 from nic_model.contract.registers import (
-    CHANNELS_BASE,
     CHANNEL_STATUS,
     CHANNEL_STRIDE,
+    CHANNELS_BASE,
     COUNTERS_BASE,
     DEFAULT_HASH_TYPES,
     DOORBELL_BASE,
@@ -71,18 +72,18 @@ from nic_model.contract.registers import (
     FLOW_RULE_COMMIT,
     INDIRECTION_BASE,
     INDIRECTION_STRIDE,
-    KEYS_BASE,
     KEY_COMMIT,
     KEY_STRIDE,
+    KEYS_BASE,
     MAGIC,
     MAX_KEYS,
-    REGISTERS,
     REGISTER_SPACE_BYTES,
+    REGISTERS,
     RSS_CONTROL,
     STEERING_BASE,
     STEERING_STRIDE,
-    VECTORS_BASE,
     VECTOR_STRIDE,
+    VECTORS_BASE,
     VERSION,
     Access,
     Register,

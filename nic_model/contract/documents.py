@@ -21,11 +21,13 @@ from nic_model.contract.registers import (
 )
 from nic_model.contract.steering import MAX_FLOW_RULES, RSS_INDIRECTION_ENTRIES, RULES_PER_BUCKET
 
-LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION, CHANNEL_STATUS, KEY_COMMIT, RSS_CONTROL, FLOW_RULE_COMMIT)
+LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION, CHANNEL_STATUS, KEY_COMMIT, RSS_CONTROL,
+           FLOW_RULE_COMMIT)
 
 CODES: tuple[type[Enum], ...] = (
     codes.Opcode, codes.OperationMask, codes.SendFlag, codes.CompletionKind, codes.Status, codes.RxInfo,
-    codes.HashType, codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter, codes.Feature,
+    codes.HashType, codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter,
+    codes.Feature,
 )
 
 LIMITS: dict[str, int] = {

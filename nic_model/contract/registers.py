@@ -150,16 +150,16 @@ _ALL = [
     *_block(
         Block.STEERING,
         ("RSS_CONTROL", 0x00, _RW, RSS_CONTROL.pack_word(types=DEFAULT_HASH_TYPES), "", "see its layout"),
-        ("FLOW_RULES", 0x04, _RO, "flow_rules", "", "places for flow rules; see `nic_model/contract/steering.py` for where"
-         " a rule may stand. DEVICE_RESET takes all rules out; none is to be written before it reads 0"),
+        ("FLOW_RULES", 0x04, _RO, "flow_rules", "", "places for flow rules; see `nic_model/contract/steering.py` for"
+         " where a rule may stand. DEVICE_RESET takes all rules out; none is to be written before it reads 0"),
         ("FLOW_RULE_PLACE", 0x08, _WO, 0, "", "the place that the next words are for, modulo FLOW_RULES; its rule is"
          " taken out at once"),
         ("FLOW_RULE_COMMIT", 0x0C, _WO, 0, "", "see its layout; written last"),
         *((f"FLOW_RULE_KEY_{n}", 0x10 + 4 * n, _WO, 0, "", "source address, destination address, source port,"
            " destination port, in the bytes' order on the wire, first byte lowest; 0 behind them" if n == 0 else "")
           for n in range(FLOW_KEY_WORDS)),
-        *((f"RSS_KEY_{n}", 0x40 + 4 * n, _RW, word, "", "key of the Toeplitz hash, of RSS and of the flow rules' places;"
-           " first byte lowest; to be written while RX_ENABLE is 0 and there is no flow rule" if n == 0 else "")
+        *((f"RSS_KEY_{n}", 0x40 + 4 * n, _RW, word, "", "key of the Toeplitz hash, of RSS and of the flow rules'"
+           " places; first byte lowest; to be written while RX_ENABLE is 0 and there is no flow rule" if n == 0 else "")
           for n, word in enumerate(key_words(MICROSOFT_RSS_KEY))),
     ),
     *_block(

@@ -221,8 +221,8 @@ def test_frame_of_inline_bytes_and_pieces() -> None:
     data = bytes(range(200))
     assert bench.device.sent == [b"\x02" * 20 + data[10:40] + data[100:150] + data[:1]]
     assert done == {"kind": CompletionKind.SEND, "status": Status.OK, "tag": 0x1234, "length": 81, "offset": 0,
-                    "ring_index": slots_needed(20, 3), "info": 0, "timestamp": 0, "segments": 1, "mss": 0, "checksum": 0,
-                    "phase": 1}
+                    "ring_index": slots_needed(20, 3), "info": 0, "timestamp": 0, "segments": 1, "mss": 0,
+                    "checksum": 0, "phase": 1}
 
 
 def test_no_completion_unless_asked_for_but_errors_always() -> None:

@@ -127,8 +127,8 @@ def random_flow(rng):
 
 @pytest.mark.parametrize("width", CONFIGS)
 def test_random_flows_and_rules(width):
-    # Flows as fast as frames can come, from a small set, so that many have rules; between the bursts the registers change
-    # in every way, right and wrong.
+    # Flows as fast as frames can come, from a small set, so that many have rules; between the bursts the registers
+    # change in every way, right and wrong.
     config, seed = CONFIGS[width], width
     device = Device(config, seed)
     rng = device.rng
@@ -152,7 +152,8 @@ def test_random_flows_and_rules(width):
 
     async def main(ctx):
         for step in range(26):
-            action = rng.choice((*["rule"] * 8, "out", "out", "word", "word", "control", "control", "table", "key", "reset"))
+            action = rng.choice((*["rule"] * 8, "out", "out", "word", "word", "control", "control", "table", "key",
+                                 "reset"))
             if action == "rule" or step < 4:
                 await put_rule(ctx)
             elif action == "out":
