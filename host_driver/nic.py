@@ -1,35 +1,46 @@
 """The device as the system's driver sees it: asked for what it has, never assumed.
 
-Control path only: probe, channels, memory keys, address and filter, moderation, counters. What moves frames is
-`channel`.
+Control path only: probe, channels, memory keys, address and filter, steering, moderation, counters. What moves frames
+is `channel`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from host_driver.account import Account
 from host_driver.channel import Channel
+from host_driver.flow_rules import FlowRule, FlowRuleError, choose_place
 from host_driver.port import Port
 from nic_model.contract import (
     CHANNEL_STATUS,
     COUNTERS,
     COUNTERS_BASE,
+    DEFAULT_HASH_TYPES,
     KEY_COMMIT,
     KEY_GENERATION_BITS,
     MAGIC,
+    MICROSOFT_RSS_KEY,
+    RSS_CONTROL,
+    RSS_INDIRECTION_ENTRIES,
+    RSS_KEY_BYTES,
     VERSION,
     ChannelCommand,
     ChannelError,
     ChannelState,
     Feature,
+    HashType,
     KeyRight,
     OperationMask,
     RxFilter,
     channel_register,
+    indirection_register,
     key_register,
+    key_words,
     make_key,
     register,
+    steering_register,
     vector_register,
 )
 
@@ -54,6 +65,7 @@ class Capabilities:
     vectors: int
     keys: int
     max_ring_log2: int
+    flow_rules: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,9 @@ class Nic:
         self._generations = [0] * capabilities.keys
         self._free_keys = list(range(capabilities.keys - 1, -1, -1))
         self._channels: dict[int, Channel] = {}
+        self._rss_key: bytes | None = None
+        """None: whatever a driver before this one left."""
+        self._flow_rules: dict[int, FlowRule] = {}
 
     @classmethod
     async def probe(cls, port: Port) -> Nic:
@@ -89,10 +104,14 @@ class Nic:
             raise DeviceError(f"the device speaks contract version {version >> 16}, this driver {VERSION >> 16}")
         sizes = {name: await port.read32(register(name))
                  for name in ("FEATURES", "CLOCK_HZ", "CHANNELS", "VECTORS", "KEYS", "MAX_RING_LOG2")}
+        flow_rules = await port.read32(steering_register("FLOW_RULES"))  # a device without them reads 0
         nic = cls(port, Capabilities(
             features=Feature(sizes["FEATURES"]), clock_hz=sizes["CLOCK_HZ"], channels=sizes["CHANNELS"],
-            vectors=sizes["VECTORS"], keys=sizes["KEYS"], max_ring_log2=sizes["MAX_RING_LOG2"]))
+            vectors=sizes["VECTORS"], keys=sizes["KEYS"], max_ring_log2=sizes["MAX_RING_LOG2"],
+            flow_rules=flow_rules))
         await nic._write_and_wait(register("DEVICE_RESET"))
+        # A reset takes the flow rules out, and leaves this as the last driver wrote it.
+        port.write32(steering_register("RSS_CONTROL"), RSS_CONTROL.pack_word(types=DEFAULT_HASH_TYPES))
         return nic
 
     async def _write_and_wait(self, address: int) -> None:
@@ -216,6 +235,112 @@ class Nic:
     def enable_receive(self, enabled: bool) -> None:
         """Take frames from the MAC, or drop them uncounted."""
         self.port.write32(register("RX_ENABLE"), int(enabled))
+
+    # ------------------------------------------------------------------------------------------ steering
+
+    def set_rss(self, *, enabled: bool = True, key: bytes | None = None, indirection: Sequence[int] | None = None,
+                types: Iterable[HashType] | None = None) -> None:
+        """Spread received frames over channels by their Toeplitz hash, as `ethtool -X` and `-N rx-flow-hash` do.
+
+        `key` is 40 bytes; without it the key stays, at first Microsoft's. `indirection` has the channel of each of 128
+        parts of the hash's range, or a number of them that divides 128 and is repeated; without it the table stays, at
+        first all 0. `types` are what may be hashed; None: addresses and, of TCP, ports. Frames without a hash go to
+        channel 0, and those that a flow rule matches do not care.
+
+        A new key moves the flow rules too. To be called while receiving is off, if the key or a table in use changes:
+        a frame that arrives meanwhile meets parts of both. Raises ValueError for what the device cannot do,
+        FlowRuleError if the rules find no place under the new key, and DeviceError without the feature; then nothing
+        has changed.
+        """
+        self._require(Feature.RSS)
+        entries: list[int] = []
+        if indirection is not None:
+            entries = list(indirection)
+            if not entries or RSS_INDIRECTION_ENTRIES % len(entries):
+                raise ValueError("indirection must have a number of entries that divides "
+                                 f"{RSS_INDIRECTION_ENTRIES}, not {len(entries)}")
+            for channel in entries:
+                self._check_channel(channel)
+            entries *= RSS_INDIRECTION_ENTRIES // len(entries)
+        if key is not None:
+            self._set_rss_key(key)
+        elif enabled:
+            self._sure_key()
+        for number, channel in enumerate(entries):
+            self.port.write32(indirection_register(number), channel)
+        allowed = DEFAULT_HASH_TYPES if types is None else sum(1 << hash_type for hash_type in set(types))
+        self.port.write32(steering_register("RSS_CONTROL"), RSS_CONTROL.pack_word(enable=int(enabled), types=allowed))
+
+    def _set_rss_key(self, key: bytes) -> None:
+        if len(key) != RSS_KEY_BYTES:
+            raise ValueError(f"an RSS key has {RSS_KEY_BYTES} bytes, not {len(key)}")
+        rules: dict[int, FlowRule] = {}
+        for rule in self._flow_rules.values():
+            rules[choose_place(rule, rules, key=key, size=self.capabilities.flow_rules)] = rule
+        for place in self._flow_rules:
+            self.port.write32(steering_register("FLOW_RULE_PLACE"), place)
+        self._write_rss_key(key)
+        self._flow_rules = rules
+        for place in rules:
+            self._write_flow_rule(place)
+
+    def _write_rss_key(self, key: bytes) -> None:
+        for number, word in enumerate(key_words(key)):
+            self.port.write32(steering_register(f"RSS_KEY_{number}"), word)
+        self._rss_key = key
+
+    def _sure_key(self) -> bytes:
+        """The key that the device has."""
+        if self._rss_key is None:
+            self._write_rss_key(MICROSOFT_RSS_KEY)
+        return self._rss_key or MICROSOFT_RSS_KEY
+
+    def add_flow_rule(self, rule: FlowRule) -> None:
+        """Let the device give frames of a flow to the rule's channel, whatever RSS says; as `ethtool -N` does.
+
+        Counts from the next frame on. Raises FlowRuleError for a flow that has a rule, and where the device has no
+        place for it; ValueError for a channel that the device does not have; DeviceError without the feature.
+        """
+        self._require(Feature.FLOW_RULES)
+        self._check_channel(rule.channel)
+        if any(rule.identity == other.identity for other in self._flow_rules.values()):
+            raise FlowRuleError(f"there is a rule for this flow already: {rule}")
+        try:
+            place = choose_place(rule, self._flow_rules, key=self._sure_key(), size=self.capabilities.flow_rules)
+        except FlowRuleError as error:
+            raise FlowRuleError(f"the device has no place for {rule}: {error}; it has {len(self._flow_rules)} rules in "
+                                f"{self.capabilities.flow_rules} places") from None
+        self._flow_rules[place] = rule
+        self._write_flow_rule(place)
+
+    def remove_flow_rule(self, rule: FlowRule) -> None:
+        """Take a rule out. Raises FlowRuleError if it is not there."""
+        for place, other in self._flow_rules.items():
+            if other == rule:
+                self.port.write32(steering_register("FLOW_RULE_PLACE"), place)
+                del self._flow_rules[place]
+                return
+        raise FlowRuleError(f"there is no such rule: {rule}")
+
+    @property
+    def flow_rules(self) -> list[FlowRule]:
+        """The rules that the device has."""
+        return list(self._flow_rules.values())
+
+    def _write_flow_rule(self, place: int) -> None:
+        rule = self._flow_rules[place]
+        self.port.write32(steering_register("FLOW_RULE_PLACE"), place)
+        for number, word in enumerate(rule.key_words()):
+            self.port.write32(steering_register(f"FLOW_RULE_KEY_{number}"), word)
+        self.port.write32(steering_register("FLOW_RULE_COMMIT"), rule.commit_word(self._sure_key()))
+
+    def _require(self, feature: Feature) -> None:
+        if feature not in self.capabilities.features:
+            raise DeviceError(f"the device has no {feature.name}")
+
+    def _check_channel(self, channel: int) -> None:
+        if not 0 <= channel < self.capabilities.channels:
+            raise ValueError(f"channel {channel} is not one of the device's {self.capabilities.channels}")
 
     # ------------------------------------------------------------------------------------------ interrupts
 

@@ -20,18 +20,22 @@ from nic_model.contract import (
     COUNTERS,
     COUNTERS_BASE,
     DOORBELL_STRIDE,
+    INDIRECTION_BASE,
+    INDIRECTION_STRIDE,
     KEY_COMMIT,
     KEY_STRIDE,
     KEYS_BASE,
     MAX_DESCRIPTOR_SLOTS,
     MAX_FRAME_BYTES,
-    RAW_CHANNEL,
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
     REGISTER_SPACE_BYTES,
     REGISTERS,
     RING_ALIGNMENT_BYTES,
+    RSS_INDIRECTION_ENTRIES,
     SMALLEST_RING_LOG2,
+    STEERING_BASE,
+    STEERING_STRIDE,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
     VECTOR_STRIDE,
@@ -57,6 +61,7 @@ from nic_model.events import Arming, Vector
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.receive_parser import parse_received, passes_filter
 from nic_model.segmentation import finish_frame, segment
+from nic_model.steering import Steering
 from nic_model.submission import Piece, Submission, read_submission
 
 _U64 = (1 << 64) - 1
@@ -139,6 +144,10 @@ class Device:
         self._vectors = [Vector() for _ in range(config.vectors)]
         self._vector_registers = [{r.name: int(r.reset) for r in _BY_OFFSET[Block.VECTOR].values()}
                                   for _ in range(config.vectors)]
+        self._steering = Steering(config.channels, config.flow_rules)
+        self._steering_registers = {r.name: int(getattr(config, r.reset) if isinstance(r.reset, str) else r.reset)
+                                    for r in _BY_OFFSET[Block.STEERING].values()}
+        self._indirection = [0] * RSS_INDIRECTION_ENTRIES
         self._own_address = bytes(6)
         self._error_channels = 0
         self._error_rises = 0
@@ -172,6 +181,10 @@ class Device:
             return self._read_global(found.name)
         if block is Block.VECTOR:
             return self._read_vector(index, found.name)
+        if block is Block.STEERING:
+            return self._steering_registers[found.name]
+        if block is Block.INDIRECTION:
+            return self._indirection[index]
         return self._read_channel(self._channels[index], found.name)
 
     def write_register(self, address: int, value: int) -> None:
@@ -184,6 +197,12 @@ class Device:
             self._write_global(found.name, value)
         elif block is Block.VECTOR:
             self._write_vector(index, found.name, value)
+        elif block is Block.STEERING:
+            self._steering_registers[found.name] = value
+            self._steering.write(found.name, value)
+        elif block is Block.INDIRECTION:
+            self._indirection[index] = value
+            self._steering.indirection[index] = value
         elif block is Block.KEY:
             self._write_key(index, found.name, value)
         elif found.name == "CHANNEL_CONTROL":
@@ -198,6 +217,8 @@ class Device:
             (Block.KEY, KEYS_BASE, KEY_STRIDE, self.config.keys),
             (Block.CHANNEL, CHANNELS_BASE, CHANNEL_STRIDE, self.config.channels),
             (Block.VECTOR, VECTORS_BASE, VECTOR_STRIDE, self.config.vectors),
+            (Block.STEERING, STEERING_BASE, STEERING_STRIDE, 1),
+            (Block.INDIRECTION, INDIRECTION_BASE, INDIRECTION_STRIDE, RSS_INDIRECTION_ENTRIES),
         ):
             if base <= address < base + stride * count:
                 index, offset = divmod(address - base, stride)
@@ -222,6 +243,7 @@ class Device:
             if value & 1:
                 for channel in self._channels:
                     self._stop(channel)
+                self._steering.reset()
         elif name == "ERROR_CHANNELS_LO":
             self._error_channels &= ~value
         elif name == "ERROR_CHANNELS_HI":
@@ -445,13 +467,17 @@ class Device:
 
     def _deliver(self, frame: bytes, bad: bool) -> str | None:
         """Write a frame to the buffer at the head of the receive ring; or the counter of why it was dropped."""
-        channel = self._channels[RAW_CHANNEL]  # there is no steering yet
         if bad or len(frame) < ETHERNET_HEADER_BYTES:
             return "rx_bad_frames"
         if len(frame) > MAX_FRAME_BYTES:
             return "rx_oversize"
         if not passes_filter(frame[:6], self._own_address, self._globals["RX_FILTER"]):
             return "rx_filtered"
+        parsed = parse_received(frame)
+        verdict = self._steering.steer(parsed)
+        self.counters["rx_steered_rule"] += verdict.by_rule
+        self.counters["rx_steered_rss"] += verdict.by_hash
+        channel = self._channels[verdict.channel]
         may_receive = channel.registers["CHANNEL_OPERATIONS"] & OperationMask.RECEIVE_RAW
         if not channel.runs or not may_receive or not channel.rx.waiting:
             return "rx_no_buffer"
@@ -469,7 +495,7 @@ class Device:
         if status is Status.OK and not self._memory_write(address, frame):
             status = Status.BUS_ERROR
         delivered = status is Status.OK
-        info = parse_received(frame) if delivered else RxInfo(0)
+        info = parsed.info if delivered else RxInfo(0)
         if delivered:
             self.counters["rx_frames"] += 1
             self.counters["rx_bytes"] += len(frame)
@@ -477,7 +503,8 @@ class Device:
         self._complete(
             channel, kind=CompletionKind.RECEIVE, status=status, tag=slot["buffer_id"],
             length=len(frame) if delivered else 0, ring_index=channel.rx.index, info=info,
-            timestamp=self.now_cycles, segments=int(delivered))
+            checksum=parsed.raw_sum if RxInfo.RAW_SUM in info else 0, timestamp=self.now_cycles,
+            segments=int(delivered))
         return None if delivered else "rx_errors"
 
     # ------------------------------------------------------------------------------------------ completion, event

@@ -47,7 +47,7 @@ POSITION_BITS = INDEX_BITS + 1
 # TxDone and RxDone in one shape. `writes`: a completion is due if the channel runs.
 Token = data.StructLayout({
     "receive": 1, "channel": CHANNEL_BITS, "writes": 1, "status": 8, "tag": 16, "length": LENGTH_BITS,
-    "ring_index": INDEX_BITS, "info": 16, "timestamp": TIME_BITS, "segments": 16,
+    "ring_index": INDEX_BITS, "info": 16, "checksum": 16, "timestamp": TIME_BITS, "segments": 16,
 })
 
 # What must be known of a token when its write is answered.
@@ -121,6 +121,7 @@ class Completion(wiring.Component):
             arbiter.i[1].valid.eq(self.rx.valid), self.rx.ready.eq(arbiter.i[1].ready),
             as_tx.tag.eq(tx.tag), as_tx.writes.eq(tx.complete | (tx.status != Status.OK)),
             as_rx.receive.eq(1), as_rx.tag.eq(rx.buffer_id), as_rx.info.eq(rx.info), as_rx.writes.eq(1),
+            as_rx.checksum.eq(rx.checksum),
             taken.eq(self.tx.valid & self.tx.ready),
             self.count_tx_sends.valid.eq(taken & (tx.status == Status.OK)), self.count_tx_sends.payload.amount.eq(1),
             self.count_tx_errors.valid.eq(taken & (tx.status != Status.OK)), self.count_tx_errors.payload.amount.eq(1),
@@ -213,7 +214,8 @@ class Completion(wiring.Component):
             "kind": Mux(addressed_token.receive, CompletionKind.RECEIVE, CompletionKind.SEND),
             "status": addressed_token.status, "tag": addressed_token.tag, "length": addressed_token.length,
             "ring_index": addressed_token.ring_index, "info": addressed_token.info,
-            "timestamp": addressed_token.timestamp, "segments": addressed_token.segments, "phase": addressed_phase,
+            "checksum": addressed_token.checksum, "timestamp": addressed_token.timestamp,
+            "segments": addressed_token.segments, "phase": addressed_phase,
         }
         for name, value in fields.items():
             field = COMPLETION.fields[name]

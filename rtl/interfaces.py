@@ -112,7 +112,7 @@ TxDone = data.StructLayout({
 # Receive -> completion, in frame order, after the bus answered every write of the frame.
 RxDone = data.StructLayout({
     "channel": CHANNEL_BITS, "buffer_id": 16, "status": 8, "ring_index": INDEX_BITS,
-    "length": 16, "info": 16, "segments": 16, "timestamp": TIME_BITS,
+    "length": 16, "info": 16, "checksum": 16, "segments": 16, "timestamp": TIME_BITS,
 })
 
 # Completion -> events: the bus has answered this completion's write; `index` is the CQ index behind it.

@@ -79,7 +79,7 @@ class Receive(wiring.Component):
             "drain_done": Out(1),
             **{f"count_rx_{name}": Out(Strobe(CountAmount)) for name in (
                 "frames_in", "frames", "bytes", "filtered", "bad_frames", "oversize", "fifo_full", "no_buffer",
-                "errors", "checksum_errors")},
+                "errors", "checksum_errors", "steered_rule", "steered_rss")},
             "active": Out(1),
         })
 
@@ -124,6 +124,7 @@ class Receive(wiring.Component):
             rings.drain_request.eq(self.drain_request), self.drain_done.eq(rings.drain_done),
         ]
         for block, names in (
+                (parser, ("steered_rule", "steered_rss")),
                 (buffer, ("frames_in", "filtered", "bad_frames", "fifo_full")),
                 (deliver, ("frames", "bytes", "no_buffer", "errors", "checksum_errors"))):
             for name in names:

@@ -12,9 +12,14 @@ from nic_model.contract import (
     CHANNELS_BASE,
     COUNTERS,
     COUNTERS_BASE,
+    INDIRECTION_BASE,
+    INDIRECTION_STRIDE,
     KEY_STRIDE,
     KEYS_BASE,
     REGISTERS,
+    RSS_INDIRECTION_ENTRIES,
+    STEERING_BASE,
+    STEERING_STRIDE,
     VECTOR_STRIDE,
     VECTORS_BASE,
     Access,
@@ -164,6 +169,8 @@ class Registers(wiring.Component):
         last = max(r.offset for r in REGISTERS.values() if r.block is Block.GLOBAL)
         return (
             (Block.GLOBAL, 0, 1 << ceil_log2(last + 4), 1),
+            (Block.STEERING, STEERING_BASE, STEERING_STRIDE, 1),
+            (Block.INDIRECTION, INDIRECTION_BASE, INDIRECTION_STRIDE, RSS_INDIRECTION_ENTRIES),
             (Block.VECTOR, VECTORS_BASE, VECTOR_STRIDE, config.vectors),
             (Block.CHANNEL, CHANNELS_BASE, CHANNEL_STRIDE, config.channels),
             (Block.KEY, KEYS_BASE, KEY_STRIDE, config.keys),
@@ -227,7 +234,8 @@ class Registers(wiring.Component):
                             if register.block is block:
                                 with m.Case(register.offset // 4):
                                     decode_register(register)
-            with m.If(here(COUNTERS_BASE, 1 << ceil_log2(8 * len(COUNTERS)))):
+            with m.If(here(COUNTERS_BASE, 1 << ceil_log2(8 * len(COUNTERS)))
+                      & (address[2:ceil_log2(8 * len(COUNTERS))] < 2 * len(COUNTERS))):
                 m.d.sync += source.eq(_Source.COUNTERS)
 
         def decode_register(register):

@@ -7,7 +7,7 @@ from amaranth.utils import exact_log2
 
 from nic_model.contract import NicConfig
 from rtl.interfaces import CHANNEL_BITS, TIME_BITS, CountAmount, Strobe, lane_bits
-from rtl.parser import INFO_BITS, parsed_row
+from rtl.parser import CHECKSUM_BITS, INFO_BITS, parsed_row
 from rtl.primitives import Ram, StreamFifo
 
 LENGTH_BITS = 14
@@ -17,7 +17,9 @@ BYTES_PER_ENTRY = 64
 """The buffer has an entry for each so many of its bytes: full of shortest frames, it is full of entries too."""
 
 # A frame in the buffer, as it is offered: `time` is `now` at its first beat.
-RxFrame = data.StructLayout({"channel": CHANNEL_BITS, "length": LENGTH_BITS, "info": INFO_BITS, "time": TIME_BITS})
+RxFrame = data.StructLayout({
+    "channel": CHANNEL_BITS, "length": LENGTH_BITS, "info": INFO_BITS, "checksum": CHECKSUM_BITS, "time": TIME_BITS,
+})
 
 
 def rx_order(config: NicConfig) -> data.StructLayout:
@@ -122,7 +124,8 @@ class RxBuffer(wiring.Component):
             keeps.eq(ends & ~refused),
             entries.i.valid.eq(keeps),
             entries.i.payload.channel.eq(row.channel), entries.i.payload.length.eq(row.length),
-            entries.i.payload.info.eq(row.info), entries.i.payload.time.eq(self._time_of_frame(m)),
+            entries.i.payload.info.eq(row.info), entries.i.payload.checksum.eq(row.checksum),
+            entries.i.payload.time.eq(self._time_of_frame(m)),
         ]
         with m.If(keeps):
             m.d.sync += committed.eq(behind)

@@ -142,7 +142,7 @@ class RxDeliver(wiring.Component):
                 token_valid.eq(has_buffer), token.writes.eq(writes), token.channel.eq(frame.frame.channel),
                 token.buffer_id.eq(frame.buffer_id), token.ring_index.eq(frame.ring_index),
                 token.status.eq(answer.status), token.length.eq(frame.frame.length), token.info.eq(frame.frame.info),
-                token.segments.eq(1), token.timestamp.eq(frame.frame.time),
+                token.checksum.eq(frame.frame.checksum), token.segments.eq(1), token.timestamp.eq(frame.frame.time),
             ]
         leaves = []
         for valid, ready in ((self.order.valid, self.order.ready), (self.write_cmd.valid, self.write_cmd.ready),
@@ -182,6 +182,7 @@ class RxDeliver(wiring.Component):
                 done.ring_index.eq(token.ring_index), done.timestamp.eq(token.timestamp),
                 done.status.eq(Mux(token.writes & self.write_done.payload.error, Status.BUS_ERROR, token.status)),
                 done.length.eq(Mux(delivered, token.length, 0)), done.info.eq(Mux(delivered, token.info, 0)),
+                done.checksum.eq(Mux(delivered, token.checksum, 0)),
                 done.segments.eq(Mux(delivered, token.segments, 0)),
             ]
         with m.Elif(self.done.ready):

@@ -50,6 +50,9 @@ INDEX_BITS = 16
 MAX_MODERATION_FRAMES = 0xFFFF
 """VECTOR_RX_FRAMES and VECTOR_TX_FRAMES above this act as this."""
 
+PARSED_BYTES = 128
+"""Bytes of a frame in which an IPv6 extension header and what follows it must begin to be known."""
+
 
 class Opcode(IntEnum):
     """Operation of a submission descriptor. Socket operations have their numbers and no hardware yet."""
@@ -151,6 +154,24 @@ class RxInfo(IntFlag):
     """The frame carries an 802.1Q tag (left in the data)."""
     FRAGMENT = 1 << 8
     """An IPv4 fragment or IPv6 fragment header: L4 not verified."""
+    RAW_SUM = 1 << 9
+    """No L4 checksum was verified, and the completion's `checksum` is the frame's raw sum."""
+
+
+class HashType(IntEnum):
+    """What a frame's Toeplitz hash covers, as RSS has it. Bit n of the `types` of RSS_CONTROL allows number n; a TCP or
+    UDP packet whose own type is not allowed gets that of its addresses."""
+
+    NONE = 0
+    """No hash: no IP, or no type that is allowed."""
+    IPV4 = 1
+    """Source and destination address."""
+    TCP_IPV4 = 2
+    """Addresses, source and destination port. Fragments have no ports."""
+    UDP_IPV4 = 3
+    IPV6 = 4
+    TCP_IPV6 = 5
+    UDP_IPV6 = 6
 
 
 class KeyRight(IntFlag):
@@ -221,3 +242,4 @@ class Feature(IntFlag):
     SOCKETS = 1 << 9
     PAGE_LISTS = 1 << 10
     """Reserved: keys that cover lists of pages."""
+    FLOW_RULES = 1 << 11

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nic_model.contract.codes import LARGEST_RING_LOG2, MAX_CHANNELS, MAX_FRAME_BYTES, SMALLEST_RING_LOG2, Feature
 from nic_model.contract.registers import MAX_KEYS
+from nic_model.contract.steering import MAX_FLOW_RULES
 
 BURST_BYTES = 256
 """Longest DMA burst, and its natural alignment: so no burst crosses 4 KB, and one fits one landing slot."""
@@ -39,6 +40,8 @@ class NicConfig:
     """Frames being built: at least a longest frame and a half, since a frame is whole before it leaves."""
     rx_buffer_bytes: int = 16384
     """Frames received and not yet written to the host."""
+    flow_rules: int = 256
+    """Places for flow rules: a power of two, 16 to 2048."""
 
     def __post_init__(self) -> None:
         if self.host_bytes == 0:
@@ -56,6 +59,8 @@ class NicConfig:
         self._check("clock_hz", 0 < self.clock_hz < 1 << 32, "a positive 32-bit number")
         self._check("max_ring_log2", SMALLEST_RING_LOG2 <= self.max_ring_log2 <= LARGEST_RING_LOG2,
                     f"{SMALLEST_RING_LOG2} to {LARGEST_RING_LOG2}")
+        self._check("flow_rules", _is_power_of_two(self.flow_rules) and 16 <= self.flow_rules <= MAX_FLOW_RULES,
+                    f"a power of two from 16 to {MAX_FLOW_RULES}")
         for field in ("tx_buffer_bytes", "rx_buffer_bytes"):
             size = getattr(self, field)
             self._check(field, _is_power_of_two(size) and size >= MAX_FRAME_BYTES * 3 // 2,
@@ -79,13 +84,13 @@ class NicConfig:
     def features(self) -> Feature:
         """What this device has, as its FEATURES register shows it."""
         return (Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6 | Feature.TX_CHECKSUM | Feature.RX_CHECKSUM
-                | Feature.TIMESTAMP)
+                | Feature.TIMESTAMP | Feature.RSS | Feature.FLOW_RULES)
 
 
 CONFIGS: dict[str, NicConfig] = {
     c.name: c
     for c in (
-        NicConfig(name="tiny", mac_bytes=8, channels=4, vectors=4, keys=64),
+        NicConfig(name="tiny", mac_bytes=8, channels=4, vectors=4, keys=64, flow_rules=64),
         NicConfig(name="default", mac_bytes=8, channels=16, vectors=16, keys=1024),
         NicConfig(name="wide", mac_bytes=64, channels=64, vectors=32, keys=1024, payload_reads=96,
                   tx_buffer_bytes=65536, rx_buffer_bytes=65536),

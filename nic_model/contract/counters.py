@@ -33,6 +33,8 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("rx_no_buffer", "frames", "dropped: no buffer posted, or the channel does not run or may not receive"),
     Counter("rx_errors", "frames", "dropped: the buffer's key was refused, or its write failed (error completion)"),
     Counter("rx_checksum_errors", "frames", "delivered with CHECKSUM_BAD"),
+    Counter("rx_steered_rule", "frames", "let in whose channel a flow rule gave, delivered or not"),
+    Counter("rx_steered_rss", "frames", "let in whose channel the indirection table gave, delivered or not"),
     Counter("completions", "completions", "written"),
     Counter("interrupts", "interrupts", "VECTOR_FIRED of all vectors, and times the error line rose"),
 )

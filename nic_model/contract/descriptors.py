@@ -121,6 +121,9 @@ COMPLETION = _layout(
     ("timestamp", 16, 64, "RECEIVE: `now` at the frame's first beat; SEND with TIMESTAMP: at its last frame's"),
     ("segments", 24, 16, "SEND: frames sent; RECEIVE: frames merged (1)"),
     ("mss", 26, 16, "RECEIVE: payload bytes of a merged segment (reserved)"),
+    ("checksum", 28, 16, "RECEIVE with RAW_SUM: one's complement sum, not complemented, of the 16-bit big-endian"
+     " words behind the Ethernet header (byte 14 on: tags, headers, padding, to the frame's end); an odd last byte is a"
+     " word's upper half"),
     ("phase", 31, 1, "1 in the first pass over the ring, then 0, then 1 ..."),
 )
 

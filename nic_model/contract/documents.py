@@ -9,25 +9,41 @@ from nic_model.contract import codes, registers
 from nic_model.contract.config import NicConfig
 from nic_model.contract.counters import COUNTERS
 from nic_model.contract.descriptors import COMPLETION, PIECE, RECEIVE_SLOT, SUBMISSION_HEAD, Layout
-from nic_model.contract.registers import CHANNEL_STATUS, KEY_COMMIT, MAX_KEYS, REGISTERS, Block, Register
+from nic_model.contract.registers import (
+    CHANNEL_STATUS,
+    FLOW_RULE_COMMIT,
+    KEY_COMMIT,
+    MAX_KEYS,
+    REGISTERS,
+    RSS_CONTROL,
+    Block,
+    Register,
+)
+from nic_model.contract.steering import MAX_FLOW_RULES, RSS_INDIRECTION_ENTRIES, RULES_PER_BUCKET
 
-LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION, CHANNEL_STATUS, KEY_COMMIT)
+LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION, CHANNEL_STATUS, KEY_COMMIT, RSS_CONTROL,
+           FLOW_RULE_COMMIT)
 
 CODES: tuple[type[Enum], ...] = (
     codes.Opcode, codes.OperationMask, codes.SendFlag, codes.CompletionKind, codes.Status, codes.RxInfo,
-    codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter, codes.Feature,
+    codes.HashType, codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter,
+    codes.Feature,
 )
 
 LIMITS: dict[str, int] = {
     **{name: getattr(codes, name) for name in (
         "MAX_DESCRIPTOR_SLOTS", "MAX_INLINE_BYTES", "MAX_PIECES", "MAX_PIECE_BYTES", "MAX_FRAME_BYTES",
         "MAX_SEGMENTED_BYTES", "MIN_MSS", "MAX_CHANNELS", "RAW_CHANNEL", "RING_ALIGNMENT_BYTES", "SMALLEST_RING_LOG2",
-        "LARGEST_RING_LOG2", "LARGEST_CQ_LOG2", "INDEX_BITS", "MAX_MODERATION_FRAMES")},
+        "LARGEST_RING_LOG2", "LARGEST_CQ_LOG2", "INDEX_BITS", "MAX_MODERATION_FRAMES", "PARSED_BYTES")},
     "MAX_KEYS": MAX_KEYS,
+    "MAX_FLOW_RULES": MAX_FLOW_RULES, "RULES_PER_BUCKET": RULES_PER_BUCKET,
+    "RSS_INDIRECTION_ENTRIES": RSS_INDIRECTION_ENTRIES,
 }
 
 _BLOCKS = {
     Block.GLOBAL: ("Global registers", 0, 0),
+    Block.STEERING: ("Hash and flow rules", registers.STEERING_BASE, 0),
+    Block.INDIRECTION: ("Indirection table entry i", registers.INDIRECTION_BASE, registers.INDIRECTION_STRIDE),
     Block.VECTOR: ("Interrupt vector v", registers.VECTORS_BASE, registers.VECTOR_STRIDE),
     Block.CHANNEL: ("Channel c", registers.CHANNELS_BASE, registers.CHANNEL_STRIDE),
     Block.KEY: ("Memory key k", registers.KEYS_BASE, registers.KEY_STRIDE),
@@ -53,7 +69,7 @@ def _markdown(config: NicConfig | None) -> Iterator[str]:
     command = "memnic regs" + (f" --device {config.name}" if config else "")
     yield f"Written by `{command}` from `nic_model/contract`. Little-endian; addresses in bytes."
     for block, (title, base, stride) in _BLOCKS.items():
-        at = f" at {base:#x} + {stride:#x} * {title[-1]}" if stride else ""
+        at = f" at {base:#x}" + (f" + {stride:#x} * {title[-1]}" if stride else "") if base else ""
         yield f"\n## {title}{at}\n"
         yield "| offset | name | access | reset | unit | meaning |\n|---|---|---|---|---|---|"
         for r in REGISTERS.values():
@@ -101,7 +117,7 @@ def _c_header() -> Iterator[str]:
         if stride:
             yield f"#define MEMNIC_{r.name}(i) ({base:#x}u + {stride:#x}u * (i) + {r.offset:#x}u){note}"
         else:
-            yield f"#define MEMNIC_{r.name} {r.offset:#x}u{note}"
+            yield f"#define MEMNIC_{r.name} {base + r.offset:#x}u{note}"
     yield "\n/* Counters: low word, then high word. */"
     for index, counter in enumerate(COUNTERS):
         yield f"#define MEMNIC_COUNTER_{counter.name.upper()} {registers.COUNTERS_BASE + 8 * index:#x}u"

@@ -13,7 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from nic_model.contract.codes import HashType
 from nic_model.contract.descriptors import KEY_GENERATION_BITS, Field, Layout
+from nic_model.contract.steering import FLOW_KEY_WORDS, MICROSOFT_RSS_KEY, RSS_INDIRECTION_ENTRIES, key_words
 
 MAGIC = 0x434E_4D4D
 """`ID` register: "MMNC" read as ASCII, lowest byte first."""
@@ -26,6 +28,10 @@ REGISTER_SPACE_BYTES = 0x2_0000
 COUNTERS_BASE = 0x0400
 VECTORS_BASE = 0x0800
 VECTOR_STRIDE = 0x20
+STEERING_BASE = 0x2000
+STEERING_STRIDE = 0x80
+INDIRECTION_BASE = 0x2200
+INDIRECTION_STRIDE = 4
 CHANNELS_BASE = 0x4000
 CHANNEL_STRIDE = 0x80
 KEYS_BASE = 0x1_0000
@@ -52,6 +58,22 @@ KEY_COMMIT = Layout("key commit", 4, {
 """Fields of the register of that name."""
 
 
+RSS_CONTROL = Layout("RSS control", 4, {
+    "enable": Field(0, 1, "1: frames that have a hash are spread over channels by it"),
+    "types": Field(8, 8, "bit n: HashType n may be used"),
+})
+"""Fields of the register of that name."""
+
+FLOW_RULE_COMMIT = Layout("flow rule commit", 4, {
+    "fingerprint": Field(0, 16, "the flow's, see `flow_fingerprint`"),
+    "channel": Field(16, 8, "channel that the flow goes to, modulo CHANNELS"),
+    "ipv6": Field(24, 1, "1: IPv6, 0: IPv4"),
+    "udp": Field(25, 1, "1: UDP, 0: TCP"),
+    "valid": Field(31, 1, "1: the rule counts from now on"),
+})
+"""Fields of the register of that name."""
+
+
 class Access(Enum):
     """How software may use a register."""
 
@@ -65,6 +87,8 @@ class Block(Enum):
     """Which repeated block a register belongs to, and so how its address is formed."""
 
     GLOBAL = "global"
+    STEERING = "steering"
+    INDIRECTION = "indirection"
     VECTOR = "vector"
     CHANNEL = "channel"
     KEY = "key"
@@ -88,6 +112,9 @@ class Register:
 def _block(block: Block, *rows: tuple[str, int, Access, int | str, str, str]) -> list[Register]:
     return [Register(name, block, *rest) for name, *rest in rows]  # type: ignore[arg-type]
 
+
+DEFAULT_HASH_TYPES = sum(1 << t for t in (HashType.IPV4, HashType.TCP_IPV4, HashType.IPV6, HashType.TCP_IPV6))
+"""As Linux drivers begin: the ports of UDP count when asked for, since fragments of one datagram have none."""
 
 _RO, _RW, _WO, _RW1C = Access.RO, Access.RW, Access.WO, Access.RW1C
 
@@ -119,6 +146,26 @@ _ALL = [
         ("ERROR_CHANNELS_HI", 0x050, _RW1C, 0, "", "channels 63:32, likewise"),
         ("ERROR_MASK", 0x054, _RW, 1, "", "1: the error vector stays low"),
         ("DEVICE_RESET", 0x058, _RW, 0, "", "write 1: reset all channels; reads 1 until all are IDLE"),
+    ),
+    *_block(
+        Block.STEERING,
+        ("RSS_CONTROL", 0x00, _RW, RSS_CONTROL.pack_word(types=DEFAULT_HASH_TYPES), "", "see its layout"),
+        ("FLOW_RULES", 0x04, _RO, "flow_rules", "", "places for flow rules; see `nic_model/contract/steering.py` for"
+         " where a rule may stand. DEVICE_RESET takes all rules out; none is to be written before it reads 0"),
+        ("FLOW_RULE_PLACE", 0x08, _WO, 0, "", "the place that the next words are for, modulo FLOW_RULES; its rule is"
+         " taken out at once"),
+        ("FLOW_RULE_COMMIT", 0x0C, _WO, 0, "", "see its layout; written last"),
+        *((f"FLOW_RULE_KEY_{n}", 0x10 + 4 * n, _WO, 0, "", "source address, destination address, source port,"
+           " destination port, in the bytes' order on the wire, first byte lowest; 0 behind them" if n == 0 else "")
+          for n in range(FLOW_KEY_WORDS)),
+        *((f"RSS_KEY_{n}", 0x40 + 4 * n, _RW, word, "", "key of the Toeplitz hash, of RSS and of the flow rules'"
+           " places; first byte lowest; to be written while RX_ENABLE is 0 and there is no flow rule" if n == 0 else "")
+          for n, word in enumerate(key_words(MICROSOFT_RSS_KEY))),
+    ),
+    *_block(
+        Block.INDIRECTION,
+        ("RSS_INDIRECTION", 0x00, _RW, 0, "", f"channel of hashes that are i modulo {RSS_INDIRECTION_ENTRIES}, modulo"
+         " CHANNELS"),
     ),
     *_block(
         Block.VECTOR,
@@ -176,6 +223,8 @@ assert len(REGISTERS) == len(_ALL), "two registers share a name"
 
 _BASE = {
     Block.GLOBAL: (0, 0),
+    Block.STEERING: (STEERING_BASE, STEERING_STRIDE),
+    Block.INDIRECTION: (INDIRECTION_BASE, INDIRECTION_STRIDE),
     Block.VECTOR: (VECTORS_BASE, VECTOR_STRIDE),
     Block.CHANNEL: (CHANNELS_BASE, CHANNEL_STRIDE),
     Block.KEY: (KEYS_BASE, KEY_STRIDE),
@@ -199,6 +248,16 @@ def register(name: str) -> int:
 def vector_register(name: str, vector: int) -> int:
     """Address of a register of interrupt vector `vector`."""
     return _address(name, Block.VECTOR, vector)
+
+
+def steering_register(name: str) -> int:
+    """Address of a register of hash and flow rules."""
+    return _address(name, Block.STEERING, 0)
+
+
+def indirection_register(entry: int) -> int:
+    """Address of an entry of the RSS indirection table."""
+    return _address("RSS_INDIRECTION", Block.INDIRECTION, entry)
 
 
 def channel_register(name: str, channel: int) -> int:

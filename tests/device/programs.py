@@ -12,15 +12,17 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import Any
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 from scapy.layers.inet import IP, TCP, UDP  # noqa: E402
-from scapy.layers.inet6 import IPv6  # noqa: E402
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop  # noqa: E402
 from scapy.layers.l2 import ARP, Dot1Q, Ether  # noqa: E402
 
 from host_driver.account import NullAccount  # noqa: E402
 from host_driver.channel import Channel  # noqa: E402
+from host_driver.flow_rules import FlowRule  # noqa: E402
 from host_driver.nic import MemoryKey, Nic  # noqa: E402
 from host_driver.rings import Piece  # noqa: E402
 from nic_model import ring  # noqa: E402
@@ -31,11 +33,14 @@ from nic_model.contract import (  # noqa: E402
     MAX_INLINE_BYTES,
     MAX_PIECES,
     MAX_SEGMENTED_BYTES,
+    MICROSOFT_RSS_KEY,
     MIN_MSS,
     PIECE,
+    RSS_KEY_BYTES,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
     CompletionKind,
+    HashType,
     KeyRight,
     Opcode,
     OperationMask,
@@ -107,8 +112,9 @@ class Rekey:
 
 @dataclass(frozen=True)
 class Post:
-    """Buffers for the wire's frames: (key name, offset, length) each; as many as the ring has room for."""
+    """A channel's buffers for the wire's frames: (key name, offset, length) each; as many as the ring has room for."""
 
+    channel: int
     buffers: tuple[tuple[str, int, int], ...]
 
 
@@ -136,15 +142,27 @@ class ChannelProgram:
     """Offsets in its send area where the bus fails."""
 
 
+@dataclass(frozen=True)
+class SteeringProgram:
+    """How received frames are spread."""
+
+    enabled: bool
+    key: bytes
+    indirection: tuple[int, ...]
+    types: tuple[HashType, ...]
+    rules: tuple[FlowRule, ...]
+
+
 @dataclass
 class Program:
-    """All of it; `arrivals` are for channel 0."""
+    """All of it."""
 
     seed: int
     channels: list[ChannelProgram]
     moderation: list[tuple[int, int, int, int]]
     """For each vector: microseconds and count of receives, and of sends."""
     rx_filter: RxFilter
+    steering: SteeringProgram
     arrivals: list[Post | Arrive]
     bad_receive_blocks: list[int]
 
@@ -155,6 +173,8 @@ class Program:
 def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int = 14, frames: int = 30) -> Program:
     """A program of about `sends` descriptors for each channel and `frames` arriving frames."""
     rng = random.Random(seed)
+    flows = [(f"10.0.0.{rng.randrange(2, 5)}", f"fd00::{rng.randrange(2, 5)}", rng.randrange(1, 1 << 16))
+             for _ in range(12)]
     return Program(
         seed=seed,
         channels=[_channel_program(rng, number, vectors, sends) for number in range(channels)],
@@ -162,14 +182,27 @@ def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int =
         moderation=[(*rng.choice(MODERATIONS), *rng.choice(MODERATIONS)) for _ in range(vectors)],
         rx_filter=RxFilter(rng.choice((0, RxFilter.BROADCAST, RxFilter.BROADCAST | RxFilter.MULTICAST,
                                        RxFilter.PROMISCUOUS))),
-        arrivals=_arrivals(rng, frames),
+        steering=_steering_program(rng, channels, flows),
+        arrivals=_arrivals(rng, frames, channels, flows),
         bad_receive_blocks=[rng.randrange(0, RECEIVE_AREA_BYTES, BURST_BYTES) for _ in range(rng.choice((0, 20)))])
+
+
+def _steering_program(rng: random.Random, channels: int, flows: list[Flow]) -> SteeringProgram:
+    rules = []
+    for source, source6, port in rng.sample(flows, rng.choice((0, 6, 10))):
+        version = rng.choice((source, source6))
+        rules.append(FlowRule(ip_address(version), ip_address("10.0.0.1" if version is source else "fd00::1"), port, 80,
+                              rng.randrange(channels), rng.random() < 0.4))
+    return SteeringProgram(
+        enabled=rng.random() < 0.7, key=rng.choice((MICROSOFT_RSS_KEY, rng.randbytes(RSS_KEY_BYTES))),
+        indirection=tuple(rng.randrange(channels) for _ in range(rng.choice((4, 128)))),
+        types=tuple(t for t in HashType if rng.random() < 0.7), rules=tuple(rules))
 
 
 def _channel_program(rng: random.Random, number: int, vectors: int, sends: int) -> ChannelProgram:
     operations = ALL_OPERATIONS
     if number and rng.random() < 0.2:
-        operations &= ~rng.choice((OperationMask.SEND_FRAME, OperationMask.SEND_SEGMENTED))
+        operations &= ~rng.choice((OperationMask.SEND_FRAME, OperationMask.SEND_SEGMENTED, OperationMask.RECEIVE_RAW))
     made = ChannelProgram(
         number, tx_log2=rng.choice((4, 5, 5, 6, 7)), rx_log2=rng.choice((4, 5, 6)), vector=rng.randrange(vectors),
         by_interrupt=rng.random() < 0.5, operations=operations)
@@ -363,12 +396,16 @@ class _Area:
         return replace(send, pieces=(*send.pieces[:place], piece, *send.pieces[place + 1 :]))
 
 
-def _arrivals(rng: random.Random, frames: int) -> list[Post | Arrive]:
+Flow = tuple[str, str, int]
+"""Source address of IPv4 and of IPv6, and source port."""
+
+
+def _arrivals(rng: random.Random, frames: int, channels: int, flows: list[Flow]) -> list[Post | Arrive]:
     steps: list[Post | Arrive] = []
     at = 0
     while frames > 0:
-        buffers = []
-        for _ in range(rng.randrange(9)):
+        posts: dict[int, list[tuple[str, int, int]]] = {}
+        for _ in range(rng.randrange(14)):
             length = rng.choice((100, 1514, 2048, 2048, 2048, rng.randrange(60, 3000), 9014))
             at += rng.choice((0, 1, 2, 17, 64, 100))
             if at + length > RECEIVE_AREA_BYTES:
@@ -377,12 +414,12 @@ def _arrivals(rng: random.Random, frames: int) -> list[Post | Arrive]:
             if rng.random() < 0.15:
                 key, offset = rng.choice((("foreign", at), ("read_only", at), ("stale", at), ("absent", at),
                                           ("own", RECEIVE_AREA_BYTES - 20)))
-            buffers.append((key, offset, length))
+            posts.setdefault(rng.choice((0, rng.randrange(channels))), []).append((key, offset, length))
             at += length
-        steps.append(Post(tuple(buffers)))
+        steps += [Post(channel, tuple(buffers)) for channel, buffers in posts.items()]
         burst, left = [], RX_BURST_BYTES
         for _ in range(rng.randrange(1, 9)):
-            frame = _arriving_frame(rng)
+            frame = _arriving_frame(rng, flows)
             if len(frame) > left:
                 break
             left -= len(frame)
@@ -392,7 +429,7 @@ def _arrivals(rng: random.Random, frames: int) -> list[Post | Arrive]:
     return steps
 
 
-def _arriving_frame(rng: random.Random) -> bytes:
+def _arriving_frame(rng: random.Random, flows: list[Flow]) -> bytes:
     """Mostly TCP and UDP, mostly for this device, mostly right."""
     if rng.random() < 0.06:
         return OWN_MAC + rng.randbytes(rng.choice((1, 7, 8, 9, MAX_FRAME_BYTES - 6, MAX_FRAME_BYTES - 5)))
@@ -403,11 +440,14 @@ def _arriving_frame(rng: random.Random) -> bytes:
     if rng.random() < 0.1:
         return bytes(link / ARP(psrc="10.0.0.2", pdst="10.0.0.1")).ljust(60, b"\0")
     payload = rng.randbytes(rng.choice((0, 1, 2, 5, 6, 100, 1400, rng.randrange(1450))))
-    transport = TCP(sport=5, dport=80, seq=rng.getrandbits(32)) if rng.random() < 0.6 else UDP(sport=5, dport=80)
+    source, source6, port = rng.choice(flows)
+    transport = TCP(sport=port, dport=80, seq=rng.getrandbits(32)) if rng.random() < 0.6 else UDP(sport=port, dport=80)
     if rng.random() < 0.4:
-        network = IPv6(src="fd00::2", dst="fd00::1")
+        network = IPv6(src=source6, dst="fd00::1")
+        for extension in rng.choice(((), (), (), (IPv6ExtHdrDestOpt,), (IPv6ExtHdrHopByHop, IPv6ExtHdrDestOpt))):
+            network = network / extension()
     else:
-        network = IP(src="10.0.0.2", dst="10.0.0.1", **rng.choice(({}, {}, {}, {"flags": "MF"}, {"frag": 9})))
+        network = IP(src=source, dst="10.0.0.1", **rng.choice(({}, {}, {}, {"flags": "MF"}, {"frag": 9})))
     frame = bytearray(bytes(link / network / transport / payload).ljust(60, b"\0"))
     if rng.random() < 0.2:
         frame[rng.randrange(12, len(frame))] ^= 1 << rng.randrange(8)
@@ -455,7 +495,8 @@ class _Runner:
         """Register the area that frames are received into."""
         nic, number = self._nic, self.program.number
         own = nic.register_memory(area, RECEIVE_AREA_BYTES, KeyRight.WRITE, number, NOBODY).value
-        foreign = nic.register_memory(area, RECEIVE_AREA_BYTES, KeyRight.WRITE, number + 1, NOBODY).value
+        foreign = nic.register_memory(area, RECEIVE_AREA_BYTES, KeyRight.WRITE,
+                                      (number + 1) % nic.capabilities.channels, NOBODY).value
         read_only = nic.register_memory(area, RECEIVE_AREA_BYTES, KeyRight.READ, number, NOBODY).value
         self.receive_keys = {"own": own, "foreign": foreign, "read_only": read_only, "stale": own + (1 << 12),
                              "absent": make_key(nic.capabilities.keys - 1, 0)}
@@ -531,6 +572,10 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     rig.faults.blocks = set()
     nic.set_mac_address(OWN_MAC)
     nic.set_filter(program.rx_filter)
+    steering = program.steering
+    nic.set_rss(enabled=steering.enabled, key=steering.key, indirection=steering.indirection, types=steering.types)
+    for rule in steering.rules:
+        nic.add_flow_rule(rule)
     nic.enable_receive(True)
     for vector, (rx_usecs, rx_frames, tx_usecs, tx_frames) in enumerate(program.moderation):
         nic.set_moderation(vector, rx_usecs=rx_usecs, rx_frames=rx_frames, tx_usecs=tx_usecs, tx_frames=tx_frames)
@@ -542,13 +587,15 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     rig.faults.blocks |= {(area + offset) // BURST_BYTES for offset in program.bad_receive_blocks}
     for runner in runners:
         await runner.open()
-    runners[0].allow_receive(area)
+    for runner in runners:
+        runner.allow_receive(area)
     posted: dict[int, tuple[int, int]] = {}
     tasks = [rig.kernel.spawn(runner.run(), f"channel {runner.program.number}") for runner in runners]
-    tasks.append(rig.kernel.spawn(_receive(rig, program, runners[0], posted), "arrivals"))
+    tasks.append(rig.kernel.spawn(_receive(rig, program, runners, posted), "arrivals"))
     for task in tasks:
         await task
-    runners[0].take()
+    for runner in runners:
+        runner.take()
 
     after = await nic.read_counters()
     result: dict[str, Any] = {
@@ -563,7 +610,7 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
             result[key][name] = [_timeless(entry) for entry in runner.completions if entry[0] == kind]
     known = {frame for frames in result["frames"].values() for frame in frames}
     result["unknown"] = [f.hex() for _, f in rig.mac.sent[sent_before:] if f.hex() not in known]
-    for entry in runners[0].completions:
+    for entry in (entry for runner in runners for entry in runner.completions):
         fields = COMPLETION.unpack(entry)
         if fields["kind"] == CompletionKind.RECEIVE and fields["status"] == Status.BUS_ERROR:
             offset, length = posted[fields["tag"]]
@@ -583,8 +630,7 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     return result
 
 
-async def _receive(rig: Rig, program: Program, runner: _Runner, posted: dict[int, tuple[int, int]]) -> None:
-    buffers = runner.channel.buffers
+async def _receive(rig: Rig, program: Program, runners: list[_Runner], posted: dict[int, tuple[int, int]]) -> None:
     next_id = 100
     for step in program.arrivals:
         if isinstance(step, Arrive):
@@ -592,6 +638,8 @@ async def _receive(rig: Rig, program: Program, runner: _Runner, posted: dict[int
                 rig.mac.arrive(frame, bad)
             await rig.port.sleep(STILL_PS)
         else:
+            runner = runners[step.channel]
+            buffers = runner.channel.buffers
             runner.take()
             for key, offset, length in step.buffers[: buffers.free]:
                 buffers.put(Piece(runner.receive_keys[key], offset, length), next_id)
@@ -599,14 +647,13 @@ async def _receive(rig: Rig, program: Program, runner: _Runner, posted: dict[int
                 next_id += 1
             if step.buffers:
                 rig.port.wmb()
-                rig.port.write32(doorbell("RX_DOORBELL", 0), buffers.producer)
+                rig.port.write32(doorbell("RX_DOORBELL", step.channel), buffers.producer)
             await rig.port.read32(register("ID"))
             await rig.port.sleep(2 * US)
-    runner.take()
 
 
 def _timeless(entry: bytes) -> str:
-    """A completion with 1 for any timestamp, and without its phase, which channel 0's mixture of kinds moves."""
+    """A completion with 1 for any timestamp, and without its phase, which a channel's mixture of kinds moves."""
     fields = COMPLETION.unpack(entry)
     return COMPLETION.pack(**fields | {"timestamp": int(fields["timestamp"] != 0), "phase": 0}).hex()
 

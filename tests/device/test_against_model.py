@@ -89,7 +89,7 @@ def test_random_programs(tiny_compiled: Path, timing: BusTiming) -> None:
                 for entry in entries}
     assert statuses == set(range(9)), "the programs must meet every status"
     for counter in ("rx_frames", "rx_filtered", "rx_bad_frames", "rx_no_buffer", "rx_oversize", "rx_errors",
-                    "rx_checksum_errors"):
+                    "rx_checksum_errors", "rx_steered_rule", "rx_steered_rss"):
         assert sum(result["counters"][counter] for result in results) > 0, counter
     assert sum(result["counters"]["interrupts"] for result in results) > 0
 

@@ -20,14 +20,17 @@ from nic_model.contract import (
     MAX_KEYS,
     REGISTER_SPACE_BYTES,
     REGISTERS,
+    RSS_INDIRECTION_ENTRIES,
     ChannelError,
     ChannelState,
     KeyRight,
     NicConfig,
     channel_register,
     documents,
+    indirection_register,
     key_register,
     register,
+    steering_register,
     vector_register,
 )
 from nic_model.contract.registers import Block
@@ -46,6 +49,8 @@ ROOT = Path(__file__).parents[2]
     ("payload_reads", 33, "payload_reads must be"),
     ("clock_hz", 0, "clock_hz must be"),
     ("rx_buffer_bytes", 8192, "rx_buffer_bytes must be"),
+    ("flow_rules", 8, "flow_rules must be a power of two from 16 to 2048"),
+    ("flow_rules", 96, "flow_rules must be"),
 ])
 def test_a_device_that_cannot_be_built(field: str, value: int, said: str) -> None:
     with pytest.raises(ValueError, match=f"device 'x': {said}.* not {value}"):
@@ -58,6 +63,8 @@ def test_the_largest_device_fits_the_register_space() -> None:
     for r in REGISTERS.values():
         first, last = {
             Block.GLOBAL: lambda name: (register(name),) * 2,
+            Block.STEERING: lambda name: (steering_register(name),) * 2,
+            Block.INDIRECTION: lambda _: (indirection_register(0), indirection_register(RSS_INDIRECTION_ENTRIES - 1)),
             Block.VECTOR: lambda name: (vector_register(name, 0), vector_register(name, config.vectors - 1)),
             Block.CHANNEL: lambda name: (channel_register(name, 0), channel_register(name, config.channels - 1)),
             Block.KEY: lambda name: (key_register(name, 0), key_register(name, config.keys - 1)),

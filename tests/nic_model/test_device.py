@@ -15,6 +15,7 @@ from scapy.layers.inet import IP, TCP, UDP  # noqa: E402
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment  # noqa: E402
 from scapy.layers.l2 import Dot1Q, Ether  # noqa: E402
 
+from nic_model.checksum import ones_sum  # noqa: E402
 from nic_model.contract import (  # noqa: E402
     COMPLETION,
     COUNTERS,
@@ -220,7 +221,8 @@ def test_frame_of_inline_bytes_and_pieces() -> None:
     data = bytes(range(200))
     assert bench.device.sent == [b"\x02" * 20 + data[10:40] + data[100:150] + data[:1]]
     assert done == {"kind": CompletionKind.SEND, "status": Status.OK, "tag": 0x1234, "length": 81, "offset": 0,
-                    "ring_index": slots_needed(20, 3), "info": 0, "timestamp": 0, "segments": 1, "mss": 0, "phase": 1}
+                    "ring_index": slots_needed(20, 3), "info": 0, "timestamp": 0, "segments": 1, "mss": 0,
+                    "checksum": 0, "phase": 1}
 
 
 def test_no_completion_unless_asked_for_but_errors_always() -> None:
@@ -541,7 +543,8 @@ def test_frame_is_delivered() -> None:
     assert bench.memory[DATA - BASE + 64 : DATA - BASE + 170] == frame
     assert bench.completion() == {
         "kind": CompletionKind.RECEIVE, "status": Status.OK, "tag": 0xBEEF, "length": 106, "offset": 0,
-        "ring_index": 1, "info": 0, "timestamp": 12345, "segments": 1, "mss": 0, "phase": 1}
+        "ring_index": 1, "info": RxInfo.RAW_SUM, "timestamp": 12345, "segments": 1, "mss": 0,
+        "checksum": ones_sum(frame[14:]), "phase": 1}
     assert [a[1:] for a in bench.accesses[-2:]] == [(DATA + 64, 106), (CQ, 32)], "payload before completion"
 
 
@@ -588,7 +591,9 @@ OK4 = RxInfo.IPV4 | RxInfo.L3_CHECKSUM_OK
 def test_parser(packet: Any, info: RxInfo) -> None:
     bench = Bench()
     done = received(bench, bytes(packet))
-    assert RxInfo(done["info"]) == info
+    has_l4 = info & (RxInfo.TCP | RxInfo.UDP)
+    assert RxInfo(done["info"]) == (info if has_l4 else info | RxInfo.RAW_SUM)
+    assert done["checksum"] == (0 if has_l4 else ones_sum(bytes(packet)[14:]))
     assert bench.counters()["rx_checksum_errors"] == (RxInfo.CHECKSUM_BAD in info)
 
 

@@ -9,7 +9,14 @@ from nic_model.contract import NicConfig, RxInfo
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP  # noqa: E402
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment  # noqa: E402
+from scapy.layers.inet6 import (  # noqa: E402
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
+)
 from scapy.layers.l2 import ARP, Dot1Q, Ether  # noqa: E402
 
 OWN = "02:00:00:00:00:01"
@@ -57,6 +64,11 @@ def flipped(frame: bytes, offset: int, bits: int = 0x01) -> bytes:
     return bytes(changed)
 
 
+def with_raw_sum(info: RxInfo) -> RxInfo:
+    """Info bits with RAW_SUM where no L4 checksum is verified."""
+    return info if info & (TCP4 | UDP4) else info | RxInfo.RAW_SUM
+
+
 def named_cases() -> list[Case]:
     """One frame for each thing that the parser distinguishes."""
     v4, v6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")
@@ -91,7 +103,8 @@ def named_cases() -> list[Case]:
         ("later fragment", bytes(ether() / IP(dst="10.0.0.2", frag=4, proto=6) / data(40)), IPV4 | L3 | FRAGMENT),
         ("do not fragment", bytes(ether() / IP(dst="10.0.0.2", flags="DF") / tcp), IPV4 | TCP4 | L3 | L4),
         ("ipv6 fragment", bytes(ether() / v6 / IPv6ExtHdrFragment() / udp / data(8)), IPV6 | FRAGMENT),
-        ("ipv6 extension header", bytes(ether() / v6 / IPv6ExtHdrDestOpt() / udp / data(8)), IPV6),
+        ("ipv6 extension header", bytes(ether() / v6 / IPv6ExtHdrDestOpt() / udp / data(8)), IPV6 | UDP4 | L4),
+        *_extension_cases(),
         ("wrong header checksum", flipped(tcp4, 24), IPV4 | TCP4 | L4 | BAD),
         ("wrong tcp checksum", flipped(tcp4, 50), IPV4 | TCP4 | L3 | BAD),
         ("wrong last byte", flipped(tcp4, len(tcp4) - 1), IPV4 | TCP4 | L3 | BAD),
@@ -116,7 +129,66 @@ def named_cases() -> list[Case]:
         ("vlan tag and nothing", bytes(ether(vlan=3) / v4)[:18], VLAN),
         ("shortest frame", bytes(Ether(src=PEER, dst=OWN, type=0x1234)), RxInfo(0)),
     ]
-    return [Case(*case) for case in cases]
+    return [Case(name, frame, with_raw_sum(info)) for name, frame, info in cases]
+
+
+def _extension_cases() -> list[tuple[str, bytes, RxInfo]]:
+    """IPv6 extension headers: those that are passed over, what ends the walk, and how far it goes."""
+    v6, tcp, udp = IPv6(src="fd00::1", dst="fd00::2"), TCP(sport=1, dport=80, flags="A"), UDP(sport=1, dport=53)
+    hop, options = IPv6ExtHdrHopByHop(), IPv6ExtHdrDestOpt()
+
+    def long(units: int):
+        """Destination options of so many units of 8 bytes."""
+        return IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(8 * units - 4))])
+
+    def routing(left: int):
+        return IPv6ExtHdrRouting(addresses=["fd00::7"], segleft=left)
+
+    good = IPV6 | TCP4 | L4
+    deep = bytes(ether() / v6 / hop / options / options / tcp / data(9))
+    # From byte 54, or 58 with a tag, L4 may begin up to 9 units on: in the first 128 bytes.
+    return [
+        ("hop by hop, tcp", bytes(ether() / v6 / hop / tcp / data(40)), good),
+        ("three extension headers", deep, good),
+        ("three extension headers, wrong last byte", flipped(deep, len(deep) - 1), IPV6 | TCP4 | BAD),
+        ("vlan, three extension headers", bytes(ether(vlan=9) / v6 / hop / options / options / udp / data(9)),
+         VLAN | IPV6 | UDP4 | L4),
+        ("extension headers are not summed", bytes(ether() / v6 / long(3) / tcp / data(1)), good),
+        ("every extension header", bytes(ether() / v6 / hop / options / routing(0) / options / tcp / data(3)), good),
+        ("vlan, every extension header", bytes(ether(vlan=9) / v6 / hop / options / routing(0) / udp / data(3)),
+         VLAN | IPV6 | UDP4 | L4),
+        ("segments left", bytes(ether() / v6 / routing(1) / tcp / data(3)), IPV6),
+        ("segments left, another alignment", bytes(ether() / v6 / hop / routing(1) / tcp / data(3)), IPV6),
+        ("vlan, segments left", bytes(ether(vlan=9) / v6 / routing(1) / tcp / data(3)), VLAN | IPV6),
+        ("vlan, segments left, another alignment", bytes(ether(vlan=9) / v6 / hop / routing(1) / tcp / data(3)),
+         VLAN | IPV6),
+        ("plain, behind segments left", bytes(ether() / v6 / tcp / data(3)), good),
+        ("l4 begins as late as it may", bytes(ether() / v6 / long(9) / tcp / data(3)), good),
+        ("vlan, l4 begins as late as it may", bytes(ether(vlan=9) / v6 / long(8) / tcp / data(3)),
+         VLAN | good),
+        ("l4 begins too late", bytes(ether() / v6 / long(10) / tcp / data(3)), IPV6),
+        ("vlan, l4 begins too late", bytes(ether(vlan=9) / v6 / long(9) / tcp / data(3)), VLAN | IPV6),
+        ("nine extension headers", bytes(_stacked(ether() / v6, [options] * 9) / tcp / data(3)), good),
+        ("ten extension headers", bytes(_stacked(ether() / v6, [options] * 10) / tcp / data(3)), IPV6),
+        ("a very long extension header", bytes(ether() / v6 / long(32) / tcp / data(3)), IPV6),
+        ("fragment behind an extension header", bytes(ether() / v6 / hop / IPv6ExtHdrFragment() / tcp),
+         IPV6 | FRAGMENT),
+        ("fragment header cut off", bytes(ether() / IPv6(dst="fd00::2", nh=44) / data(7)), IPV6),
+        ("extension header cut off", bytes(ether() / IPv6(dst="fd00::2", nh=0) / b"\x06\0" / data(5)), IPV6),
+        ("extension header over the end", bytes(ether() / IPv6(dst="fd00::2", nh=0) / b"\x06\x01" / data(9)) + data(40),
+         IPV6),
+        ("a header that is none over the end, in padding",
+         bytes(ether() / IPv6(dst="fd00::2", nh=0, plen=8) / b"\x2c\0" / bytes(6)) + data(16), IPV6),
+        ("no next header", bytes(ether() / IPv6(dst="fd00::2", nh=59) / data(20)), IPV6),
+        ("no next header behind an extension", bytes(ether() / v6 / IPv6ExtHdrDestOpt(nh=59)), IPV6),
+        ("udp behind a destination option", bytes(ether() / v6 / options / udp), IPV6 | UDP4 | L4),
+    ]
+
+
+def _stacked(packet, layers):
+    for layer in layers:
+        packet = packet / layer.copy()
+    return packet
 
 
 def random_case(rng: random.Random, *, max_payload: int = 300) -> Case:

@@ -91,6 +91,7 @@ def random_tx(rng: random.Random) -> dict:
 def random_rx(rng: random.Random) -> dict:
     return {"channel": random_channel(rng), "buffer_id": rng.randrange(1 << 16), "status": rng.choice([0, 0, 8]),
             "ring_index": rng.randrange(1 << 16), "length": rng.randrange(1 << 16), "info": rng.randrange(1 << 16),
+            "checksum": rng.randrange(1 << 16),
             "segments": rng.randrange(2), "timestamp": rng.randrange(1 << 64)}
 
 
@@ -99,7 +100,8 @@ def expected_entry(token: dict, position: int, log2: int) -> dict:
     receive = "buffer_id" in token
     return {"kind": int(CompletionKind.RECEIVE if receive else CompletionKind.SEND), "status": token["status"],
             "tag": token["buffer_id" if receive else "tag"], "length": token["length"], "offset": 0,
-            "ring_index": token["ring_index"], "info": token.get("info", 0), "timestamp": token["timestamp"],
+            "ring_index": token["ring_index"], "info": token.get("info", 0),
+            "checksum": token.get("checksum", 0), "timestamp": token["timestamp"],
             "segments": token["segments"], "mss": 0, "phase": 1 - (position >> log2 & 1)}
 
 

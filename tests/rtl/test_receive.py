@@ -248,7 +248,7 @@ def test_frames_arrive_in_posted_buffers(config, stall, seed):
         assert found == bytes([GUARD] * 16) + case.frame + bytes([GUARD] * (640 - len(case.frame))), f"seed {seed}, {n}"
         assert token == {
             "channel": 0, "buffer_id": n, "status": Status.OK, "ring_index": n + 1, "length": len(case.frame),
-            "info": case.info, "segments": 1, "timestamp": 1000 + n}
+            "info": case.info, "checksum": 0, "segments": 1, "timestamp": 1000 + n}
     assert host.count("frames") == len(cases)
     assert host.count("bytes") == sum(len(case.frame) for case in cases)
     assert host.count("checksum_errors") == sum(RxInfo.CHECKSUM_BAD in case.info for case in cases)

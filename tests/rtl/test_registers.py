@@ -12,17 +12,24 @@ from nic_model.contract import (
     CONFIGS,
     COUNTERS,
     COUNTERS_BASE,
+    INDIRECTION_BASE,
+    INDIRECTION_STRIDE,
     KEY_STRIDE,
     KEYS_BASE,
     MAGIC,
     REGISTER_SPACE_BYTES,
     REGISTERS,
+    RSS_INDIRECTION_ENTRIES,
+    STEERING_BASE,
+    STEERING_STRIDE,
     VECTOR_STRIDE,
     VECTORS_BASE,
     Access,
     channel_register,
+    indirection_register,
     key_register,
     register,
+    steering_register,
     vector_register,
 )
 from nic_model.contract.registers import Block
@@ -94,6 +101,10 @@ def contract_addresses(config):
             found |= {vector_register(r.name, v): r for v in range(config.vectors)}
         elif r.block is Block.CHANNEL:
             found |= {channel_register(r.name, c): r for c in range(config.channels)}
+        elif r.block is Block.STEERING:
+            found[steering_register(r.name)] = r
+        elif r.block is Block.INDIRECTION:
+            found |= {indirection_register(n): r for n in range(RSS_INDIRECTION_ENTRIES)}
         elif r.block is Block.KEY:
             found |= {key_register(r.name, k): r for k in range(config.keys)}
     return found
@@ -116,8 +127,10 @@ def test_reset_values(name):
     reads = []
     owners_answer(bench, dut, reads)
     addresses = contract_addresses(config)
-    picked = [a for a, r in addresses.items() if r.block is Block.GLOBAL]
-    for base, stride, count in ((VECTORS_BASE, VECTOR_STRIDE, config.vectors),
+    picked = [a for a, r in addresses.items() if r.block in (Block.GLOBAL, Block.STEERING)]
+    for base, stride, count in ((STEERING_BASE, STEERING_STRIDE, 1),
+                                (INDIRECTION_BASE, INDIRECTION_STRIDE, RSS_INDIRECTION_ENTRIES),
+                                (VECTORS_BASE, VECTOR_STRIDE, config.vectors),
                                 (CHANNELS_BASE, CHANNEL_STRIDE, config.channels), (KEYS_BASE, KEY_STRIDE, config.keys)):
         picked += [a for index in (0, count - 1) for a in range(base + stride * index, base + stride * (index + 1), 4)]
         picked.append(base + stride * count)  # the first address behind the block has nothing
