@@ -15,7 +15,8 @@ LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION, CHANNEL_STATUS, KEY
 
 CODES: tuple[type[Enum], ...] = (
     codes.Opcode, codes.OperationMask, codes.SendFlag, codes.CompletionKind, codes.Status, codes.RxInfo,
-    codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter, codes.Feature,
+    codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter, codes.PauseControl,
+    codes.Feature,
 )
 
 LIMITS: dict[str, int] = {
