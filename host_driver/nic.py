@@ -256,6 +256,16 @@ class Nic:
         ):
             self.port.write32(vector_register(name, vector), value)
 
+    def set_rx_moderation(self, vector: int, *, usecs: float, frames: int) -> None:
+        """The receive half of `set_moderation`; the other stays as it is."""
+        self.port.write32(vector_register("VECTOR_RX_TICKS", vector), self._ticks(usecs))
+        self.port.write32(vector_register("VECTOR_RX_FRAMES", vector), frames)
+
+    def set_tx_moderation(self, vector: int, *, usecs: float, frames: int) -> None:
+        """The send half of `set_moderation`."""
+        self.port.write32(vector_register("VECTOR_TX_TICKS", vector), self._ticks(usecs))
+        self.port.write32(vector_register("VECTOR_TX_FRAMES", vector), frames)
+
     def _ticks(self, usecs: float) -> int:
         return round(usecs * self.capabilities.clock_hz / US_PER_S)
 

@@ -41,8 +41,8 @@ TOKENS_IN_FLIGHT = 64
 for the events."""
 
 BATCH_BYTES = 128
-"""Entries that are written by one command lie in one such part of the ring, aligned to it: half of what the write engine
-buffers at the narrowest bus, so that one batch goes out while the next comes. A ring is larger, so none wraps."""
+"""Entries that are written by one command lie in one such part of the ring, aligned to it: half of what the write
+engine buffers at the narrowest bus, so that one batch goes out while the next comes. No ring is smaller."""
 
 RING_ALIGN_BITS = exact_log2(RING_ALIGNMENT_BYTES)
 LOG2_BITS = LARGEST_CQ_LOG2.bit_length()
@@ -68,7 +68,8 @@ class Completion(wiring.Component):
     tokens were taken, and not before `retired` (if the token has one) has been taken. A write that fails gives
     `fault` and neither `index` nor `retired`.
     An entry is written together with the one before it if that is its neighbour in the ring and this one came close
-    behind or while that one waited for the write engine; a write that fails fails for all its entries, with one `fault`.
+    behind, or while that one waited for the write engine; a write that fails fails for all its entries, with one
+    `fault`.
     Latency from a token to its write command 5 cycles, and as many more as entries follow at once in the same write;
     throughput one completion in 2 cycles (one with a bus of 32 bytes or more), 64 in flight.
 
@@ -208,9 +209,9 @@ class Completion(wiring.Component):
         with m.Elif(sent):
             m.d.sync += addressed.eq(0)
 
-        # Stage 4: command, rows and token, each taken when its receiver is ready. The command is given with the last entry
-        # of a batch. `joins`: the next token, which is in stage 2 and so follows in the next cycle, has its entry behind
-        # this one's, in the same part of the ring (a channel that started anew begins at the first).
+        # Stage 4: command, rows and token, each taken when its receiver is ready. The command is given with the last
+        # entry of a batch. `joins`: the next token, which is in stage 2 and so follows in the next cycle, has its entry
+        # behind this one's, in the same part of the ring (a channel that started anew begins at the first).
         free, offer, joins, joined = Signal(), Signal(), Signal(), Signal()
         rows = max(1, COMPLETION_BYTES // width)
         places = max(1, width // COMPLETION_BYTES)
