@@ -98,7 +98,8 @@ def notification(spec: RunSpec) -> Interrupts | Polling:
         return Polling(period_ps=system.poll_period_ns * NS)
     moderation = system.moderation or spec.machine.moderation
     return Interrupts(rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames, tx_usecs=moderation.tx_usecs,
-                      tx_frames=moderation.tx_frames)
+                      tx_frames=moderation.tx_frames, adaptive_rx=moderation.adaptive_rx,
+                      adaptive_tx=moderation.adaptive_tx)
 
 
 class SocketTransport:

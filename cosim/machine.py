@@ -78,6 +78,9 @@ class Moderation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     rx_frames: int
     tx_usecs: int
     tx_frames: int
+    adaptive_rx: bool = False
+    """Linux's dynamic interrupt moderation decides on rx_usecs and rx_frames."""
+    adaptive_tx: bool = False
     source: str
 
 

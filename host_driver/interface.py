@@ -19,6 +19,7 @@ from typing import Any
 
 from host_driver.account import Account
 from host_driver.channel import Channel
+from host_driver.dim import RX_PROFILES, TX_PROFILES, Dim, Moderation, PeriodMode, Sample
 from host_driver.nic import DeviceError, Nic
 from host_driver.packet_buffers import PacketBuffer, PacketBuffers
 from host_driver.rings import Descriptor, Piece
@@ -94,6 +95,10 @@ class Interrupts:
     rx_frames: int = 1
     tx_usecs: float = 0
     tx_frames: int = 1
+    adaptive_rx: bool = False
+    """ethtool's adaptive-rx: `host_driver.dim` decides on rx_usecs and rx_frames; those above do not count."""
+    adaptive_tx: bool = False
+    """adaptive-tx, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,32 @@ class Polling:
     """Told by looking at the completion ring every `period_ps`."""
 
     period_ps: int
+
+
+class _Adaptive:
+    """One direction's adaptive moderation: what was counted, and how it is set."""
+
+    def __init__(self, profiles: tuple[Moderation, ...], apply: Callable[..., None]) -> None:
+        self.dim = Dim(profiles)
+        self.packets = 0
+        self.bytes = 0
+        self._apply = apply
+
+    def count(self, length_bytes: int) -> None:
+        """A completion."""
+        self.packets += 1
+        self.bytes += length_bytes
+
+    def start(self, vector: int) -> None:
+        """Set the moderation that it begins with."""
+        self._apply(vector, usecs=self.dim.profile.usecs, frames=self.dim.profile.frames)
+
+    def look(self, vector: int, now_ps: int, interrupts: int) -> bool:
+        """Behind an interrupt; whether the moderation was changed."""
+        profile = self.dim.look(Sample(now_ps, interrupts, self.packets, self.bytes))
+        if profile is not None:
+            self.start(vector)
+        return profile is not None
 
 
 class CurrentAccount:
@@ -166,7 +197,7 @@ class NetworkInterface:
     """One interface with its stack; made by `NetworkInterface.open`.
 
     Attributes: `nic`, `channel`, `stack`, `account` (whoever runs the stack), and counts: `send_errors`,
-    `receive_errors` (error completions), `backlog_drops` (frames that found the softirq's queue full).
+    `receive_errors` (error completions), `backlog_drops` (frames that found the softirq's queue full), `interrupts`.
     """
 
     def __init__(self, nic: Nic, channel: Channel, stack: Stack, account: CurrentAccount, *, offloads: Offloads,
@@ -180,6 +211,7 @@ class NetworkInterface:
         self.send_errors = 0
         self.receive_errors = 0
         self.backlog_drops = 0
+        self.interrupts = 0
         self._port = nic.port
         self._offloads = offloads
         self._notification = notification
@@ -196,6 +228,8 @@ class NetworkInterface:
         self._transmit_queue: deque[_Outgoing] = deque()
         self._on_ring: set[_Outgoing] = set()
         self._tasks: list[Task[Any]] = []
+        self._adaptive_rx: _Adaptive | None = None
+        self._adaptive_tx: _Adaptive | None = None
 
     @classmethod
     async def open(cls, nic: Nic, *, mac: bytes, ip: IPv4Address | IPv6Address, profile: Profile,
@@ -235,6 +269,13 @@ class NetworkInterface:
         if isinstance(notification, Interrupts):
             self.nic.set_moderation(vector, rx_usecs=notification.rx_usecs, rx_frames=notification.rx_frames,
                                     tx_usecs=notification.tx_usecs, tx_frames=notification.tx_frames)
+            # The device's time counts from the first event after arming.
+            if notification.adaptive_rx:
+                self._adaptive_rx = _Adaptive(RX_PROFILES[PeriodMode.EQE], self.nic.set_rx_moderation)
+                self._adaptive_rx.start(vector)
+            if notification.adaptive_tx:
+                self._adaptive_tx = _Adaptive(TX_PROFILES[PeriodMode.EQE], self.nic.set_tx_moderation)
+                self._adaptive_tx.start(vector)
             self.nic.mask(vector, False)
             loops.append((self._serve_interrupts(), f"interrupt handler of vector {vector}"))
             loops.append((self._serve_softirq(), "softirq"))
@@ -267,11 +308,13 @@ class NetworkInterface:
         channel.arm(account)
         while True:
             await self._port.interrupt(channel.vector)
+            self.interrupts += 1
             account.charge("interrupt", "entry")
             await account.settle()
             while channel.completed.has_completion:
                 self._take_completions(account)
                 await account.settle()
+            self._moderate(account)
             channel.arm(account)
             # Arming lowers the line, but it is a posted write: a read behind it sees to it that the line has fallen
             # before it is looked at again, or one interrupt would be taken twice.
@@ -279,6 +322,18 @@ class NetworkInterface:
             flushed = self._port.read32(vector_register("VECTOR_MASK", channel.vector))
             await account.settle()
             await flushed
+
+    def _moderate(self, account: Account) -> None:
+        """Let adaptive moderation look at what came, and change it."""
+        for adaptive in (self._adaptive_rx, self._adaptive_tx):
+            if adaptive is not None and adaptive.look(self.channel.vector, self._port.now(), self.interrupts):
+                account.charge("driver", "mmio_write", 2)
+
+    @property
+    def moderation(self) -> dict[str, Moderation]:
+        """What adaptive moderation decided on, by "rx" and "tx"; without those that do not adapt."""
+        found = {"rx": self._adaptive_rx, "tx": self._adaptive_tx}
+        return {name: adaptive.dim.profile for name, adaptive in found.items() if adaptive is not None}
 
     async def _poll(self, period_ps: int) -> None:
         """Looks at the completion ring now and then, and carries on what it finds; timers wait for the next look."""
@@ -307,16 +362,24 @@ class NetworkInterface:
                 self.send_errors += completion.status is not Status.OK
                 self.account.target = account
                 handle.over()
+                self._count(self._adaptive_tx, completion.length)
             elif isinstance(handle, _SentBuffer):
                 account.charge("driver", "transmit_reclaim")
                 self.send_errors += completion.status is not Status.OK
                 self._tx_buffers.free.append(handle.buffer)
+                self._count(self._adaptive_tx, completion.length)
             else:
                 account.charge("driver", "receive_frame")
                 self._take_frame(handle, completion.status, completion.length, completion.info)
+                self._count(self._adaptive_rx, completion.length)
         self.channel.ring_doorbell(account)
         if self._backlog or self._transmit_queue:
             self._softirq.set()
+
+    @staticmethod
+    def _count(adaptive: _Adaptive | None, length_bytes: int) -> None:
+        if adaptive is not None:
+            adaptive.count(length_bytes)
 
     def _take_frame(self, buffer: PacketBuffer, status: Status, length: int, info: RxInfo) -> None:
         if status is not Status.OK:

@@ -33,6 +33,7 @@ from nic_model.contract import (
     HashType,
     KeyRight,
     OperationMask,
+    PauseControl,
     RxFilter,
     channel_register,
     indirection_register,
@@ -341,6 +342,31 @@ class Nic:
     def _check_channel(self, channel: int) -> None:
         if not 0 <= channel < self.capabilities.channels:
             raise ValueError(f"channel {channel} is not one of the device's {self.capabilities.channels}")
+    # ------------------------------------------------------------------------------------------ flow control
+
+    def set_pause(self, *, rx: bool, tx: bool, quanta: int = 0xFFFF, high_bytes: int | None = None,
+                  low_bytes: int | None = None) -> None:
+        """Flow control by pause frames (IEEE 802.3x), named as `ethtool -A` does.
+
+        `rx`: the peer's pause frames stop transmit. `tx`: the peer is told to stop for `quanta` times 512 bits while
+        the device's receive buffer holds `high_bytes` or more, and to go on when it holds less than `low_bytes`; None
+        leaves a mark as it is. Raises DeviceError if the device has no pause frames, ValueError for a time or marks
+        that cannot be.
+        """
+        if Feature.PAUSE not in self.capabilities.features:
+            raise DeviceError("FEATURES has no PAUSE: the device neither honours nor sends pause frames")
+        if not 0 < quanta <= 0xFFFF:
+            raise ValueError(f"a pause is 1 to 65,535 quanta, not {quanta}")
+        marks = {"PAUSE_HIGH": high_bytes, "PAUSE_LOW": low_bytes}
+        for name, mark in marks.items():
+            if mark is not None and not 0 < mark < 1 << 32:
+                raise ValueError(f"{name} is a positive 32-bit number of bytes, not {mark}")
+        if high_bytes is not None and low_bytes is not None and low_bytes > high_bytes:
+            raise ValueError(f"the peer goes on below {low_bytes} bytes, more than the {high_bytes} at which it stops")
+        control = PauseControl.HONOUR * rx | PauseControl.SEND * tx
+        for name, value in (("PAUSE_QUANTA", quanta), *marks.items(), ("PAUSE_CONTROL", control)):
+            if value is not None:
+                self.port.write32(register(name), value)
 
     # ------------------------------------------------------------------------------------------ interrupts
 
@@ -353,6 +379,16 @@ class Nic:
             ("VECTOR_TX_FRAMES", tx_frames),
         ):
             self.port.write32(vector_register(name, vector), value)
+
+    def set_rx_moderation(self, vector: int, *, usecs: float, frames: int) -> None:
+        """The receive half of `set_moderation`; the other stays as it is."""
+        self.port.write32(vector_register("VECTOR_RX_TICKS", vector), self._ticks(usecs))
+        self.port.write32(vector_register("VECTOR_RX_FRAMES", vector), frames)
+
+    def set_tx_moderation(self, vector: int, *, usecs: float, frames: int) -> None:
+        """The send half of `set_moderation`."""
+        self.port.write32(vector_register("VECTOR_TX_TICKS", vector), self._ticks(usecs))
+        self.port.write32(vector_register("VECTOR_TX_FRAMES", vector), frames)
 
     def _ticks(self, usecs: float) -> int:
         return round(usecs * self.capabilities.clock_hz / US_PER_S)

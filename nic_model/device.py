@@ -55,10 +55,11 @@ from nic_model.contract import (
     Status,
 )
 from nic_model.contract.config import BURST_BYTES
-from nic_model.contract.protocols import ETHERNET_HEADER_BYTES
+from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, PAUSE_FRAME_BYTES
 from nic_model.contract.registers import Block
 from nic_model.events import Arming, Vector
 from nic_model.keys import KeyEntry, KeyTable
+from nic_model.pause import claims_pause
 from nic_model.receive_parser import parse_received, passes_filter
 from nic_model.segmentation import finish_frame, segment
 from nic_model.steering import Steering
@@ -457,6 +458,12 @@ class Device:
     def receive(self, frame: bytes, bad: bool = False, now_cycles: int = 0) -> None:
         """A frame from the MAC, `bad` as it flagged it, whose first beat came at `now_cycles`."""
         self.advance(now_cycles)
+        if claims_pause(frame, self._own_address):
+            if not bad and len(frame) >= PAUSE_FRAME_BYTES:
+                # taken out of the stream; nothing here takes time that it could stop
+                self.counters["rx_pause"] += 1
+                return
+            bad = True
         if not self._globals["RX_ENABLE"] & 1:
             return
         self.counters["rx_frames_in"] += 1

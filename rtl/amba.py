@@ -56,7 +56,7 @@ class AmbaNic(wiring.Component):
         wide, since tools know one ID width for a port.
     m_axis_tx_*, s_axis_rx_* : AXI-Stream to and from the MAC, frames without FCS. TUSER in the last beat of a received
         frame: it is bad; of a sent one it is 0.
-    irq, now, quiet, next_deadline, deadline_valid : as in `Nic`.
+    irq, now, quiet, next_deadline, deadline_valid, pause_active, pause_request : as in `Nic`.
     """
 
     def __init__(self, config: NicConfig):
@@ -66,6 +66,7 @@ class AmbaNic(wiring.Component):
         members = {
             "irq": Out(config.vectors + 1), "now": In(64), "quiet": Out(1), "next_deadline": Out(64),
             "deadline_valid": Out(1),
+            "pause_active": Out(1), "pause_request": Out(1),
         }
         for name, port in streams(nic).items():
             onwards, backwards = (Out, In) if name in LEAVING else (In, Out)
@@ -89,6 +90,7 @@ class AmbaNic(wiring.Component):
         m.d.comb += [
             nic.now.eq(self.now), self.irq.eq(nic.irq), self.quiet.eq(nic.quiet),
             self.next_deadline.eq(nic.next_deadline), self.deadline_valid.eq(nic.deadline_valid),
+            self.pause_active.eq(nic.pause_active), self.pause_request.eq(nic.pause_request),
         ]
         for name, port in streams(nic).items():
             pairs = [(getattr(self, port_name(name, field)), port.payload[field]) for field, _ in port.payload.shape()]

@@ -36,8 +36,13 @@ from rtl.interfaces import (
 )
 from rtl.primitives import SmallRam, StreamArbiter, StreamFifo
 
-TOKENS_IN_FLIGHT = 16
-"""Tokens between the completion's write and its response; also how many may wait for the events."""
+TOKENS_IN_FLIGHT = 64
+"""Tokens between the completion's write and its response, which may be a hundred cycles later; also how many may wait
+for the events."""
+
+BATCH_BYTES = 128
+"""Entries that are written by one command lie in one such part of the ring, aligned to it: half of what the write
+engine buffers at the narrowest bus, so that one batch goes out while the next comes. No ring is smaller."""
 
 RING_ALIGN_BITS = exact_log2(RING_ALIGNMENT_BYTES)
 LOG2_BITS = LARGEST_CQ_LOG2.bit_length()
@@ -50,8 +55,8 @@ Token = data.StructLayout({
     "ring_index": INDEX_BITS, "info": 16, "checksum": 16, "timestamp": TIME_BITS, "segments": 16,
 })
 
-# What must be known of a token when its write is answered.
-Pending = data.StructLayout({"receive": 1, "channel": CHANNEL_BITS, "index": INDEX_BITS, "writes": 1})
+# What must be known of a token when its write is answered; `ends`: no further token's entry is in the same write.
+Pending = data.StructLayout({"receive": 1, "channel": CHANNEL_BITS, "index": INDEX_BITS, "writes": 1, "ends": 1})
 
 
 class Completion(wiring.Component):
@@ -62,8 +67,11 @@ class Completion(wiring.Component):
     bus's response `index`, then `retired`; `tx_retired` or `rx_retired` for every token, in the order in which the
     tokens were taken, and not before `retired` (if the token has one) has been taken. A write that fails gives
     `fault` and neither `index` nor `retired`.
-    Latency from a token to its write command 5 cycles; throughput one completion in 2 cycles (one with a bus of 32
-    bytes or more), 16 writes in flight.
+    An entry is written together with the one before it if that is its neighbour in the ring and this one came close
+    behind, or while that one waited for the write engine; a write that fails fails for all its entries, with one
+    `fault`.
+    Latency from a token to its write command 5 cycles, and as many more as entries follow at once in the same write;
+    throughput one completion in 2 cycles (one with a bus of 32 bytes or more), 64 in flight.
 
     Parameters
     ----------
@@ -202,12 +210,16 @@ class Completion(wiring.Component):
         with m.Elif(sent):
             m.d.sync += addressed.eq(0)
 
-        # Stage 4: command, rows and token, each taken when its receiver is ready.
-        free, offer = Signal(), Signal()
+        # Stage 4: command, rows and token, each taken when its receiver is ready. The command is given with the last
+        # entry of a batch. `joins`: the next token, which is in stage 2 and so follows in the next cycle, has its entry
+        # behind this one's, in the same part of the ring (a channel that started anew begins at the first).
+        free, offer, joins, joined = Signal(), Signal(), Signal(), Signal()
         rows = max(1, COMPLETION_BYTES // width)
+        places = max(1, width // COMPLETION_BYTES)
         entry = Signal(8 * COMPLETION_BYTES)
-        rest = Signal(8 * COMPLETION_BYTES)
-        rows_left = Signal(range(rows + 1))
+        rest = Signal(8 * max(width, COMPLETION_BYTES))
+        rows_left, rest_ends = Signal(range(rows + 1)), Signal()
+        completes_row = Signal()
         cmd, write_row = self.write_cmd, self.write_row
         row_leaves = Signal()
         fields = {
@@ -222,22 +234,37 @@ class Completion(wiring.Component):
             m.d.comb += entry[field.offset:field.offset + field.width].eq(value)
         m.d.comb += [
             row_leaves.eq(write_row.valid & write_row.ready),
-            free.eq((~cmd.valid | cmd.ready) & (~write_row.valid | (write_row.ready & write_row.payload.last))),
+            joins.eq(placed & placed_token.writes & addressed_token.writes
+                     & (placed_token.channel == addressed_token.channel)
+                     & offset[entry_bits:exact_log2(BATCH_BYTES)].any()),
+            free.eq((joined | ~cmd.valid | cmd.ready) & (~write_row.valid | (write_row.ready & (rows_left == 1)))),
             in_flight.valid.eq(addressed & (free | ~addressed_token.writes)),
             sent.eq(in_flight.valid & in_flight.ready), offer.eq(sent & addressed_token.writes),
             in_flight.payload.receive.eq(addressed_token.receive),
             in_flight.payload.channel.eq(addressed_token.channel),
             in_flight.payload.index.eq(addressed_index), in_flight.payload.writes.eq(addressed_token.writes),
-            # A row wider than the entry holds it in each of its places; the address says which one counts.
-            write_row.payload.data.eq(rest[:8 * width].replicate(max(1, width // COMPLETION_BYTES))),
-            write_row.payload.last.eq(rows_left == 1), write_row.valid.eq(rows_left != 0),
+            in_flight.payload.ends.eq(~joins),
+            write_row.payload.data.eq(rest), write_row.payload.last.eq(rest_ends & (rows_left == 1)),
+            write_row.valid.eq(rows_left != 0),
         ]
+        if places == 1:
+            m.d.comb += completes_row.eq(1)
+        else:
+            m.d.comb += completes_row.eq(~joins | address_inner[entry_bits:exact_log2(width)].all())
         with m.If(offer):
             m.d.sync += [
-                cmd.valid.eq(1), cmd.payload.length.eq(COMPLETION_BYTES),
-                cmd.payload.address.eq(Cat(address_inner, address_low[:low_bits], address_high + address_low[-1])),
-                rest.eq(entry), rows_left.eq(rows),
+                cmd.valid.eq(~joins), joined.eq(joins), rest_ends.eq(~joins),
+                cmd.payload.length.eq(Mux(joined, cmd.payload.length, 0) + COMPLETION_BYTES),
+                rows_left.eq(Mux(completes_row, rows, 0)),
             ]
+            with m.If(~joined):
+                m.d.sync += cmd.payload.address.eq(
+                    Cat(address_inner, address_low[:low_bits], address_high + address_low[-1]))
+            # A row wider than the entry holds it in its own place and in those behind, until the next one comes; the
+            # command says which ones count.
+            for number in range(places):
+                with m.If(~joined | (address_inner[entry_bits:] % places <= number)):
+                    m.d.sync += rest.word_select(number, len(entry)).eq(entry)
         with m.Else():
             with m.If(cmd.ready):
                 m.d.sync += cmd.valid.eq(0)
@@ -248,17 +275,18 @@ class Completion(wiring.Component):
     def _retire(self, m, in_flight, answered):
         """Wait for the bus's response, report, and hand on. Returns a Value that is 1 while something moves."""
         pending, written = in_flight.payload, Signal()
-        done = self.write_done
+        done = self.write_done  # of a batch: it stays until the batch's last token has seen it
         failed, retire, leave = Signal(), Signal(), Signal()
         m.d.comb += [
             written.eq(pending.writes & done.valid), failed.eq(written & done.payload.error),
             # The receiver of answered tokens stays ready until it gets one, so the fault is not withdrawn.
-            self.fault.valid.eq(in_flight.valid & failed & answered.i.ready),
+            self.fault.valid.eq(in_flight.valid & failed & pending.ends & answered.i.ready),
             self.fault.payload.channel.eq(pending.channel),
             self.fault.payload.code.eq(ChannelError.COMPLETION_BUS_ERROR),
-            answered.i.valid.eq(in_flight.valid & (written | ~pending.writes) & (~failed | self.fault.ready)),
+            answered.i.valid.eq(in_flight.valid & (written | ~pending.writes)
+                                 & (~failed | ~pending.ends | self.fault.ready)),
             retire.eq(answered.i.valid & answered.i.ready),
-            in_flight.ready.eq(retire), done.ready.eq(retire & pending.writes),
+            in_flight.ready.eq(retire), done.ready.eq(retire & pending.writes & pending.ends),
             answered.i.payload.eq(pending), answered.i.payload.writes.eq(written & ~failed),
         ]
         m.d.sync += [

@@ -32,6 +32,8 @@ class MacRx(wiring.Component):
     Members
     -------
     mac : frames; `ready` is always 1.
+    drop, damaged : of the beat in the first register, see `rtl.pause.PauseReceive`: its frame leaves no row; if it is
+        damaged, only a last row that is bad.
     write : register writes, for RX_ENABLE.
     now : cycle count.
     row : rows of `rx_row`.
@@ -40,7 +42,7 @@ class MacRx(wiring.Component):
     def __init__(self, config: NicConfig):
         self.config = config
         super().__init__({
-            "mac": In(stream.Signature(mac_beat(config))),
+            "mac": In(stream.Signature(mac_beat(config))), "drop": In(1), "damaged": In(1),
             "write": In(Strobe(RegisterWrite)),
             "now": In(TIME_BITS),
             "row": Out(Strobe(rx_row(config))),
@@ -76,20 +78,25 @@ class MacRx(wiring.Component):
         # Beats side by side in a row.
         place = Signal(range(max(beats_per_row, 2)))
         row = self.row.payload
-        ends_row = Signal()
-        m.d.comb += ends_row.eq(beat.last | (place == beats_per_row - 1))
-        m.d.sync += self.row.valid.eq(beat_valid & ends_row)
+        ends_row, is_told = Signal(), Signal()
+        m.d.comb += [
+            ends_row.eq(beat.last | (place == beats_per_row - 1)),
+            is_told.eq(~self.drop | (beat.last & self.damaged)),
+        ]
+        m.d.sync += self.row.valid.eq(beat_valid & ends_row & is_told)
         with m.If(beat_valid):
             m.d.sync += [
                 place.eq(Mux(ends_row, 0, place + 1)),
                 row.count.eq(place * mac_bytes + contiguous_ones(m, beat.keep)),
-                row.last.eq(beat.last), row.bad.eq(beat.user),
+                row.last.eq(beat.last), row.bad.eq(beat.user | self.drop),
             ]
             for lane in range(beats_per_row):
                 with m.If(place == lane):
                     m.d.sync += row.data.word_select(lane, 8 * mac_bytes).eq(beat.data)
             with m.If(place == 0):
                 m.d.sync += [row.first.eq(beat_first), row.time.eq(beat_time)]
+            with m.If(self.drop):
+                m.d.sync += row.first.eq(1)  # the only row of its frame
         m.d.comb += self.active.eq(self.mac.valid | beat_valid | self.row.valid | sets_enabled)
         return m
 

@@ -17,7 +17,8 @@ from rtl.events import Events
 from rtl.fetch import TransmitFetch
 from rtl.interfaces import AxiReadMaster, AxiWriteMaster, mac_beat
 from rtl.keys import KeyTable
-from rtl.primitives import SkidBuffer
+from rtl.pause import PauseTransmit
+from rtl.primitives import EarliestDeadline, SkidBuffer
 from rtl.receive import Receive
 from rtl.registers import Registers
 from rtl.transmit_back import TransmitBack
@@ -40,6 +41,8 @@ class Nic(wiring.Component):
     irq : one line per vector, level; the highest is the error vector.
     now : cycle count that all time inside is measured by; a plain counter on an FPGA.
     quiet : nothing changes, whatever time passes, until an input changes or `next_deadline` comes.
+    pause_active : no frame begins at `m_axis_tx`, since the peer's pause frame wants it so.
+    pause_request : the receive buffer is above its mark; for a MAC that sends pause frames by itself.
     error_completion : a completion that says anything but OK begins its way to memory; nothing depends on it.
     next_deadline, deadline_valid : the next cycle count at which something happens by itself, if any.
     """
@@ -58,6 +61,8 @@ class Nic(wiring.Component):
             "irq": Out(config.vectors + 1),
             "now": In(64),
             "quiet": Out(1),
+            "pause_active": Out(1),
+            "pause_request": Out(1),
             "error_completion": Out(1),
             "next_deadline": Out(64),
             "deadline_valid": Out(1),
@@ -74,11 +79,13 @@ class Nic(wiring.Component):
         m.submodules.fetch = fetch = TransmitFetch(config)
         m.submodules.dma_read = dma_read = self.dma_read
         m.submodules.transmit = transmit = TransmitBack(config)
+        m.submodules.pause = pause = PauseTransmit(config)
         m.submodules.receive = receive = Receive(config)
         m.submodules.dma_write = dma_write = self.dma_write
         m.submodules.completion = completion = Completion(config)
         m.submodules.events = events = Events(config)
         m.submodules.counters = counters = Counters(config)
+        m.submodules.deadlines = deadlines = EarliestDeadline(count=2)
         links = []
 
         def link(source, sink):
@@ -92,13 +99,13 @@ class Nic(wiring.Component):
             connect(m, stage.o, sink)
 
         blocks = {"registers": registers, "doorbells": doorbells, "channels": channels, "keys": keys, "fetch": fetch,
-                  "dma_read": dma_read, "transmit": transmit, "receive": receive, "dma_write": dma_write,
-                  "completion": completion, "events": events, "counters": counters}
+                  "dma_read": dma_read, "transmit": transmit, "pause": pause, "receive": receive,
+                  "dma_write": dma_write, "completion": completion, "events": events, "counters": counters}
 
         # The host's registers and doorbells.
         connect(m, flipped(self.s_axil), registers.axil)
         connect(m, flipped(self.s_axi), doorbells.axi)
-        for block in (channels, keys, fetch, receive, completion, events, counters):
+        for block in (channels, keys, fetch, pause, receive, completion, events, counters):
             connect(m, registers.write, block.write)
         for name, owner in (("events", events), ("counters", counters), ("channels", channels)):
             connect(m, getattr(registers, f"read_{name}"), owner.read)
@@ -130,11 +137,17 @@ class Nic(wiring.Component):
         link(dma_read.beat_payload, transmit.payload)
         link(fetch.job, transmit.job)
         connect(m, fetch.inline, transmit.inline)
-        connect(m, transmit.mac, flipped(self.m_axis_tx))
+        connect(m, transmit.mac, pause.i)
+        connect(m, pause.o, flipped(self.m_axis_tx))
         link(transmit.done, completion.tx)
 
         # Receive: MAC, buffers, keys, host memory.
         connect(m, flipped(self.s_axis_rx), receive.mac)
+        connect(m, receive.pause, pause.pause)
+        m.d.comb += [
+            pause.fill.eq(receive.fill),
+            self.pause_active.eq(pause.pause_active), self.pause_request.eq(pause.pause_request),
+        ]
         link(receive.ring_cmd, dma_read.cmd_receive)
         connect(m, dma_read.beat_receive, receive.ring_beat)
         link(receive.key_request, keys.request_1)
@@ -154,9 +167,11 @@ class Nic(wiring.Component):
             events.error_irq.eq(channels.error_irq),
             self.irq.eq(Cat(events.irq, channels.error_irq)),
             self.error_completion.eq(completion.error),
-            self.next_deadline.eq(events.next_deadline),
-            self.deadline_valid.eq(events.deadline_valid),
+            self.next_deadline.eq(deadlines.next_deadline),
+            self.deadline_valid.eq(deadlines.deadline_valid),
         ]
+        for entry, block in zip(deadlines.i, (events, pause), strict=True):
+            m.d.comb += [entry.valid.eq(block.deadline_valid), entry.payload.eq(block.next_deadline)]
 
         # The bus, and what is counted and reported on the way.
         connect(m, dma_read.axi, flipped(self.m_axi_read))
@@ -166,11 +181,11 @@ class Nic(wiring.Component):
         connect(m, completion.index, registers.index_cq)
         for counter in COUNTERS:
             port = f"count_{counter.name}"
-            owners = [b for b in (transmit, receive, completion, events) if hasattr(b, port)]
+            owners = [b for b in (transmit, pause, receive, completion, events) if hasattr(b, port)]
             if len(owners) != 1:
                 raise RuntimeError(f"counter {counter.name} must have one owner, not {len(owners)}")
             connect(m, getattr(owners[0], port), getattr(counters, port))
 
-        m.d.comb += [block.now.eq(self.now) for block in (registers, transmit, receive, events)]
+        m.d.comb += [block.now.eq(self.now) for block in (registers, transmit, pause, receive, events)]
         m.d.comb += self.quiet.eq(~Cat(block.active for block in (*blocks.values(), *links)).any())
         return m

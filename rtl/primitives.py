@@ -6,7 +6,7 @@ it is 0. Proofs build on them, and tests of blocks check them in each cycle; the
 
 from amaranth.hdl import Array, Assert, Cat, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import memory, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, Signature
 from amaranth.utils import ceil_log2
 
 
@@ -211,6 +211,42 @@ class StreamArbiter(wiring.Component):
             m.d.comb += i.ready.eq(free & grants[index])
             with m.If(free & grants[index]):
                 m.d.sync += [self.o.payload.eq(i.payload), self.source.eq(index), last.eq(index)]
+        return m
+
+
+class EarliestDeadline(wiring.Component):
+    """The earliest of several deadlines, in the same cycle.
+
+    Parameters
+    ----------
+    count : int
+        Deadlines; they lie less than 2^33 cycles from each other.
+
+    Members
+    -------
+    i : strobes of a cycle count, each a level: there is such a deadline.
+    next_deadline, deadline_valid : the earliest, if any.
+    """
+
+    ORDER_BITS = 34  # a difference modulo 2^34 has the order in its sign, at half the carry chain of 64 bits
+
+    def __init__(self, *, count):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"count must be a positive integer, not {count!r}")
+        self.count = count
+        super().__init__({
+            "i": In(Signature({"valid": Out(1), "payload": Out(64)})).array(count),
+            "next_deadline": Out(64), "deadline_valid": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        valid, earliest = self.i[0].valid, self.i[0].payload
+        for entry in list(self.i)[1:]:
+            sooner = (entry.payload[:self.ORDER_BITS] - earliest[:self.ORDER_BITS])[self.ORDER_BITS - 1]
+            earliest = Mux(entry.valid & (~valid | sooner), entry.payload, earliest)
+            valid = valid | entry.valid
+        m.d.comb += [self.next_deadline.eq(earliest), self.deadline_valid.eq(valid)]
         return m
 
 

@@ -3,6 +3,7 @@
 from amaranth.hdl import Cat, Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import exact_log2
 
 from nic_model.contract import NicConfig
 from rtl.interfaces import (
@@ -26,6 +27,7 @@ from rtl.interfaces import (
 )
 from rtl.mac_rx import MacRx
 from rtl.parser import Parser
+from rtl.pause import Pause, PauseReceive
 from rtl.rx_buffer import RxBuffer
 from rtl.rx_deliver import RxDeliver
 from rtl.rx_rings import RxRings
@@ -50,6 +52,8 @@ class Receive(wiring.Component):
     ring_cmd, ring_beat : client of the DMA read engine, for receive slots.
     key_request, key_answer : client of the key table.
     write_cmd, write_row, write_done : client of the DMA write engine.
+    pause : strobe of `rtl.pause.Pause`, what the peer's pause frames say; they are taken out of the stream.
+    fill : rows that the receive buffer holds.
     done, rx_retired : tokens for completion, and their return.
     now : cycle count.
     fault, index, count_rx_... : what the registers and counters are told.
@@ -70,6 +74,8 @@ class Receive(wiring.Component):
             "write_cmd": Out(stream.Signature(WriteCommand)),
             "write_row": Out(stream.Signature(row(config))),
             "write_done": In(stream.Signature(WriteDone)),
+            "pause": Out(Strobe(Pause)),
+            "fill": Out(exact_log2(self.config.rx_buffer_bytes // self.config.host_bytes) + 1),
             "done": Out(stream.Signature(RxDone)),
             "now": In(TIME_BITS),
             "fault": Out(stream.Signature(ChannelFault)),
@@ -79,13 +85,14 @@ class Receive(wiring.Component):
             "drain_done": Out(1),
             **{f"count_rx_{name}": Out(Strobe(CountAmount)) for name in (
                 "frames_in", "frames", "bytes", "filtered", "bad_frames", "oversize", "fifo_full", "no_buffer",
-                "errors", "checksum_errors", "steered_rule", "steered_rss")},
+                "errors", "checksum_errors", "steered_rule", "steered_rss", "pause")},
             "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.mac_rx = mac_rx = MacRx(self.config)
+        m.submodules.pause_rx = pause_rx = PauseReceive(self.config)
         m.submodules.parser = parser = Parser(self.config)
         m.submodules.buffer = buffer = RxBuffer(self.config)
         m.submodules.rings = rings = RxRings(self.config)
@@ -93,6 +100,11 @@ class Receive(wiring.Component):
 
         # The frame's rows, whole into the buffer, and out of it when their place is known.
         connect(m, flipped(self.mac), mac_rx.mac)
+        m.d.comb += [
+            pause_rx.beat.valid.eq(self.mac.valid), pause_rx.beat.payload.eq(self.mac.payload),
+            mac_rx.drop.eq(pause_rx.drop), mac_rx.damaged.eq(pause_rx.damaged),
+        ]
+        connect(m, pause_rx.pause, flipped(self.pause))
         connect(m, mac_rx.row, parser.row)
         connect(m, parser.parsed, buffer.row)
         connect(m, buffer.o, deliver.row)
@@ -114,7 +126,7 @@ class Receive(wiring.Component):
         connect(m, flipped(self.ring_beat), rings.beat)
 
         # Registers, the life of a channel, reports.
-        for block in (mac_rx, parser, rings):
+        for block in (mac_rx, pause_rx, parser, rings):
             connect(m, flipped(self.write), block.write)
         connect(m, flipped(self.start), rings.start)
         connect(m, rings.fault, flipped(self.fault))
@@ -122,11 +134,13 @@ class Receive(wiring.Component):
         m.d.comb += [
             mac_rx.now.eq(self.now), rings.running.eq(self.running), rings.rx_retired.eq(self.rx_retired),
             rings.drain_request.eq(self.drain_request), self.drain_done.eq(rings.drain_done),
+            self.fill.eq(buffer.fill),
         ]
         for block, names in (
                 (parser, ("steered_rule", "steered_rss")),
                 (buffer, ("frames_in", "filtered", "bad_frames", "fifo_full")),
-                (deliver, ("frames", "bytes", "no_buffer", "errors", "checksum_errors"))):
+                (deliver, ("frames", "bytes", "no_buffer", "errors", "checksum_errors")),
+                (pause_rx, ("pause",))):
             for name in names:
                 connect(m, getattr(block, f"count_{name}"), flipped(getattr(self, f"count_rx_{name}")))
         # A frame may be too long for any buffer, or for the one that is posted: two frames at one time, if need be.
@@ -134,6 +148,6 @@ class Receive(wiring.Component):
         m.d.comb += [
             self.count_rx_oversize.valid.eq(Cat(oversize).any()),
             self.count_rx_oversize.payload.amount.eq(sum(oversize)),
-            self.active.eq(Cat(block.active for block in (mac_rx, parser, buffer, rings, deliver)).any()),
+            self.active.eq(Cat(block.active for block in (mac_rx, pause_rx, parser, buffer, rings, deliver)).any()),
         ]
         return m

@@ -55,6 +55,7 @@ class RxBuffer(wiring.Component):
     frame : frames to be ordered.
     order : what to do with them.
     o : rows of frames that were ordered.
+    fill : rows in the buffer, those of the frame under way among them.
     count_frames_in, count_bad_frames, count_oversize, count_filtered, count_fifo_full : strobes.
     """
 
@@ -65,6 +66,7 @@ class RxBuffer(wiring.Component):
             "frame": Out(stream.Signature(RxFrame)),
             "order": In(stream.Signature(rx_order(config))),
             "o": Out(stream.Signature(buffered_row(config))),
+            "fill": Out(exact_log2(config.rx_buffer_bytes // config.host_bytes) + 1),
             **{f"count_{name}": Out(Strobe(CountAmount)) for name in
                ("frames_in", "bad_frames", "oversize", "filtered", "fifo_full")},
             "active": Out(1),
@@ -83,7 +85,7 @@ class RxBuffer(wiring.Component):
         head, committed, tail = (Signal(address_bits + 1, name=name) for name in ("head", "committed", "tail"))
         fills = self._take_in(m, rows, entries, head, committed, tail)
         reads = self._give_out(m, rows, head)
-        m.d.comb += self.active.eq(fills | reads | entries.active)
+        m.d.comb += [self.fill.eq(tail - head), self.active.eq(fills | reads | entries.active)]
         return m
 
     def _take_in(self, m, rows, entries, head, committed, tail):

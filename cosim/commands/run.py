@@ -17,11 +17,11 @@ from cosim.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from cosim.engines.base import Engine, Interrupted, RunError, RunSpec, Wave
 from cosim.engines.registry import check_engine, prepare_engine, select_engine
 from cosim.errors import InputError, ToolError
-from cosim.machine import load_application, load_machine
+from cosim.machine import Machine, load_application, load_machine
 from cosim.progress import RunProgress
 from cosim.report import print_report
 from cosim.results import RESULT_NAME, Configuration, ResultsFolder
-from cosim.systems import SYSTEMS, select_systems
+from cosim.systems import SYSTEMS, System, select_systems
 from cosim.workload import Workload, read_log, synthetic
 from nic_model.contract import CONFIGS
 
@@ -69,6 +69,9 @@ def run(
         help="of the cocotb engine: cocotbext-axi, or the simulator's own, which are compiled (verilator) or lean "
              "(icarus)")] = None,
     device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}")] = "default",
+    adaptive: Annotated[str | None, typer.Option(
+        help="rx, tx or rx,tx: directions whose interrupt moderation adapts as Linux's DIM does; default: the "
+             "machine's moderation")] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same result")] = 1,
     jump: Annotated[bool | None, typer.Option(
         "--jump/--no-jump", help="jump over idle time; the result is the same; default: but in waves of the compiled "
@@ -93,7 +96,7 @@ def run(
         wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format or "vcd", jump=jump)
     configuration = Configuration(
         workload=_workload(log, requests, parse_quantity("--max-size", max_size, _BINARY)),
-        systems=select_systems(systems),
+        systems=_adaptive(select_systems(systems), chosen_machine, adaptive),
         machine=chosen_machine,
         application=load_application(application),
         clients=clients,
@@ -142,6 +145,18 @@ def _workload(log: Path | None, requests: int, max_size_bytes: int) -> Workload:
     if log is None:
         return synthetic(requests)
     return read_log(log, limit=requests, max_size_bytes=max_size_bytes)
+
+
+def _adaptive(systems: list[System], machine: Machine, directions: str | None) -> list[System]:
+    """The systems, with adaptive moderation for some of "rx" and "tx"; as they are for None."""
+    if directions is None:
+        return systems
+    wanted = {name.strip() for name in directions.split(",")}
+    if not wanted <= {"rx", "tx"}:
+        raise InputError(f"--adaptive must be rx, tx or rx,tx, not {directions!r}")
+    return [msgspec.structs.replace(system, moderation=msgspec.structs.replace(
+        system.moderation or machine.moderation, adaptive_rx="rx" in wanted, adaptive_tx="tx" in wanted))
+        for system in systems]
 
 
 def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, *, jump: bool | None) -> Wave:

@@ -226,6 +226,15 @@ class RxFilter(IntFlag):
     MULTICAST = 1 << 2
 
 
+class PauseControl(IntFlag):
+    """`PAUSE_CONTROL`: which pause frames count, as `ethtool -A` names them from this side."""
+
+    HONOUR = 1 << 0
+    """ethtool's `rx`: a received one stops transmit between frames."""
+    SEND = 1 << 1
+    """ethtool's `tx`: the peer is told to stop while the receive buffer is full."""
+
+
 class Feature(IntFlag):
     """`FEATURES`: what this device has."""
 
@@ -243,3 +252,5 @@ class Feature(IntFlag):
     PAGE_LISTS = 1 << 10
     """Reserved: keys that cover lists of pages."""
     FLOW_RULES = 1 << 11
+    PAUSE = 1 << 12
+    """Pause frames (IEEE 802.3x) are honoured and sent."""

@@ -81,10 +81,20 @@ class NicConfig:
         return self.max_ring_log2 + 1
 
     @property
+    def pause_high_bytes(self) -> int:
+        """Reset value of PAUSE_HIGH: half the receive buffer is left for what is on its way when the peer is told."""
+        return self.rx_buffer_bytes // 2
+
+    @property
+    def pause_low_bytes(self) -> int:
+        """Reset value of PAUSE_LOW."""
+        return self.rx_buffer_bytes // 4
+
+    @property
     def features(self) -> Feature:
         """What this device has, as its FEATURES register shows it."""
         return (Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6 | Feature.TX_CHECKSUM | Feature.RX_CHECKSUM
-                | Feature.TIMESTAMP | Feature.RSS | Feature.FLOW_RULES)
+                | Feature.TIMESTAMP | Feature.RSS | Feature.FLOW_RULES | Feature.PAUSE)
 
 
 CONFIGS: dict[str, NicConfig] = {

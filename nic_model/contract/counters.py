@@ -37,4 +37,6 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("rx_steered_rss", "frames", "let in whose channel the indirection table gave, delivered or not"),
     Counter("completions", "completions", "written"),
     Counter("interrupts", "interrupts", "VECTOR_FIRED of all vectors, and times the error line rose"),
+    Counter("tx_pause", "frames", "pause frames sent; not among tx_frames"),
+    Counter("rx_pause", "frames", "pause frames received, honoured or not; not among rx_frames_in"),
 )

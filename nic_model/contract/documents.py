@@ -27,6 +27,7 @@ LAYOUTS = (SUBMISSION_HEAD, PIECE, RECEIVE_SLOT, COMPLETION, CHANNEL_STATUS, KEY
 CODES: tuple[type[Enum], ...] = (
     codes.Opcode, codes.OperationMask, codes.SendFlag, codes.CompletionKind, codes.Status, codes.RxInfo,
     codes.HashType, codes.KeyRight, codes.ChannelCommand, codes.ChannelState, codes.ChannelError, codes.RxFilter,
+    codes.PauseControl,
     codes.Feature,
 )
 

@@ -1,6 +1,6 @@
 """Numbers of the protocols that device and software both know: codes, header sizes, and where fields stand."""
 
-# Ref: IEEE 802.3 §3.2, 802.1Q §9.6; RFC 791 §3.1; RFC 8200 §3, §4; RFC 9293 §3.1; RFC 768
+# Ref: IEEE 802.3 §3.2, §31.4, annex 31B; 802.1Q §9.6; RFC 791 §3.1; RFC 8200 §3, §4; RFC 9293 §3.1; RFC 768
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class EtherType(IntEnum):
     IPV4 = 0x0800
     ARP = 0x0806
     VLAN = 0x8100
+    MAC_CONTROL = 0x8808
     IPV6 = 0x86DD
 
 
@@ -41,6 +42,19 @@ class TcpFlags(IntFlag):
     ECE = 0x40
     CWR = 0x80
 
+
+MAC_CONTROL_ADDRESS = bytes.fromhex("0180c2000001")
+"""Destination of PAUSE frames (IEEE 802.3 31B.1)."""
+
+PAUSE_OPCODE = 0x0001
+PAUSE_FRAME_BYTES = 18
+"""Of a PAUSE frame up to its pause_time, without the reserved zeros behind."""
+
+MIN_FRAME_BYTES = 60
+"""Shortest frame on the wire, without FCS (IEEE 802.3 4A.4.2: minFrameSize)."""
+
+PAUSE_QUANTUM_BYTES = 64
+"""pause_quantum is 512 bit times (IEEE 802.3 31B.2)."""
 
 ETHERNET_HEADER_BYTES = 14
 VLAN_TAG_BYTES = 4

@@ -146,6 +146,12 @@ _ALL = [
         ("ERROR_CHANNELS_HI", 0x050, _RW1C, 0, "", "channels 63:32, likewise"),
         ("ERROR_MASK", 0x054, _RW, 1, "", "1: the error vector stays low"),
         ("DEVICE_RESET", 0x058, _RW, 0, "", "write 1: reset all channels; reads 1 until all are IDLE"),
+        ("PAUSE_CONTROL", 0x0A0, _RW, 0, "", "PauseControl bits"),
+        ("PAUSE_QUANTA", 0x0A4, _RW, 0xFFFF, "512 bit times", "bits 15:0: pause_time of sent pause frames, sent again"
+         " when half of it is over; 0: none are sent. A bit time is what one beat a cycle of the MAC stream makes it"),
+        ("PAUSE_HIGH", 0x0A8, _RW, "pause_high_bytes", "bytes", "the peer is to stop while the receive buffer holds"
+         " so much, in whole host bus words,"),
+        ("PAUSE_LOW", 0x0AC, _RW, "pause_low_bytes", "bytes", "and until it holds less than this"),
     ),
     *_block(
         Block.STEERING,

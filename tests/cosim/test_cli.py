@@ -53,6 +53,20 @@ def test_the_users_own_log_and_its_bad_lines(tmp_path: Path, capsys: pytest.Capt
     assert "'garbage'" in out
 
 
+def test_adaptive_moderation_is_asked_for_by_direction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*RUN, "--systems", "nic-dumb", "--adaptive", "rx", "--json", "--out", str(tmp_path)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    moderation = data["configuration"]["systems"][0]["moderation"]
+    assert (moderation["adaptive_rx"], moderation["adaptive_tx"]) == (True, False)
+    # 8 us at the most instead of the machine's 60: more interrupts for so few frames
+    assert cli.run([*RUN, "--systems", "nic-dumb", "--json", "--out", str(tmp_path)]) == 0
+    fixed = json.loads(capsys.readouterr().out)
+    assert fixed["configuration"]["systems"][0]["moderation"] is None
+    assert data["systems"] != fixed["systems"]
+    assert cli.run([*RUN, "--adaptive", "up", "--out", str(tmp_path)]) == 2
+    assert "--adaptive must be rx, tx or rx,tx" in capsys.readouterr().err
+
+
 def test_json_is_the_result_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*RUN, "--systems", "nic-dumb", "--json", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == (tmp_path / RESULT_NAME).read_text()

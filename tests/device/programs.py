@@ -53,6 +53,8 @@ from nic_model.contract import (  # noqa: E402
     slots_needed,
 )
 from nic_model.contract.config import BURST_BYTES  # noqa: E402
+from nic_model.contract.protocols import MAC_CONTROL_ADDRESS  # noqa: E402
+from nic_model.pause import pause_frame  # noqa: E402
 from tests.device.rig import US, Rig  # noqa: E402
 
 NOBODY = NullAccount()
@@ -431,6 +433,9 @@ def _arrivals(rng: random.Random, frames: int, channels: int, flows: list[Flow])
 
 def _arriving_frame(rng: random.Random, flows: list[Flow]) -> bytes:
     """Mostly TCP and UDP, mostly for this device, mostly right."""
+    if rng.random() < 0.05:
+        to = rng.choice((MAC_CONTROL_ADDRESS, OWN_MAC))
+        return pause_frame(rng.randbytes(6), rng.randrange(1 << 16), to)[:rng.choice((60, 60, 60, 18, 17, 15))]
     if rng.random() < 0.06:
         return OWN_MAC + rng.randbytes(rng.choice((1, 7, 8, 9, MAX_FRAME_BYTES - 6, MAX_FRAME_BYTES - 5)))
     to = rng.choice((OWN_TEXT,) * 6 + ("ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "02:00:00:00:aa:02"))

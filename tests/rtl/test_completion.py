@@ -1,8 +1,12 @@
 """Completions against the contract's layout, with a write engine that stalls and fails."""
 
 import random
+from collections import deque
 
 import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Out, connect, flipped
 
 from nic_model.contract import (
     COMPLETION,
@@ -13,7 +17,10 @@ from nic_model.contract import (
     Status,
     channel_register,
 )
-from rtl.completion import Completion
+from rtl.completion import BATCH_BYTES, Completion
+from rtl.dma_write import DmaWrite
+from rtl.interfaces import AxiWriteMaster
+from rtl.primitives import SkidBuffer
 from tests.rtl.harness import Bench, idle
 
 CHANNELS = 4
@@ -37,30 +44,42 @@ class Engine:
         self.commands: list[dict] = []
         self.rows: list[dict] = []
         self.entries: list[tuple[int, bytes]] = []
+        self.batches: list[int] = []
         self.answers: list[int] = []
+        """One for each entry; those of a batch are alike."""
+        self.answered = 0
         self.hold = False
         bench.sink(bench.dut.write_cmd, self.commands, stall=stall)
         bench.sink(bench.dut.write_row, self.rows, stall=stall)
         bench.background(self._answer)
 
     def _collect(self) -> None:
-        count = max(1, COMPLETION_BYTES // self.width)
-        while len(self.commands) > len(self.entries) and len(self.rows) >= count:
-            command = self.commands[len(self.entries)]
-            assert command["length"] == COMPLETION_BYTES
-            assert command["address"] % COMPLETION_BYTES == 0
+        """Take what is whole: `batches` are the numbers of entries of each command, `entries` all of them."""
+        while len(self.commands) > len(self.batches):
+            command = self.commands[len(self.batches)]
+            address, length = command["address"], command["length"]
+            end = address + length
+            assert length
+            assert length % COMPLETION_BYTES == address % COMPLETION_BYTES == 0
+            assert address // BATCH_BYTES == (end - 1) // BATCH_BYTES
+            count = (end - 1) // self.width - address // self.width + 1
+            if len(self.rows) < count:
+                return
             rows, self.rows[:count] = self.rows[:count], []
             assert [r["last"] for r in rows] == [0] * (count - 1) + [1]
             image = b"".join(r["data"].to_bytes(self.width, "little") for r in rows)
-            at = command["address"] % self.width
-            self.entries.append((command["address"], image[at:at + COMPLETION_BYTES]))
+            for at in range(address, end, COMPLETION_BYTES):
+                lane = at - address // self.width * self.width
+                self.entries.append((at, image[lane:lane + COMPLETION_BYTES]))
+            self.batches.append(length // COMPLETION_BYTES)
 
     async def _answer(self, ctx):
         while True:
             self._collect()
-            if len(self.answers) < len(self.entries) and not self.hold and self.bench.rng.random() >= self.stall:
+            if self.answered < len(self.batches) and not self.hold and self.bench.rng.random() >= self.stall:
                 error = int(self.bench.rng.random() < self.error_rate)
-                self.answers.append(error)
+                self.answers += [error] * self.batches[self.answered]
+                self.answered += 1
                 await self.bench.send(ctx, self.bench.dut.write_done, {"error": error})
             else:
                 await ctx.tick()
@@ -180,7 +199,7 @@ def test_entries_in_order_on_their_places(width: int, stall: float, seed: int) -
 
 
 def test_throughput_and_writes_in_flight() -> None:
-    """A completion each 2 cycles; before any answer, 16 writes are out."""
+    """A completion each 2 cycles; before any answer, 64 entries are out."""
     rng = random.Random(3)
     bench = Bench(Completion(config_of(16)), seed=3)
     engine = Engine(bench, 16, stall=0.0)
@@ -191,19 +210,19 @@ def test_throughput_and_writes_in_flight() -> None:
     async def talk(ctx):
         await set_up(ctx, bench)
         engine.hold = True
-        for _ in range(16):
+        for _ in range(64):
             await bench.send(ctx, bench.dut.rx, random_rx(rng))
         await idle(ctx, 60)
-        assert len(engine.entries) == 16
+        assert len(engine.entries) == 64
         assert not retired
         assert ctx.get(bench.dut.active) == 0
         engine.hold = False
-        while len(retired) < 16:
+        while len(retired) < 64:
             await ctx.tick()
         cycles.append(bench.cycle)
         for _ in range(100):
             await bench.send(ctx, bench.dut.rx, random_rx(rng))
-        while len(retired) < 116:
+        while len(retired) < 164:
             await ctx.tick()
         cycles.append(bench.cycle)
 
@@ -242,11 +261,92 @@ def test_a_failed_write_is_a_fault_and_no_event() -> None:
     bench.add(talk)
     bench.run()
     failed = [token["channel"] for token, error in zip(tokens, engine.answers, strict=True) if error]
-    assert failed
-    assert faults == [{"channel": c, "code": int(ChannelError.COMPLETION_BUS_ERROR)} for c in failed]
+    # A write that fails fails for all its entries, and is one fault.
+    ends = [sum(engine.batches[:n + 1]) - 1 for n in range(len(engine.batches))]
+    faulty = [tokens[end]["channel"] for end in ends if engine.answers[end]]
+    assert max(engine.batches) > 1
+    assert len(failed) > len(faulty)
+    assert faults == [{"channel": c, "code": int(ChannelError.COMPLETION_BUS_ERROR)} for c in faulty]
     assert len(retired) == len(completions) == len(tokens) - len(failed)
     assert [r["channel"] for r in retired] == [
         token["channel"] for token, error in zip(tokens, engine.answers, strict=True) if not error]
+
+
+def test_entries_that_wait_are_written_together_and_none_waits_for_another() -> None:
+    """A lone entry's command comes after 5 cycles; what queues up behind a stalled command is one command for each
+    aligned 128 bytes, unless another channel's or an unwritten token comes between."""
+    rng = random.Random(8)
+    bench = Bench(Completion(config_of(32)), seed=8)
+    dut = bench.dut
+    commands: list[dict] = []
+    rows: list[int] = []
+    delays: list[int] = []
+    waiting: list[dict] = []
+    done: list[int] = []
+
+    def token(channel: int, **fields: int) -> dict:
+        return random_tx(rng) | {"channel": channel, "complete": 1, "status": 0} | fields
+
+    async def talk(ctx):
+        await set_up(ctx, bench)
+        ctx.set(dut.write_row.ready, 1)
+        ctx.set(dut.retired.ready, 1)
+        for _ in range(3):  # positions 0 to 2 of channel 1
+            ctx.set(dut.write_cmd.ready, 1)
+            await bench.send(ctx, dut.tx, token(1))
+            taken = bench.cycle
+            while len(commands) == len(delays):
+                await ctx.tick()
+            delays.append(bench.cycle - taken)
+            await idle(ctx, 3)
+        ctx.set(dut.write_cmd.ready, 0)
+        await bench.send(ctx, dut.tx, token(2))
+        await idle(ctx, 10)  # its command waits, and so does what comes now
+        waiting.extend([*(token(1) for _ in range(7)), token(0), token(1), token(1, complete=0), token(1)])
+        await idle(ctx, 30)
+        assert len(commands) == 3
+        ctx.set(dut.write_cmd.ready, 1)
+        await idle(ctx, 40)
+        done.append(1)
+
+    async def feed(ctx):
+        while not done:
+            if waiting:
+                await bench.send(ctx, dut.tx, waiting.pop(0))
+            else:
+                await ctx.tick()
+
+    async def watch(ctx):
+        cmd, row = dut.write_cmd, dut.write_row
+        async for _, _, taken, command, row_valid, last in ctx.tick().sample(
+                cmd.valid & cmd.ready, cmd.payload, row.valid, row.payload.last):
+            if taken:
+                commands.append({"address": command.address, "length": command.length})
+            if row_valid:
+                rows.append(last)
+
+    bench.background(watch)
+    bench.background(feed)
+    bench.add(talk)
+    bench.run()
+    assert delays == [5, 5, 5]
+
+    def at(channel: int, position: int, count: int) -> dict:
+        return {"address": base_of(channel) + COMPLETION_BYTES * position, "length": COMPLETION_BYTES * count}
+
+    # 3 of channel 1 were there, so the first part ends with one more.
+    assert commands == [at(1, 0, 1), at(1, 1, 1), at(1, 2, 1), at(2, 0, 1), at(1, 3, 1), at(1, 4, 4), at(1, 8, 2),
+                        at(0, 0, 1), at(1, 10, 1), at(1, 11, 1)]
+    assert rows == [1, 1, 1, 1, 1, 0, 0, 0, 1, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("width", "cycles", "beats"), [(16, 2.0, 2.0), (32, 1.05, 1.0), (64, 1.05, 0.5)])
+def test_cycles_bursts_and_beats_a_completion(width: int, cycles: float, beats: float) -> None:
+    """Both queues full, one channel: with a burst for each it would be 2 cycles at every width."""
+    found = written(width, seed=6)
+    assert found[0] <= cycles
+    assert found[1] <= 0.3
+    assert found[2] <= beats + 0.02
 
 
 def test_a_channel_that_does_not_run_writes_nothing_and_starts_from_0() -> None:
@@ -286,3 +386,98 @@ def test_a_channel_that_does_not_run_writes_nothing_and_starts_from_0() -> None:
     assert [r["index"] for r in retired] == [1, 2, 3, 4, 5, 1, 2, 3]
     assert [a for a, _ in engine.entries] == [base_of(2) + 32 * n for n in (0, 1, 2, 3, 4, 0, 1, 2)]
     assert all(COMPLETION.unpack(entry)["phase"] == 1 for _, entry in engine.entries)
+
+
+class Written(wiring.Component):
+    """Completion and write engine as they stand in the device: the latter's other client has nothing to do."""
+
+    def __init__(self, config: NicConfig):
+        self.completion, self.engine = Completion(config), DmaWrite(config)
+        members = self.completion.signature.members
+        super().__init__({
+            **{name: members[name] for name in ("write", "start", "running", "tx", "rx", "retired")},
+            "axi": Out(AxiWriteMaster(config, self.engine.id_bits)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.completion, m.submodules.engine = completion, engine = self.completion, self.engine
+        for name, source, sink in (("cmd", completion.write_cmd, engine.cmd_completion),
+                                   ("done", engine.done_completion, completion.write_done)):
+            m.submodules[name] = link = SkidBuffer(shape=source.payload.shape())
+            connect(m, source, link.i)
+            connect(m, link.o, sink)
+        connect(m, completion.write_row, engine.row_completion)
+        connect(m, engine.axi, flipped(self.axi))
+        for name in ("write", "start", "tx", "rx"):
+            connect(m, flipped(getattr(self, name)), getattr(completion, name))
+        connect(m, completion.retired, flipped(self.retired))
+        m.d.comb += [completion.running.eq(self.running), completion.fault.ready.eq(1)]
+        return m
+
+
+def written(width: int, *, seed: int, tokens: int = 160, latency: int = 20) -> tuple[float, float, float]:
+    """Sends and receives of one channel as fast as they are taken: cycles, bursts and W beats a completion."""
+    rng = random.Random(seed)
+    bench = Bench(Written(config_of(width)), seed=seed)
+    axi, retired, memory = bench.dut.axi, [], {}
+    addresses: list[dict] = []
+    beats: list[dict] = []
+    answers: deque[tuple[int, int]] = deque()
+    times: list[int] = []
+    bench.sink(axi.aw, addresses)
+    bench.sink(axi.w, beats)
+    bench.sink(bench.dut.retired, retired)
+
+    async def bus(ctx):
+        burst = beat = 0
+        while True:
+            while burst < len(addresses) and beat + addresses[burst]["len"] < len(beats):
+                at = addresses[burst]["addr"]
+                for _ in range(addresses[burst]["len"] + 1):
+                    for lane in range(width):
+                        if beats[beat]["strb"] >> lane & 1:
+                            memory[at + lane] = beats[beat]["data"] >> 8 * lane & 0xFF
+                    at += width
+                    beat += 1
+                answers.append((bench.cycle + latency, addresses[burst]["id"]))
+                burst += 1
+            if answers and answers[0][0] <= bench.cycle:
+                ctx.set(axi.b.payload, {"id": answers.popleft()[1], "resp": 0})
+                ctx.set(axi.b.valid, 1)
+            await ctx.tick()
+            ctx.set(axi.b.valid, 0)
+
+    sent = {"tx": [random_tx(rng) | {"channel": 3, "complete": 1} for _ in range(tokens // 2)],
+            "rx": [random_rx(rng) | {"channel": 3} for _ in range(tokens // 2)]}
+    ready = []
+
+    async def start(ctx):
+        await set_up(ctx, bench)
+        await idle(ctx, 80)  # the engine clears its table of slots
+        ready.append(1)
+        while len(retired) < tokens:
+            await ctx.tick()
+            times.append(bench.cycle) if len(retired) >= 20 and not times else None
+        times.append(bench.cycle)
+
+    def feed(name):
+        async def testbench(ctx):
+            while not ready:
+                await ctx.tick()
+            for token in sent[name]:
+                await bench.send(ctx, getattr(bench.dut, name), token)
+        return testbench
+
+    bench.background(bus)
+    bench.add(start)
+    for name in sent:
+        bench.add(feed(name))
+    bench.run()
+    assert [event["index"] for event in retired] == list(range(1, tokens + 1))
+    queues = {CompletionKind.SEND: iter(sent["tx"]), CompletionKind.RECEIVE: iter(sent["rx"])}
+    for position in range(tokens):
+        at = base_of(3) + COMPLETION_BYTES * position
+        fields = COMPLETION.unpack(bytes(memory[at + lane] for lane in range(COMPLETION_BYTES)))
+        assert fields == expected_entry(next(queues[CompletionKind(fields["kind"])]), position, LOG2[3])
+    return (times[1] - times[0]) / (tokens - 20), len(addresses) / tokens, len(beats) / tokens

@@ -134,7 +134,9 @@ def test_reset_values(name):
                                 (CHANNELS_BASE, CHANNEL_STRIDE, config.channels), (KEYS_BASE, KEY_STRIDE, config.keys)):
         picked += [a for index in (0, count - 1) for a in range(base + stride * index, base + stride * (index + 1), 4)]
         picked.append(base + stride * count)  # the first address behind the block has nothing
-    picked += [COUNTERS_BASE, COUNTERS_BASE + 8 * len(COUNTERS) - 4, COUNTERS_BASE + 8 * len(COUNTERS), 0x7C, 0x80,
+    # The counters' owner is asked up to the next power of two; behind the last counter it has 0 (`test_counters`).
+    behind_counters = COUNTERS_BASE + (8 << (len(COUNTERS) - 1).bit_length())
+    picked += [COUNTERS_BASE, COUNTERS_BASE + 8 * len(COUNTERS) - 4, behind_counters, 0x7C, 0x80,
                0x3000, REGISTER_SPACE_BYTES - 4]
 
     async def check(ctx):

@@ -68,6 +68,7 @@ def expected_ports(config: NicConfig, id_bits: int) -> Ports:
         **interface("s_axis_rx", AXI_STREAM, master=False, D=8 * mac, S=mac),
         "irq": ("output", config.vectors + 1), "now": ("input", 64), "quiet": ("output", 1),
         "next_deadline": ("output", 64), "deadline_valid": ("output", 1),
+        "pause_active": ("output", 1), "pause_request": ("output", 1),
     }
 
 
