@@ -21,7 +21,7 @@ from host_driver.account import Account
 from host_driver.channel import Channel
 from host_driver.nic import DeviceError, Nic
 from host_driver.packet_buffers import PacketBuffer, PacketBuffers
-from host_driver.rings import Descriptor, Piece
+from host_driver.rings import Completion, Descriptor, Piece
 from host_driver.runtime import Event, Task, Timer
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
@@ -300,7 +300,7 @@ class NetworkInterface:
 
     def _take_completions(self, account: Account) -> None:
         """Empty the completion ring: received frames go to the backlog, their buffers back to the device."""
-        for completion, handle in self.channel.completions():
+        for completion, handle, more in self.channel.completions():
             if isinstance(handle, _Outgoing):
                 account.charge("driver", "transmit_reclaim")
                 self._on_ring.discard(handle)
@@ -313,20 +313,23 @@ class NetworkInterface:
                 self._tx_buffers.free.append(handle.buffer)
             else:
                 account.charge("driver", "receive_frame")
-                self._take_frame(handle, completion.status, completion.length, completion.info)
+                self._take_frame([(completion, handle), *((c, h) for c, h, _ in more)])
         self.channel.ring_doorbell(account)
         if self._backlog or self._transmit_queue:
             self._softirq.set()
 
-    def _take_frame(self, buffer: PacketBuffer, status: Status, length: int, info: RxInfo) -> None:
-        if status is not Status.OK:
+    def _take_frame(self, parts: list[tuple[Completion, PacketBuffer]]) -> None:
+        head = parts[0][0]
+        if head.status is not Status.OK:
             self.receive_errors += 1
         elif len(self._backlog) >= MAX_BACKLOG_FRAMES:
             self.backlog_drops += 1
         else:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
-            self._backlog.append((bytes(buffer.view[:length]), self._checksum_verdict(info)))
-        self._post(buffer)
+            frame = b"".join(buffer.view[: part.length] for part, buffer in parts)
+            self._backlog.append((frame, self._checksum_verdict(head.info)))
+        for _, buffer in parts:
+            self._post(buffer)
 
     def _post(self, buffer: PacketBuffer) -> None:
         self.channel.post(buffer.piece, buffer.number, buffer)

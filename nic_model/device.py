@@ -24,6 +24,7 @@ from nic_model.contract import (
     KEY_STRIDE,
     KEYS_BASE,
     MAX_DESCRIPTOR_SLOTS,
+    MAX_FRAME_BUFFERS,
     MAX_FRAME_BYTES,
     RAW_CHANNEL,
     RECEIVE_SLOT,
@@ -107,6 +108,38 @@ class _Channel:
     @property
     def runs(self) -> bool:
         return self.state is ChannelState.RUNNING
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A receive buffer that the device took."""
+
+    buffer_id: int
+    ring_index: int
+    """Of the receive ring, behind its slot."""
+    key: int
+    offset: int
+    length: int
+    used: int = 0
+    """Bytes in it."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit."""
+        return self.length - self.used
+
+
+@dataclass(slots=True)
+class _Receive:
+    """A frame on its way to memory, or an aggregate."""
+
+    channel: _Channel
+    info: RxInfo
+    timestamp: int
+    mss: int = 0
+    slots: list[_Slot] = field(default_factory=list)
+    status: Status = Status.OK
+    segments: int = 0
 
 
 class Device:
@@ -444,7 +477,7 @@ class Device:
         self._show_irq()
 
     def _deliver(self, frame: bytes, bad: bool) -> str | None:
-        """Write a frame to the buffer at the head of the receive ring; or the counter of why it was dropped."""
+        """Write a frame to the buffers at the head of the receive ring; or the counter of why it was dropped."""
         channel = self._channels[RAW_CHANNEL]  # there is no steering yet
         if bad or len(frame) < ETHERNET_HEADER_BYTES:
             return "rx_bad_frames"
@@ -452,37 +485,90 @@ class Device:
             return "rx_oversize"
         if not passes_filter(frame[:6], self._own_address, self._globals["RX_FILTER"]):
             return "rx_filtered"
-        may_receive = channel.registers["CHANNEL_OPERATIONS"] & OperationMask.RECEIVE_RAW
-        if not channel.runs or not may_receive or not channel.rx.waiting:
-            return "rx_no_buffer"
-        try:
-            slot = RECEIVE_SLOT.unpack(self._fetch(channel.rx, channel.rx.index))
-        except _FetchError:
-            self._fail(channel, ChannelError.FETCH_BUS_ERROR)
-            return "rx_no_buffer"
+        info = parse_received(frame)
+        slots = self._take_slots(channel, len(frame))
+        if isinstance(slots, str):
+            return slots
+        receive = _Receive(channel, info, self.now_cycles)
+        delivered = self._write(receive, frame, slots)
+        self._tell(receive)
+        return self._count_delivery(frame, info, delivered)
 
-        if len(frame) > slot["length"]:
-            return "rx_oversize"
-        # The key is asked about the bytes that will be written.
-        status, address = self._keys.check(channel.number, slot["key"], slot["offset"], len(frame), KeyRight.WRITE)
-        channel.rx.index = ring.advance(channel.rx.index)
-        if status is Status.OK and not self._memory_write(address, frame):
-            status = Status.BUS_ERROR
-        delivered = status is Status.OK
-        info = parse_received(frame) if delivered else RxInfo(0)
-        if delivered:
-            self.counters["rx_frames"] += 1
-            self.counters["rx_bytes"] += len(frame)
-            self.counters["rx_checksum_errors"] += RxInfo.CHECKSUM_BAD in info
-        self._complete(
-            channel, kind=CompletionKind.RECEIVE, status=status, tag=slot["buffer_id"],
-            length=len(frame) if delivered else 0, ring_index=channel.rx.index, info=info,
-            timestamp=self.now_cycles, segments=int(delivered))
-        return None if delivered else "rx_errors"
+    def _take_slots(self, channel: _Channel, length_bytes: int) -> list[_Slot] | str:
+        """Posted buffers for so many bytes, all or none: then the counter of why there are not enough."""
+        may_receive = channel.registers["CHANNEL_OPERATIONS"] & OperationMask.RECEIVE_RAW
+        if not channel.runs or not may_receive:
+            return "rx_no_buffer"
+        slots: list[_Slot] = []
+        left = length_bytes
+        while True:
+            if len(slots) == channel.rx.waiting:
+                return "rx_no_buffer"
+            index = ring.advance(channel.rx.index, len(slots))
+            try:
+                fields = RECEIVE_SLOT.unpack(self._fetch(channel.rx, index))
+            except _FetchError:
+                self._fail(channel, ChannelError.FETCH_BUS_ERROR)
+                return "rx_no_buffer"
+            slots.append(_Slot(fields["buffer_id"], ring.advance(index), fields["key"], fields["offset"],
+                               fields["length"]))
+            if left <= fields["length"]:
+                channel.rx.index = ring.advance(index)
+                return slots
+            if not fields["length"] or len(slots) == MAX_FRAME_BUFFERS:
+                return "rx_oversize"
+            left -= fields["length"]
+
+    def _write(self, receive: _Receive, data: bytes, slots: list[_Slot]) -> bool:
+        """Write bytes behind what a receive has, into its latest buffer and then into `slots`; whether all of it was
+        written. A part that fails does not keep the others from being written."""
+        channel = receive.channel
+        status, receive_begins = Status.OK, not receive.slots
+        targets = slots if receive_begins else [receive.slots[-1], *slots]
+        receive.slots += slots
+        for slot in targets:
+            part, data = data[: slot.room], data[slot.room :]
+            if not part:
+                continue
+            # The key is asked about the bytes that will be written.
+            found, address = self._keys.check(channel.number, slot.key, slot.offset + slot.used, len(part),
+                                              KeyRight.WRITE)
+            if found is Status.OK and not self._memory_write(address, part):
+                found = Status.BUS_ERROR
+            slot.used += len(part)
+            status = status or found
+        receive.status = receive.status or status
+        receive.segments += 1
+        return status is Status.OK
+
+    def _count_delivery(self, frame: bytes, info: RxInfo, delivered: bool) -> str | None:
+        if not delivered:
+            return "rx_errors"
+        self.counters["rx_frames"] += 1
+        self.counters["rx_bytes"] += len(frame)
+        self.counters["rx_checksum_errors"] += RxInfo.CHECKSUM_BAD in info
+        return None
+
+    def _tell(self, receive: _Receive) -> None:
+        """Completions of a receive: the head, and one for each further buffer."""
+        good = receive.status is Status.OK
+        merged = good and receive.segments > 1
+        for number, slot in enumerate(receive.slots):
+            buffer = {"tag": slot.buffer_id, "ring_index": slot.ring_index, "length": slot.used if good else 0}
+            if number:
+                self._complete(receive.channel, kind=CompletionKind.RECEIVE_MORE, **buffer)
+            else:
+                self._complete(
+                    receive.channel, kind=CompletionKind.RECEIVE, **buffer, status=receive.status,
+                    info=receive.info if good else RxInfo(0), timestamp=receive.timestamp,
+                    segments=receive.segments if good else 0, mss=receive.mss if merged else 0,
+                    more=len(receive.slots) - 1)
 
     # ------------------------------------------------------------------------------------------ completion, event
 
     def _complete(self, channel: _Channel, *, kind: CompletionKind, **fields: int) -> None:
+        if not channel.runs:
+            return
         cq = channel.cq
         entry = COMPLETION.pack(kind=kind, phase=ring.phase(cq.index, cq.log2), **fields)
         if not self._memory_write(cq.address(cq.index), entry):

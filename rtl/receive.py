@@ -28,6 +28,7 @@ from rtl.mac_rx import MacRx
 from rtl.parser import Parser
 from rtl.rx_buffer import RxBuffer
 from rtl.rx_deliver import RxDeliver
+from rtl.rx_gather import RxGather
 from rtl.rx_rings import RxRings
 
 
@@ -35,8 +36,8 @@ class Receive(wiring.Component):
     """Frames from the MAC to host memory.
 
     Enters: `mac`, frames; `doorbell`, posted buffers. Leaves: writes of host memory, and `done`, a token for each
-    frame that was given a buffer, in frame order, when the bus has answered its writes. Every other frame is dropped
-    whole, and counted for one reason.
+    buffer that was used, when the bus has answered the writes of all of its frame. Every other frame is dropped whole,
+    and counted for one reason.
 
     Parameters
     ----------
@@ -90,6 +91,7 @@ class Receive(wiring.Component):
         m.submodules.buffer = buffer = RxBuffer(self.config)
         m.submodules.rings = rings = RxRings(self.config)
         m.submodules.deliver = deliver = RxDeliver(self.config)
+        m.submodules.gather = gather = RxGather(self.config)
 
         # The frame's rows, whole into the buffer, and out of it when their place is known.
         connect(m, flipped(self.mac), mac_rx.mac)
@@ -98,15 +100,19 @@ class Receive(wiring.Component):
         connect(m, buffer.o, deliver.row)
         connect(m, deliver.write_row, flipped(self.write_row))
 
-        # The frame as an entry: its buffer, its key, its command, its end.
-        connect(m, buffer.frame, rings.frame)
+        # The frame as an entry: its buffers, their keys, commands, its end.
+        m.d.comb += [
+            rings.task.valid.eq(buffer.frame.valid), buffer.frame.ready.eq(rings.task.ready),
+            rings.task.payload.frame.eq(buffer.frame.payload),
+        ]
         connect(m, rings.matched, deliver.matched)
         connect(m, deliver.key_request, flipped(self.key_request))
         connect(m, flipped(self.key_answer), deliver.key_answer)
         connect(m, deliver.order, buffer.order)
         connect(m, deliver.write_cmd, flipped(self.write_cmd))
         connect(m, flipped(self.write_done), deliver.write_done)
-        connect(m, deliver.done, flipped(self.done))
+        connect(m, deliver.part, gather.part)
+        connect(m, gather.done, flipped(self.done))
 
         # Posted buffers.
         connect(m, flipped(self.doorbell), rings.doorbell)
@@ -133,6 +139,6 @@ class Receive(wiring.Component):
         m.d.comb += [
             self.count_rx_oversize.valid.eq(Cat(oversize).any()),
             self.count_rx_oversize.payload.amount.eq(sum(oversize)),
-            self.active.eq(Cat(block.active for block in (mac_rx, parser, buffer, rings, deliver)).any()),
+            self.active.eq(Cat(block.active for block in (mac_rx, parser, buffer, rings, deliver, gather)).any()),
         ]
         return m

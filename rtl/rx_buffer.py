@@ -13,6 +13,9 @@ from rtl.primitives import Ram, StreamFifo
 LENGTH_BITS = 14
 """Of a frame that is let in."""
 
+ROW_NUMBER_BITS = LENGTH_BITS + 1
+"""Of a number of bytes up to the end of the row that holds a longest frame's last."""
+
 BYTES_PER_ENTRY = 64
 """The buffer has an entry for each so many of its bytes: full of shortest frames, it is full of entries too."""
 
@@ -21,24 +24,31 @@ RxFrame = data.StructLayout({"channel": CHANNEL_BITS, "length": LENGTH_BITS, "in
 
 
 def rx_order(config: NicConfig) -> data.StructLayout:
-    """What to do with the buffer's oldest frame of `length` bytes: give its rows, with the lane `at` where they go; or
-    `skip`, drop it."""
-    return data.StructLayout({"length": LENGTH_BITS, "skip": 1, "at": lane_bits(config)})
+    """What to do with the oldest rows: drop `advance` of them, then give the next `rows`. Of these, bytes count from
+    lane `start` on, `first_count` in the first row and up to lane `last_count` in the last, if that is another.
+    `shares`: the last row is not done with, the next order begins in it. `at` is the lane where the first byte goes."""
+    lanes, rows = lane_bits(config), ROW_NUMBER_BITS - lane_bits(config)
+    return data.StructLayout({
+        "advance": rows, "rows": rows, "start": lanes, "first_count": lanes + 1, "last_count": lanes + 1, "shares": 1,
+        "at": lanes,
+    })
 
 
 def buffered_row(config: NicConfig) -> data.StructLayout:
-    """A row of a frame from lane 0 on, and the order's `at`."""
+    """A row of an order: `count` bytes from lane `start` on, and the order's `at`."""
     return data.StructLayout({
-        "data": 8 * config.host_bytes, "count": lane_bits(config) + 1, "last": 1, "at": lane_bits(config),
+        "data": 8 * config.host_bytes, "start": lane_bits(config), "count": lane_bits(config) + 1, "last": 1,
+        "at": lane_bits(config),
     })
 
 
 class RxBuffer(wiring.Component):
     """Keeps frames that are let in, and drops the others whole.
 
-    Enters: `row`, parsed rows, one a cycle if need be; `order`, in frame order, for frames that were offered.
-    Leaves: `frame`, each frame that is let in, 3 cycles after its last row; `o`, its rows, the first 3 cycles after
-    its order, then one a cycle, also from one frame to the next. A skipped frame takes 2 cycles.
+    Enters: `row`, parsed rows, one a cycle if need be; `order`, for rows of frames that were offered: one or more for
+    each frame, which together drop or give all its rows.
+    Leaves: `frame`, each frame that is let in, 3 cycles after its last row; `o`, the rows of an order, the first 3
+    cycles after it, then one a cycle, also from one order to the next. Rows that are dropped take 2 cycles together.
 
     Each frame counts in `count_frames_in`, and if it is dropped, in one of the others, the first that applies.
 
@@ -147,49 +157,52 @@ class RxBuffer(wiring.Component):
         """The side of the host."""
         lanes = lane_bits(self.config)
         order, o = self.order.payload, self.o.payload
-        rows_left = Signal(LENGTH_BITS - lanes + 1)
-        last_count = Signal(lanes + 1)
-        reading, skipping = Signal(), Signal()
+        width = self.config.host_bytes
+        rows_left, to_drop = Signal.like(order.rows), Signal.like(order.advance)
+        start, count, last_count = Signal.like(order.start), Signal.like(order.first_count), Signal(lanes + 1)
+        reading, dropping, shares = Signal(), Signal(), Signal()
         at = Signal.like(order.at)
 
         # A row is read into the memory's own register, and moves on into the output's.
         waiting = Signal()
-        waiting_row = Signal(data.StructLayout({"count": lanes + 1, "last": 1, "at": lanes}))
+        waiting_row = Signal(data.StructLayout({"start": lanes, "count": lanes + 1, "last": 1, "at": lanes}))
         read, advance, leave, is_last, takes_order = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             leave.eq(self.o.valid & self.o.ready),
             advance.eq(waiting & (~self.o.valid | self.o.ready)),
-            read.eq(reading & (~waiting | advance)),
+            read.eq(reading & ~dropping & (~waiting | advance)),
             is_last.eq(rows_left == 1),
-            self.order.ready.eq(~skipping & (~reading | (read & is_last))),
+            self.order.ready.eq(~dropping & (~reading | (read & is_last))),
             takes_order.eq(self.order.valid & self.order.ready),
             rows.read_en.eq(read), rows.read_addr.eq(head),
         ]
         with m.If(takes_order):
-            tail_bytes = order.length[:lanes]
             m.d.sync += [
-                reading.eq(~order.skip), skipping.eq(order.skip), at.eq(order.at),
-                rows_left.eq(order.length[lanes:] + tail_bytes.any()),
-                last_count.eq(Mux(tail_bytes.any(), tail_bytes, self.config.host_bytes)),
+                reading.eq(order.rows != 0), dropping.eq(order.advance != 0), at.eq(order.at),
+                rows_left.eq(order.rows), to_drop.eq(order.advance), shares.eq(order.shares),
+                start.eq(order.start), count.eq(order.first_count), last_count.eq(order.last_count),
             ]
         with m.Elif(read):
-            m.d.sync += [rows_left.eq(rows_left - 1), reading.eq(~is_last)]
-        with m.If(skipping):
-            m.d.sync += [head.eq(head + rows_left), skipping.eq(0)]
-        with m.Elif(read):
+            m.d.sync += [
+                rows_left.eq(rows_left - 1), reading.eq(~is_last), start.eq(0),
+                count.eq(Mux(rows_left == 2, last_count, width)),
+            ]
+        with m.If(dropping):
+            m.d.sync += [head.eq(head + to_drop), dropping.eq(0)]
+        with m.Elif(read & ~(is_last & shares)):
             m.d.sync += head.eq(head + 1)
         with m.If(read):
             m.d.sync += [
-                waiting.eq(1), waiting_row.last.eq(is_last), waiting_row.at.eq(at),
-                waiting_row.count.eq(Mux(is_last, last_count, self.config.host_bytes)),
+                waiting.eq(1), waiting_row.last.eq(is_last), waiting_row.at.eq(at), waiting_row.start.eq(start),
+                waiting_row.count.eq(count),
             ]
         with m.Elif(advance):
             m.d.sync += waiting.eq(0)
         with m.If(advance):
             m.d.sync += [
                 o.data.eq(rows.read_data), o.count.eq(waiting_row.count), o.last.eq(waiting_row.last),
-                o.at.eq(waiting_row.at), self.o.valid.eq(1),
+                o.start.eq(waiting_row.start), o.at.eq(waiting_row.at), self.o.valid.eq(1),
             ]
         with m.Elif(leave):
             m.d.sync += self.o.valid.eq(0)
-        return takes_order | skipping | read | advance | leave
+        return takes_order | dropping | read | advance | leave

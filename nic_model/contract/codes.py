@@ -16,6 +16,13 @@ MAX_PIECES = 31
 MAX_FRAME_BYTES = 9014
 """Longest frame either way, without FCS: a 9,000-byte MTU and an Ethernet header."""
 
+MAX_FRAME_BUFFERS = 32
+"""Posted buffers that one received frame may take."""
+
+MAX_AGGREGATE_BUFFERS = 2 * MAX_FRAME_BUFFERS
+"""Posted buffers that a coalesced receive may take: it ends when it has more than half of them and a further segment
+comes."""
+
 MAX_SEGMENTED_BYTES = 1 << 20
 """Longest payload of one segmented send (1 MiB)."""
 
@@ -105,9 +112,10 @@ class CompletionKind(IntEnum):
 
     SEND = 1
     RECEIVE = 2
-    """One frame, or the head of a coalesced receive."""
+    """One frame, or several that were coalesced: what there is of them in the first buffer, and all that is said of the
+    whole. `more` completions of kind RECEIVE_MORE follow it without another one between."""
     RECEIVE_MORE = 3
-    """A further buffer of a coalesced receive (reserved)."""
+    """A further buffer of the same receive."""
     SOCKET = 4
     """A socket operation (reserved)."""
 
@@ -151,6 +159,10 @@ class RxInfo(IntFlag):
     """The frame carries an 802.1Q tag (left in the data)."""
     FRAGMENT = 1 << 8
     """An IPv4 fragment or IPv6 fragment header: L4 not verified."""
+    PSH = 1 << 14
+    """Of a receive that was coalesced from several segments: the last had PSH."""
+    FIN = 1 << 15
+    """Likewise FIN."""
 
 
 class KeyRight(IntFlag):

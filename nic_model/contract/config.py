@@ -39,6 +39,8 @@ class NicConfig:
     """Frames being built: at least a longest frame and a half, since a frame is whole before it leaves."""
     rx_buffer_bytes: int = 16384
     """Frames received and not yet written to the host."""
+    coalesce_contexts: int = 16
+    """Flows that may be coalesced at a time: a power of two, 16 to 64."""
 
     def __post_init__(self) -> None:
         if self.host_bytes == 0:
@@ -56,6 +58,8 @@ class NicConfig:
         self._check("clock_hz", 0 < self.clock_hz < 1 << 32, "a positive 32-bit number")
         self._check("max_ring_log2", SMALLEST_RING_LOG2 <= self.max_ring_log2 <= LARGEST_RING_LOG2,
                     f"{SMALLEST_RING_LOG2} to {LARGEST_RING_LOG2}")
+        self._check("coalesce_contexts", _is_power_of_two(self.coalesce_contexts)
+                    and 16 <= self.coalesce_contexts <= 64, "a power of two from 16 to 64")
         for field in ("tx_buffer_bytes", "rx_buffer_bytes"):
             size = getattr(self, field)
             self._check(field, _is_power_of_two(size) and size >= MAX_FRAME_BYTES * 3 // 2,

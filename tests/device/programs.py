@@ -512,8 +512,10 @@ class _Runner:
             at = completed.address + ring.slot(completed.consumer, completed.log2) * COMPLETION_BYTES
             self.completions.append(bytes(self._rig.memory.view(at, COMPLETION_BYTES)))
             completion = completed.take()
-            retiring = (self.channel.submissions if completion.kind is CompletionKind.SEND else self.channel.buffers)
-            retiring.retire(completion.ring_index)
+            if completion.kind is CompletionKind.SEND:
+                self.channel.submissions.retire(completion.ring_index)
+            else:
+                self.channel.buffers.give_back()
 
 
 async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
@@ -559,13 +561,19 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
         name = str(runner.program.number)
         mine = bytes((2, 0, 0, 0, 0xCC, runner.program.number))
         result["frames"][name] = [f.hex() for _, f in rig.mac.sent[sent_before:] if f[6:12] == mine]
-        for kind, key in ((CompletionKind.SEND, "sends"), (CompletionKind.RECEIVE, "receives")):
-            result[key][name] = [_timeless(entry) for entry in runner.completions if entry[0] == kind]
+        receives = (CompletionKind.RECEIVE, CompletionKind.RECEIVE_MORE)
+        for kinds, key in (((CompletionKind.SEND,), "sends"), (receives, "receives")):
+            result[key][name] = [_timeless(entry) for entry in runner.completions if entry[0] in kinds]
     known = {frame for frames in result["frames"].values() for frame in frames}
     result["unknown"] = [f.hex() for _, f in rig.mac.sent[sent_before:] if f.hex() not in known]
+    is_undefined = False
     for entry in runners[0].completions:
         fields = COMPLETION.unpack(entry)
-        if fields["kind"] == CompletionKind.RECEIVE and fields["status"] == Status.BUS_ERROR:
+        if fields["kind"] == CompletionKind.RECEIVE:
+            # Of all its buffers; the head may name another error of the same frame.
+            is_undefined = fields["status"] != Status.OK and (
+                fields["status"] == Status.BUS_ERROR or fields["more"] > 0)
+        if fields["kind"] != CompletionKind.SEND and is_undefined:
             offset, length = posted[fields["tag"]]
             view[offset : offset + length] = bytes(length)
     result["memory"] = hashlib.sha256(view).hexdigest()

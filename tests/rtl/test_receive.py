@@ -187,10 +187,11 @@ class Host:
 
     async def settle(self, ctx, frames):
         """Wait until so many frames have ended, and nothing moves any more."""
-        while self.ended < frames or self.retired < len(self.done):
+        still = 0
+        while still < 40:
             await ctx.tick()
-        await idle(ctx, 40)
-        assert not ctx.get(self.dut.active)
+            is_busy = self.ended < frames or self.retired < len(self.done) or ctx.get(self.dut.active)
+            still = 0 if is_busy else still + 1
 
     def run(self, main, *, max_cycles=12_000):
         self.bench.add(main)
@@ -248,7 +249,7 @@ def test_frames_arrive_in_posted_buffers(config, stall, seed):
         assert found == bytes([GUARD] * 16) + case.frame + bytes([GUARD] * (640 - len(case.frame))), f"seed {seed}, {n}"
         assert token == {
             "channel": 0, "buffer_id": n, "status": Status.OK, "ring_index": n + 1, "length": len(case.frame),
-            "info": case.info, "segments": 1, "timestamp": 1000 + n}
+            "info": case.info, "segments": 1, "timestamp": 1000 + n, "mss": 0, "more": 0, "further": 0, "last": 1}
     assert host.count("frames") == len(cases)
     assert host.count("bytes") == sum(len(case.frame) for case in cases)
     assert host.count("checksum_errors") == sum(RxInfo.CHECKSUM_BAD in case.info for case in cases)
@@ -296,7 +297,7 @@ def test_every_reason_to_drop_a_frame():
         "does not run": (["no_buffer"], 0), "not permitted": (["no_buffer"], 0), "bad": (["bad_frames"], 0),
         "short": (["bad_frames"], 0), "bad, long and not for us": (["bad_frames"], 0), "long": (["oversize"], 0),
         "long and not for us": (["oversize"], 0), "not for us": (["filtered"], 0),
-        "longer than the buffer": (["oversize"], 0), "as long as the buffer": (["frames"], 1),
+        "longer than the buffer": (["no_buffer"], 0), "as long as the buffer": (["frames"], 1),
         "nothing posted": (["no_buffer"], 1), "key refused": (["errors"], 2), "bus error": (["errors"], 3),
         "good": (["frames"], 4),
     }
@@ -304,6 +305,110 @@ def test_every_reason_to_drop_a_frame():
         (Status.OK, 100, 1, 0, 1), (Status.KEY_INVALID, 0, 0, 1, 2), (Status.BUS_ERROR, 0, 0, 2, 3),
         (Status.OK, 60, 1, 3, 4)]
     assert host.faults == []
+
+
+@pytest.mark.parametrize(("config", "stall", "seed"), [(DEFAULT, 0.2, 21), (MIDDLE, 0.0, 22), (WIDE, 0.2, 23)],
+                         ids=lambda v: getattr(v, "name", str(v)))
+def test_frames_larger_than_their_buffers(config, stall, seed):
+    """Each frame fills the next buffers in turn, whatever their sizes and places; a guard byte beyond each stays."""
+    rng = random.Random(seed)
+    host = Host(config, seed=seed, stall=stall, log2=10)
+    frames = [frame_of(rng.choice((14, 60, 61, 200, 500, rng.randrange(14, 700))), n) for n in range(30)]
+    sizes, at = [], 0x4000
+    places = []
+    while sum(sizes) < 4 * sum(len(frame) for frame in frames):
+        size = rng.choice((1, 2, 15, 16, 17, 63, 64, 65, 100, 100, rng.randrange(1, 300), 1000))
+        # Not more than 32 of the smallest for a frame.
+        size = max(size, 24)
+        at += rng.randrange(1, 70)
+        places.append(at)
+        sizes.append(size)
+        at += size + 1
+
+    async def main(ctx):
+        await host.open(ctx)
+        await host.enable(ctx)
+        for place, size in zip(places, sizes, strict=True):
+            host.place(place, size)
+        await host.ring(ctx)
+        for frame in frames:
+            await host.send(ctx, frame, gap=rng.choice((0, 0.5)))
+        await host.settle(ctx, len(frames))
+
+    host.run(main, max_cycles=20_000)
+    tokens = list(host.done)
+    number = 0
+    for n, frame in enumerate(frames):
+        expected = []
+        left = frame
+        while left:
+            part, left = left[:sizes[number]], left[sizes[number]:]
+            expected.append((number, len(part)))
+            assert host.memory[places[number]:places[number] + len(part)] == part, f"seed {seed}, frame {n}"
+            assert host.memory[places[number] - 1] == host.memory[places[number] + len(part)] == GUARD
+            number += 1
+        got, tokens = tokens[:len(expected)], tokens[len(expected):]
+        assert [(t["buffer_id"], t["length"]) for t in got] == expected, f"seed {seed}, frame {n}"
+        assert [t["ring_index"] for t in got] == [b + 1 for b, _ in expected]
+        assert [t["more"] for t in got] == [len(expected) - 1] + [0] * (len(expected) - 1)
+        assert [t["further"] for t in got] == [0] + [1] * (len(expected) - 1)
+        assert [t["last"] for t in got] == [0] * (len(expected) - 1) + [1]
+        assert [t["segments"] for t in got] == [1] + [0] * (len(expected) - 1)
+        assert all(t["status"] == Status.OK for t in got)
+    assert tokens == []
+    assert number > 2 * len(frames)
+    assert host.indices[-1] == {"channel": 0, "index": number}
+    assert host.count("frames") == len(frames)
+    assert host.count("bytes") == sum(map(len, frames))
+
+
+def test_a_frame_gets_all_its_buffers_or_none():
+    host = Host(QUICK, log2=6)
+    ended = {}
+
+    async def main(ctx):
+        async def one(name, frame):
+            before = {counter: host.count(counter) for counter in ("frames", *DROPS)}
+            tokens, sent = len(host.done), host.ended
+            await host.send(ctx, frame)
+            await host.settle(ctx, sent + 1)
+            changed = [counter for counter, value in before.items() if host.count(counter) != value]
+            ended[name] = (changed, [(t["status"], t["length"], t["more"]) for t in host.done[tokens:]])
+
+        await host.open(ctx)
+        await host.enable(ctx)
+        for _ in range(2):
+            host.place(0x4000 + 200 * host.producer, 100)
+        await host.ring(ctx)
+        await one("a byte too long", frame_of(201))
+        await one("both", frame_of(200))
+        host.place(0x4000, 40)
+        host.place(0x5100, 40, key=BAD_KEY)
+        host.place(0x4200, 40)
+        await host.ring(ctx)
+        await one("second key refused", frame_of(100, 7))
+        host.place(BAD_ADDRESS, 40)
+        host.place(0x4400, 40)
+        await host.ring(ctx)
+        await one("first write fails", frame_of(60))
+        for _ in range(33):
+            host.place(0x6000 + 16 * host.producer, 10)
+        await host.ring(ctx)
+        await one("33 buffers", frame_of(321))
+        await one("32 buffers", frame_of(320))
+
+    host.run(main, max_cycles=8_000)
+    ok, more = (Status.OK, 10, 31), (Status.OK, 10, 0)
+    assert ended == {
+        "a byte too long": (["no_buffer"], []), "both": (["frames"], [(Status.OK, 100, 1), (Status.OK, 100, 0)]),
+        "second key refused": (["errors"], [(Status.KEY_INVALID, 0, 2), (Status.OK, 0, 0), (Status.OK, 0, 0)]),
+        "first write fails": (["errors"], [(Status.BUS_ERROR, 0, 1), (Status.OK, 0, 0)]),
+        "33 buffers": (["oversize"], []), "32 buffers": (["frames"], [ok] + [more] * 31),
+    }
+    # What is beside the refused part is written all the same.
+    assert host.memory[0x4000:0x4000 + 40] == frame_of(100, 7)[:40]
+    assert host.memory[0x4200:0x4200 + 20] == frame_of(100, 7)[80:]
+    assert host.memory[0x5100] == GUARD
 
 
 def test_a_full_buffer_drops_whole_frames_and_keeps_the_others():
