@@ -27,6 +27,7 @@ from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import Profile
 from host_driver.tcp.stack import OutSegment, Stack
+from nic_model.aggregates import as_one_packet
 from nic_model.contract import (
     MAX_DESCRIPTOR_SLOTS,
     MIN_MSS,
@@ -63,13 +64,17 @@ TX_PACKET_BUFFERS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Offloads:
-    """What the device does instead of the host. Raises ValueError for segmentation without checksums."""
+    """What the device does instead of the host. Raises ValueError for segmentation or coalescing without checksums."""
 
     rx_checksum: bool = False
     tx_checksum: bool = False
     segmentation: bool = False
+    coalescing_usecs: float = 0
+    """Received TCP segments are merged, and held for so long at most; 0: they are not."""
 
     def __post_init__(self) -> None:
+        if self.coalescing_usecs and not self.rx_checksum:
+            raise ValueError("coalescing by the device needs rx_checksum too: only it has seen each segment's checksum")
         if self.segmentation and not self.tx_checksum:
             raise ValueError("segmentation by the device needs tx_checksum too: it writes new checksums")
 
@@ -83,6 +88,8 @@ class Offloads:
             needed |= Feature.TX_CHECKSUM
         if self.segmentation:
             needed |= Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6
+        if self.coalescing_usecs:
+            needed |= Feature.COALESCE
         return needed
 
 
@@ -212,6 +219,9 @@ class NetworkInterface:
         if missing:
             raise DeviceError(f"the device does not have {missing.name}, which {offloads} needs")
         operations = OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED | OperationMask.RECEIVE_RAW
+        if offloads.coalescing_usecs:
+            operations |= OperationMask.COALESCE
+            nic.set_coalescing(offloads.coalescing_usecs)
         channel = await nic.open_channel(RAW_CHANNEL, operations=operations, vector=vector, tx_log2=tx_log2,
                                          rx_log2=rx_log2)
         account = CurrentAccount(softirq_account)
@@ -326,7 +336,8 @@ class NetworkInterface:
             self.backlog_drops += 1
         else:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
-            frame = b"".join(buffer.view[: part.length] for part, buffer in parts)
+            received = b"".join(buffer.view[: part.length] for part, buffer in parts)
+            frame = as_one_packet(received, head.segments, head.info)
             self._backlog.append((frame, self._checksum_verdict(head.info)))
         for _, buffer in parts:
             self._post(buffer)

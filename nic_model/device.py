@@ -7,10 +7,12 @@ fetch, checks, payload read, segmentation, MAC; MAC, filter, parse, payload writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nic_model import ring
+from nic_model.aggregates import find_headers
+from nic_model.coalescing import Aggregate, Coalescer, Verdict
 from nic_model.contract import (
     CHANNEL_STATUS,
     CHANNEL_STRIDE,
@@ -23,6 +25,7 @@ from nic_model.contract import (
     KEY_COMMIT,
     KEY_STRIDE,
     KEYS_BASE,
+    MAX_COALESCED_BYTES,
     MAX_DESCRIPTOR_SLOTS,
     MAX_FRAME_BUFFERS,
     MAX_FRAME_BYTES,
@@ -173,6 +176,7 @@ class Device:
         self._vector_registers = [{r.name: int(r.reset) for r in _BY_OFFSET[Block.VECTOR].values()}
                                   for _ in range(config.vectors)]
         self._own_address = bytes(6)
+        self._coalescer = Coalescer(config.coalesce_contexts)
         self._error_channels = 0
         self._error_rises = 0
         self._snapshot = dict(self.counters)
@@ -180,12 +184,14 @@ class Device:
     # ------------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> int | None:
-        """Cycle at which `advance` will raise a vector if nothing else happens; None if no vector waits."""
-        return min((v.deadline for v in self._vectors if v.deadline is not None), default=None)
+        """Cycle at which `advance` will raise a vector or end an aggregate if nothing else happens, if any."""
+        deadlines = [*(v.deadline for v in self._vectors), self._coalescer.next_deadline()]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def advance(self, now_cycles: int) -> None:
-        """Let time be `now_cycles`, and raise what was due until then."""
+        """Let time be `now_cycles`, and do what was due until then."""
         self.now_cycles = max(self.now_cycles, now_cycles)
+        self._end(self._coalescer.take_due(self.now_cycles))
         for vector in self._vectors:
             if vector.deadline is not None and vector.deadline <= self.now_cycles:
                 vector.rise()
@@ -254,13 +260,22 @@ class Device:
         elif name == "DEVICE_RESET":
             if value & 1:
                 for channel in self._channels:
-                    self._stop(channel)
+                    self._command(channel, ChannelCommand.RESET)
         elif name == "ERROR_CHANNELS_LO":
             self._error_channels &= ~value
         elif name == "ERROR_CHANNELS_HI":
             self._error_channels &= ~(value << 32)
-        elif name != "DRAIN":  # all accesses are answered at once: there is never anything to drain
+        elif name == "DRAIN":  # all accesses are answered at once: there is nothing to drain but open aggregates
+            if value & 1:
+                self._end(self._coalescer.take_all())
+        else:
             self._globals[name] = value
+            if name == "COALESCE_BYTES":
+                self._coalescer.limit_bytes = min(value, MAX_COALESCED_BYTES)
+            elif name == "COALESCE_TICKS":
+                self._coalescer.ticks = value
+                if not value:
+                    self._end(self._coalescer.take_all())
             if name in ("MAC_ADDRESS_LO", "MAC_ADDRESS_HI"):
                 words = self._globals["MAC_ADDRESS_LO"] | (self._globals["MAC_ADDRESS_HI"] & 0xFFFF) << 32
                 self._own_address = words.to_bytes(6, "little")
@@ -318,7 +333,10 @@ class Device:
     def _command(self, channel: _Channel, command: int) -> None:
         """RESET stops a channel, and clears an error; ENABLE counts for an IDLE channel only."""
         if command == ChannelCommand.RESET:
+            was_idle = channel.state is ChannelState.IDLE
             self._stop(channel)
+            if not was_idle:
+                self._end(self._coalescer.take_all())
         if command != ChannelCommand.ENABLE or channel.state is not ChannelState.IDLE:
             return
         tx, rx, cq = (self._ring(channel, name, entry_bytes) for name, entry_bytes in (
@@ -486,13 +504,50 @@ class Device:
         if not passes_filter(frame[:6], self._own_address, self._globals["RX_FILTER"]):
             return "rx_filtered"
         info = parse_received(frame)
+        may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & OperationMask.COALESCE)
+        verdict = self._coalescer.judge(frame, info, self.now_cycles, may_open=may_open)
+        self._end(verdict.ended)
+        aggregate = verdict.aggregate
+        if aggregate is not None and not verdict.opens and aggregate.receive is not None:
+            if len(aggregate.receive.slots) <= MAX_FRAME_BUFFERS:
+                return self._append(channel, aggregate, verdict, frame, info)
+            self._end([aggregate])
+        # By itself, or the first of an aggregate; which a segment also is when the one before found no buffer.
         slots = self._take_slots(channel, len(frame))
         if isinstance(slots, str):
             return slots
         receive = _Receive(channel, info, self.now_cycles)
+        if aggregate is not None:
+            receive.mss = len(frame) - find_headers(frame, info).end
         delivered = self._write(receive, frame, slots)
-        self._tell(receive)
+        if aggregate is None or verdict.is_last:
+            self._tell(receive)
+        else:
+            aggregate.receive = receive
         return self._count_delivery(frame, info, delivered)
+
+    def _append(self, channel: _Channel, aggregate: Aggregate, verdict: Verdict, frame: bytes,
+                info: RxInfo) -> str | None:
+        """Write a segment's payload behind an aggregate; or the counter of why it was dropped."""
+        receive: _Receive = aggregate.receive
+        payload = frame[verdict.header_bytes :]
+        slots = self._take_slots(channel, max(0, len(payload) - receive.slots[-1].room))
+        if isinstance(slots, str):
+            self._end([aggregate])
+            return slots
+        receive.info |= verdict.info
+        self.counters["rx_coalesced"] += 1
+        delivered = self._write(receive, payload, slots)
+        if verdict.is_last:
+            self._end([aggregate])
+        return self._count_delivery(frame, info, delivered)
+
+    def _end(self, aggregates: Iterable[Aggregate]) -> None:
+        """Tell of aggregates that have ended."""
+        for aggregate in aggregates:
+            if aggregate.receive is not None:
+                self._tell(aggregate.receive)
+                aggregate.receive = None
 
     def _take_slots(self, channel: _Channel, length_bytes: int) -> list[_Slot] | str:
         """Posted buffers for so many bytes, all or none: then the counter of why there are not enough."""
@@ -501,6 +556,8 @@ class Device:
             return "rx_no_buffer"
         slots: list[_Slot] = []
         left = length_bytes
+        if not left:
+            return slots
         while True:
             if len(slots) == channel.rx.waiting:
                 return "rx_no_buffer"
@@ -553,6 +610,7 @@ class Device:
         """Completions of a receive: the head, and one for each further buffer."""
         good = receive.status is Status.OK
         merged = good and receive.segments > 1
+        self.counters["rx_aggregates"] += receive.segments > 1
         for number, slot in enumerate(receive.slots):
             buffer = {"tag": slot.buffer_id, "ring_index": slot.ring_index, "length": slot.used if good else 0}
             if number:

@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """The device: this file is the block diagram. It creates the blocks and connects them, in packet order."""
 
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -154,8 +154,8 @@ class Nic(wiring.Component):
             events.error_irq.eq(channels.error_irq),
             self.irq.eq(Cat(events.irq, channels.error_irq)),
             self.error_completion.eq(completion.error),
-            self.next_deadline.eq(events.next_deadline),
-            self.deadline_valid.eq(events.deadline_valid),
+            self.next_deadline.eq(Mux(_comes_first(receive, events), receive.next_deadline, events.next_deadline)),
+            self.deadline_valid.eq(receive.deadline_valid | events.deadline_valid),
         ]
 
         # The bus, and what is counted and reported on the way.
@@ -174,3 +174,8 @@ class Nic(wiring.Component):
         m.d.comb += [block.now.eq(self.now) for block in (registers, transmit, receive, events)]
         m.d.comb += self.quiet.eq(~Cat(block.active for block in (*blocks.values(), *links)).any())
         return m
+
+
+def _comes_first(one, other):
+    """Whether `one` has a deadline, and `other` none before it."""
+    return one.deadline_valid & ~(other.deadline_valid & (other.next_deadline < one.next_deadline))

@@ -2,6 +2,9 @@
 
 # Ref: IEEE 802.3 §3.2, 802.1Q §9.6; RFC 791 §3.1; RFC 8200 §3, §8.1; RFC 9293 §3.1; RFC 768; RFC 1071 §1
 
+import functools
+import operator
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -49,10 +52,11 @@ _ALL_ONES = 0xFFFF
 def parsed_row(config: NicConfig) -> data.StructLayout:
     """A row as `rx_row` has it; with `last`, what the parser says of the whole frame: its length in bytes, whether that
     is too `short` or too `long` for a frame, RxInfo bits, whether the address filter lets it in, and the channel that
-    it goes to."""
+    it goes to; a hash of addresses and ports; and where the IP header and what follows it begin, in 16-bit words."""
     return data.StructLayout({
         **{name: field.shape for name, field in rx_row(config)},
         "length": FRAME_LENGTH_BITS, "short": 1, "long": 1, "info": INFO_BITS, "passes": 1, "channel": CHANNEL_BITS,
+        "hash": 32, "l3": 4, "l4": 6,
     })
 
 
@@ -75,6 +79,7 @@ _Places = data.StructLayout({
 # What is known of a frame at its last row but for the checksums.
 _Found = data.StructLayout({
     "length": FRAME_LENGTH_BITS, "passes": 1, "tagged": 1, "ipv4": 1, "ipv6": 1, "fragment": 1, "tcp": 1, "udp": 1,
+    "l3": 4, "l4": 6,
 })
 
 
@@ -153,12 +158,17 @@ class Parser(wiring.Component):
         with m.If(valid[2]):
             m.d.sync += length.eq((number[2] << lane_bits(self.config)) + count[2])
         found, pseudo = self._judge_headers(m, valid[3], places, length, passes)
-        header_mask, l4_mask, checksum_mask = self._mask(m, valid, places, number[3])
+        header_mask, l4_mask, checksum_mask, hash_mask = self._mask(m, valid, places, number[3])
 
         zero_words = self._zero_words(m, valid[4], row_data[4])
         is_zero = Signal()
         with m.If(valid[5]):
             m.d.sync += is_zero.eq(Mux(is_first[5], 0, is_zero) | (checksum_mask & zero_words).any())
+        hash_words = [row_data[5].word_select(word, 16) & hash_mask[word].replicate(16) for word in range(self._words)]
+        folded = Signal(32)
+        with m.If(valid[5]):
+            fold = Cat(functools.reduce(operator.xor, hash_words[half::2]) for half in (0, 1))
+            m.d.sync += folded.eq(Mux(is_first[5], 0, folded) ^ fold)
         header_sum = self._add(m, valid, "header", row_data[5], header_mask, is_first[added])
         l4_sum = self._add(m, valid, "l4", row_data[5], l4_mask, is_first[added])
 
@@ -185,6 +195,7 @@ class Parser(wiring.Component):
         with m.If(valid[0]):
             m.d.sync += delay.write_addr.eq(delay.write_addr + 1)
         found = carry(found, "found", 5, added + 3)[added + 3]
+        folded = carry(folded, "folded", 7, added + 3)[added + 3]
         info = Signal(INFO_BITS)
         m.d.comb += info.eq(_info(
             found=found,
@@ -199,7 +210,8 @@ class Parser(wiring.Component):
                 self.parsed.payload.short.eq(found.length < ETHERNET_HEADER_BYTES),
                 self.parsed.payload.long.eq(found.length > MAX_FRAME_BYTES),
                 self.parsed.payload.info.eq(info), self.parsed.payload.passes.eq(found.passes),
-                self.parsed.payload.channel.eq(steer(info)),
+                self.parsed.payload.channel.eq(steer(info)), self.parsed.payload.hash.eq(folded),
+                self.parsed.payload.l3.eq(found.l3), self.parsed.payload.l4.eq(found.l4),
             ]
         m.d.comb += self.active.eq(Cat(valid).any() | sets_register)
         return m
@@ -324,7 +336,7 @@ class Parser(wiring.Component):
         ]
         with m.If(valid):
             m.d.sync += [
-                found.length.eq(length), found.passes.eq(passes),
+                found.length.eq(length), found.passes.eq(passes), found.l3.eq(places.l3), found.l4.eq(places.l4),
                 found.tagged.eq(places.tagged & (length >= ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES)),
                 found.ipv4.eq(places.ipv4 & whole), found.ipv6.eq(places.ipv6 & whole),
                 found.fragment.eq((places.ipv4 | places.ipv6) & whole & places.fragment),
@@ -358,18 +370,22 @@ class Parser(wiring.Component):
         addresses = edge("addresses", places.addresses, word_bits)
         addresses_end = edge("addresses_end", places.addresses_end, word_bits)
         end = edge("end", places.end, word_bits + 1)
+        ports_end = edge("ports_end", places.l4 + 2, word_bits)
         checksum = edge("checksum", places.l4 + UDP_CHECKSUM_OFFSET // 2, word_bits)
 
         header_mask, l4_mask = Signal(2 * self._words), Signal(2 * self._words)
-        checksum_mask = Signal(self._words)
+        checksum_mask, hash_mask = Signal(self._words), Signal(self._words)
         with m.If(valid[4]):
             for word in range(self._words):
                 in_header = behind(l3, word) & ~behind(l4, word)
                 in_l4 = (behind(addresses, word) & ~behind(addresses_end, word)) | behind(l4, word)
                 m.d.sync += checksum_mask[word].eq(checksum.here & (checksum.lane == word))
+                m.d.sync += hash_mask[word].eq(
+                    (behind(addresses, word) & ~behind(addresses_end, word))
+                    | (behind(l4, word) & ~behind(ports_end, word)))
                 for byte in (2 * word, 2 * word + 1):
                     m.d.sync += [header_mask[byte].eq(in_header), l4_mask[byte].eq(in_l4 & ~behind(end, byte))]
-        return header_mask, l4_mask, checksum_mask
+        return header_mask, l4_mask, checksum_mask, hash_mask
 
     def _zero_words(self, m, valid, row_data):
         """Stage 5: which words of the row are zero."""

@@ -5,6 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nic_model.contract import NicConfig
+from rtl.coalescer import Coalescer
 from rtl.interfaces import (
     TIME_BITS,
     ChannelFault,
@@ -53,6 +54,7 @@ class Receive(wiring.Component):
     write_cmd, write_row, write_done : client of the DMA write engine.
     done, rx_retired : tokens for completion, and their return.
     now : cycle count.
+    next_deadline, deadline_valid : when the oldest aggregate ends by its age.
     fault, index, count_rx_... : what the registers and counters are told.
     """
 
@@ -80,7 +82,9 @@ class Receive(wiring.Component):
             "drain_done": Out(1),
             **{f"count_rx_{name}": Out(Strobe(CountAmount)) for name in (
                 "frames_in", "frames", "bytes", "filtered", "bad_frames", "oversize", "fifo_full", "no_buffer",
-                "errors", "checksum_errors")},
+                "errors", "checksum_errors", "aggregates", "coalesced")},
+            "next_deadline": Out(TIME_BITS),
+            "deadline_valid": Out(1),
             "active": Out(1),
         })
 
@@ -89,6 +93,7 @@ class Receive(wiring.Component):
         m.submodules.mac_rx = mac_rx = MacRx(self.config)
         m.submodules.parser = parser = Parser(self.config)
         m.submodules.buffer = buffer = RxBuffer(self.config)
+        m.submodules.coalescer = coalescer = Coalescer(self.config)
         m.submodules.rings = rings = RxRings(self.config)
         m.submodules.deliver = deliver = RxDeliver(self.config)
         m.submodules.gather = gather = RxGather(self.config)
@@ -101,9 +106,11 @@ class Receive(wiring.Component):
         connect(m, deliver.write_row, flipped(self.write_row))
 
         # The frame as an entry: its buffers, their keys, commands, its end.
+        connect(m, buffer.frame, coalescer.frame)
+        connect(m, coalescer.task, rings.task)
         m.d.comb += [
-            rings.task.valid.eq(buffer.frame.valid), buffer.frame.ready.eq(rings.task.ready),
-            rings.task.payload.frame.eq(buffer.frame.payload),
+            buffer.header_read.eq(coalescer.header_read), buffer.header_row.eq(coalescer.header_row),
+            coalescer.header_data.eq(buffer.header_data), buffer.header_release.eq(coalescer.header_release),
         ]
         connect(m, rings.matched, deliver.matched)
         connect(m, deliver.key_request, flipped(self.key_request))
@@ -120,7 +127,7 @@ class Receive(wiring.Component):
         connect(m, flipped(self.ring_beat), rings.beat)
 
         # Registers, the life of a channel, reports.
-        for block in (mac_rx, parser, rings):
+        for block in (mac_rx, parser, coalescer, rings):
             connect(m, flipped(self.write), block.write)
         connect(m, flipped(self.start), rings.start)
         connect(m, rings.fault, flipped(self.fault))
@@ -128,10 +135,14 @@ class Receive(wiring.Component):
         m.d.comb += [
             mac_rx.now.eq(self.now), rings.running.eq(self.running), rings.rx_retired.eq(self.rx_retired),
             rings.drain_request.eq(self.drain_request), self.drain_done.eq(rings.drain_done),
+            coalescer.drain_request.eq(self.drain_request), rings.flushed.eq(coalescer.flushed),
+            coalescer.now.eq(self.now), self.next_deadline.eq(coalescer.next_deadline),
+            self.deadline_valid.eq(coalescer.deadline_valid),
         ]
         for block, names in (
                 (buffer, ("frames_in", "filtered", "bad_frames", "fifo_full")),
-                (deliver, ("frames", "bytes", "no_buffer", "errors", "checksum_errors"))):
+                (deliver, ("frames", "bytes", "no_buffer", "errors", "checksum_errors")),
+                (gather, ("aggregates", "coalesced"))):
             for name in names:
                 connect(m, getattr(block, f"count_{name}"), flipped(getattr(self, f"count_rx_{name}")))
         # A frame may be too long for any buffer, or for the one that is posted: two frames at one time, if need be.
@@ -139,6 +150,7 @@ class Receive(wiring.Component):
         m.d.comb += [
             self.count_rx_oversize.valid.eq(Cat(oversize).any()),
             self.count_rx_oversize.payload.amount.eq(sum(oversize)),
-            self.active.eq(Cat(block.active for block in (mac_rx, parser, buffer, rings, deliver, gather)).any()),
+            self.active.eq(Cat(block.active for block in (
+                mac_rx, parser, buffer, coalescer, rings, deliver, gather)).any()),
         ]
         return m

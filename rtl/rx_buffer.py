@@ -5,13 +5,20 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
-from nic_model.contract import NicConfig
+from nic_model.contract import NicConfig, RxInfo
+from nic_model.contract.protocols import IPV4_HEADER_BYTES, IPV6_HEADER_BYTES
 from rtl.interfaces import CHANNEL_BITS, TIME_BITS, CountAmount, Strobe, lane_bits
 from rtl.parser import INFO_BITS, parsed_row
 from rtl.primitives import Ram, StreamFifo
 
 LENGTH_BITS = 14
 """Of a frame that is let in."""
+
+HEADER_BYTES = 128
+"""Of a header that is kept: the longest of Ethernet, one tag, IPv6 and TCP with all options has 118."""
+
+HEADER_ROWS = 512
+"""Of all headers that are kept: as deep as a block RAM is at these widths."""
 
 ROW_NUMBER_BITS = LENGTH_BITS + 1
 """Of a number of bytes up to the end of the row that holds a longest frame's last."""
@@ -21,6 +28,9 @@ BYTES_PER_ENTRY = 64
 
 # A frame in the buffer, as it is offered: `time` is `now` at its first beat.
 RxFrame = data.StructLayout({"channel": CHANNEL_BITS, "length": LENGTH_BITS, "info": INFO_BITS, "time": TIME_BITS})
+
+# Likewise, with the parser's hash; `header` if its header is kept, and so it may be coalesced.
+OfferedFrame = data.StructLayout({**{name: field.shape for name, field in RxFrame}, "hash": 32, "header": 1})
 
 
 def rx_order(config: NicConfig) -> data.StructLayout:
@@ -50,6 +60,10 @@ class RxBuffer(wiring.Component):
     Leaves: `frame`, each frame that is let in, 3 cycles after its last row; `o`, the rows of an order, the first 3
     cycles after it, then one a cycle, also from one order to the next. Rows that are dropped take 2 cycles together.
 
+    The headers of TCP segments that may be coalesced are kept a second time: those over IPv4 without options, or IPv6
+    without extension headers, no fragments, whose checksums are right. When there is no room for another header, a
+    segment comes without.
+
     Each frame counts in `count_frames_in`, and if it is dropped, in one of the others, the first that applies.
 
     Parameters
@@ -61,6 +75,8 @@ class RxBuffer(wiring.Component):
     -------
     row : rows of `parsed_row`.
     frame : frames to be ordered.
+    header_read, header_row, header_data, header_release : reads a row of the headers that are kept, there one cycle
+        later; the oldest of them is done with.
     order : what to do with them.
     o : rows of frames that were ordered.
     count_frames_in, count_bad_frames, count_oversize, count_filtered, count_fifo_full : strobes.
@@ -70,7 +86,9 @@ class RxBuffer(wiring.Component):
         self.config = config
         super().__init__({
             "row": In(Strobe(parsed_row(config))),
-            "frame": Out(stream.Signature(RxFrame)),
+            "frame": Out(stream.Signature(OfferedFrame)),
+            "header_read": In(1), "header_row": In(exact_log2(HEADER_ROWS)),
+            "header_data": Out(8 * config.host_bytes), "header_release": In(1),
             "order": In(stream.Signature(rx_order(config))),
             "o": Out(stream.Signature(buffered_row(config))),
             **{f"count_{name}": Out(Strobe(CountAmount)) for name in
@@ -84,7 +102,7 @@ class RxBuffer(wiring.Component):
         address_bits = exact_log2(depth)
         m.submodules.rows = rows = Ram(shape=8 * self.config.host_bytes, depth=depth)
         m.submodules.entries = entries = StreamFifo(
-            shape=RxFrame, depth=self.config.rx_buffer_bytes // BYTES_PER_ENTRY)
+            shape=OfferedFrame, depth=self.config.rx_buffer_bytes // BYTES_PER_ENTRY)
         connect(m, entries.o, flipped(self.frame))
 
         # Row numbers, free-running: rows head .. committed-1 are of whole frames, the frame under way ends at tail.
@@ -133,12 +151,49 @@ class RxBuffer(wiring.Component):
             entries.i.valid.eq(keeps),
             entries.i.payload.channel.eq(row.channel), entries.i.payload.length.eq(row.length),
             entries.i.payload.info.eq(row.info), entries.i.payload.time.eq(self._time_of_frame(m)),
+            entries.i.payload.hash.eq(row.hash), entries.i.payload.header.eq(self._keep_header(m, keeps)),
         ]
         with m.If(keeps):
             m.d.sync += committed.eq(behind)
         with m.Elif(ends):
             m.d.sync += tail.eq(committed)
-        return self.row.valid | Cat(counted).any() | self.count_frames_in.valid
+        return self.row.valid | Cat(counted).any() | self.count_frames_in.valid | self.header_release | self.header_read
+
+    def _keep_header(self, m, keeps):
+        """Write the first rows of each frame in the next place for a header, and leave them there if the frame may be
+        coalesced; whether that is so, at its last row."""
+        row = self.row.payload
+        in_frame = HEADER_BYTES // self.config.host_bytes
+        places = HEADER_ROWS // in_frame
+        m.submodules.headers = headers = Ram(shape=8 * self.config.host_bytes, depth=HEADER_ROWS)
+        head, tail = Signal(exact_log2(places) + 1), Signal(exact_log2(places) + 1)
+        following, number = Signal(range(in_frame + 1)), Signal(range(in_frame + 1))
+        has_room, may, keeps_header = Signal(), Signal(), Signal()
+
+        def has(*flags):
+            return Cat(row.info[int(flag).bit_length() - 1] for flag in flags)
+
+        header_words = Signal(6)
+        m.d.comb += [
+            number.eq(Mux(row.first, 0, following)),
+            has_room.eq((tail ^ head) != 1 << (len(head) - 1)),
+            header_words.eq(row.l4 - row.l3),
+            may.eq(has(RxInfo.TCP, RxInfo.L4_CHECKSUM_OK).all() & has_room & Mux(
+                has(RxInfo.IPV6), header_words == IPV6_HEADER_BYTES // 2,
+                has(RxInfo.IPV4, RxInfo.L3_CHECKSUM_OK).all() & (header_words == IPV4_HEADER_BYTES // 2))),
+            keeps_header.eq(keeps & may),
+            headers.write_en.eq(self.row.valid & (number != in_frame) & has_room),
+            headers.write_addr.eq(Cat(number[:exact_log2(in_frame)], tail)), headers.write_data.eq(row.data),
+            headers.read_en.eq(self.header_read), headers.read_addr.eq(self.header_row),
+            self.header_data.eq(headers.read_data),
+        ]
+        with m.If(self.row.valid):
+            m.d.sync += following.eq(number + (number != in_frame))
+        with m.If(keeps_header):
+            m.d.sync += tail.eq(tail + 1)
+        with m.If(self.header_release):
+            m.d.sync += head.eq(head + 1)
+        return keeps_header
 
     def _count(self, m, name, event):
         strobe = getattr(self, f"count_{name}")

@@ -6,12 +6,12 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from nic_model.contract import MAX_AGGREGATE_BUFFERS, NicConfig, RxInfo, Status
-from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, RECEIVE_BITS, TIME_BITS, RxDone
+from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, RECEIVE_BITS, TIME_BITS, CountAmount, RxDone, Strobe
 from rtl.primitives import Ram, SmallRam
 from rtl.rx_buffer import LENGTH_BITS
 
-END_INFO = RxInfo.PSH | RxInfo.FIN
-"""RxInfo bits that an aggregate has from its last segment; the others are its first's."""
+MERGED_INFO = RxInfo.FIXED_ID | RxInfo.PSH | RxInfo.FIN
+"""RxInfo bits that appended segments add; the others are those of the first."""
 
 
 def rx_part(config: NicConfig) -> data.StructLayout:
@@ -54,12 +54,15 @@ class RxGather(wiring.Component):
     -------
     part : parts of frames.
     done : tokens for completion.
+    count_aggregates, count_coalesced : strobes.
     """
 
     def __init__(self, config: NicConfig):
         self.config = config
         super().__init__({
-            "part": In(stream.Signature(rx_part(config))), "done": Out(stream.Signature(RxDone)), "active": Out(1),
+            "part": In(stream.Signature(rx_part(config))), "done": Out(stream.Signature(RxDone)),
+            "count_aggregates": Out(Strobe(CountAmount)), "count_coalesced": Out(Strobe(CountAmount)),
+            "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -120,7 +123,7 @@ class RxGather(wiring.Component):
                 with m.Else():
                     m.d.sync += [
                         state.segments.eq(state.segments + part.last), state.latest.eq(state.latest + part.takes),
-                        state.info.eq(state.info | (part.info & int(END_INFO))),
+                        state.info.eq(state.info | (part.info & int(MERGED_INFO))),
                     ]
                     with m.If(is_good):
                         m.d.sync += state.status.eq(part.status)
@@ -168,5 +171,11 @@ class RxGather(wiring.Component):
                         m.next = "PART"
         with m.If(offers):
             m.d.sync += self.done.valid.eq(1)
-        m.d.comb += self.active.eq(moves | (self.done.valid & self.done.ready))
+        told = offers & ~is_alone & (number == 0) & (state.segments > 1)
+        merged = stores & part.first & ~part.opens
+        for strobe, event in ((self.count_aggregates, told), (self.count_coalesced, merged)):
+            m.d.comb += strobe.payload.amount.eq(1)
+            m.d.sync += strobe.valid.eq(event)
+        m.d.comb += self.active.eq(
+            moves | (self.done.valid & self.done.ready) | self.count_aggregates.valid | self.count_coalesced.valid)
         return m

@@ -33,6 +33,7 @@ from rtl.interfaces import (
 )
 from rtl.primitives import Ram, SkidBuffer, SmallRam, StreamArbiter, round_robin
 from rtl.rx_buffer import LENGTH_BITS, RxFrame
+from rtl.rx_gather import MERGED_INFO
 from rtl.small_fifo import SmallFifo
 
 PREFETCH_SLOTS = 64
@@ -136,6 +137,7 @@ class RxRings(wiring.Component):
     -------
     write : register writes, for RX_BASE, RX_LOG2 and CHANNEL_OPERATIONS.
     start, running, drain_request, drain_done : the life of a channel.
+    flushed : no aggregate is open, and none opens while the drain lasts; so from now on buffers complete in order.
     doorbell : receive producer indices.
     cmd, beat : client of the DMA read engine.
     task, matched : frames, and frames with their buffers.
@@ -159,6 +161,7 @@ class RxRings(wiring.Component):
             "index": Out(Strobe(IndexReport)),
             "rx_retired": In(1),
             "drain_request": In(1),
+            "flushed": In(1),
             "drain_done": Out(1),
             "active": Out(1),
         })
@@ -429,6 +432,8 @@ class RxRings(wiring.Component):
         with m.If(emits):
             m.d.sync += [
                 self.matched.valid.eq(1), matched.frame.eq(frame),
+                # What the frame adds to an aggregate says nothing of the frame by itself.
+                matched.frame.info.eq(Mux(appends, frame.info, frame.info & ~int(MERGED_INFO))),
                 matched.match.eq(Mux(gives, Match.BUFFER, Mux(closes, Match.CLOSE, why))),
                 matched.offset.eq(Mux(in_held, aggregate.offset, buffer.offset)),
                 matched.key.eq(Mux(in_held, aggregate.key, buffer.key)),
@@ -612,7 +617,8 @@ class RxRings(wiring.Component):
         done = Signal()
         marks = []
         for name, steady, begins, ends in (
-                ("frames", between_frames, takes, self.rx_retired), ("fetches", between_fetches, issues, returns)):
+                ("frames", between_frames & self.flushed, takes, self.rx_retired),
+                ("fetches", between_fetches, issues, returns)):
             begun, ended = count(f"{name}_begun", begins), count(f"{name}_ended", ends)
             mark, is_marked = Signal(_DRAIN_BITS, name=f"{name}_mark"), Signal(name=f"{name}_marked")
             sets_mark = Signal(name=f"{name}_sets_mark")

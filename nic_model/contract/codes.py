@@ -23,6 +23,9 @@ MAX_AGGREGATE_BUFFERS = 2 * MAX_FRAME_BUFFERS
 """Posted buffers that a coalesced receive may take: it ends when it has more than half of them and a further segment
 comes."""
 
+MAX_COALESCED_BYTES = 0xFFFF
+"""Longest IP packet that a coalesced receive may be: what IPv4's total length can say."""
+
 MAX_SEGMENTED_BYTES = 1 << 20
 """Longest payload of one segmented send (1 MiB)."""
 
@@ -85,6 +88,8 @@ class OperationMask(IntFlag):
     """May be the target of steered and unmatched frames."""
     SOCKET = 1 << 3
     """The socket operations (reserved)."""
+    COALESCE = 1 << 8
+    """Its TCP segments are coalesced, if COALESCE_TICKS is not 0. Without it no segment opens an aggregate."""
 
 
 class SendFlag(IntFlag):
@@ -159,8 +164,10 @@ class RxInfo(IntFlag):
     """The frame carries an 802.1Q tag (left in the data)."""
     FRAGMENT = 1 << 8
     """An IPv4 fragment or IPv6 fragment header: L4 not verified."""
+    FIXED_ID = 1 << 13
+    """Of a receive of several segments: all have the IPv4 identification of the first; otherwise each has the next."""
     PSH = 1 << 14
-    """Of a receive that was coalesced from several segments: the last had PSH."""
+    """Of a receive of several segments: the last had PSH, which is not set in the header that stands before them."""
     FIN = 1 << 15
     """Likewise FIN."""
 

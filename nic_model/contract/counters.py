@@ -30,9 +30,11 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("rx_bad_frames", "frames", "dropped: the MAC flagged them bad, or shorter than 14 bytes"),
     Counter("rx_oversize", "frames", "dropped: longer than 9,014 bytes, or than the next 32 posted buffers together"),
     Counter("rx_fifo_full", "frames", "dropped: no room in the receive FIFO"),
-    Counter("rx_no_buffer", "frames", "dropped: too few buffers posted, or the channel does not run or may not receive"),
+    Counter("rx_no_buffer", "frames", "dropped: too few buffers, or the channel does not run or may not receive"),
     Counter("rx_errors", "frames", "dropped: a key was refused, or a write failed (error completion)"),
     Counter("rx_checksum_errors", "frames", "delivered with CHECKSUM_BAD"),
     Counter("completions", "completions", "written"),
+    Counter("rx_aggregates", "receives", "of more than one frame, told by completions"),
+    Counter("rx_coalesced", "frames", "that became part of a receive behind its first frame"),
     Counter("interrupts", "interrupts", "VECTOR_FIRED of all vectors, and times the error line rose"),
 )

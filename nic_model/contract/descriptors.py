@@ -122,8 +122,8 @@ COMPLETION = _layout(
      " counts them, and may post as many as have completed"),
     ("info", 14, 16, "RECEIVE: RxInfo bits"),
     ("timestamp", 16, 64, "RECEIVE: `now` at the frame's first beat; SEND with TIMESTAMP: at its last frame's"),
-    ("segments", 24, 16, "SEND: frames sent; RECEIVE: frames merged (1)"),
-    ("mss", 26, 16, "RECEIVE: payload bytes of a merged segment (reserved)"),
+    ("segments", 24, 16, "SEND: frames sent; RECEIVE: frames in it, more than 1 if it was coalesced"),
+    ("mss", 26, 16, "RECEIVE of more than one frame: payload bytes of each but the last, which may have fewer"),
     ("more", 30, 8, "RECEIVE: completions of kind RECEIVE_MORE that belong to it and follow it"),
     ("phase", 31, 1, "1 in the first pass over the ring, then 0, then 1 ..."),
 )

@@ -49,6 +49,7 @@ from nic_model.contract import (  # noqa: E402
 )
 from nic_model.contract.config import BURST_BYTES  # noqa: E402
 from tests.device.rig import US, Rig  # noqa: E402
+from tests.gro import Streams  # noqa: E402
 
 NOBODY = NullAccount()
 OWN_MAC = bytes.fromhex("02000000aa01")
@@ -62,6 +63,8 @@ POISON = 0xA5
 
 STILL_PS = 120 * US
 """Long enough for a burst of received frames to be delivered, on the slowest bus and beside all sends."""
+
+S_IN_US = 10**6
 
 MODERATIONS = ((0, 0), (0, 1), (3, 0), (3, 4), (20, 0), (20, 4), (20, 1))
 """Microseconds and count."""
@@ -147,23 +150,34 @@ class Program:
     rx_filter: RxFilter
     arrivals: list[Post | Arrive]
     bad_receive_blocks: list[int]
+    coalesces: bool = False
+    """Channel 0's segments are merged; what is open ends with the last frame, never by its age."""
 
 
 # ------------------------------------------------------------------------------------------------ making programs
 
 
-def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int = 14, frames: int = 30) -> Program:
+def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int = 14, frames: int = 30,
+                 coalesces: bool = False) -> Program:
     """A program of about `sends` descriptors for each channel and `frames` arriving frames."""
     rng = random.Random(seed)
-    return Program(
+    program = Program(
         seed=seed,
         channels=[_channel_program(rng, number, vectors, sends) for number in range(channels)],
         # Whoever waits for a count alone may wait for ever.
         moderation=[(*rng.choice(MODERATIONS), *rng.choice(MODERATIONS)) for _ in range(vectors)],
         rx_filter=RxFilter(rng.choice((0, RxFilter.BROADCAST, RxFilter.BROADCAST | RxFilter.MULTICAST,
                                        RxFilter.PROMISCUOUS))),
-        arrivals=_arrivals(rng, frames),
-        bad_receive_blocks=[rng.randrange(0, RECEIVE_AREA_BYTES, BURST_BYTES) for _ in range(rng.choice((0, 20)))])
+        arrivals=_arrivals(rng, frames, Streams(rng, 6, sizes=(20, 200, 900), destination=OWN_TEXT)
+                           if coalesces else None),
+        bad_receive_blocks=[rng.randrange(0, RECEIVE_AREA_BYTES, BURST_BYTES) for _ in range(rng.choice((0, 20)))],
+        coalesces=coalesces)
+    if coalesces:
+        # A drain ends what is open, at a time that two devices need not share.
+        program.channels[0].operations |= OperationMask.COALESCE
+        for channel in program.channels:
+            channel.steps = [step for step in channel.steps if not isinstance(step, Rekey)]
+    return program
 
 
 def _channel_program(rng: random.Random, number: int, vectors: int, sends: int) -> ChannelProgram:
@@ -363,7 +377,7 @@ class _Area:
         return replace(send, pieces=(*send.pieces[:place], piece, *send.pieces[place + 1 :]))
 
 
-def _arrivals(rng: random.Random, frames: int) -> list[Post | Arrive]:
+def _arrivals(rng: random.Random, frames: int, streams: Streams | None) -> list[Post | Arrive]:
     steps: list[Post | Arrive] = []
     at = 0
     while frames > 0:
@@ -382,7 +396,7 @@ def _arrivals(rng: random.Random, frames: int) -> list[Post | Arrive]:
         steps.append(Post(tuple(buffers)))
         burst, left = [], RX_BURST_BYTES
         for _ in range(rng.randrange(1, 9)):
-            frame = _arriving_frame(rng)
+            frame = streams.segment().frame() if streams and rng.random() < 0.9 else _arriving_frame(rng)
             if len(frame) > left:
                 break
             left -= len(frame)
@@ -533,6 +547,7 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     rig.faults.blocks = set()
     nic.set_mac_address(OWN_MAC)
     nic.set_filter(program.rx_filter)
+    nic.set_coalescing(10 * S_IN_US if program.coalesces else 0)
     nic.enable_receive(True)
     for vector, (rx_usecs, rx_frames, tx_usecs, tx_frames) in enumerate(program.moderation):
         nic.set_moderation(vector, rx_usecs=rx_usecs, rx_frames=rx_frames, tx_usecs=tx_usecs, tx_frames=tx_frames)
@@ -550,6 +565,9 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     tasks.append(rig.kernel.spawn(_receive(rig, program, runners[0], posted), "arrivals"))
     for task in tasks:
         await task
+    nic.set_coalescing(0)  # ends what is open
+    await rig.port.read32(register("ID"))
+    await rig.port.sleep(STILL_PS)
     runners[0].take()
 
     after = await nic.read_counters()
@@ -575,7 +593,8 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
                 fields["status"] == Status.BUS_ERROR or fields["more"] > 0)
         if fields["kind"] != CompletionKind.SEND and is_undefined:
             offset, length = posted[fields["tag"]]
-            view[offset : offset + length] = bytes(length)
+            end = min(offset + length, RECEIVE_AREA_BYTES)
+            view[offset:end] = bytes(end - offset)
     result["memory"] = hashlib.sha256(view).hexdigest()
     end_ps = rig.kernel.now
     stamps = [COMPLETION.unpack(entry)["timestamp"] for runner in runners for entry in runner.completions]

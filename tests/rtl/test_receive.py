@@ -5,6 +5,7 @@ from collections import deque
 
 import pytest
 
+from nic_model.aggregates import resegment
 from nic_model.contract import (
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
@@ -17,6 +18,7 @@ from nic_model.contract import (
     register,
 )
 from rtl.receive import Receive
+from tests.gro import LinuxGro, Segment, Streams
 from tests.rtl import rx_frames
 from tests.rtl.harness import Bench, idle
 from tests.rtl.rx_frames import OWN_BYTES, beats
@@ -46,7 +48,8 @@ class Host:
         self.retired = 0
         self.read_commands, self.key_requests, self.write_commands, self.write_rows = [], [], [], []
         self.done, self.faults, self.indices = [], [], []
-        self.counted = {name: [] for name in ("frames_in", "frames", "bytes", "checksum_errors", *DROPS)}
+        self.counted = {name: [] for name in (
+            "frames_in", "frames", "bytes", "checksum_errors", "aggregates", "coalesced", *DROPS)}
         self._ring_beats, self._answers, self._write_dones = deque(), deque(), deque()
         for stream, taken in ((dut.ring_cmd, self.read_commands), (dut.key_request, self.key_requests),
                               (dut.done, self.done), (dut.fault, self.faults)):
@@ -716,3 +719,92 @@ def test_a_random_life(config, seed):
         indices = [token["ring_index"] for token in host.done[begin:end]]
         assert indices == list(range(1, len(indices) + 1)), f"seed {seed}"
     assert {fault["code"] for fault in host.faults} <= {ChannelError.FETCH_BUS_ERROR}
+
+
+@pytest.mark.parametrize(("config", "stall", "seed", "buffer_bytes"), [
+    (DEFAULT, 0.1, 31, 100), (MIDDLE, 0.0, 32, 450), (WIDE, 0.2, 33, 333)],
+    ids=lambda v: getattr(v, "name", str(v)))
+def test_coalesced_receives(config, stall, seed, buffer_bytes):
+    """Streams of several flows: each receive, cut again, is exactly the frames that Linux's rules put together; now and
+    then a drain ends all."""
+    rng = random.Random(seed)
+    host = Host(config, seed=seed, stall=stall, log2=10)
+    streams = Streams(rng, 7, deviation=0.08, sizes=(20, 64, 150))
+    rounds = [[streams.segment() for _ in range(60)] for _ in range(2)]
+    pitch = buffer_bytes + 1
+    buffers = min(600, (RING - 0x4000) // pitch)
+
+    async def main(ctx):
+        await host.write(ctx, register("COALESCE_TICKS"), 1 << 30)
+        await host.open(ctx, operations=OperationMask.RECEIVE_RAW | OperationMask.COALESCE)
+        await host.enable(ctx)
+        for n in range(buffers):
+            host.place(0x4000 + n * pitch, buffer_bytes)
+        await host.ring(ctx)
+        for number, segments in enumerate(rounds):
+            for segment in segments:
+                await host.send(ctx, segment.frame())
+            while host.ended < 60 * (number + 1):
+                await ctx.tick()
+            await idle(ctx, 100)
+            told = len(host.done)
+            ctx.set(host.dut.drain_request, 1)
+            while not ctx.get(host.dut.drain_done):
+                await ctx.tick()
+            assert len(host.done) > told
+            assert host.retired == len(host.done) == host.indices[-1]["index"]
+            ctx.set(host.dut.drain_request, 0)
+            await ctx.tick()
+        await host.settle(ctx, 120)
+
+    linux, groups = LinuxGro(), {}
+    for segments in rounds:
+        for segment in segments:
+            linux.receive(segment)
+        linux.flush()
+    frames = [segment.frame() for segments in rounds for segment in segments]
+    for event, number, *first in linux.events:
+        if event != "end":
+            groups.setdefault(*first or (number,), []).append(frames[number])
+    host.run(main, max_cycles=40_000)
+    assert host.count("no_buffer") == 0
+    tokens, receives = list(host.done), []
+    while tokens:
+        head = tokens[0]
+        parts, tokens = tokens[:head["more"] + 1], tokens[head["more"] + 1:]
+        assert [p["further"] for p in parts] == [0] + [1] * (len(parts) - 1), f"seed {seed}"
+        data = b"".join(host.memory[0x4000 + p["buffer_id"] * pitch:][:p["length"]] for p in parts)
+        receives.append(resegment(bytes(data), head["segments"], head["mss"], RxInfo(head["info"])))
+    assert sorted(receives) == sorted(groups.values()), f"seed {seed}"
+    assert host.count("aggregates") == sum(len(group) > 1 for group in groups.values()) > 5
+    assert host.count("coalesced") == sum(len(group) - 1 for group in groups.values())
+    for n in range(buffers):
+        assert host.memory[0x4000 + n * pitch + buffer_bytes] == GUARD
+
+
+def test_an_aggregate_ends_where_a_buffer_is_missing():
+    host = Host(MIDDLE)
+    segments = [Segment(1, seq=50 * n, ident=n, payload=bytes([n]) * 50) for n in range(5)]
+
+    async def main(ctx):
+        await host.write(ctx, register("COALESCE_TICKS"), 1 << 30)
+        await host.open(ctx, operations=OperationMask.RECEIVE_RAW | OperationMask.COALESCE)
+        await host.enable(ctx)
+        await host.post(ctx, 0x4000, 190)
+        for segment in segments[:3]:
+            await host.send(ctx, segment.frame())
+        await host.settle(ctx, 3)
+        assert [(t["segments"], t["length"]) for t in host.done] == [(2, 154)]
+        await host.post(ctx, BAD_ADDRESS, 110)
+        await host.post(ctx, 0x5000, 200)
+        for segment in segments[3:]:
+            await host.send(ctx, segment.frame())
+        await host.settle(ctx, 5)
+        ctx.set(host.dut.drain_request, 1)
+        await host.settle(ctx, 5)
+
+    host.run(main)
+    assert host.count("no_buffer") == 1
+    assert [(t["status"], t["segments"], t["length"], t["more"], t["buffer_id"]) for t in host.done] == [
+        (Status.OK, 2, 154, 0, 0), (Status.BUS_ERROR, 0, 0, 1, 1), (Status.OK, 0, 0, 0, 2)]
+    assert host.memory[0x4000 + 154] == GUARD
