@@ -168,7 +168,8 @@ class RxBuffer(wiring.Component):
         m.submodules.headers = headers = Ram(shape=8 * self.config.host_bytes, depth=HEADER_ROWS)
         head, tail = Signal(exact_log2(places) + 1), Signal(exact_log2(places) + 1)
         following, number = Signal(range(in_frame + 1)), Signal(range(in_frame + 1))
-        has_room, may, keeps_header = Signal(), Signal(), Signal()
+        has_place, has_room, had_room, may, keeps_header = (
+            Signal(name=n) for n in ("has_place", "has_room", "had_room", "may_coalesce", "keeps_header"))
 
         def has(*flags):
             return Cat(row.info[int(flag).bit_length() - 1] for flag in flags)
@@ -176,7 +177,8 @@ class RxBuffer(wiring.Component):
         header_words = Signal(6)
         m.d.comb += [
             number.eq(Mux(row.first, 0, following)),
-            has_room.eq((tail ^ head) != 1 << (len(head) - 1)),
+            has_place.eq((tail ^ head) != 1 << (len(head) - 1)),
+            has_room.eq(Mux(row.first, has_place, had_room)),  # one that comes free in the middle is too late
             header_words.eq(row.l4 - row.l3),
             may.eq(has(RxInfo.TCP, RxInfo.L4_CHECKSUM_OK).all() & has_room & Mux(
                 has(RxInfo.IPV6), header_words == IPV6_HEADER_BYTES // 2,
@@ -188,7 +190,7 @@ class RxBuffer(wiring.Component):
             self.header_data.eq(headers.read_data),
         ]
         with m.If(self.row.valid):
-            m.d.sync += following.eq(number + (number != in_frame))
+            m.d.sync += [following.eq(number + (number != in_frame)), had_room.eq(has_room)]
         with m.If(keeps_header):
             m.d.sync += tail.eq(tail + 1)
         with m.If(self.header_release):

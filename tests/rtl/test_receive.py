@@ -808,3 +808,37 @@ def test_an_aggregate_ends_where_a_buffer_is_missing():
     assert [(t["status"], t["segments"], t["length"], t["more"], t["buffer_id"]) for t in host.done] == [
         (Status.OK, 2, 154, 0, 0), (Status.BUS_ERROR, 0, 0, 1, 1), (Status.OK, 0, 0, 0, 2)]
     assert host.memory[0x4000 + 154] == GUARD
+
+
+def test_a_backlog_longer_than_the_memory_of_headers():
+    """Segments whose headers found no place are delivered by themselves, and in order."""
+    host = Host(DEFAULT, log2=8)
+    segments = [Segment(1, seq=20 * n, ident=n, payload=rx_frames.data(20, n)) for n in range(130)]
+
+    async def main(ctx):
+        await host.write(ctx, register("COALESCE_TICKS"), 1 << 30)
+        await host.open(ctx, operations=OperationMask.RECEIVE_RAW | OperationMask.COALESCE)
+        await host.enable(ctx)
+        for n in range(140):
+            host.place(0x4000 + 256 * n, 256)
+        await host.ring(ctx)
+        host.holds_writes = True
+        for segment in segments:
+            await host.send(ctx, segment.frame())
+        host.holds_writes = False
+        while host.ended < 130:
+            await ctx.tick()
+        ctx.set(host.dut.drain_request, 1)
+        await host.settle(ctx, 130)
+
+    host.run(main, max_cycles=20_000)
+    assert host.count("fifo_full") == host.count("no_buffer") == 0
+    tokens, frames, alone = list(host.done), [], 0
+    while tokens:
+        head = tokens[0]
+        parts, tokens = tokens[:head["more"] + 1], tokens[head["more"] + 1:]
+        data = b"".join(host.memory[0x4000 + p["buffer_id"] * 256:][:p["length"]] for p in parts)
+        frames += resegment(bytes(data), head["segments"], head["mss"], RxInfo(head["info"]))
+        alone += head["segments"] == 1
+    assert frames == [segment.frame() for segment in segments]
+    assert 10 < alone < 100
