@@ -17,10 +17,11 @@ from nic_model.contract import CompletionKind, SendFlag, doorbell
 
 
 class Finished(NamedTuple):
-    """A completion, and the handle of what it completes."""
+    """A completion, and the handle of what it completes; of a receive also those of its further buffers."""
 
     completion: Completion
     handle: Any
+    more: tuple[Finished, ...] = ()
 
 
 class Channel:
@@ -44,6 +45,7 @@ class Channel:
         self._sends: dict[int, Any] = {}
         self._next_tag = 0
         self._posted: dict[int, Any] = {}
+        self._parts: list[Finished] = []
         self._tx_told = 0
         self._rx_told = 0
         port.kernel.reporters.append(self)
@@ -98,7 +100,10 @@ class Channel:
     # ------------------------------------------------------------------------------------------ completions
 
     def completions(self) -> Iterator[Finished]:
-        """All that has finished, in the device's order; ends when the ring is empty at that moment."""
+        """All that has finished, in the device's order; ends when the ring is empty at that moment.
+
+        A receive of several buffers comes when all of their completions are there.
+        """
         completed = self.completed
         while completed.has_completion:
             # The phase bit was read before; what it guards must not be older.
@@ -108,8 +113,12 @@ class Channel:
                 self.submissions.retire(completion.ring_index)
                 yield Finished(completion, self._sends.pop(completion.tag))
             else:
-                self.buffers.retire(completion.ring_index)
-                yield Finished(completion, self._posted.pop(completion.tag))
+                self.buffers.give_back()
+                self._parts.append(Finished(completion, self._posted.pop(completion.tag)))
+                head, *more = self._parts
+                if len(more) == head.completion.more:
+                    self._parts.clear()
+                    yield head._replace(more=tuple(more))
 
     def arm(self, account: Account) -> None:
         """Ask for an interrupt at the next completion, or at once if one came since `completions` ended."""
@@ -136,7 +145,8 @@ class Channel:
         self._port.kernel.reporters.remove(self)
         for ring in (self.submissions, self.buffers, self.completed):
             ring.release()
-        lost = [*self._sends.values(), *self._posted.values()]
+        lost = [*self._sends.values(), *(part.handle for part in self._parts), *self._posted.values()]
+        self._parts.clear()
         self._sends.clear()
         self._posted.clear()
         return lost

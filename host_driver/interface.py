@@ -22,12 +22,13 @@ from host_driver.channel import Channel
 from host_driver.dim import RX_PROFILES, TX_PROFILES, Dim, Moderation, PeriodMode, Sample
 from host_driver.nic import DeviceError, Nic
 from host_driver.packet_buffers import PacketBuffer, PacketBuffers
-from host_driver.rings import Descriptor, Piece
+from host_driver.rings import Completion, Descriptor, Piece
 from host_driver.runtime import Event, Task, Timer
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import Profile
 from host_driver.tcp.stack import OutSegment, Stack
+from nic_model.aggregates import as_one_packet
 from nic_model.contract import (
     MAX_DESCRIPTOR_SLOTS,
     MIN_MSS,
@@ -64,13 +65,17 @@ TX_PACKET_BUFFERS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Offloads:
-    """What the device does instead of the host. Raises ValueError for segmentation without checksums."""
+    """What the device does instead of the host. Raises ValueError for segmentation or coalescing without checksums."""
 
     rx_checksum: bool = False
     tx_checksum: bool = False
     segmentation: bool = False
+    coalescing_usecs: float = 0
+    """Received TCP segments are merged, and held for so long at most; 0: they are not."""
 
     def __post_init__(self) -> None:
+        if self.coalescing_usecs and not self.rx_checksum:
+            raise ValueError("coalescing by the device needs rx_checksum too: only it has seen each segment's checksum")
         if self.segmentation and not self.tx_checksum:
             raise ValueError("segmentation by the device needs tx_checksum too: it writes new checksums")
 
@@ -84,6 +89,8 @@ class Offloads:
             needed |= Feature.TX_CHECKSUM
         if self.segmentation:
             needed |= Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6
+        if self.coalescing_usecs:
+            needed |= Feature.COALESCE
         return needed
 
 
@@ -246,6 +253,9 @@ class NetworkInterface:
         if missing:
             raise DeviceError(f"the device does not have {missing.name}, which {offloads} needs")
         operations = OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED | OperationMask.RECEIVE_RAW
+        if offloads.coalescing_usecs:
+            operations |= OperationMask.COALESCE
+            nic.set_coalescing(offloads.coalescing_usecs)
         channel = await nic.open_channel(RAW_CHANNEL, operations=operations, vector=vector, tx_log2=tx_log2,
                                          rx_log2=rx_log2)
         account = CurrentAccount(softirq_account)
@@ -355,7 +365,7 @@ class NetworkInterface:
 
     def _take_completions(self, account: Account) -> None:
         """Empty the completion ring: received frames go to the backlog, their buffers back to the device."""
-        for completion, handle in self.channel.completions():
+        for completion, handle, more in self.channel.completions():
             if isinstance(handle, _Outgoing):
                 account.charge("driver", "transmit_reclaim")
                 self._on_ring.discard(handle)
@@ -370,8 +380,9 @@ class NetworkInterface:
                 self._count(self._adaptive_tx, completion.length)
             else:
                 account.charge("driver", "receive_frame")
-                self._take_frame(handle, completion.status, completion.length, completion.info)
-                self._count(self._adaptive_rx, completion.length)
+                parts = [(completion, handle), *((c, h) for c, h, _ in more)]
+                self._take_frame(parts)
+                self._count(self._adaptive_rx, sum(part.length for part, _ in parts))
         self.channel.ring_doorbell(account)
         if self._backlog or self._transmit_queue:
             self._softirq.set()
@@ -381,15 +392,19 @@ class NetworkInterface:
         if adaptive is not None:
             adaptive.count(length_bytes)
 
-    def _take_frame(self, buffer: PacketBuffer, status: Status, length: int, info: RxInfo) -> None:
-        if status is not Status.OK:
+    def _take_frame(self, parts: list[tuple[Completion, PacketBuffer]]) -> None:
+        head = parts[0][0]
+        if head.status is not Status.OK:
             self.receive_errors += 1
         elif len(self._backlog) >= MAX_BACKLOG_FRAMES:
             self.backlog_drops += 1
         else:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
-            self._backlog.append((bytes(buffer.view[:length]), self._checksum_verdict(info)))
-        self._post(buffer)
+            received = b"".join(buffer.view[: part.length] for part, buffer in parts)
+            frame = as_one_packet(received, head.segments, head.info)
+            self._backlog.append((frame, self._checksum_verdict(head.info)))
+        for _, buffer in parts:
+            self._post(buffer)
 
     def _post(self, buffer: PacketBuffer) -> None:
         self.channel.post(buffer.piece, buffer.number, buffer)

@@ -21,6 +21,7 @@ from nic_model.contract import (
     KEY_COMMIT,
     KEY_GENERATION_BITS,
     MAGIC,
+    MAX_COALESCED_BYTES,
     MICROSOFT_RSS_KEY,
     RSS_CONTROL,
     RSS_INDIRECTION_ENTRIES,
@@ -389,6 +390,14 @@ class Nic:
         """The send half of `set_moderation`."""
         self.port.write32(vector_register("VECTOR_TX_TICKS", vector), self._ticks(usecs))
         self.port.write32(vector_register("VECTOR_TX_FRAMES", vector), frames)
+    def set_coalescing(self, usecs: float, max_bytes: int = MAX_COALESCED_BYTES) -> None:
+        """Let the device merge TCP segments of channels that may (`OperationMask.COALESCE`): each aggregate is told at
+        the latest so long after its first segment, and is no longer IP packet than `max_bytes`. 0 usecs: no
+        merging. Raises DeviceError if the device cannot."""
+        if usecs and not self.capabilities.features & Feature.COALESCE:
+            raise DeviceError("the device does not have COALESCE")
+        self.port.write32(register("COALESCE_BYTES"), max_bytes)
+        self.port.write32(register("COALESCE_TICKS"), max(1, self._ticks(usecs)) if usecs else 0)
 
     def _ticks(self, usecs: float) -> int:
         return round(usecs * self.capabilities.clock_hz / US_PER_S)

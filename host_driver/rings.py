@@ -91,6 +91,8 @@ class Completion(NamedTuple):
     info: RxInfo
     timestamp: int
     segments: int
+    mss: int
+    more: int
 
 
 class _Ring:
@@ -178,6 +180,14 @@ class ReceiveRing(_ProducedRing):
                                     buffer_id=buffer_id))
 
 
+    def give_back(self) -> None:
+        """One buffer has completed. The device takes slots in ring order, though it may complete buffers in another: so
+        as many slots are free as buffers have completed. Raises ValueError if none is posted."""
+        if not self.used:
+            raise ValueError("a buffer completed, and none is posted")
+        self.consumer = ring.advance(self.consumer)
+
+
 class CompletionRing(_Ring):
     """What the device has done."""
 
@@ -205,4 +215,5 @@ class CompletionRing(_Ring):
         self._position += 1
         return Completion(
             CompletionKind(fields["kind"]), Status(fields["status"]), fields["tag"], fields["length"],
-            fields["offset"], fields["ring_index"], RxInfo(fields["info"]), fields["timestamp"], fields["segments"])
+            fields["offset"], fields["ring_index"], RxInfo(fields["info"]), fields["timestamp"], fields["segments"],
+            fields["mss"], fields["more"])

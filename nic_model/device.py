@@ -7,10 +7,12 @@ fetch, checks, payload read, segmentation, MAC; MAC, filter, parse, payload writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nic_model import ring
+from nic_model.aggregates import find_headers
+from nic_model.coalescing import Aggregate, Coalescer, Verdict
 from nic_model.contract import (
     CHANNEL_STATUS,
     CHANNEL_STRIDE,
@@ -25,7 +27,9 @@ from nic_model.contract import (
     KEY_COMMIT,
     KEY_STRIDE,
     KEYS_BASE,
+    MAX_COALESCED_BYTES,
     MAX_DESCRIPTOR_SLOTS,
+    MAX_FRAME_BUFFERS,
     MAX_FRAME_BYTES,
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
@@ -115,6 +119,39 @@ class _Channel:
         return self.state is ChannelState.RUNNING
 
 
+@dataclass(slots=True)
+class _Slot:
+    """A receive buffer that the device took."""
+
+    buffer_id: int
+    ring_index: int
+    """Of the receive ring, behind its slot."""
+    key: int
+    offset: int
+    length: int
+    used: int = 0
+    """Bytes in it."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit."""
+        return self.length - self.used
+
+
+@dataclass(slots=True)
+class _Receive:
+    """A frame on its way to memory, or an aggregate."""
+
+    channel: _Channel
+    info: RxInfo
+    timestamp: int
+    checksum: int = 0
+    mss: int = 0
+    slots: list[_Slot] = field(default_factory=list)
+    status: Status = Status.OK
+    segments: int = 0
+
+
 class Device:
     """One NIC of a configuration.
 
@@ -150,6 +187,7 @@ class Device:
                                     for r in _BY_OFFSET[Block.STEERING].values()}
         self._indirection = [0] * RSS_INDIRECTION_ENTRIES
         self._own_address = bytes(6)
+        self._coalescer = Coalescer(config.coalesce_contexts)
         self._error_channels = 0
         self._error_rises = 0
         self._snapshot = dict(self.counters)
@@ -157,12 +195,14 @@ class Device:
     # ------------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> int | None:
-        """Cycle at which `advance` will raise a vector if nothing else happens; None if no vector waits."""
-        return min((v.deadline for v in self._vectors if v.deadline is not None), default=None)
+        """Cycle at which `advance` will raise a vector or end an aggregate if nothing else happens, if any."""
+        deadlines = [*(v.deadline for v in self._vectors), self._coalescer.next_deadline()]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def advance(self, now_cycles: int) -> None:
-        """Let time be `now_cycles`, and raise what was due until then."""
+        """Let time be `now_cycles`, and do what was due until then."""
         self.now_cycles = max(self.now_cycles, now_cycles)
+        self._end(self._coalescer.take_due(self.now_cycles))
         for vector in self._vectors:
             if vector.deadline is not None and vector.deadline <= self.now_cycles:
                 vector.rise()
@@ -243,14 +283,23 @@ class Device:
         elif name == "DEVICE_RESET":
             if value & 1:
                 for channel in self._channels:
-                    self._stop(channel)
+                    self._command(channel, ChannelCommand.RESET)
                 self._steering.reset()
         elif name == "ERROR_CHANNELS_LO":
             self._error_channels &= ~value
         elif name == "ERROR_CHANNELS_HI":
             self._error_channels &= ~(value << 32)
-        elif name != "DRAIN":  # all accesses are answered at once: there is never anything to drain
+        elif name == "DRAIN":  # all accesses are answered at once: there is nothing to drain but open aggregates
+            if value & 1:
+                self._end(self._coalescer.take_all())
+        else:
             self._globals[name] = value
+            if name == "COALESCE_BYTES":
+                self._coalescer.limit_bytes = min(value, MAX_COALESCED_BYTES)
+            elif name == "COALESCE_TICKS":
+                self._coalescer.ticks = value
+                if not value:
+                    self._end(self._coalescer.take_all())
             if name in ("MAC_ADDRESS_LO", "MAC_ADDRESS_HI"):
                 words = self._globals["MAC_ADDRESS_LO"] | (self._globals["MAC_ADDRESS_HI"] & 0xFFFF) << 32
                 self._own_address = words.to_bytes(6, "little")
@@ -308,7 +357,10 @@ class Device:
     def _command(self, channel: _Channel, command: int) -> None:
         """RESET stops a channel, and clears an error; ENABLE counts for an IDLE channel only."""
         if command == ChannelCommand.RESET:
+            was_idle = channel.state is ChannelState.IDLE
             self._stop(channel)
+            if not was_idle:
+                self._end(self._coalescer.take_all())
         if command != ChannelCommand.ENABLE or channel.state is not ChannelState.IDLE:
             return
         tx, rx, cq = (self._ring(channel, name, entry_bytes) for name, entry_bytes in (
@@ -473,7 +525,7 @@ class Device:
         self._show_irq()
 
     def _deliver(self, frame: bytes, bad: bool) -> str | None:
-        """Write a frame to the buffer at the head of the receive ring; or the counter of why it was dropped."""
+        """Write a frame to the buffers at the head of the receive ring; or the counter of why it was dropped."""
         if bad or len(frame) < ETHERNET_HEADER_BYTES:
             return "rx_bad_frames"
         if len(frame) > MAX_FRAME_BYTES:
@@ -481,42 +533,135 @@ class Device:
         if not passes_filter(frame[:6], self._own_address, self._globals["RX_FILTER"]):
             return "rx_filtered"
         parsed = parse_received(frame)
-        verdict = self._steering.steer(parsed)
-        self.counters["rx_steered_rule"] += verdict.by_rule
-        self.counters["rx_steered_rss"] += verdict.by_hash
-        channel = self._channels[verdict.channel]
-        may_receive = channel.registers["CHANNEL_OPERATIONS"] & OperationMask.RECEIVE_RAW
-        if not channel.runs or not may_receive or not channel.rx.waiting:
-            return "rx_no_buffer"
-        try:
-            slot = RECEIVE_SLOT.unpack(self._fetch(channel.rx, channel.rx.index))
-        except _FetchError:
-            self._fail(channel, ChannelError.FETCH_BUS_ERROR)
-            return "rx_no_buffer"
+        steered = self._steering.steer(parsed)
+        self.counters["rx_steered_rule"] += steered.by_rule
+        self.counters["rx_steered_rss"] += steered.by_hash
+        channel, info = self._channels[steered.channel], parsed.info
+        may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & OperationMask.COALESCE)
+        verdict = self._coalescer.judge(frame, info, self.now_cycles, may_open=may_open,
+                                        l4_offset=parsed.l4_offset)
+        self._end(verdict.ended)
+        aggregate = verdict.aggregate
+        if aggregate is not None and not verdict.opens and aggregate.receive is not None:
+            if len(aggregate.receive.slots) <= MAX_FRAME_BUFFERS:
+                return self._append(channel, aggregate, verdict, frame, info)
+            self._end([aggregate])
+        # By itself, or the first of an aggregate; which a segment also is when the one before found no buffer.
+        slots = self._take_slots(channel, len(frame))
+        if isinstance(slots, str):
+            return slots
+        receive = _Receive(channel, info, self.now_cycles, checksum=parsed.raw_sum if RxInfo.RAW_SUM in info else 0)
+        if aggregate is not None:
+            receive.mss = len(frame) - find_headers(frame, info).end
+        delivered = self._write(receive, frame, slots)
+        if aggregate is None or verdict.is_last:
+            self._tell(receive)
+        else:
+            aggregate.receive = receive
+        return self._count_delivery(frame, info, delivered)
 
-        if len(frame) > slot["length"]:
-            return "rx_oversize"
-        # The key is asked about the bytes that will be written.
-        status, address = self._keys.check(channel.number, slot["key"], slot["offset"], len(frame), KeyRight.WRITE)
-        channel.rx.index = ring.advance(channel.rx.index)
-        if status is Status.OK and not self._memory_write(address, frame):
-            status = Status.BUS_ERROR
-        delivered = status is Status.OK
-        info = parsed.info if delivered else RxInfo(0)
-        if delivered:
-            self.counters["rx_frames"] += 1
-            self.counters["rx_bytes"] += len(frame)
-            self.counters["rx_checksum_errors"] += RxInfo.CHECKSUM_BAD in info
-        self._complete(
-            channel, kind=CompletionKind.RECEIVE, status=status, tag=slot["buffer_id"],
-            length=len(frame) if delivered else 0, ring_index=channel.rx.index, info=info,
-            checksum=parsed.raw_sum if RxInfo.RAW_SUM in info else 0, timestamp=self.now_cycles,
-            segments=int(delivered))
-        return None if delivered else "rx_errors"
+    def _append(self, channel: _Channel, aggregate: Aggregate, verdict: Verdict, frame: bytes,
+                info: RxInfo) -> str | None:
+        """Write a segment's payload behind an aggregate; or the counter of why it was dropped."""
+        receive: _Receive = aggregate.receive
+        payload = frame[verdict.header_bytes :]
+        slots = self._take_slots(channel, max(0, len(payload) - receive.slots[-1].room))
+        if isinstance(slots, str):
+            self._end([aggregate])
+            return slots
+        receive.info |= verdict.info
+        self.counters["rx_coalesced"] += 1
+        delivered = self._write(receive, payload, slots)
+        if verdict.is_last:
+            self._end([aggregate])
+        return self._count_delivery(frame, info, delivered)
+
+    def _end(self, aggregates: Iterable[Aggregate]) -> None:
+        """Tell of aggregates that have ended."""
+        for aggregate in aggregates:
+            if aggregate.receive is not None:
+                self._tell(aggregate.receive)
+                aggregate.receive = None
+
+    def _take_slots(self, channel: _Channel, length_bytes: int) -> list[_Slot] | str:
+        """Posted buffers for so many bytes, all or none: then the counter of why there are not enough."""
+        may_receive = channel.registers["CHANNEL_OPERATIONS"] & OperationMask.RECEIVE_RAW
+        if not channel.runs or not may_receive:
+            return "rx_no_buffer"
+        slots: list[_Slot] = []
+        left = length_bytes
+        if not left:
+            return slots
+        while True:
+            if len(slots) == channel.rx.waiting:
+                return "rx_no_buffer"
+            index = ring.advance(channel.rx.index, len(slots))
+            try:
+                fields = RECEIVE_SLOT.unpack(self._fetch(channel.rx, index))
+            except _FetchError:
+                self._fail(channel, ChannelError.FETCH_BUS_ERROR)
+                return "rx_no_buffer"
+            slots.append(_Slot(fields["buffer_id"], ring.advance(index), fields["key"], fields["offset"],
+                               fields["length"]))
+            if left <= fields["length"]:
+                channel.rx.index = ring.advance(index)
+                return slots
+            if not fields["length"] or len(slots) == MAX_FRAME_BUFFERS:
+                return "rx_oversize"
+            left -= fields["length"]
+
+    def _write(self, receive: _Receive, data: bytes, slots: list[_Slot]) -> bool:
+        """Write bytes behind what a receive has, into its latest buffer and then into `slots`; whether all of it was
+        written. A part that fails does not keep the others from being written."""
+        channel = receive.channel
+        status, receive_begins = Status.OK, not receive.slots
+        targets = slots if receive_begins else [receive.slots[-1], *slots]
+        receive.slots += slots
+        for slot in targets:
+            part, data = data[: slot.room], data[slot.room :]
+            if not part:
+                continue
+            # The key is asked about the bytes that will be written.
+            found, address = self._keys.check(channel.number, slot.key, slot.offset + slot.used, len(part),
+                                              KeyRight.WRITE)
+            if found is Status.OK and not self._memory_write(address, part):
+                found = Status.BUS_ERROR
+            slot.used += len(part)
+            status = status or found
+        receive.status = receive.status or status
+        receive.segments += 1
+        return status is Status.OK
+
+    def _count_delivery(self, frame: bytes, info: RxInfo, delivered: bool) -> str | None:
+        if not delivered:
+            return "rx_errors"
+        self.counters["rx_frames"] += 1
+        self.counters["rx_bytes"] += len(frame)
+        self.counters["rx_checksum_errors"] += RxInfo.CHECKSUM_BAD in info
+        return None
+
+    def _tell(self, receive: _Receive) -> None:
+        """Completions of a receive: the head, and one for each further buffer."""
+        good = receive.status is Status.OK
+        merged = good and receive.segments > 1
+        self.counters["rx_aggregates"] += receive.segments > 1
+        for number, slot in enumerate(receive.slots):
+            buffer = {"tag": slot.buffer_id, "ring_index": slot.ring_index, "length": slot.used if good else 0}
+            if number:
+                self._complete(receive.channel, kind=CompletionKind.RECEIVE_MORE, **buffer)
+            else:
+                self._complete(
+                    receive.channel, kind=CompletionKind.RECEIVE, **buffer, status=receive.status,
+                    info=receive.info if good else RxInfo(0), checksum=receive.checksum if good else 0,
+                    timestamp=receive.timestamp,
+                    segments=receive.segments if good else 0, mss=receive.mss if merged else 0,
+                    more=len(receive.slots) - 1)
 
     # ------------------------------------------------------------------------------------------ completion, event
 
     def _complete(self, channel: _Channel, *, kind: CompletionKind, **fields: int) -> None:
+        if not channel.runs:
+            return
         cq = channel.cq
         entry = COMPLETION.pack(kind=kind, phase=ring.phase(cq.index, cq.log2), **fields)
         if not self._memory_write(cq.address(cq.index), entry):

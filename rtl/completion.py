@@ -53,6 +53,7 @@ POSITION_BITS = INDEX_BITS + 1
 Token = data.StructLayout({
     "receive": 1, "channel": CHANNEL_BITS, "writes": 1, "status": 8, "tag": 16, "length": LENGTH_BITS,
     "ring_index": INDEX_BITS, "info": 16, "checksum": 16, "timestamp": TIME_BITS, "segments": 16,
+    "mss": 14, "more": 8, "further": 1,
 })
 
 # What must be known of a token when its write is answered; `ends`: no further token's entry is in the same write.
@@ -117,19 +118,22 @@ class Completion(wiring.Component):
         return m
 
     def _take_tokens(self, m, arbiter):
-        """Join sends and receives, and count the sends."""
+        """Join sends and receives, and count the sends. Completions of one receive are not parted by a send's."""
         tx, rx = self.tx.payload, self.rx.payload
         as_tx, as_rx = arbiter.i[0].payload, arbiter.i[1].payload
         for token, done in ((as_tx, tx), (as_rx, rx)):
             m.d.comb += [getattr(token, name).eq(getattr(done, name))
                          for name in ("channel", "status", "ring_index", "length", "segments", "timestamp")]
-        taken = Signal()
+        taken, inside = Signal(), Signal()
+        with m.If(self.rx.valid & self.rx.ready):
+            m.d.sync += inside.eq(~rx.last)
         m.d.comb += [
-            arbiter.i[0].valid.eq(self.tx.valid), self.tx.ready.eq(arbiter.i[0].ready),
+            arbiter.i[0].valid.eq(self.tx.valid & ~inside), self.tx.ready.eq(arbiter.i[0].ready & ~inside),
             arbiter.i[1].valid.eq(self.rx.valid), self.rx.ready.eq(arbiter.i[1].ready),
             as_tx.tag.eq(tx.tag), as_tx.writes.eq(tx.complete | (tx.status != Status.OK)),
             as_rx.receive.eq(1), as_rx.tag.eq(rx.buffer_id), as_rx.info.eq(rx.info), as_rx.writes.eq(1),
             as_rx.checksum.eq(rx.checksum),
+            as_rx.mss.eq(rx.mss), as_rx.more.eq(rx.more), as_rx.further.eq(rx.further),
             taken.eq(self.tx.valid & self.tx.ready),
             self.count_tx_sends.valid.eq(taken & (tx.status == Status.OK)), self.count_tx_sends.payload.amount.eq(1),
             self.count_tx_errors.valid.eq(taken & (tx.status != Status.OK)), self.count_tx_errors.payload.amount.eq(1),
@@ -223,7 +227,9 @@ class Completion(wiring.Component):
         cmd, write_row = self.write_cmd, self.write_row
         row_leaves = Signal()
         fields = {
-            "kind": Mux(addressed_token.receive, CompletionKind.RECEIVE, CompletionKind.SEND),
+            "kind": Mux(addressed_token.further, CompletionKind.RECEIVE_MORE,
+                        Mux(addressed_token.receive, CompletionKind.RECEIVE, CompletionKind.SEND)),
+            "mss": addressed_token.mss, "more": addressed_token.more,
             "status": addressed_token.status, "tag": addressed_token.tag, "length": addressed_token.length,
             "ring_index": addressed_token.ring_index, "info": addressed_token.info,
             "checksum": addressed_token.checksum, "timestamp": addressed_token.timestamp,

@@ -109,10 +109,15 @@ TxDone = data.StructLayout({
     "length": LENGTH_BITS, "segments": 16, "timestamp": TIME_BITS,
 })
 
-# Receive -> completion, in frame order, after the bus answered every write of the frame.
+RECEIVE_BITS = 17
+"""Bits of what lies in one receive buffer at most: an aggregate of 65,535 bytes and its link header."""
+
+# Receive -> completion, after the bus answered every write of the frame or aggregate: one for each of its buffers,
+# together. The first says how many `more` follow; `further` marks those, `last` the last of all.
 RxDone = data.StructLayout({
     "channel": CHANNEL_BITS, "buffer_id": 16, "status": 8, "ring_index": INDEX_BITS,
-    "length": 16, "info": 16, "checksum": 16, "segments": 16, "timestamp": TIME_BITS,
+    "length": RECEIVE_BITS, "info": 16, "checksum": 16, "segments": 16, "timestamp": TIME_BITS, "mss": 14,
+    "more": 8, "further": 1, "last": 1,
 })
 
 # Completion -> events: the bus has answered this completion's write; `index` is the CQ index behind it.

@@ -85,7 +85,7 @@ class Nic(wiring.Component):
         m.submodules.completion = completion = Completion(config)
         m.submodules.events = events = Events(config)
         m.submodules.counters = counters = Counters(config)
-        m.submodules.deadlines = deadlines = EarliestDeadline(count=2)
+        m.submodules.deadlines = deadlines = EarliestDeadline(count=3)
         links = []
 
         def link(source, sink):
@@ -170,7 +170,7 @@ class Nic(wiring.Component):
             self.next_deadline.eq(deadlines.next_deadline),
             self.deadline_valid.eq(deadlines.deadline_valid),
         ]
-        for entry, block in zip(deadlines.i, (events, pause), strict=True):
+        for entry, block in zip(deadlines.i, (events, pause, receive), strict=True):
             m.d.comb += [entry.valid.eq(block.deadline_valid), entry.payload.eq(block.next_deadline)]
 
         # The bus, and what is counted and reported on the way.

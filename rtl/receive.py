@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from nic_model.contract import NicConfig
+from rtl.coalescer import Coalescer
 from rtl.interfaces import (
     TIME_BITS,
     ChannelFault,
@@ -30,6 +31,7 @@ from rtl.parser import Parser
 from rtl.pause import Pause, PauseReceive
 from rtl.rx_buffer import RxBuffer
 from rtl.rx_deliver import RxDeliver
+from rtl.rx_gather import RxGather
 from rtl.rx_rings import RxRings
 
 
@@ -37,8 +39,8 @@ class Receive(wiring.Component):
     """Frames from the MAC to host memory.
 
     Enters: `mac`, frames; `doorbell`, posted buffers. Leaves: writes of host memory, and `done`, a token for each
-    frame that was given a buffer, in frame order, when the bus has answered its writes. Every other frame is dropped
-    whole, and counted for one reason.
+    buffer that was used, when the bus has answered the writes of all of its frame. Every other frame is dropped whole,
+    and counted for one reason.
 
     Parameters
     ----------
@@ -56,6 +58,7 @@ class Receive(wiring.Component):
     fill : rows that the receive buffer holds.
     done, rx_retired : tokens for completion, and their return.
     now : cycle count.
+    next_deadline, deadline_valid : when the oldest aggregate ends by its age.
     fault, index, count_rx_... : what the registers and counters are told.
     """
 
@@ -85,7 +88,9 @@ class Receive(wiring.Component):
             "drain_done": Out(1),
             **{f"count_rx_{name}": Out(Strobe(CountAmount)) for name in (
                 "frames_in", "frames", "bytes", "filtered", "bad_frames", "oversize", "fifo_full", "no_buffer",
-                "errors", "checksum_errors", "steered_rule", "steered_rss", "pause")},
+                "errors", "checksum_errors", "steered_rule", "steered_rss", "aggregates", "coalesced", "pause")},
+            "next_deadline": Out(TIME_BITS),
+            "deadline_valid": Out(1),
             "active": Out(1),
         })
 
@@ -95,8 +100,10 @@ class Receive(wiring.Component):
         m.submodules.pause_rx = pause_rx = PauseReceive(self.config)
         m.submodules.parser = parser = Parser(self.config)
         m.submodules.buffer = buffer = RxBuffer(self.config)
+        m.submodules.coalescer = coalescer = Coalescer(self.config)
         m.submodules.rings = rings = RxRings(self.config)
         m.submodules.deliver = deliver = RxDeliver(self.config)
+        m.submodules.gather = gather = RxGather(self.config)
 
         # The frame's rows, whole into the buffer, and out of it when their place is known.
         connect(m, flipped(self.mac), mac_rx.mac)
@@ -110,15 +117,21 @@ class Receive(wiring.Component):
         connect(m, buffer.o, deliver.row)
         connect(m, deliver.write_row, flipped(self.write_row))
 
-        # The frame as an entry: its buffer, its key, its command, its end.
-        connect(m, buffer.frame, rings.frame)
+        # The frame as an entry: its buffers, their keys, commands, its end.
+        connect(m, buffer.frame, coalescer.frame)
+        connect(m, coalescer.task, rings.task)
+        m.d.comb += [
+            buffer.header_read.eq(coalescer.header_read), buffer.header_row.eq(coalescer.header_row),
+            coalescer.header_data.eq(buffer.header_data), buffer.header_release.eq(coalescer.header_release),
+        ]
         connect(m, rings.matched, deliver.matched)
         connect(m, deliver.key_request, flipped(self.key_request))
         connect(m, flipped(self.key_answer), deliver.key_answer)
         connect(m, deliver.order, buffer.order)
         connect(m, deliver.write_cmd, flipped(self.write_cmd))
         connect(m, flipped(self.write_done), deliver.write_done)
-        connect(m, deliver.done, flipped(self.done))
+        connect(m, deliver.part, gather.part)
+        connect(m, gather.done, flipped(self.done))
 
         # Posted buffers.
         connect(m, flipped(self.doorbell), rings.doorbell)
@@ -126,7 +139,7 @@ class Receive(wiring.Component):
         connect(m, flipped(self.ring_beat), rings.beat)
 
         # Registers, the life of a channel, reports.
-        for block in (mac_rx, pause_rx, parser, rings):
+        for block in (mac_rx, pause_rx, parser, coalescer, rings):
             connect(m, flipped(self.write), block.write)
         connect(m, flipped(self.start), rings.start)
         connect(m, rings.fault, flipped(self.fault))
@@ -135,12 +148,15 @@ class Receive(wiring.Component):
             mac_rx.now.eq(self.now), rings.running.eq(self.running), rings.rx_retired.eq(self.rx_retired),
             rings.drain_request.eq(self.drain_request), self.drain_done.eq(rings.drain_done),
             self.fill.eq(buffer.fill),
+            coalescer.drain_request.eq(self.drain_request), rings.flushed.eq(coalescer.flushed),
+            coalescer.now.eq(self.now), self.next_deadline.eq(coalescer.next_deadline),
+            self.deadline_valid.eq(coalescer.deadline_valid),
         ]
         for block, names in (
                 (parser, ("steered_rule", "steered_rss")),
                 (buffer, ("frames_in", "filtered", "bad_frames", "fifo_full")),
                 (deliver, ("frames", "bytes", "no_buffer", "errors", "checksum_errors")),
-                (pause_rx, ("pause",))):
+                (gather, ("aggregates", "coalesced")), (pause_rx, ("pause",))):
             for name in names:
                 connect(m, getattr(block, f"count_{name}"), flipped(getattr(self, f"count_rx_{name}")))
         # A frame may be too long for any buffer, or for the one that is posted: two frames at one time, if need be.
@@ -148,6 +164,7 @@ class Receive(wiring.Component):
         m.d.comb += [
             self.count_rx_oversize.valid.eq(Cat(oversize).any()),
             self.count_rx_oversize.payload.amount.eq(sum(oversize)),
-            self.active.eq(Cat(block.active for block in (mac_rx, pause_rx, parser, buffer, rings, deliver)).any()),
+            self.active.eq(Cat(block.active for block in (
+                mac_rx, pause_rx, parser, buffer, coalescer, rings, deliver, gather)).any()),
         ]
         return m

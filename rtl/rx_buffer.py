@@ -5,13 +5,23 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
-from nic_model.contract import NicConfig
+from nic_model.contract import NicConfig, RxInfo
+from nic_model.contract.protocols import IPV4_HEADER_BYTES, IPV6_HEADER_BYTES
 from rtl.interfaces import CHANNEL_BITS, TIME_BITS, CountAmount, Strobe, lane_bits
 from rtl.parser import CHECKSUM_BITS, INFO_BITS, parsed_row
 from rtl.primitives import Ram, StreamFifo
 
 LENGTH_BITS = 14
 """Of a frame that is let in."""
+
+HEADER_BYTES = 128
+"""Of a header that is kept: the longest of Ethernet, one tag, IPv6 and TCP with all options has 118."""
+
+HEADER_ROWS = 512
+"""Of all headers that are kept: as deep as a block RAM is at these widths."""
+
+ROW_NUMBER_BITS = LENGTH_BITS + 1
+"""Of a number of bytes up to the end of the row that holds a longest frame's last."""
 
 BYTES_PER_ENTRY = 64
 """The buffer has an entry for each so many of its bytes: full of shortest frames, it is full of entries too."""
@@ -21,26 +31,40 @@ RxFrame = data.StructLayout({
     "channel": CHANNEL_BITS, "length": LENGTH_BITS, "info": INFO_BITS, "checksum": CHECKSUM_BITS, "time": TIME_BITS,
 })
 
+# Likewise, with the parser's hash; `header` if its header is kept, and so it may be coalesced.
+OfferedFrame = data.StructLayout({**{name: field.shape for name, field in RxFrame}, "hash": 32, "header": 1})
+
 
 def rx_order(config: NicConfig) -> data.StructLayout:
-    """What to do with the buffer's oldest frame of `length` bytes: give its rows, with the lane `at` where they go; or
-    `skip`, drop it."""
-    return data.StructLayout({"length": LENGTH_BITS, "skip": 1, "at": lane_bits(config)})
+    """What to do with the oldest rows: drop `advance` of them, then give the next `rows`. Of these, bytes count from
+    lane `start` on, `first_count` in the first row and up to lane `last_count` in the last, if that is another.
+    `shares`: the last row is not done with, the next order begins in it. `at` is the lane where the first byte goes."""
+    lanes, rows = lane_bits(config), ROW_NUMBER_BITS - lane_bits(config)
+    return data.StructLayout({
+        "advance": rows, "rows": rows, "start": lanes, "first_count": lanes + 1, "last_count": lanes + 1, "shares": 1,
+        "at": lanes,
+    })
 
 
 def buffered_row(config: NicConfig) -> data.StructLayout:
-    """A row of a frame from lane 0 on, and the order's `at`."""
+    """A row of an order: `count` bytes from lane `start` on, and the order's `at`."""
     return data.StructLayout({
-        "data": 8 * config.host_bytes, "count": lane_bits(config) + 1, "last": 1, "at": lane_bits(config),
+        "data": 8 * config.host_bytes, "start": lane_bits(config), "count": lane_bits(config) + 1, "last": 1,
+        "at": lane_bits(config),
     })
 
 
 class RxBuffer(wiring.Component):
     """Keeps frames that are let in, and drops the others whole.
 
-    Enters: `row`, parsed rows, one a cycle if need be; `order`, in frame order, for frames that were offered.
-    Leaves: `frame`, each frame that is let in, 3 cycles after its last row; `o`, its rows, the first 3 cycles after
-    its order, then one a cycle, also from one frame to the next. A skipped frame takes 2 cycles.
+    Enters: `row`, parsed rows, one a cycle if need be; `order`, for rows of frames that were offered: one or more for
+    each frame, which together drop or give all its rows.
+    Leaves: `frame`, each frame that is let in, 3 cycles after its last row; `o`, the rows of an order, the first 3
+    cycles after it, then one a cycle, also from one order to the next. Rows that are dropped take 2 cycles together.
+
+    The headers of TCP segments that may be coalesced are kept a second time: those over IPv4 without options, or IPv6
+    without extension headers, no fragments, whose checksums are right. When there is no room for another header, a
+    segment comes without.
 
     Each frame counts in `count_frames_in`, and if it is dropped, in one of the others, the first that applies.
 
@@ -53,6 +77,8 @@ class RxBuffer(wiring.Component):
     -------
     row : rows of `parsed_row`.
     frame : frames to be ordered.
+    header_read, header_row, header_data, header_release : reads a row of the headers that are kept, there one cycle
+        later; the oldest of them is done with.
     order : what to do with them.
     o : rows of frames that were ordered.
     fill : rows in the buffer, those of the frame under way among them.
@@ -63,7 +89,9 @@ class RxBuffer(wiring.Component):
         self.config = config
         super().__init__({
             "row": In(Strobe(parsed_row(config))),
-            "frame": Out(stream.Signature(RxFrame)),
+            "frame": Out(stream.Signature(OfferedFrame)),
+            "header_read": In(1), "header_row": In(exact_log2(HEADER_ROWS)),
+            "header_data": Out(8 * config.host_bytes), "header_release": In(1),
             "order": In(stream.Signature(rx_order(config))),
             "o": Out(stream.Signature(buffered_row(config))),
             "fill": Out(exact_log2(config.rx_buffer_bytes // config.host_bytes) + 1),
@@ -78,7 +106,7 @@ class RxBuffer(wiring.Component):
         address_bits = exact_log2(depth)
         m.submodules.rows = rows = Ram(shape=8 * self.config.host_bytes, depth=depth)
         m.submodules.entries = entries = StreamFifo(
-            shape=RxFrame, depth=self.config.rx_buffer_bytes // BYTES_PER_ENTRY)
+            shape=OfferedFrame, depth=self.config.rx_buffer_bytes // BYTES_PER_ENTRY)
         connect(m, entries.o, flipped(self.frame))
 
         # Row numbers, free-running: rows head .. committed-1 are of whole frames, the frame under way ends at tail.
@@ -128,12 +156,51 @@ class RxBuffer(wiring.Component):
             entries.i.payload.channel.eq(row.channel), entries.i.payload.length.eq(row.length),
             entries.i.payload.info.eq(row.info), entries.i.payload.checksum.eq(row.checksum),
             entries.i.payload.time.eq(self._time_of_frame(m)),
+            entries.i.payload.hash.eq(row.hash), entries.i.payload.header.eq(self._keep_header(m, keeps)),
         ]
         with m.If(keeps):
             m.d.sync += committed.eq(behind)
         with m.Elif(ends):
             m.d.sync += tail.eq(committed)
-        return self.row.valid | Cat(counted).any() | self.count_frames_in.valid
+        return self.row.valid | Cat(counted).any() | self.count_frames_in.valid | self.header_release | self.header_read
+
+    def _keep_header(self, m, keeps):
+        """Write the first rows of each frame in the next place for a header, and leave them there if the frame may be
+        coalesced; whether that is so, at its last row."""
+        row = self.row.payload
+        in_frame = HEADER_BYTES // self.config.host_bytes
+        places = HEADER_ROWS // in_frame
+        m.submodules.headers = headers = Ram(shape=8 * self.config.host_bytes, depth=HEADER_ROWS)
+        head, tail = Signal(exact_log2(places) + 1), Signal(exact_log2(places) + 1)
+        following, number = Signal(range(in_frame + 1)), Signal(range(in_frame + 1))
+        has_place, has_room, had_room, may, keeps_header = (
+            Signal(name=n) for n in ("has_place", "has_room", "had_room", "may_coalesce", "keeps_header"))
+
+        def has(*flags):
+            return Cat(row.info[int(flag).bit_length() - 1] for flag in flags)
+
+        header_words = Signal(6)
+        m.d.comb += [
+            number.eq(Mux(row.first, 0, following)),
+            has_place.eq((tail ^ head) != 1 << (len(head) - 1)),
+            has_room.eq(Mux(row.first, has_place, had_room)),  # one that comes free in the middle is too late
+            header_words.eq(row.l4 - row.l3),
+            may.eq(has(RxInfo.TCP, RxInfo.L4_CHECKSUM_OK).all() & has_room & Mux(
+                has(RxInfo.IPV6), header_words == IPV6_HEADER_BYTES // 2,
+                has(RxInfo.IPV4, RxInfo.L3_CHECKSUM_OK).all() & (header_words == IPV4_HEADER_BYTES // 2))),
+            keeps_header.eq(keeps & may),
+            headers.write_en.eq(self.row.valid & (number != in_frame) & has_room),
+            headers.write_addr.eq(Cat(number[:exact_log2(in_frame)], tail)), headers.write_data.eq(row.data),
+            headers.read_en.eq(self.header_read), headers.read_addr.eq(self.header_row),
+            self.header_data.eq(headers.read_data),
+        ]
+        with m.If(self.row.valid):
+            m.d.sync += [following.eq(number + (number != in_frame)), had_room.eq(has_room)]
+        with m.If(keeps_header):
+            m.d.sync += tail.eq(tail + 1)
+        with m.If(self.header_release):
+            m.d.sync += head.eq(head + 1)
+        return keeps_header
 
     def _count(self, m, name, event):
         strobe = getattr(self, f"count_{name}")
@@ -152,49 +219,52 @@ class RxBuffer(wiring.Component):
         """The side of the host."""
         lanes = lane_bits(self.config)
         order, o = self.order.payload, self.o.payload
-        rows_left = Signal(LENGTH_BITS - lanes + 1)
-        last_count = Signal(lanes + 1)
-        reading, skipping = Signal(), Signal()
+        width = self.config.host_bytes
+        rows_left, to_drop = Signal.like(order.rows), Signal.like(order.advance)
+        start, count, last_count = Signal.like(order.start), Signal.like(order.first_count), Signal(lanes + 1)
+        reading, dropping, shares = Signal(), Signal(), Signal()
         at = Signal.like(order.at)
 
         # A row is read into the memory's own register, and moves on into the output's.
         waiting = Signal()
-        waiting_row = Signal(data.StructLayout({"count": lanes + 1, "last": 1, "at": lanes}))
+        waiting_row = Signal(data.StructLayout({"start": lanes, "count": lanes + 1, "last": 1, "at": lanes}))
         read, advance, leave, is_last, takes_order = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             leave.eq(self.o.valid & self.o.ready),
             advance.eq(waiting & (~self.o.valid | self.o.ready)),
-            read.eq(reading & (~waiting | advance)),
+            read.eq(reading & ~dropping & (~waiting | advance)),
             is_last.eq(rows_left == 1),
-            self.order.ready.eq(~skipping & (~reading | (read & is_last))),
+            self.order.ready.eq(~dropping & (~reading | (read & is_last))),
             takes_order.eq(self.order.valid & self.order.ready),
             rows.read_en.eq(read), rows.read_addr.eq(head),
         ]
         with m.If(takes_order):
-            tail_bytes = order.length[:lanes]
             m.d.sync += [
-                reading.eq(~order.skip), skipping.eq(order.skip), at.eq(order.at),
-                rows_left.eq(order.length[lanes:] + tail_bytes.any()),
-                last_count.eq(Mux(tail_bytes.any(), tail_bytes, self.config.host_bytes)),
+                reading.eq(order.rows != 0), dropping.eq(order.advance != 0), at.eq(order.at),
+                rows_left.eq(order.rows), to_drop.eq(order.advance), shares.eq(order.shares),
+                start.eq(order.start), count.eq(order.first_count), last_count.eq(order.last_count),
             ]
         with m.Elif(read):
-            m.d.sync += [rows_left.eq(rows_left - 1), reading.eq(~is_last)]
-        with m.If(skipping):
-            m.d.sync += [head.eq(head + rows_left), skipping.eq(0)]
-        with m.Elif(read):
+            m.d.sync += [
+                rows_left.eq(rows_left - 1), reading.eq(~is_last), start.eq(0),
+                count.eq(Mux(rows_left == 2, last_count, width)),
+            ]
+        with m.If(dropping):
+            m.d.sync += [head.eq(head + to_drop), dropping.eq(0)]
+        with m.Elif(read & ~(is_last & shares)):
             m.d.sync += head.eq(head + 1)
         with m.If(read):
             m.d.sync += [
-                waiting.eq(1), waiting_row.last.eq(is_last), waiting_row.at.eq(at),
-                waiting_row.count.eq(Mux(is_last, last_count, self.config.host_bytes)),
+                waiting.eq(1), waiting_row.last.eq(is_last), waiting_row.at.eq(at), waiting_row.start.eq(start),
+                waiting_row.count.eq(count),
             ]
         with m.Elif(advance):
             m.d.sync += waiting.eq(0)
         with m.If(advance):
             m.d.sync += [
                 o.data.eq(rows.read_data), o.count.eq(waiting_row.count), o.last.eq(waiting_row.last),
-                o.at.eq(waiting_row.at), self.o.valid.eq(1),
+                o.start.eq(waiting_row.start), o.at.eq(waiting_row.at), self.o.valid.eq(1),
             ]
         with m.Elif(leave):
             m.d.sync += self.o.valid.eq(0)
-        return takes_order | skipping | read | advance | leave
+        return takes_order | dropping | read | advance | leave

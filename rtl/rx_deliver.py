@@ -1,4 +1,4 @@
-"""Delivers received frames: asks for the buffer's key, sends the rows to host memory, tells when they are there."""
+"""Delivers received frames: asks for the buffers' keys, sends the rows to host memory, tells when they are there."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
@@ -10,7 +10,6 @@ from rtl.interfaces import (
     CountAmount,
     KeyAnswer,
     KeyRequest,
-    RxDone,
     Strobe,
     WriteCommand,
     WriteDone,
@@ -18,35 +17,46 @@ from rtl.interfaces import (
     row,
 )
 from rtl.primitives import StreamFifo
-from rtl.rx_buffer import buffered_row, rx_order
-from rtl.rx_rings import Match, MatchedFrame
+from rtl.rx_buffer import LENGTH_BITS, buffered_row, rx_order
+from rtl.rx_gather import rx_part
+from rtl.rx_rings import Match, matched_frame
 
-FRAMES_ASKED = 8
-"""Frames that may wait for their key's answer."""
+PARTS_ASKED = 8
+"""Parts of frames that may wait for their key's answer."""
 
-FRAMES_IN_FLIGHT = 32
-"""Frames that may wait for the bus's answer to their writes."""
+PARTS_IN_FLIGHT = 32
+"""Parts of frames that may wait for the bus's answer to their writes."""
 
-# A frame whose buffer was taken, on its way to completion; `writes` if a WriteDone comes for it.
-_Token = data.StructLayout({**{name: field.shape for name, field in RxDone}, "writes": 1})
+def _asked(config):
+    """A part whose key is being asked for, or what else passes: the order for its rows, where all `rows_in_all` are
+    dropped if they are not written."""
+    order = {name: field.shape for name, field in rx_order(config)}
+    part = {name: field.shape for name, field in rx_part(config)}
+    return data.StructLayout({
+        "match": Match, "order": data.StructLayout(order), "rows_in_all": order["rows"],
+        "part": data.StructLayout(part), "frame_bytes": LENGTH_BITS,
+    })
 
-# A frame whose key is being asked for, if it has a buffer.
-_Asked = data.StructLayout({
-    name: MatchedFrame[name].shape for name in ("frame", "match", "buffer_id", "ring_index")
-})
+
+def _token(config):
+    """A part, or the end of an aggregate, on its way; `writes` if a WriteDone comes for it."""
+    return data.StructLayout({"part": rx_part(config), "writes": 1, "frame_bytes": LENGTH_BITS})
 
 
 class RxDeliver(wiring.Component):
-    """Takes each frame to its end: dropped, refused by its buffer's key, or written and answered by the bus.
+    """Takes each part of a frame to its end: dropped, refused by its buffer's key, or written and answered by the bus.
 
-    Enters: `matched`, frames in order. Leaves: `order`, for each what the receive buffer has to do; for those that
-    are written a command and rows; `done`, for each frame that was given a buffer, in order, when the bus has answered.
-    A frame in 2 cycles. 4 cycles lie between a row and the same row in the host's lanes.
+    Enters: `matched`, frames that are dropped and parts of the others, in order, and ends of aggregates. Leaves:
+    `order`, for each what the receive buffer has to do; for those that are written a command and rows; `part`, for each
+    that was given a buffer, in order, when the bus has answered. A part in 2 cycles. 4 cycles lie between a row and the
+    same row in the host's lanes.
+    If one part of a frame is refused or its write fails, the others are written all the same, and the frame counts
+    as an error.
 
     Parameters
     ----------
     config : NicConfig
-        Sizes of the device; `host_bytes` is used.
+        Sizes of the device; `host_bytes` and `coalesce_contexts` are used.
 
     Members
     -------
@@ -54,14 +64,14 @@ class RxDeliver(wiring.Component):
     key_request, key_answer : client of the key table.
     order, row : to and from the receive buffer.
     write_cmd, write_row, write_done : client of the DMA write engine.
-    done : tokens for completion.
+    part : what has found its end.
     count_no_buffer, count_oversize, count_errors, count_frames, count_bytes, count_checksum_errors : strobes.
     """
 
     def __init__(self, config: NicConfig):
         self.config = config
         super().__init__({
-            "matched": In(stream.Signature(MatchedFrame)),
+            "matched": In(stream.Signature(matched_frame(config))),
             "key_request": Out(stream.Signature(KeyRequest)),
             "key_answer": In(stream.Signature(KeyAnswer)),
             "order": Out(stream.Signature(rx_order(config))),
@@ -69,7 +79,7 @@ class RxDeliver(wiring.Component):
             "write_cmd": Out(stream.Signature(WriteCommand)),
             "write_row": Out(stream.Signature(row(config))),
             "write_done": In(stream.Signature(WriteDone)),
-            "done": Out(stream.Signature(RxDone)),
+            "part": Out(stream.Signature(rx_part(config))),
             **{f"count_{name}": Out(Strobe(CountAmount)) for name in
                ("no_buffer", "oversize", "errors", "frames", "bytes", "checksum_errors")},
             "active": Out(1),
@@ -77,8 +87,8 @@ class RxDeliver(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.asked = asked = StreamFifo(shape=_Asked, depth=FRAMES_ASKED)
-        m.submodules.tokens = tokens = StreamFifo(shape=_Token, depth=FRAMES_IN_FLIGHT)
+        m.submodules.asked = asked = StreamFifo(shape=_asked(self.config), depth=PARTS_ASKED)
+        m.submodules.tokens = tokens = StreamFifo(shape=_token(self.config), depth=PARTS_IN_FLIGHT)
         asks = self._ask(m, asked)
         orders = self._order(m, asked, tokens)
         aligns = self._align(m)
@@ -94,24 +104,52 @@ class RxDeliver(wiring.Component):
         return event | strobe.valid
 
     def _ask(self, m, asked):
-        """A frame with a buffer: may it be written there?"""
+        """A part with a buffer: may it be written there? Meanwhile its rows are counted."""
         matched, request = self.matched.payload, self.key_request.payload
         has_buffer, takes = Signal(), Signal()
         m.d.comb += [
             has_buffer.eq(matched.match == Match.BUFFER),
             self.matched.ready.eq(asked.i.ready & (~has_buffer | ~self.key_request.valid | self.key_request.ready)),
             takes.eq(self.matched.valid & self.matched.ready),
-            asked.i.valid.eq(takes),
-            *(asked.i.payload[name].eq(matched[name]) for name, _ in _Asked),
         ]
         with m.If(takes & has_buffer):
             m.d.sync += [
                 self.key_request.valid.eq(1),
                 request.channel.eq(matched.frame.channel), request.key.eq(matched.key), request.write.eq(1),
-                request.offset.eq(matched.offset), request.length.eq(matched.frame.length),
+                request.offset.eq(matched.offset), request.length.eq(matched.length),
             ]
         with m.Elif(self.key_request.ready):
             m.d.sync += self.key_request.valid.eq(0)
+
+        # The part lies at begin .. end-1, counted from the row that the one before left; nothing of a frame that is
+        # dropped has gone before.
+        width, lanes = self.config.host_bytes, lane_bits(self.config)
+        at, begin, end = Signal(lanes), Signal(8), Signal(LENGTH_BITS + 1)
+        start, tail = Signal(lanes), Signal(lanes)
+        entry = asked.i.payload
+        order, part = entry.order, entry.part
+        dropped = Signal.like(order.rows)
+        is_one = Signal()
+        frame_rows = matched.frame.length[lanes:] + matched.frame.length[:lanes].any()
+        m.d.comb += [
+            begin.eq(at + matched.skip), start.eq(begin[:lanes]), end.eq(start + matched.length), tail.eq(end[:lanes]),
+            order.rows.eq(end[lanes:] + tail.any()), is_one.eq(end <= width),
+            dropped.eq(begin[lanes:]), order.start.eq(start),
+            order.first_count.eq(Mux(is_one, matched.length, width - start)),
+            order.last_count.eq(Mux(tail.any(), tail, width)),
+            order.shares.eq(~matched.last & tail.any()),
+            order.advance.eq(Mux(has_buffer, dropped, frame_rows)),
+            entry.rows_in_all.eq(Mux(has_buffer, dropped + order.rows - order.shares, frame_rows)),
+            entry.match.eq(matched.match), entry.frame_bytes.eq(matched.frame.length),
+            part.close.eq(matched.match == Match.CLOSE),
+            part.channel.eq(matched.frame.channel), part.info.eq(matched.frame.info),
+            part.checksum.eq(matched.frame.checksum), part.timestamp.eq(matched.frame.time),
+            *(part[name].eq(matched[name]) for name in (
+                "context", "first", "last", "takes", "opens", "closes", "buffer_id", "ring_index", "length", "mss")),
+            asked.i.valid.eq(takes),
+        ]
+        with m.If(takes & has_buffer):
+            m.d.sync += at.eq(Mux(matched.last, 0, tail))
         counts = [
             self._count(m, "no_buffer", takes & (matched.match == Match.NONE)),
             self._count(m, "oversize", takes & (matched.match == Match.TOO_SMALL)),
@@ -119,14 +157,14 @@ class RxDeliver(wiring.Component):
         return takes | (self.key_request.valid & self.key_request.ready) | counts[0] | counts[1]
 
     def _order(self, m, asked, tokens):
-        """The answer decides what happens to the frame's rows. The decision stands in registers until all that it
-        concerns have taken it."""
-        frame, answer = asked.o.payload, self.key_answer.payload
+        """The answer decides what happens to the rows. The decision stands in registers until all that it concerns have
+        taken it."""
+        entry, answer = asked.o.payload, self.key_answer.payload
         order, command = self.order.payload, self.write_cmd.payload
-        token, token_valid = Signal(_Token), Signal()
-        has_buffer, writes, decides = Signal(), Signal(), Signal()
+        token, token_valid = Signal(_token(self.config)), Signal()
+        has_buffer, writes, closes, decides = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            has_buffer.eq(frame.match == Match.BUFFER),
+            has_buffer.eq(entry.match == Match.BUFFER), closes.eq(entry.match == Match.CLOSE),
             writes.eq(has_buffer & (answer.status == Status.OK)),
             decides.eq(asked.o.valid & (~has_buffer | self.key_answer.valid)
                        & ~self.order.valid & ~self.write_cmd.valid & ~token_valid),
@@ -135,14 +173,14 @@ class RxDeliver(wiring.Component):
         ]
         with m.If(decides):
             m.d.sync += [
-                self.order.valid.eq(1), order.length.eq(frame.frame.length), order.skip.eq(~writes),
+                self.order.valid.eq(~closes), order.eq(entry.order),
+                order.advance.eq(Mux(writes, entry.order.advance, entry.rows_in_all)),
+                order.rows.eq(Mux(writes, entry.order.rows, 0)),
                 order.at.eq(answer.address[:lane_bits(self.config)]),
                 self.write_cmd.valid.eq(writes), command.address.eq(answer.address),
-                command.length.eq(frame.frame.length),
-                token_valid.eq(has_buffer), token.writes.eq(writes), token.channel.eq(frame.frame.channel),
-                token.buffer_id.eq(frame.buffer_id), token.ring_index.eq(frame.ring_index),
-                token.status.eq(answer.status), token.length.eq(frame.frame.length), token.info.eq(frame.frame.info),
-                token.checksum.eq(frame.frame.checksum), token.segments.eq(1), token.timestamp.eq(frame.frame.time),
+                command.length.eq(entry.part.length),
+                token_valid.eq(has_buffer | closes), token.writes.eq(writes), token.frame_bytes.eq(entry.frame_bytes),
+                token.part.eq(entry.part), token.part.status.eq(Mux(has_buffer, answer.status, Status.OK)),
             ]
         leaves = []
         for valid, ready in ((self.order.valid, self.order.ready), (self.write_cmd.valid, self.write_cmd.ready),
@@ -153,12 +191,12 @@ class RxDeliver(wiring.Component):
         return decides | Cat(leaves).any()
 
     def _align(self, m):
-        """The frame's rows in the lanes of its address."""
+        """The rows in the lanes of their address."""
         m.submodules.aligner = aligner = Aligner(width_bytes=self.config.host_bytes)
         i, o = aligner.i.payload, aligner.o.payload
         m.d.comb += [
             aligner.i.valid.eq(self.row.valid), self.row.ready.eq(aligner.i.ready),
-            i.data.eq(self.row.payload.data), i.start.eq(0), i.count.eq(self.row.payload.count),
+            i.data.eq(self.row.payload.data), i.start.eq(self.row.payload.start), i.count.eq(self.row.payload.count),
             i.last.eq(self.row.payload.last), i.at.eq(self.row.payload.at),
             self.write_row.valid.eq(aligner.o.valid), aligner.o.ready.eq(self.write_row.ready),
             self.write_row.payload.data.eq(o.data), self.write_row.payload.last.eq(o.last),
@@ -166,32 +204,30 @@ class RxDeliver(wiring.Component):
         return aligner.active
 
     def _finish(self, m, tokens):
-        """The bus has answered, or nothing was written: the token goes on to completion."""
-        token, done = tokens.o.payload, self.done.payload
-        can_finish, finishes, delivered = Signal(), Signal(), Signal()
+        """The bus has answered, or nothing was written: the part goes on."""
+        token, part = tokens.o.payload, self.part.payload
+        can_finish, finishes, failed = Signal(), Signal(), Signal()
+        failed_before, ends, delivered = Signal(), Signal(), Signal()
         m.d.comb += [
-            can_finish.eq(tokens.o.valid & (~self.done.valid | self.done.ready)),
+            can_finish.eq(tokens.o.valid & (~self.part.valid | self.part.ready)),
             finishes.eq(can_finish & (~token.writes | self.write_done.valid)),
-            delivered.eq(token.writes & ~self.write_done.payload.error),
+            failed.eq(Mux(token.writes, self.write_done.payload.error, 1) | (failed_before & ~token.part.first)),
+            ends.eq(finishes & token.part.last & ~token.part.close), delivered.eq(ends & ~failed),
             tokens.o.ready.eq(finishes), self.write_done.ready.eq(can_finish & token.writes),
         ]
         with m.If(finishes):
             m.d.sync += [
-                self.done.valid.eq(1),
-                done.channel.eq(token.channel), done.buffer_id.eq(token.buffer_id),
-                done.ring_index.eq(token.ring_index), done.timestamp.eq(token.timestamp),
-                done.status.eq(Mux(token.writes & self.write_done.payload.error, Status.BUS_ERROR, token.status)),
-                done.length.eq(Mux(delivered, token.length, 0)), done.info.eq(Mux(delivered, token.info, 0)),
-                done.checksum.eq(Mux(delivered, token.checksum, 0)),
-                done.segments.eq(Mux(delivered, token.segments, 0)),
+                self.part.valid.eq(1), part.eq(token.part),
+                part.status.eq(Mux(token.writes & self.write_done.payload.error, Status.BUS_ERROR, token.part.status)),
+                failed_before.eq(failed),
             ]
-        with m.Elif(self.done.ready):
-            m.d.sync += self.done.valid.eq(0)
-        is_bad = (token.info & int(RxInfo.CHECKSUM_BAD)).any()
+        with m.Elif(self.part.ready):
+            m.d.sync += self.part.valid.eq(0)
+        is_bad = (token.part.info & int(RxInfo.CHECKSUM_BAD)).any()
         counts = [
-            self._count(m, "frames", finishes & delivered),
-            self._count(m, "bytes", finishes & delivered, token.length),
-            self._count(m, "checksum_errors", finishes & delivered & is_bad),
-            self._count(m, "errors", finishes & ~delivered),
+            self._count(m, "frames", delivered),
+            self._count(m, "bytes", delivered, token.frame_bytes),
+            self._count(m, "checksum_errors", delivered & is_bad),
+            self._count(m, "errors", ends & failed),
         ]
-        return finishes | (self.done.valid & self.done.ready) | counts[0] | counts[1] | counts[2] | counts[3]
+        return finishes | (self.part.valid & self.part.ready) | counts[0] | counts[1] | counts[2] | counts[3]

@@ -1,4 +1,4 @@
-"""Receive rings: fetches posted buffers ahead of the frames, and gives each frame its buffer."""
+"""Receive rings: fetches posted buffers ahead of the frames, and gives each frame its buffers."""
 
 from enum import IntEnum
 
@@ -9,6 +9,8 @@ from amaranth.utils import exact_log2
 
 from nic_model.contract import (
     LARGEST_RING_LOG2,
+    MAX_AGGREGATE_BUFFERS,
+    MAX_FRAME_BUFFERS,
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
     ChannelError,
@@ -30,7 +32,8 @@ from rtl.interfaces import (
     read_beat,
 )
 from rtl.primitives import Ram, SkidBuffer, SmallRam, StreamArbiter, round_robin
-from rtl.rx_buffer import RxFrame
+from rtl.rx_buffer import LENGTH_BITS, RxFrame
+from rtl.rx_gather import MERGED_INFO
 from rtl.small_fifo import SmallFifo
 
 PREFETCH_SLOTS = 64
@@ -43,10 +46,10 @@ FETCHES = 8
 """Fetches in flight, over all channels; two more, for the oldest stand in a stage of their own."""
 
 _GENERATION_BITS = 4  # a channel cannot be started 16 times while one fetch is in flight: a start takes a drain
-_DRAIN_BITS = 10  # more than frames can be between the take of their buffer and their completion
+_DRAIN_BITS = 13  # more than buffers can be between their take and their completion, those of all aggregates too
 
-BUFFER_LENGTH_BITS = 14
-"""Of a buffer, as far as it matters for a frame: a longer one shows the largest number."""
+BUFFER_LENGTH_BITS = 17
+"""Of a buffer, as far as it matters for an aggregate: a longer one shows the largest number."""
 
 # What the prefetch keeps of a receive slot.
 Buffer = data.StructLayout({
@@ -55,33 +58,72 @@ Buffer = data.StructLayout({
 })
 
 
+class TaskKind(IntEnum):
+    """What is to be done with a frame, or without one."""
+
+    FRAME = 0
+    """A frame by itself, or the head of an aggregate that it opens (`keeps_open`)."""
+    APPEND = 1
+    """A frame whose payload goes behind an aggregate, which ends with it unless it `keeps_open`."""
+    CLOSE = 2
+    """An aggregate has ended; there is no frame."""
+
+
+def rx_task(config: NicConfig) -> data.StructLayout:
+    """What the coalescer says of each frame: the aggregate's number, and for its segments how many bytes of header and
+    payload they are."""
+    return data.StructLayout({
+        "frame": RxFrame, "kind": TaskKind, "context": exact_log2(config.coalesce_contexts), "keeps_open": 1,
+        "header_bytes": 7, "payload_bytes": LENGTH_BITS,
+    })
+
+
 class Match(IntEnum):
     """What there is for a frame."""
 
     BUFFER = 0
+    """A buffer, for all of it or a part."""
     NONE = 1
-    """No buffer posted, or the channel does not run or may not receive."""
+    """Too few buffers posted, or the channel does not run or may not receive."""
     TOO_SMALL = 2
-    """The frame is longer than the buffer, which stays posted."""
+    """The frame is longer than as many buffers as it may have; they stay posted."""
+    CLOSE = 3
+    """No frame: an aggregate ends."""
 
 
-# A frame with its buffer. `ring_index` is the receive ring's index behind the buffer's slot.
-MatchedFrame = data.StructLayout({
-    "frame": RxFrame, "match": Match, "offset": Buffer["offset"].shape, "key": Buffer["key"].shape,
-    "buffer_id": Buffer["buffer_id"].shape, "ring_index": INDEX_BITS,
+def matched_frame(config: NicConfig) -> data.StructLayout:
+    """A frame that is dropped, or a part of one with its place: `length` bytes of it, behind `skip` that are not
+    written. `takes`: the place is in a buffer that this part is the first in; then `ring_index` is the receive ring's
+    index behind its slot. `first` and `last` are those of the frame, `opens` and `closes` those of an aggregate, where
+    each frame that is not merged is one by itself, with a `context` beyond those of the coalescer. `mss` is the payload
+    of an aggregate's first segment."""
+    return data.StructLayout({
+        "frame": RxFrame, "match": Match, "offset": Buffer["offset"].shape, "key": Buffer["key"].shape,
+        "buffer_id": Buffer["buffer_id"].shape, "ring_index": INDEX_BITS, "length": LENGTH_BITS, "skip": 7,
+        "context": range(config.coalesce_contexts + 1), "first": 1, "last": 1, "takes": 1, "opens": 1, "closes": 1,
+        "mss": LENGTH_BITS,
+    })
+
+
+# An aggregate: where in its latest buffer the next byte goes, bytes that have room there, buffers that it has.
+_Aggregate = data.StructLayout({
+    "offset": Buffer["offset"].shape, "key": Buffer["key"].shape, "room": BUFFER_LENGTH_BITS,
+    "buffers": range(MAX_AGGREGATE_BUFFERS + 1),
 })
-
 
 # A fetch in flight.
 _Fetch = data.StructLayout({"channel": CHANNEL_BITS, "index": INDEX_BITS, "generation": _GENERATION_BITS})
 
 
 class RxRings(wiring.Component):
-    """Finds the buffer for each frame, and keeps buffers ready by fetching receive slots ahead.
+    """Finds buffers for each frame, and keeps buffers ready by fetching receive slots ahead.
 
-    Enters: `frame`, one after the other; doorbells. Leaves: `matched`, each frame with its buffer or the reason why it
-    has none, 4 cycles after it came, and a frame each 4 cycles. A frame waits here only while the slot that it needs
-    is being fetched. A fetch leaves 11 cycles after its doorbell, or when there is room for all that it may bring.
+    Enters: `task`, a frame after the other; doorbells. Leaves: `matched`, each frame with its buffer or the reason why
+    it has none, 4 cycles after it came, and a frame each 4 cycles. A frame that needs more buffers than one gives a
+    part for each: 4 cycles for each to see that there are enough, then 3 for each. It gets all or none. A segment that
+    is appended begins in its aggregate's latest buffer (4 cycles if it fits there).
+    A frame waits here only while a slot that it needs is being fetched. A fetch leaves 11 cycles after its doorbell,
+    or when there is room for all that it may bring.
 
     The matching side and the fetching side work at the same time; they meet in the tables only, each of which has one
     writer and the `start` strobe, for which everybody else waits a cycle.
@@ -95,12 +137,13 @@ class RxRings(wiring.Component):
     -------
     write : register writes, for RX_BASE, RX_LOG2 and CHANNEL_OPERATIONS.
     start, running, drain_request, drain_done : the life of a channel.
+    flushed : no aggregate is open, and none opens while the drain lasts; so from now on buffers complete in order.
     doorbell : receive producer indices.
     cmd, beat : client of the DMA read engine.
-    frame, matched : frames, and frames with their buffers.
+    task, matched : frames, and frames with their buffers.
     fault : channels that must stop.
-    index : RX_INDEX, whenever a buffer is taken.
-    rx_retired : a frame that was given a buffer has its completion.
+    index : RX_INDEX, whenever buffers are taken.
+    rx_retired : a buffer has its completion.
     """
 
     def __init__(self, config: NicConfig):
@@ -112,12 +155,13 @@ class RxRings(wiring.Component):
             "doorbell": In(stream.Signature(DoorbellWrite)),
             "cmd": Out(stream.Signature(ReadCommand)),
             "beat": In(stream.Signature(read_beat(config))),
-            "frame": In(stream.Signature(RxFrame)),
-            "matched": Out(stream.Signature(MatchedFrame)),
+            "task": In(stream.Signature(rx_task(config))),
+            "matched": Out(stream.Signature(matched_frame(config))),
             "fault": Out(stream.Signature(ChannelFault)),
             "index": Out(Strobe(IndexReport)),
             "rx_retired": In(1),
             "drain_request": In(1),
+            "flushed": In(1),
             "drain_done": Out(1),
             "active": Out(1),
         })
@@ -162,9 +206,11 @@ class RxRings(wiring.Component):
         return m
 
     def _match(self, m, used, landed, producer, queue):
-        """A buffer for each frame."""
+        """Buffers for each frame. Slots `first` .. `here` are looked at one after the other until they are enough, then
+        those of a frame that needs more than one are read again, and given."""
         channels = self.config.channels
-        frame, matched = self.frame.payload, self.matched.payload
+        task, matched = self.task.payload, self.matched.payload
+        frame = task.frame
         channel = frame.channel[:exact_log2(channels)]
         permitted = _Table(m, "permitted", 1, channels, readers=("match",))
         sets_operations = self.write.valid & is_channel_register(
@@ -174,42 +220,103 @@ class RxRings(wiring.Component):
         for table in (used, landed, producer, permitted):
             m.d.comb += table.address["match"].eq(channel)
 
-        here = Signal(INDEX_BITS)  # index of the slot at the ring's head
+        # What is known of open aggregates: the buffer that the next segment goes on in, and how many it has.
+        contexts = self.config.coalesce_contexts
+        m.submodules.aggregates = aggregates = SmallRam(shape=_Aggregate, depth=contexts)
+        is_held = Signal(contexts)
+        context = task.context[:exact_log2(contexts)]
+        m.d.comb += [aggregates.read_addr.eq(context), aggregates.write_addr.eq(context)]
+        aggregate = Signal(_Aggregate)
+        held_here, appends, fits, too_many = Signal(), Signal(), Signal(), Signal()
+
+        first, here = Signal(INDEX_BITS), Signal(INDEX_BITS)
         is_open, is_posted, is_landed = Signal(), Signal(), Signal()
         buffer = Signal(Buffer)
-        match = Signal(Match)
+        left = Signal(LENGTH_BITS)  # bytes of the frame that have no place yet
+        number = Signal(range(MAX_FRAME_BUFFERS))  # of the slot at `here`, in the frame
+        buffers = Signal(range(MAX_AGGREGATE_BUFFERS + 1))  # of the frame, or the aggregate, so far
+        given = Signal(LENGTH_BITS)  # bytes in the latest buffer
+        is_first = Signal()
+        why = Signal(Match)
+        covers, length = Signal(), Signal(LENGTH_BITS)
         runs = Signal()
-        free, wakes, decides, takes = Signal(), Signal(), Signal(), Signal()
+        free, wakes = Signal(), Signal()
+        gives, takes, ends, closes, drops, stores = (
+            Signal(name=n) for n in ("gives", "takes", "ends", "closes", "drops", "stores"))
+        takes_all = Signal()
         m.d.comb += [
             runs.eq(self.running.bit_select(channel, 1)),
             wakes.eq((landed.word["match"] != here) | (producer.word["match"] == here) | ~runs),
             free.eq((~self.matched.valid | self.matched.ready) & ~self.start.valid),
-            takes.eq(decides & (match == Match.BUFFER)),
-            self.frame.ready.eq(decides),
+            covers.eq(left <= buffer.length), length.eq(Mux(covers, left, buffer.length)),
             queue.read_channel.eq(channel), queue.read_slot.eq(here),
         ]
-        with m.If(~is_open | ~is_posted):
-            m.d.comb += match.eq(Match.NONE)
-        with m.Elif(frame.length > buffer.length):
-            m.d.comb += match.eq(Match.TOO_SMALL)
-        with m.Else():
-            m.d.comb += match.eq(Match.BUFFER)
+
+        def finish():
+            """The frame's last part is given."""
+            with m.If(task.keeps_open):
+                m.next = "STORE"
+            with m.Else():
+                m.d.comb += ends.eq(1)
+                with m.If(appends):
+                    m.d.sync += is_held.bit_select(context, 1).eq(0)
+                m.next = "LOOK"
 
         moves = Signal()
         with m.FSM(name="match_state") as fsm:
             with m.State("LOOK"):
-                with m.If(self.frame.valid & ~self.start.valid):
+                with m.If(self.task.valid & ~self.start.valid):
                     m.d.comb += moves.eq(1)
                     m.d.sync += [
-                        here.eq(used.word["match"]), is_open.eq(runs & permitted.word["match"].any()),
+                        first.eq(used.word["match"]), here.eq(used.word["match"]),
+                        is_open.eq(runs & permitted.word["match"].any()),
                         is_posted.eq(producer.word["match"] != used.word["match"]),
                         is_landed.eq(landed.word["match"] != used.word["match"]),
+                        left.eq(frame.length), number.eq(0), buffers.eq(0), is_first.eq(1), appends.eq(0),
+                        why.eq(Match.NONE),
+                        Value.cast(aggregate).eq(aggregates.read_data), held_here.eq(is_held.bit_select(context, 1)),
                     ]
+                    with m.Switch(task.kind):
+                        with m.Case(TaskKind.FRAME):
+                            m.next = "READ"
+                        with m.Case(TaskKind.APPEND):
+                            m.next = "APPEND"
+                        with m.Default():
+                            m.next = "CLOSE"
+            with m.State("CLOSE"):
+                with m.If(free):
+                    m.d.comb += [moves.eq(1), closes.eq(held_here), ends.eq(1)]
+                    m.next = "LOOK"
+
+            # A segment behind one that was dropped is a head: what was open has been closed by that.
+            with m.State("APPEND"):
+                m.d.sync += [
+                    fits.eq(task.payload_bytes <= aggregate.room),
+                    too_many.eq(aggregate.buffers > MAX_FRAME_BUFFERS),
+                ]
+                m.d.comb += moves.eq(1)
+                m.next = "READ"
+                with m.If(held_here):
+                    m.next = "ROOM"
+            with m.State("ROOM"):
+                with m.If(~too_many):
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += [
+                        appends.eq(1), left.eq(task.payload_bytes - aggregate.room), buffers.eq(aggregate.buffers)]
                     m.next = "READ"
+                    with m.If(~is_open):
+                        m.next = "DROP"
+                    with m.Elif(fits):
+                        m.next = "HELD"
+                with m.Elif(free):
+                    m.d.comb += [moves.eq(1), closes.eq(1)]
+                    m.next = "READ"
+
+            # Look ahead.
             with m.State("READ"):
                 m.d.comb += moves.eq(1)
                 with m.If(~is_open | ~is_posted):
-                    m.next = "DECIDE"
+                    m.next = "DROP"
                 with m.Elif(is_landed):
                     m.d.comb += queue.read_en.eq(1)
                     m.next = "KEEP"
@@ -218,25 +325,124 @@ class RxRings(wiring.Component):
             with m.State("WAIT"):
                 with m.If(wakes):
                     m.d.comb += moves.eq(1)
-                    m.next = "LOOK"
+                    m.next = "LOOK_AGAIN"
+            with m.State("LOOK_AGAIN"):
+                with m.If(~self.start.valid):
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += [
+                        is_open.eq(runs & permitted.word["match"].any()), is_posted.eq(producer.word["match"] != here),
+                        is_landed.eq(landed.word["match"] != here),
+                    ]
+                    m.next = "READ"
             with m.State("KEEP"):
                 m.d.comb += moves.eq(1)
                 m.d.sync += buffer.eq(queue.buffer)
-                m.next = "DECIDE"
-            with m.State("DECIDE"):
-                with m.If(free):
-                    m.d.comb += [moves.eq(1), decides.eq(1)]
-                    m.next = "LOOK"
+                m.next = "JUDGE"
+            with m.State("JUDGE"):
+                with m.If(covers & (number == 0) & ~appends):
+                    with m.If(free):
+                        m.d.comb += [moves.eq(1), gives.eq(1), takes.eq(1), takes_all.eq(1)]
+                        finish()
+                with m.Elif(covers):
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += [here.eq(first), left.eq(frame.length)]
+                    m.next = "READ_AGAIN"
+                    with m.If(appends):
+                        m.next = "HELD"
+                with m.Elif((buffer.length == 0) | (number == MAX_FRAME_BUFFERS - 1)):
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += why.eq(Match.TOO_SMALL)
+                    m.next = "DROP"
+                with m.Else():
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += [left.eq(left - buffer.length), here.eq(here + 1), number.eq(number + 1)]
+                    m.next = "LOOK_AGAIN"
 
-        used.write_or_clear(m, takes, channel, here + 1, self.start)
-        m.d.sync += self.index.valid.eq(takes)
-        with m.If(takes):
+            # Give what was looked at.
+            with m.State("HELD"):
+                m.d.comb += moves.eq(free)
+                with m.If(free):
+                    m.d.sync += [
+                        left.eq(task.payload_bytes - aggregate.room),
+                        buffer.offset.eq(aggregate.offset), buffer.key.eq(aggregate.key),
+                        buffer.length.eq(aggregate.room),
+                    ]
+                    m.d.comb += gives.eq(aggregate.room != 0)
+                    m.next = "READ_AGAIN"
+                    with m.If(fits):
+                        finish()
+            with m.State("READ_AGAIN"):
+                m.d.comb += [moves.eq(1), queue.read_en.eq(1)]
+                m.next = "KEEP_AGAIN"
+            with m.State("KEEP_AGAIN"):
+                m.d.comb += moves.eq(1)
+                m.d.sync += buffer.eq(queue.buffer)
+                m.next = "GIVE"
+            with m.State("GIVE"):
+                with m.If(free):
+                    m.d.comb += [moves.eq(1), gives.eq(1), takes.eq(1), takes_all.eq(covers)]
+                    m.d.sync += [left.eq(left - buffer.length), here.eq(here + 1)]
+                    m.next = "READ_AGAIN"
+                    with m.If(covers):
+                        finish()
+            with m.State("STORE"):
+                m.d.comb += [moves.eq(1), stores.eq(1), ends.eq(1)]
+                m.d.sync += is_held.bit_select(context, 1).eq(1)
+                m.next = "LOOK"
+
+            # An aggregate ends where a segment is missing.
+            with m.State("DROP"):
+                with m.If(free):
+                    m.d.comb += moves.eq(1)
+                    m.d.sync += appends.eq(0)
+                    with m.If(appends):
+                        m.d.comb += closes.eq(1)
+                    with m.Else():
+                        m.d.comb += [drops.eq(1), ends.eq(1)]
+                        m.next = "LOOK"
+
+        m.d.comb += self.task.ready.eq(ends)
+        used.write_or_clear(m, takes_all, channel, here + 1, self.start)
+        m.d.sync += self.index.valid.eq(takes_all)
+        with m.If(takes_all):
             m.d.sync += [self.index.payload.channel.eq(channel), self.index.payload.index.eq(here + 1)]
-        with m.If(decides):
+
+        # Bytes of the part that is given: in HELD, `buffer` is not there yet.
+        in_held = fsm.ongoing("HELD")
+        part_bytes = Signal(LENGTH_BITS)
+        m.d.comb += part_bytes.eq(Mux(in_held, Mux(fits, task.payload_bytes, aggregate.room), length))
+        with m.If(gives):
+            m.d.sync += [given.eq(part_bytes), is_first.eq(0)]
+        with m.If(takes):
+            m.d.sync += buffers.eq(buffers + 1)
+        written = data.View(_Aggregate, aggregates.write_data)
+        m.d.comb += [
+            aggregates.write_en.eq(stores),
+            written.key.eq(buffer.key), written.offset.eq(buffer.offset + given),
+            written.room.eq(buffer.length - given),
+            written.buffers.eq(buffers),
+        ]
+        with m.If(closes):
+            m.d.sync += is_held.bit_select(context, 1).eq(0)
+
+        is_last = Signal()
+        m.d.comb += is_last.eq(Mux(in_held, fits, covers))
+        emits = Signal()
+        m.d.comb += emits.eq(gives | closes | drops)
+        with m.If(emits):
             m.d.sync += [
-                self.matched.valid.eq(1), matched.frame.eq(frame), matched.match.eq(match),
-                matched.offset.eq(buffer.offset), matched.key.eq(buffer.key), matched.buffer_id.eq(buffer.buffer_id),
-                matched.ring_index.eq(here + 1),
+                self.matched.valid.eq(1), matched.frame.eq(frame),
+                # What the frame adds to an aggregate says nothing of the frame by itself.
+                matched.frame.info.eq(Mux(appends, frame.info, frame.info & ~int(MERGED_INFO))),
+                matched.match.eq(Mux(gives, Match.BUFFER, Mux(closes, Match.CLOSE, why))),
+                matched.offset.eq(Mux(in_held, aggregate.offset, buffer.offset)),
+                matched.key.eq(Mux(in_held, aggregate.key, buffer.key)),
+                matched.buffer_id.eq(buffer.buffer_id), matched.ring_index.eq(here + 1),
+                matched.length.eq(part_bytes), matched.skip.eq(Mux(appends & is_first, task.header_bytes, 0)),
+                matched.context.eq(Mux(closes | appends | task.keeps_open, context, contexts)),
+                matched.first.eq(is_first), matched.last.eq(is_last), matched.takes.eq(takes),
+                matched.opens.eq(is_first & ~appends), matched.closes.eq(is_last & ~task.keeps_open),
+                matched.mss.eq(task.payload_bytes),
             ]
         with m.Elif(self.matched.ready):
             m.d.sync += self.matched.valid.eq(0)
@@ -411,7 +617,8 @@ class RxRings(wiring.Component):
         done = Signal()
         marks = []
         for name, steady, begins, ends in (
-                ("frames", between_frames, takes, self.rx_retired), ("fetches", between_fetches, issues, returns)):
+                ("frames", between_frames & self.flushed, takes, self.rx_retired),
+                ("fetches", between_fetches, issues, returns)):
             begun, ended = count(f"{name}_begun", begins), count(f"{name}_ended", ends)
             mark, is_marked = Signal(_DRAIN_BITS, name=f"{name}_mark"), Signal(name=f"{name}_marked")
             sets_mark = Signal(name=f"{name}_sets_mark")

@@ -536,7 +536,8 @@ class Connection:
         before = buffer.next
         if payload:
             buffer.insert(position, payload)
-            self._largest_received = max(self._largest_received, length)
+            # Several segments may come as one that the device merged.
+            self._largest_received = max(self._largest_received, min(length, self._advertised_mss))
         if flags & FIN:
             self._fin_received_at = end
         news = buffer.next - before

@@ -16,6 +16,16 @@ MAX_PIECES = 31
 MAX_FRAME_BYTES = 9014
 """Longest frame either way, without FCS: a 9,000-byte MTU and an Ethernet header."""
 
+MAX_FRAME_BUFFERS = 32
+"""Posted buffers that one received frame may take."""
+
+MAX_AGGREGATE_BUFFERS = 2 * MAX_FRAME_BUFFERS
+"""Posted buffers that a coalesced receive may take: it ends when it has more than half of them and a further segment
+comes."""
+
+MAX_COALESCED_BYTES = 0xFFFF
+"""Longest IP packet that a coalesced receive may be: what IPv4's total length can say."""
+
 MAX_SEGMENTED_BYTES = 1 << 20
 """Longest payload of one segmented send (1 MiB)."""
 
@@ -81,6 +91,8 @@ class OperationMask(IntFlag):
     """May be the target of steered and unmatched frames."""
     SOCKET = 1 << 3
     """The socket operations (reserved)."""
+    COALESCE = 1 << 8
+    """Its TCP segments are coalesced, if COALESCE_TICKS is not 0. Without it no segment opens an aggregate."""
 
 
 class SendFlag(IntFlag):
@@ -108,9 +120,10 @@ class CompletionKind(IntEnum):
 
     SEND = 1
     RECEIVE = 2
-    """One frame, or the head of a coalesced receive."""
+    """One frame, or several that were coalesced: what there is of them in the first buffer, and all that is said of the
+    whole. `more` completions of kind RECEIVE_MORE follow it without another one between."""
     RECEIVE_MORE = 3
-    """A further buffer of a coalesced receive (reserved)."""
+    """A further buffer of the same receive."""
     SOCKET = 4
     """A socket operation (reserved)."""
 
@@ -156,6 +169,12 @@ class RxInfo(IntFlag):
     """An IPv4 fragment or IPv6 fragment header: L4 not verified."""
     RAW_SUM = 1 << 9
     """No L4 checksum was verified, and the completion's `checksum` is the frame's raw sum."""
+    FIXED_ID = 1 << 13
+    """Of a receive of several segments: all have the IPv4 identification of the first; otherwise each has the next."""
+    PSH = 1 << 14
+    """Of a receive of several segments: the last had PSH, which is not set in the header that stands before them."""
+    FIN = 1 << 15
+    """Likewise FIN."""
 
 
 class HashType(IntEnum):

@@ -42,6 +42,8 @@ class NicConfig:
     """Frames received and not yet written to the host."""
     flow_rules: int = 256
     """Places for flow rules: a power of two, 16 to 2048."""
+    coalesce_contexts: int = 16
+    """Flows that may be coalesced at a time: a power of two, 16 to 64."""
 
     def __post_init__(self) -> None:
         if self.host_bytes == 0:
@@ -61,6 +63,8 @@ class NicConfig:
                     f"{SMALLEST_RING_LOG2} to {LARGEST_RING_LOG2}")
         self._check("flow_rules", _is_power_of_two(self.flow_rules) and 16 <= self.flow_rules <= MAX_FLOW_RULES,
                     f"a power of two from 16 to {MAX_FLOW_RULES}")
+        self._check("coalesce_contexts", _is_power_of_two(self.coalesce_contexts)
+                    and 16 <= self.coalesce_contexts <= 64, "a power of two from 16 to 64")
         for field in ("tx_buffer_bytes", "rx_buffer_bytes"):
             size = getattr(self, field)
             self._check(field, _is_power_of_two(size) and size >= MAX_FRAME_BYTES * 3 // 2,
@@ -94,7 +98,8 @@ class NicConfig:
     def features(self) -> Feature:
         """What this device has, as its FEATURES register shows it."""
         return (Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6 | Feature.TX_CHECKSUM | Feature.RX_CHECKSUM
-                | Feature.TIMESTAMP | Feature.RSS | Feature.FLOW_RULES | Feature.PAUSE)
+                | Feature.TIMESTAMP | Feature.RSS | Feature.FLOW_RULES | Feature.PAUSE
+                | Feature.COALESCE)
 
 
 CONFIGS: dict[str, NicConfig] = {

@@ -113,17 +113,21 @@ COMPLETION = _layout(
     "completion", COMPLETION_BYTES,
     ("kind", 0, 8, "a CompletionKind"),
     ("status", 1, 8, "a Status"),
-    ("tag", 2, 16, "SEND: the descriptor's tag; RECEIVE: the buffer's id"),
-    ("length", 4, 32, "SEND: payload bytes sent (inline bytes not counted); RECEIVE: bytes in the buffer"),
-    ("offset", 8, 32, "RECEIVE: where the data starts in the buffer"),
-    ("ring_index", 12, 16, "index behind this entry: submission ring for SEND, receive ring for RECEIVE"),
+    ("tag", 2, 16, "SEND: the descriptor's tag; RECEIVE and RECEIVE_MORE: the buffer's id"),
+    ("length", 4, 32, "SEND: payload bytes sent (inline bytes not counted); RECEIVE and RECEIVE_MORE: bytes in this"
+     " buffer; the receive is as long as all its buffers together"),
+    ("offset", 8, 32, "RECEIVE and RECEIVE_MORE: where the data starts in the buffer"),
+    ("ring_index", 12, 16, "SEND: submission ring's index behind this descriptor; RECEIVE and RECEIVE_MORE: receive"
+     " ring's index behind this buffer's slot. Buffers are taken in ring order and may complete in another: a driver"
+     " counts them, and may post as many as have completed"),
     ("info", 14, 16, "RECEIVE: RxInfo bits"),
     ("timestamp", 16, 64, "RECEIVE: `now` at the frame's first beat; SEND with TIMESTAMP: at its last frame's"),
-    ("segments", 24, 16, "SEND: frames sent; RECEIVE: frames merged (1)"),
-    ("mss", 26, 16, "RECEIVE: payload bytes of a merged segment (reserved)"),
+    ("segments", 24, 16, "SEND: frames sent; RECEIVE: frames in it, more than 1 if it was coalesced"),
+    ("mss", 26, 16, "RECEIVE of more than one frame: payload bytes of each but the last, which may have fewer"),
     ("checksum", 28, 16, "RECEIVE with RAW_SUM: one's complement sum, not complemented, of the 16-bit big-endian"
      " words behind the Ethernet header (byte 14 on: tags, headers, padding, to the frame's end); an odd last byte is a"
      " word's upper half"),
+    ("more", 30, 8, "RECEIVE: completions of kind RECEIVE_MORE that belong to it and follow it"),
     ("phase", 31, 1, "1 in the first pass over the ring, then 0, then 1 ..."),
 )
 

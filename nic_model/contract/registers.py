@@ -145,6 +145,10 @@ _ALL = [
          " a bit stays until it is cleared here, whatever becomes of the channel"),
         ("ERROR_CHANNELS_HI", 0x050, _RW1C, 0, "", "channels 63:32, likewise"),
         ("ERROR_MASK", 0x054, _RW, 1, "", "1: the error vector stays low"),
+        ("COALESCE_TICKS", 0x0C0, _RW, 0, "cycles", "an aggregate ends so long after its first segment's first beat;"
+         " 0: no coalescing, and what is open ends"),
+        ("COALESCE_BYTES", 0x0C4, _RW, 0xFFFF, "bytes", "no aggregate becomes a longer IP packet; above 65,535 acts as"
+         " 65,535"),
         ("DEVICE_RESET", 0x058, _RW, 0, "", "write 1: reset all channels; reads 1 until all are IDLE"),
         ("PAUSE_CONTROL", 0x0A0, _RW, 0, "", "PauseControl bits"),
         ("PAUSE_QUANTA", 0x0A4, _RW, 0xFFFF, "512 bit times", "bits 15:0: pause_time of sent pause frames, sent again"

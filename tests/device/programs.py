@@ -56,6 +56,7 @@ from nic_model.contract.config import BURST_BYTES  # noqa: E402
 from nic_model.contract.protocols import MAC_CONTROL_ADDRESS  # noqa: E402
 from nic_model.pause import pause_frame  # noqa: E402
 from tests.device.rig import US, Rig  # noqa: E402
+from tests.gro import Streams  # noqa: E402
 
 NOBODY = NullAccount()
 OWN_MAC = bytes.fromhex("02000000aa01")
@@ -69,6 +70,8 @@ POISON = 0xA5
 
 STILL_PS = 120 * US
 """Long enough for a burst of received frames to be delivered, on the slowest bus and beside all sends."""
+
+S_IN_US = 10**6
 
 MODERATIONS = ((0, 0), (0, 1), (3, 0), (3, 4), (20, 0), (20, 4), (20, 1))
 """Microseconds and count."""
@@ -167,17 +170,20 @@ class Program:
     steering: SteeringProgram
     arrivals: list[Post | Arrive]
     bad_receive_blocks: list[int]
+    coalesces: bool = False
+    """Segments are merged; what is open ends with the last frame, never by its age."""
 
 
 # ------------------------------------------------------------------------------------------------ making programs
 
 
-def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int = 14, frames: int = 30) -> Program:
+def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int = 14, frames: int = 30,
+                 coalesces: bool = False) -> Program:
     """A program of about `sends` descriptors for each channel and `frames` arriving frames."""
     rng = random.Random(seed)
     flows = [(f"10.0.0.{rng.randrange(2, 5)}", f"fd00::{rng.randrange(2, 5)}", rng.randrange(1, 1 << 16))
              for _ in range(12)]
-    return Program(
+    program = Program(
         seed=seed,
         channels=[_channel_program(rng, number, vectors, sends) for number in range(channels)],
         # Whoever waits for a count alone may wait for ever.
@@ -185,8 +191,16 @@ def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int =
         rx_filter=RxFilter(rng.choice((0, RxFilter.BROADCAST, RxFilter.BROADCAST | RxFilter.MULTICAST,
                                        RxFilter.PROMISCUOUS))),
         steering=_steering_program(rng, channels, flows),
-        arrivals=_arrivals(rng, frames, channels, flows),
-        bad_receive_blocks=[rng.randrange(0, RECEIVE_AREA_BYTES, BURST_BYTES) for _ in range(rng.choice((0, 20)))])
+        arrivals=_arrivals(rng, frames, channels, flows,
+                           Streams(rng, 6, sizes=(20, 200, 900), destination=OWN_TEXT) if coalesces else None),
+        bad_receive_blocks=[rng.randrange(0, RECEIVE_AREA_BYTES, BURST_BYTES) for _ in range(rng.choice((0, 20)))],
+        coalesces=coalesces)
+    if coalesces:
+        for channel in program.channels:
+            channel.operations |= OperationMask.COALESCE
+            # A drain ends what is open, at a time that two devices need not share.
+            channel.steps = [step for step in channel.steps if not isinstance(step, Rekey)]
+    return program
 
 
 def _steering_program(rng: random.Random, channels: int, flows: list[Flow]) -> SteeringProgram:
@@ -402,7 +416,8 @@ Flow = tuple[str, str, int]
 """Source address of IPv4 and of IPv6, and source port."""
 
 
-def _arrivals(rng: random.Random, frames: int, channels: int, flows: list[Flow]) -> list[Post | Arrive]:
+def _arrivals(rng: random.Random, frames: int, channels: int, flows: list[Flow],
+              streams: Streams | None) -> list[Post | Arrive]:
     steps: list[Post | Arrive] = []
     at = 0
     while frames > 0:
@@ -421,7 +436,7 @@ def _arrivals(rng: random.Random, frames: int, channels: int, flows: list[Flow])
         steps += [Post(channel, tuple(buffers)) for channel, buffers in posts.items()]
         burst, left = [], RX_BURST_BYTES
         for _ in range(rng.randrange(1, 9)):
-            frame = _arriving_frame(rng, flows)
+            frame = streams.segment().frame() if streams and rng.random() < 0.9 else _arriving_frame(rng, flows)
             if len(frame) > left:
                 break
             left -= len(frame)
@@ -558,8 +573,10 @@ class _Runner:
             at = completed.address + ring.slot(completed.consumer, completed.log2) * COMPLETION_BYTES
             self.completions.append(bytes(self._rig.memory.view(at, COMPLETION_BYTES)))
             completion = completed.take()
-            retiring = (self.channel.submissions if completion.kind is CompletionKind.SEND else self.channel.buffers)
-            retiring.retire(completion.ring_index)
+            if completion.kind is CompletionKind.SEND:
+                self.channel.submissions.retire(completion.ring_index)
+            else:
+                self.channel.buffers.give_back()
 
 
 async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
@@ -581,6 +598,7 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     nic.set_rss(enabled=steering.enabled, key=steering.key, indirection=steering.indirection, types=steering.types)
     for rule in steering.rules:
         nic.add_flow_rule(rule)
+    nic.set_coalescing(10 * S_IN_US if program.coalesces else 0)
     nic.enable_receive(True)
     for vector, (rx_usecs, rx_frames, tx_usecs, tx_frames) in enumerate(program.moderation):
         nic.set_moderation(vector, rx_usecs=rx_usecs, rx_frames=rx_frames, tx_usecs=tx_usecs, tx_frames=tx_frames)
@@ -599,6 +617,9 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     tasks.append(rig.kernel.spawn(_receive(rig, program, runners, posted), "arrivals"))
     for task in tasks:
         await task
+    nic.set_coalescing(0)  # ends what is open
+    await rig.port.read32(register("ID"))
+    await rig.port.sleep(STILL_PS)
     for runner in runners:
         runner.take()
 
@@ -611,15 +632,22 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
         name = str(runner.program.number)
         mine = bytes((2, 0, 0, 0, 0xCC, runner.program.number))
         result["frames"][name] = [f.hex() for _, f in rig.mac.sent[sent_before:] if f[6:12] == mine]
-        for kind, key in ((CompletionKind.SEND, "sends"), (CompletionKind.RECEIVE, "receives")):
-            result[key][name] = [_timeless(entry) for entry in runner.completions if entry[0] == kind]
+        receives = (CompletionKind.RECEIVE, CompletionKind.RECEIVE_MORE)
+        for kinds, key in (((CompletionKind.SEND,), "sends"), (receives, "receives")):
+            result[key][name] = [_timeless(entry) for entry in runner.completions if entry[0] in kinds]
     known = {frame for frames in result["frames"].values() for frame in frames}
     result["unknown"] = [f.hex() for _, f in rig.mac.sent[sent_before:] if f.hex() not in known]
+    is_undefined = False
     for entry in (entry for runner in runners for entry in runner.completions):
         fields = COMPLETION.unpack(entry)
-        if fields["kind"] == CompletionKind.RECEIVE and fields["status"] == Status.BUS_ERROR:
+        if fields["kind"] == CompletionKind.RECEIVE:
+            # Of all its buffers; the head may name another error of the same frame.
+            is_undefined = fields["status"] != Status.OK and (
+                fields["status"] == Status.BUS_ERROR or fields["more"] > 0)
+        if fields["kind"] != CompletionKind.SEND and is_undefined:
             offset, length = posted[fields["tag"]]
-            view[offset : offset + length] = bytes(length)
+            end = min(offset + length, RECEIVE_AREA_BYTES)
+            view[offset:end] = bytes(end - offset)
     result["memory"] = hashlib.sha256(view).hexdigest()
     end_ps = rig.kernel.now
     stamps = [COMPLETION.unpack(entry)["timestamp"] for runner in runners for entry in runner.completions]

@@ -21,7 +21,7 @@ COUNTED = [counter.name for counter in COUNTERS if counter.name != "interrupts"]
 """How many completions share an interrupt depends on when they come."""
 
 
-def spec(seeds: list[int], timing: BusTiming = FAST, device: str = "tiny", **sizes: int) -> RigSpec:
+def spec(seeds: list[int], timing: BusTiming = FAST, device: str = "tiny", **sizes: int | bool) -> RigSpec:
     return RigSpec(scenario="tests.device.programs:run_seeds", arguments={"seeds": seeds, "sizes": sizes},
                    timing=timing, seed=seeds[0], device=device)
 
@@ -92,6 +92,12 @@ def test_random_programs(tiny_compiled: Path, timing: BusTiming) -> None:
                     "rx_checksum_errors", "rx_steered_rule", "rx_steered_rss"):
         assert sum(result["counters"][counter] for result in results) > 0, counter
     assert sum(result["counters"]["interrupts"] for result in results) > 0
+
+
+def test_random_programs_that_coalesce(tiny_compiled: Path) -> None:
+    results = assert_same(spec(list(range(500, 508)), sends=2, frames=80, coalesces=True))
+    for counter in ("rx_aggregates", "rx_coalesced", "rx_no_buffer", "rx_errors"):
+        assert sum(result["counters"][counter] for result in results) > 0, counter
 
 
 def test_random_program_on_icarus() -> None:

@@ -126,7 +126,8 @@ def test_receive_buffers_come_back_with_their_handles() -> None:
         channel.ring_doorbell(NOBODY)
         await bench.kernel.sleep(10**6)
         bench.wire.deliver(HOST_MAC + b"hello, host!", False, bench.kernel.now)
-        ((completion, handle),) = channel.completions()
+        ((completion, handle, more),) = channel.completions()
+        assert more == ()
         assert (handle, completion.length) == ("nine", 18)
         assert bench.port.memory.view(address + 2048, 18) == HOST_MAC + b"hello, host!"
         channel.post(Piece(key.value, 0, 2048), 9, "nine again")

@@ -99,6 +99,11 @@ def test_receive_ring() -> None:
         ring.put(Piece(1, 0, 1), 16)
     image = host.view(ring.address, 256)
     assert RECEIVE_SLOT.unpack(image[48:64]) == {"offset": 6144, "key": 0xABCDEF, "length": 2048, "buffer_id": 3}
+    for _ in range(16):
+        ring.give_back()
+    assert ring.free == 16
+    with pytest.raises(ValueError, match="none is posted"):
+        ring.give_back()
 
 
 @pytest.mark.parametrize("log2", [4, 5])

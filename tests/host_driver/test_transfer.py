@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,46 @@ POLLING = Polling(period_ps=20_000_000)
 
 def data(length: int, seed: int = 5) -> bytes:
     return random.Random(seed).randbytes(length)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_coalesced_receives(version: int) -> None:
+    """The device merges the peer's segments; the stack takes the large ones, and far fewer of them."""
+    bench = Bench(version=version)
+    length = 300_000
+    up = data(length, 6)
+    offloads = replace(ALL_OFFLOADS, coalescing_usecs=20)
+
+    async def server() -> None:
+        interface = await bench.interface(offloads, MODERATED)
+        sockets = KernelSockets(interface, bench.process)
+        listening = sockets.listen(80)
+        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        connection.send(Chunk(up))
+        bench.peer.push()
+        socket = await sockets.accept(listening)
+        read = bytearray()
+        while len(read) < length:
+            read += await socket.read(1 << 16)
+        assert bytes(read) == up
+        connection.close(bench.kernel.now)
+        bench.peer.push()
+        assert await socket.read(10) == b""
+        counters = await interface.nic.read_counters()
+        assert counters["rx_aggregates"] > 10
+        assert counters["rx_coalesced"] > counters["rx_frames"] // 2
+        assert interface.receive_errors == 0
+        stack = interface.stack.counters
+        assert (stack.bad_checksum, stack.malformed) == (0, 0)
+        await interface.close()
+
+    bench.run(server())
+    assert bench.charged["softirq", "packet"] < 300_000 // 1460 // 2
+
+
+def test_coalescing_needs_checksums() -> None:
+    with pytest.raises(ValueError, match="coalescing"):
+        Offloads(coalescing_usecs=5)
 
 
 @pytest.mark.parametrize("barriers", [False, True])

@@ -221,7 +221,7 @@ def test_frame_of_inline_bytes_and_pieces() -> None:
     data = bytes(range(200))
     assert bench.device.sent == [b"\x02" * 20 + data[10:40] + data[100:150] + data[:1]]
     assert done == {"kind": CompletionKind.SEND, "status": Status.OK, "tag": 0x1234, "length": 81, "offset": 0,
-                    "ring_index": slots_needed(20, 3), "info": 0, "timestamp": 0, "segments": 1, "mss": 0,
+                    "ring_index": slots_needed(20, 3), "info": 0, "timestamp": 0, "segments": 1, "mss": 0, "more": 0,
                     "checksum": 0, "phase": 1}
 
 
@@ -543,9 +543,50 @@ def test_frame_is_delivered() -> None:
     assert bench.memory[DATA - BASE + 64 : DATA - BASE + 170] == frame
     assert bench.completion() == {
         "kind": CompletionKind.RECEIVE, "status": Status.OK, "tag": 0xBEEF, "length": 106, "offset": 0,
-        "ring_index": 1, "info": RxInfo.RAW_SUM, "timestamp": 12345, "segments": 1, "mss": 0,
+        "ring_index": 1, "info": RxInfo.RAW_SUM, "timestamp": 12345, "segments": 1, "mss": 0, "more": 0,
         "checksum": ones_sum(frame[14:]), "phase": 1}
     assert [a[1:] for a in bench.accesses[-2:]] == [(DATA + 64, 106), (CQ, 32)], "payload before completion"
+
+
+def test_frame_in_several_buffers() -> None:
+    bench = Bench()
+    frame = OWN + bytes(range(200))
+    for n, length in enumerate((100, 1, 105, 50)):
+        bench.post(length=length, offset=200 * n, buffer_id=n)
+    bench.device.receive(frame, now_cycles=5)
+    bench.device.receive(OWN + bytes(60))  # too long for what is left
+    told = [bench.completion() for _ in range(3)]
+    assert not bench.has_completion()
+    assert [(c["kind"], c["tag"], c["length"], c["ring_index"], c["more"], c["segments"]) for c in told] == [
+        (CompletionKind.RECEIVE, 0, 100, 1, 2, 1), (CompletionKind.RECEIVE_MORE, 1, 1, 2, 0, 0),
+        (CompletionKind.RECEIVE_MORE, 2, 105, 3, 0, 0)]
+    found = b"".join(bench.memory[DATA - BASE + 200 * n :][:length] for n, length in enumerate((100, 1, 105)))
+    assert found == frame
+    counters = bench.counters()
+    assert (counters["rx_frames"], counters["rx_bytes"], counters["rx_no_buffer"]) == (1, 206, 1)
+
+
+def test_frame_in_too_many_buffers() -> None:
+    bench = Bench(log2=6)
+    for n in range(33):
+        bench.post(length=10, offset=16 * n)
+    bench.device.receive(OWN + bytes(315))
+    assert bench.counters()["rx_oversize"] == 1
+    bench.device.receive(OWN + bytes(314))
+    assert bench.completion()["more"] == 31
+
+
+def test_one_refused_buffer_is_an_error_of_the_frame() -> None:
+    bench = Bench()
+    bench.post(length=40)
+    bench.post(length=40, key=KEY + (1 << 12), offset=100)
+    bench.post(length=40, offset=200)
+    bench.device.receive(OWN + bytes(range(94)))
+    told = [bench.completion() for _ in range(3)]
+    assert [(c["status"], c["length"], c["more"]) for c in told] == [
+        (Status.KEY_INVALID, 0, 2), (Status.OK, 0, 0), (Status.OK, 0, 0)]
+    assert bench.memory[DATA - BASE + 200 :][:20] == bytes(range(74, 94)), "the others are written all the same"
+    assert bench.counters()["rx_errors"] == 1
 
 
 TO_ME = Ether(src=PEER, dst=OWN_TEXT)
@@ -635,11 +676,11 @@ def test_drops_are_counted_by_the_first_reason() -> None:
     bench.device.receive(bytes(9015))
     bench.device.receive(OWN + bytes(9008))  # the longest frame there is: only a buffer is missing
     bench.post(length=73)
-    bench.device.receive(OWN + bytes(68))  # one byte longer than the buffer, which stays
+    bench.device.receive(OWN + bytes(68))  # one byte longer than the buffer, which stays; a second is missing
     bench.device.receive(OWN + bytes(67))
     counters = bench.counters()
     assert {n: v for n, v in counters.items() if n.startswith("rx_") and v} == {
-        "rx_frames_in": 7, "rx_bad_frames": 3, "rx_oversize": 2, "rx_no_buffer": 1, "rx_frames": 1, "rx_bytes": 73}
+        "rx_frames_in": 7, "rx_bad_frames": 3, "rx_oversize": 1, "rx_no_buffer": 2, "rx_frames": 1, "rx_bytes": 73}
     bench.set("RX_ENABLE", 0)
     bench.device.receive(OWN + bytes(60))
     assert bench.counters() == counters

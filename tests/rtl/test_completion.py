@@ -111,17 +111,33 @@ def random_rx(rng: random.Random) -> dict:
     return {"channel": random_channel(rng), "buffer_id": rng.randrange(1 << 16), "status": rng.choice([0, 0, 8]),
             "ring_index": rng.randrange(1 << 16), "length": rng.randrange(1 << 16), "info": rng.randrange(1 << 16),
             "checksum": rng.randrange(1 << 16),
-            "segments": rng.randrange(2), "timestamp": rng.randrange(1 << 64)}
+            "segments": rng.randrange(2), "timestamp": rng.randrange(1 << 64), "mss": rng.randrange(1 << 14),
+            "more": 0, "further": 0, "last": 1}
+
+
+def random_receives(rng: random.Random, count: int) -> list[dict]:
+    """Tokens of so many receives or a few more, some of which have further buffers."""
+    tokens: list[dict] = []
+    while len(tokens) < count:
+        head, more = random_rx(rng), rng.choice((0, 0, 1, 5))
+        tokens.append(head | {"more": more, "last": int(more == 0)})
+        tokens += [random_rx(rng) | {"channel": head["channel"], "further": 1, "last": int(n == more - 1)}
+                   for n in range(more)]
+    return tokens
 
 
 def expected_entry(token: dict, position: int, log2: int) -> dict:
     """What the contract says stands in the ring for this token."""
     receive = "buffer_id" in token
-    return {"kind": int(CompletionKind.RECEIVE if receive else CompletionKind.SEND), "status": token["status"],
+    kind = CompletionKind.SEND
+    if receive:
+        kind = CompletionKind.RECEIVE_MORE if token["further"] else CompletionKind.RECEIVE
+    return {"kind": int(kind), "status": token["status"],
             "tag": token["buffer_id" if receive else "tag"], "length": token["length"], "offset": 0,
             "ring_index": token["ring_index"], "info": token.get("info", 0),
             "checksum": token.get("checksum", 0), "timestamp": token["timestamp"],
-            "segments": token["segments"], "mss": 0, "phase": 1 - (position >> log2 & 1)}
+            "segments": token["segments"], "mss": token.get("mss", 0), "more": token.get("more", 0),
+            "phase": 1 - (position >> log2 & 1)}
 
 
 @pytest.mark.parametrize("width", [16, 32, 64])
@@ -131,7 +147,7 @@ def test_entries_in_order_on_their_places(width: int, stall: float, seed: int) -
     bench = Bench(Completion(config_of(width)), seed=seed)
     dut = bench.dut
     engine = Engine(bench, width, stall=stall)
-    tx, rx = [random_tx(rng) for _ in range(300)], [random_rx(rng) for _ in range(150)]
+    tx, rx = [random_tx(rng) for _ in range(300)], random_receives(rng, 150)
     retired: list[dict] = []
     index: list[dict] = []
     counts: dict[str, list] = {name: [] for name in ("count_completions", "count_tx_sends", "count_tx_errors")}
@@ -178,11 +194,16 @@ def test_entries_in_order_on_their_places(width: int, stall: float, seed: int) -
 
     written_tx = [t for t in tx if t["complete"] or t["status"]]
     assert len(engine.entries) == len(written_tx) + len(rx) == len(retired) == len(index)
-    queues = {CompletionKind.SEND: iter(written_tx), CompletionKind.RECEIVE: iter(rx)}
+    receives = iter(rx)
+    queues = {CompletionKind.SEND: iter(written_tx), CompletionKind.RECEIVE: receives,
+              CompletionKind.RECEIVE_MORE: receives}
     positions = [0] * CHANNELS
+    more = 0
     for (address, entry), event, report in zip(engine.entries, retired, index, strict=True):
         fields = COMPLETION.unpack(entry)
         token = next(queues[CompletionKind(fields["kind"])])
+        assert (fields["kind"] == CompletionKind.RECEIVE_MORE) == (more > 0), "a receive is in one piece"
+        more = max(more - 1, 0) + fields["more"]
         channel = token["channel"]
         position, log2 = positions[channel], LOG2[channel]
         positions[channel] += 1

@@ -5,6 +5,7 @@ from collections import deque
 
 import pytest
 
+from nic_model.aggregates import resegment
 from nic_model.contract import (
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
@@ -17,6 +18,7 @@ from nic_model.contract import (
     register,
 )
 from rtl.receive import Receive
+from tests.gro import LinuxGro, Segment, Streams
 from tests.rtl import rx_frames
 from tests.rtl.harness import Bench, idle
 from tests.rtl.rx_frames import OWN_BYTES, beats
@@ -46,7 +48,8 @@ class Host:
         self.retired = 0
         self.read_commands, self.key_requests, self.write_commands, self.write_rows = [], [], [], []
         self.done, self.faults, self.indices = [], [], []
-        self.counted = {name: [] for name in ("frames_in", "frames", "bytes", "checksum_errors", *DROPS)}
+        self.counted = {name: [] for name in (
+            "frames_in", "frames", "bytes", "checksum_errors", "aggregates", "coalesced", *DROPS)}
         self._ring_beats, self._answers, self._write_dones = deque(), deque(), deque()
         for stream, taken in ((dut.ring_cmd, self.read_commands), (dut.key_request, self.key_requests),
                               (dut.done, self.done), (dut.fault, self.faults)):
@@ -187,10 +190,11 @@ class Host:
 
     async def settle(self, ctx, frames):
         """Wait until so many frames have ended, and nothing moves any more."""
-        while self.ended < frames or self.retired < len(self.done):
+        still = 0
+        while still < 40:
             await ctx.tick()
-        await idle(ctx, 40)
-        assert not ctx.get(self.dut.active)
+            is_busy = self.ended < frames or self.retired < len(self.done) or ctx.get(self.dut.active)
+            still = 0 if is_busy else still + 1
 
     def run(self, main, *, max_cycles=12_000):
         self.bench.add(main)
@@ -248,7 +252,8 @@ def test_frames_arrive_in_posted_buffers(config, stall, seed):
         assert found == bytes([GUARD] * 16) + case.frame + bytes([GUARD] * (640 - len(case.frame))), f"seed {seed}, {n}"
         assert token == {
             "channel": 0, "buffer_id": n, "status": Status.OK, "ring_index": n + 1, "length": len(case.frame),
-            "info": case.info, "checksum": 0, "segments": 1, "timestamp": 1000 + n}
+            "info": case.info, "checksum": 0, "segments": 1,
+            "timestamp": 1000 + n, "mss": 0, "more": 0, "further": 0, "last": 1}
     assert host.count("frames") == len(cases)
     assert host.count("bytes") == sum(len(case.frame) for case in cases)
     assert host.count("checksum_errors") == sum(RxInfo.CHECKSUM_BAD in case.info for case in cases)
@@ -296,7 +301,7 @@ def test_every_reason_to_drop_a_frame():
         "does not run": (["no_buffer"], 0), "not permitted": (["no_buffer"], 0), "bad": (["bad_frames"], 0),
         "short": (["bad_frames"], 0), "bad, long and not for us": (["bad_frames"], 0), "long": (["oversize"], 0),
         "long and not for us": (["oversize"], 0), "not for us": (["filtered"], 0),
-        "longer than the buffer": (["oversize"], 0), "as long as the buffer": (["frames"], 1),
+        "longer than the buffer": (["no_buffer"], 0), "as long as the buffer": (["frames"], 1),
         "nothing posted": (["no_buffer"], 1), "key refused": (["errors"], 2), "bus error": (["errors"], 3),
         "good": (["frames"], 4),
     }
@@ -304,6 +309,110 @@ def test_every_reason_to_drop_a_frame():
         (Status.OK, 100, 1, 0, 1), (Status.KEY_INVALID, 0, 0, 1, 2), (Status.BUS_ERROR, 0, 0, 2, 3),
         (Status.OK, 60, 1, 3, 4)]
     assert host.faults == []
+
+
+@pytest.mark.parametrize(("config", "stall", "seed"), [(DEFAULT, 0.2, 21), (MIDDLE, 0.0, 22), (WIDE, 0.2, 23)],
+                         ids=lambda v: getattr(v, "name", str(v)))
+def test_frames_larger_than_their_buffers(config, stall, seed):
+    """Each frame fills the next buffers in turn, whatever their sizes and places; a guard byte beyond each stays."""
+    rng = random.Random(seed)
+    host = Host(config, seed=seed, stall=stall, log2=10)
+    frames = [frame_of(rng.choice((14, 60, 61, 200, 500, rng.randrange(14, 700))), n) for n in range(30)]
+    sizes, at = [], 0x4000
+    places = []
+    while sum(sizes) < 4 * sum(len(frame) for frame in frames):
+        size = rng.choice((1, 2, 15, 16, 17, 63, 64, 65, 100, 100, rng.randrange(1, 300), 1000))
+        # Not more than 32 of the smallest for a frame.
+        size = max(size, 24)
+        at += rng.randrange(1, 70)
+        places.append(at)
+        sizes.append(size)
+        at += size + 1
+
+    async def main(ctx):
+        await host.open(ctx)
+        await host.enable(ctx)
+        for place, size in zip(places, sizes, strict=True):
+            host.place(place, size)
+        await host.ring(ctx)
+        for frame in frames:
+            await host.send(ctx, frame, gap=rng.choice((0, 0.5)))
+        await host.settle(ctx, len(frames))
+
+    host.run(main, max_cycles=20_000)
+    tokens = list(host.done)
+    number = 0
+    for n, frame in enumerate(frames):
+        expected = []
+        left = frame
+        while left:
+            part, left = left[:sizes[number]], left[sizes[number]:]
+            expected.append((number, len(part)))
+            assert host.memory[places[number]:places[number] + len(part)] == part, f"seed {seed}, frame {n}"
+            assert host.memory[places[number] - 1] == host.memory[places[number] + len(part)] == GUARD
+            number += 1
+        got, tokens = tokens[:len(expected)], tokens[len(expected):]
+        assert [(t["buffer_id"], t["length"]) for t in got] == expected, f"seed {seed}, frame {n}"
+        assert [t["ring_index"] for t in got] == [b + 1 for b, _ in expected]
+        assert [t["more"] for t in got] == [len(expected) - 1] + [0] * (len(expected) - 1)
+        assert [t["further"] for t in got] == [0] + [1] * (len(expected) - 1)
+        assert [t["last"] for t in got] == [0] * (len(expected) - 1) + [1]
+        assert [t["segments"] for t in got] == [1] + [0] * (len(expected) - 1)
+        assert all(t["status"] == Status.OK for t in got)
+    assert tokens == []
+    assert number > 2 * len(frames)
+    assert host.indices[-1] == {"channel": 0, "index": number}
+    assert host.count("frames") == len(frames)
+    assert host.count("bytes") == sum(map(len, frames))
+
+
+def test_a_frame_gets_all_its_buffers_or_none():
+    host = Host(QUICK, log2=6)
+    ended = {}
+
+    async def main(ctx):
+        async def one(name, frame):
+            before = {counter: host.count(counter) for counter in ("frames", *DROPS)}
+            tokens, sent = len(host.done), host.ended
+            await host.send(ctx, frame)
+            await host.settle(ctx, sent + 1)
+            changed = [counter for counter, value in before.items() if host.count(counter) != value]
+            ended[name] = (changed, [(t["status"], t["length"], t["more"]) for t in host.done[tokens:]])
+
+        await host.open(ctx)
+        await host.enable(ctx)
+        for _ in range(2):
+            host.place(0x4000 + 200 * host.producer, 100)
+        await host.ring(ctx)
+        await one("a byte too long", frame_of(201))
+        await one("both", frame_of(200))
+        host.place(0x4000, 40)
+        host.place(0x5100, 40, key=BAD_KEY)
+        host.place(0x4200, 40)
+        await host.ring(ctx)
+        await one("second key refused", frame_of(100, 7))
+        host.place(BAD_ADDRESS, 40)
+        host.place(0x4400, 40)
+        await host.ring(ctx)
+        await one("first write fails", frame_of(60))
+        for _ in range(33):
+            host.place(0x6000 + 16 * host.producer, 10)
+        await host.ring(ctx)
+        await one("33 buffers", frame_of(321))
+        await one("32 buffers", frame_of(320))
+
+    host.run(main, max_cycles=8_000)
+    ok, more = (Status.OK, 10, 31), (Status.OK, 10, 0)
+    assert ended == {
+        "a byte too long": (["no_buffer"], []), "both": (["frames"], [(Status.OK, 100, 1), (Status.OK, 100, 0)]),
+        "second key refused": (["errors"], [(Status.KEY_INVALID, 0, 2), (Status.OK, 0, 0), (Status.OK, 0, 0)]),
+        "first write fails": (["errors"], [(Status.BUS_ERROR, 0, 1), (Status.OK, 0, 0)]),
+        "33 buffers": (["oversize"], []), "32 buffers": (["frames"], [ok] + [more] * 31),
+    }
+    # What is beside the refused part is written all the same.
+    assert host.memory[0x4000:0x4000 + 40] == frame_of(100, 7)[:40]
+    assert host.memory[0x4200:0x4200 + 20] == frame_of(100, 7)[80:]
+    assert host.memory[0x5100] == GUARD
 
 
 def test_a_full_buffer_drops_whole_frames_and_keeps_the_others():
@@ -611,3 +720,126 @@ def test_a_random_life(config, seed):
         indices = [token["ring_index"] for token in host.done[begin:end]]
         assert indices == list(range(1, len(indices) + 1)), f"seed {seed}"
     assert {fault["code"] for fault in host.faults} <= {ChannelError.FETCH_BUS_ERROR}
+
+
+@pytest.mark.parametrize(("config", "stall", "seed", "buffer_bytes"), [
+    (DEFAULT, 0.1, 31, 100), (MIDDLE, 0.0, 32, 450), (WIDE, 0.2, 33, 333)],
+    ids=lambda v: getattr(v, "name", str(v)))
+def test_coalesced_receives(config, stall, seed, buffer_bytes):
+    """Streams of several flows: each receive, cut again, is exactly the frames that Linux's rules put together; now and
+    then a drain ends all."""
+    rng = random.Random(seed)
+    host = Host(config, seed=seed, stall=stall, log2=10)
+    streams = Streams(rng, 7, deviation=0.08, sizes=(20, 64, 150))
+    rounds = [[streams.segment() for _ in range(60)] for _ in range(2)]
+    pitch = buffer_bytes + 1
+    buffers = min(600, (RING - 0x4000) // pitch)
+
+    async def main(ctx):
+        await host.write(ctx, register("COALESCE_TICKS"), 1 << 30)
+        await host.open(ctx, operations=OperationMask.RECEIVE_RAW | OperationMask.COALESCE)
+        await host.enable(ctx)
+        for n in range(buffers):
+            host.place(0x4000 + n * pitch, buffer_bytes)
+        await host.ring(ctx)
+        for number, segments in enumerate(rounds):
+            for segment in segments:
+                await host.send(ctx, segment.frame())
+            while host.ended < 60 * (number + 1):
+                await ctx.tick()
+            await idle(ctx, 100)
+            told = len(host.done)
+            ctx.set(host.dut.drain_request, 1)
+            while not ctx.get(host.dut.drain_done):
+                await ctx.tick()
+            assert len(host.done) > told
+            assert host.retired == len(host.done) == host.indices[-1]["index"]
+            ctx.set(host.dut.drain_request, 0)
+            await ctx.tick()
+        await host.settle(ctx, 120)
+
+    linux, groups = LinuxGro(), {}
+    for segments in rounds:
+        for segment in segments:
+            linux.receive(segment)
+        linux.flush()
+    frames = [segment.frame() for segments in rounds for segment in segments]
+    for event, number, *first in linux.events:
+        if event != "end":
+            groups.setdefault(*first or (number,), []).append(frames[number])
+    host.run(main, max_cycles=40_000)
+    assert host.count("no_buffer") == 0
+    tokens, receives = list(host.done), []
+    while tokens:
+        head = tokens[0]
+        parts, tokens = tokens[:head["more"] + 1], tokens[head["more"] + 1:]
+        assert [p["further"] for p in parts] == [0] + [1] * (len(parts) - 1), f"seed {seed}"
+        data = b"".join(host.memory[0x4000 + p["buffer_id"] * pitch:][:p["length"]] for p in parts)
+        receives.append(resegment(bytes(data), head["segments"], head["mss"], RxInfo(head["info"])))
+    assert sorted(receives) == sorted(groups.values()), f"seed {seed}"
+    assert host.count("aggregates") == sum(len(group) > 1 for group in groups.values()) > 5
+    assert host.count("coalesced") == sum(len(group) - 1 for group in groups.values())
+    for n in range(buffers):
+        assert host.memory[0x4000 + n * pitch + buffer_bytes] == GUARD
+
+
+def test_an_aggregate_ends_where_a_buffer_is_missing():
+    host = Host(MIDDLE)
+    segments = [Segment(1, seq=50 * n, ident=n, payload=bytes([n]) * 50) for n in range(5)]
+
+    async def main(ctx):
+        await host.write(ctx, register("COALESCE_TICKS"), 1 << 30)
+        await host.open(ctx, operations=OperationMask.RECEIVE_RAW | OperationMask.COALESCE)
+        await host.enable(ctx)
+        await host.post(ctx, 0x4000, 190)
+        for segment in segments[:3]:
+            await host.send(ctx, segment.frame())
+        await host.settle(ctx, 3)
+        assert [(t["segments"], t["length"]) for t in host.done] == [(2, 154)]
+        await host.post(ctx, BAD_ADDRESS, 110)
+        await host.post(ctx, 0x5000, 200)
+        for segment in segments[3:]:
+            await host.send(ctx, segment.frame())
+        await host.settle(ctx, 5)
+        ctx.set(host.dut.drain_request, 1)
+        await host.settle(ctx, 5)
+
+    host.run(main)
+    assert host.count("no_buffer") == 1
+    assert [(t["status"], t["segments"], t["length"], t["more"], t["buffer_id"]) for t in host.done] == [
+        (Status.OK, 2, 154, 0, 0), (Status.BUS_ERROR, 0, 0, 1, 1), (Status.OK, 0, 0, 0, 2)]
+    assert host.memory[0x4000 + 154] == GUARD
+
+
+def test_a_backlog_longer_than_the_memory_of_headers():
+    """Segments whose headers found no place are delivered by themselves, and in order."""
+    host = Host(DEFAULT, log2=8)
+    segments = [Segment(1, seq=20 * n, ident=n, payload=rx_frames.data(20, n)) for n in range(130)]
+
+    async def main(ctx):
+        await host.write(ctx, register("COALESCE_TICKS"), 1 << 30)
+        await host.open(ctx, operations=OperationMask.RECEIVE_RAW | OperationMask.COALESCE)
+        await host.enable(ctx)
+        for n in range(140):
+            host.place(0x4000 + 256 * n, 256)
+        await host.ring(ctx)
+        host.holds_writes = True
+        for segment in segments:
+            await host.send(ctx, segment.frame())
+        host.holds_writes = False
+        while host.ended < 130:
+            await ctx.tick()
+        ctx.set(host.dut.drain_request, 1)
+        await host.settle(ctx, 130)
+
+    host.run(main, max_cycles=20_000)
+    assert host.count("fifo_full") == host.count("no_buffer") == 0
+    tokens, frames, alone = list(host.done), [], 0
+    while tokens:
+        head = tokens[0]
+        parts, tokens = tokens[:head["more"] + 1], tokens[head["more"] + 1:]
+        data = b"".join(host.memory[0x4000 + p["buffer_id"] * 256:][:p["length"]] for p in parts)
+        frames += resegment(bytes(data), head["segments"], head["mss"], RxInfo(head["info"]))
+        alone += head["segments"] == 1
+    assert frames == [segment.frame() for segment in segments]
+    assert 10 < alone < 100
