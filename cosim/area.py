@@ -99,8 +99,8 @@ def make_table(path: Path, names: Sequence[str], say: Callable[[str], None], *, 
     left, done, begin_s = sum(job.cost for job in wanted), 0.0, clock()
     path.write_text(document(found), encoding="utf-8")
     for number, job in enumerate(wanted, 1):
-        time_left = f"about {_duration((clock() - begin_s) / done * left)} left" if done else "hours for all of them"
-        say(f"{number} of {len(wanted)}: {job.words} ({time_left})")
+        time_left = f" (about {_duration((clock() - begin_s) / done * left)} left)" if done else ""
+        say(f"{number} of {len(wanted)}: {job.words}{time_left}")
         left -= job.cost
         try:
             found[job], kept = measure(job, route=route)
@@ -135,16 +135,16 @@ def document(found: dict[Job, Found]) -> str:
     """The table as Markdown."""
     lines = [
         "# Area and speed", "",
-        f"What the device takes on an ECP5 ({PART_NAME}), and how fast it is, out of context. The goal is "
-        f"{TARGET_HZ / 1e6:.2f} MHz. LUT4 count carry chains, but not what distributed RAM (slices of 16 x 4 bits)",
-        "takes; a block RAM has 18 kbit.", "",
-        f"Made by `memnic synth --table docs/area.md` with {' and '.join(_tools())}.",
+        f"What the device takes on an ECP5 ({PART_NAME}), and how fast it is, out of context. The goal is",
+        f"{TARGET_HZ / 1e6:.2f} MHz. LUT4 count carry chains, but not distributed RAM (slices of 16 x 4 bits);",
+        "a block RAM has 18 kbit. The channels, vectors and keys are those of `default`.", "",
+        "Made by `memnic synth --table docs/area.md` with", f"{' and '.join(_tools())}.",
     ]
     for config in DEVICES:
         rows = [(job, result) for job, result in found.items() if job.config == config and job.block != WHOLE]
         if rows:
-            widths = f"{8 * config.mac_bytes}-bit MAC, {8 * config.host_bytes}-bit host bus"
-            lines += ["", f"## Blocks of {config.name}: {widths}", "",
+            mac, host = 8 * config.mac_bytes, 8 * config.host_bytes
+            lines += ["", f"## Blocks with a {mac}-bit MAC and a {host}-bit host bus", "",
                       "| block | LUT4 | flip-flops | block RAM | distributed RAM | multipliers | Fmax, MHz |",
                       "|---|--:|--:|--:|--:|--:|--:|"]
             lines += [f"| {job.block} {_area(result.area)} {_fmax(result.timing)} |" for job, result in rows]

@@ -7,11 +7,12 @@ counted.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from cosim.benches.limits import HEADER_BYTES, beats, segmented_beats
 from cosim.engines.bench import CountingPort
@@ -31,6 +32,7 @@ from nic_model.contract import (
     COMPLETION_BYTES,
     RAW_CHANNEL,
     SUBMISSION_SLOT_BYTES,
+    CompletionKind,
     KeyRight,
     NicConfig,
     Opcode,
@@ -39,6 +41,7 @@ from nic_model.contract import (
     doorbell,
     slots_needed,
 )
+from nic_model.contract.protocols import ETHERNET_HEADER_BYTES
 
 T = TypeVar("T")
 
@@ -60,6 +63,10 @@ BUSES = {
 SEND_BYTES = 1 << 16
 BUFFER_BYTES = 2048
 LARGE_FRAME_BYTES, SMALL_FRAME_BYTES = 1514, 60
+RING_LOG2 = 12
+"""Of a ring that holds all that a load needs, if the device may have one so large."""
+FLOWS = 128
+"""Of frames that arrive, one after the other."""
 WARM_SHARE = 0.25
 """Of a load passes before cycles are counted."""
 STEADY_CYCLES = 40_000
@@ -106,7 +113,7 @@ class CycleBench(Generic[T]):
     """Implements `cosim.engines.bench.Bench`: one load; `outcome` is what the load returns."""
 
     def __init__(self, config: NicConfig, timing: BusTiming, load: Callable[[Rig], Awaitable[T]],
-                 memory_bytes: int = 1 << 25) -> None:
+                 memory_bytes: int = 1 << 26) -> None:
         self.config = config
         self.kernel = Kernel()
         self.memory = HostMemory(memory_bytes)
@@ -222,6 +229,8 @@ async def receive_share(rig: Rig, *, frame_bytes: int) -> Received:
         raise LoadFailed(f"{len(arrived)} of {count} frames were taken from the MAC")
     await rig.sleep(SETTLE_CYCLES)
     stamps = _stamps(receiver)
+    if not stamps:
+        raise LoadFailed("no frame was delivered")
     since, until = arrived[int(count * WARM_SHARE)].edge, arrived[-1].edge
     accepted = _between(_edges(stamps, arrived), since, until)
     offered = _between([event.edge for event in arrived], since, until)
@@ -235,30 +244,41 @@ class Duplex(NamedTuple):
     receive: float
 
 
-async def duplex_cycles(rig: Rig, *, frame_bytes: int, channels: int, period: float) -> Duplex:
-    """Send frames of one piece by `channels` channels as fast as they go, while one arrives every `period` cycles."""
-    nic, receiver = await _receiver(rig)
-    largest = 1 << nic.capabilities.max_ring_log2
-    wanted = int(STEADY_CYCLES // max(period, 2 * beats(frame_bytes, rig.config.mac_bytes)))
-    each = min(largest, 2 * wanted // channels)
-    senders = []
-    for number in range(1, 1 + channels):
-        sender = await nic.open_channel(number, operations=OperationMask.SEND_FRAME, vector=0,
-                                        tx_log2=max(4, (each - 1).bit_length()), rx_log2=4)
-        length = -(-frame_bytes // 64) * 64
-        data = rig.memory.allocate(each * length, 4096)
-        key = nic.register_memory(data, each * length, KeyRight.READ, number, NOBODY)
-        for index in range(each):
-            sender.submit(Descriptor(Opcode.SEND_FRAME, pieces=(Piece(key.value, index * length, frame_bytes),)), None)
-        senders.append(sender)
-    await rig.sleep(SETTLE_CYCLES)
+async def duplex_cycles(rig: Rig, *, frame_bytes: int, senders: int, receivers: int, period: float) -> Duplex:
+    """Send frames of one piece by channels 1 .. `senders` as fast as they go, while one arrives every `period` cycles,
+    spread over channels 0 .. `receivers` - 1."""
+    nic = await Nic.probe(rig.port)
+    largest = 1 << min(RING_LOG2, nic.capabilities.max_ring_log2)
+    length = beats(frame_bytes, rig.config.mac_bytes)
+    wanted = int(STEADY_CYCLES // max(period, 2 * length))
+    each = min(largest, 2 * wanted // senders)
+    receiving, sending = [], []
+    for number in range(max(receivers, senders + 1)):
+        sends, receives = 1 <= number <= senders, number < receivers
+        operations = ((OperationMask.SEND_FRAME if sends else OperationMask(0))
+                      | (OperationMask.RECEIVE_RAW if receives else OperationMask(0)))
+        channel = await nic.open_channel(
+            number, operations=operations, vector=0, tx_log2=max(4, (each - 1).bit_length()) if sends else 4,
+            rx_log2=largest.bit_length() - 1 if receives else 4)
+        if sends:
+            stride = -(-frame_bytes // 64) * 64
+            data = rig.memory.allocate(each * stride, 4096)
+            key = nic.register_memory(data, each * stride, KeyRight.READ, number, NOBODY)
+            for index in range(each):
+                piece = Piece(key.value, index * stride, frame_bytes)
+                channel.submit(Descriptor(Opcode.SEND_FRAME, pieces=(piece,)), None)
+            sending.append(channel)
+        if receives:
+            _post(rig, nic, channel)
+            receiving.append(channel)
+    await _listen(rig, nic, receiving)
     rig.library.trace(on=True)
-    frame = _frame(frame_bytes)
-    arrivals = int(2 * wanted * max(1.0, beats(frame_bytes, rig.config.mac_bytes) * 2 / period))
+    frames = [_frame(frame_bytes, flow) for flow in range(FLOWS)]
+    arrivals = int(2 * wanted * max(1.0, 2 * length / period))
     for number in range(arrivals):
-        rig.deliver(frame, rig.after(1 + number * period))
-    for sender in senders:
-        sender.ring_doorbell(NOBODY)
+        rig.deliver(frames[number % FLOWS], rig.after(1 + number * period))
+    for channel in sending:
+        channel.ring_doorbell(NOBODY)
     events: list[PortEvent] = []
     sent = arrived = 0
     for _ in range(GIVE_UP_LOOKS):
@@ -267,19 +287,25 @@ async def duplex_cycles(rig: Rig, *, frame_bytes: int, channels: int, period: fl
         sent += len(_of(taken, PortEventKind.SENT))
         arrived += len(_of(taken, PortEventKind.ARRIVE))
         events += taken
-        if sent == each * channels or arrived == arrivals or receiver.buffers.entries == arrived:
+        if sent == each * senders or arrived == arrivals:
             break
     else:
-        raise LoadFailed(f"{sent} of {each * channels} frames were sent, {arrived} of {arrivals} taken from the MAC")
+        raise LoadFailed(f"{sent} of {each * senders} frames were sent, {arrived} of {arrivals} taken from the MAC")
     await rig.sleep(SETTLE_CYCLES)
-    sends = [event.edge for event in _of(events, PortEventKind.SENT)]
-    receives = _edges(_stamps(receiver), _of(events, PortEventKind.ARRIVE))
-    until = min(sends[-1], events[-1].edge)
-    since = max(sends[0], receives[0])
+    # Until the first of them has no more: frames to send, frames that arrive, buffers of a channel.
+    stamps = [_stamps(channel) for channel in receiving]
+    begin = min(found[0] for found in stamps if found)
+    ends = [found[-1] - begin for found, channel in zip(stamps, receiving, strict=True)
+            if len(found) == channel.buffers.entries]
+    arrives = _of(events, PortEventKind.ARRIVE)
+    sends_at = [event.edge for event in _of(events, PortEventKind.SENT)]
+    receives_at = _edges(sorted(itertools.chain(*stamps)), arrives)
+    until = min([sends_at[-1], arrives[-1].edge, *(arrives[0].edge + end for end in ends)])
+    since = max(sends_at[0], receives_at[0])
     since += int((until - since) * WARM_SHARE)
-    for done in (done for sender in senders for done in sender.completions()):
+    for done in itertools.chain(*(channel.completions() for channel in sending)):
         _check(done.completion.status)
-    return Duplex(_period(sends, since, until), _period(receives, since, until))
+    return Duplex(_period(sends_at, since, until), _period(receives_at, since, until))
 
 
 # ---------------------------------------------------------------------------------------------- latency
@@ -358,19 +384,33 @@ async def receive_latency(rig: Rig, *, frame_bytes: int) -> list[int]:
 async def _receiver(rig: Rig) -> tuple[Nic, Channel]:
     """Channel 0 with its receive ring full of buffers that the device has been told of; it listens."""
     nic = await Nic.probe(rig.port)
-    nic.set_mac_address(OWN_MAC)
-    log2 = min(12, nic.capabilities.max_ring_log2)
+    log2 = min(RING_LOG2, nic.capabilities.max_ring_log2)
     receiver = await nic.open_channel(RAW_CHANNEL, operations=OperationMask.RECEIVE_RAW, vector=0, tx_log2=4,
                                       rx_log2=log2)
+    _post(rig, nic, receiver)
+    await _listen(rig, nic, [receiver])
+    return nic, receiver
+
+
+def _post(rig: Rig, nic: Nic, receiver: Channel) -> None:
+    """Fill a receive ring."""
     count = receiver.buffers.entries
     memory = rig.memory.allocate(count * BUFFER_BYTES, 4096)
-    key = nic.register_memory(memory, count * BUFFER_BYTES, KeyRight.WRITE, RAW_CHANNEL, NOBODY)
+    key = nic.register_memory(memory, count * BUFFER_BYTES, KeyRight.WRITE, receiver.number, NOBODY)
     for number in range(count):
         receiver.post(Piece(key.value, number * BUFFER_BYTES, BUFFER_BYTES), number, number)
+
+
+async def _listen(rig: Rig, nic: Nic, receivers: Sequence[Channel]) -> None:
+    """Tell the device of the buffers, let it fetch the first ones, and receive: flows spread over the channels."""
+    nic.set_mac_address(OWN_MAC)
+    if len(receivers) > 1:
+        steering: Any = nic
+        steering.set_rss(indirection=[receiver.number for receiver in receivers])
     nic.enable_receive(True)
-    receiver.ring_doorbell(NOBODY)
+    for receiver in receivers:
+        receiver.ring_doorbell(NOBODY)
     await rig.sleep(SETTLE_CYCLES)
-    return nic, receiver
 
 
 def _push(rig: Rig, sender: Channel, descriptor: Descriptor) -> None:
@@ -419,9 +459,8 @@ def _stamps(receiver: Channel) -> list[int]:
     stamps = []
     for done in receiver.completions():
         _check(done.completion.status)
-        stamps.append(done.completion.timestamp)
-    if not stamps:
-        raise LoadFailed("no frame was delivered")
+        if done.completion.kind is CompletionKind.RECEIVE:
+            stamps.append(done.completion.timestamp)
     return stamps
 
 
@@ -469,15 +508,17 @@ def _the(trips: Iterable[tuple[int, int]], where: range) -> list[int]:
     return found
 
 
-def _headers() -> bytes:
+def _headers(flow: int = 0) -> bytes:
     """Ethernet, IPv4 and TCP headers as a segmented send has them; checksums are the device's work."""
     headers = (PEER_MAC + OWN_MAC + b"\x08\x00"
-               + struct.pack(">BBHHHBBH4s4s", 0x45, 0, 0, 1, 0, 64, 6, 0, bytes(4), bytes(4))
-               + struct.pack(">HHIIBBHHH", 80, 1024, 1, 1, 0x50, 0x18, 0xFFFF, 0, 0))
+               + struct.pack(">BBHHHBBH4s4s", 0x45, 0, 0, 1, 0, 64, 6, 0, bytes([10, 0, 0, 2]), bytes([10, 0, 0, 1]))
+               + struct.pack(">HHIIBBHHH", 80, 1024 + flow, 1, 1, 0x50, 0x18, 0xFFFF, 0, 0))
     assert len(headers) == HEADER_BYTES
     return headers
 
 
-def _frame(length: int) -> bytes:
-    """A frame for the device."""
-    return (OWN_MAC + PEER_MAC + _headers()[12:]).ljust(length, b"\x55")
+def _frame(length: int, flow: int = 0) -> bytes:
+    """A frame for the device, with the lengths that its headers should have, of one of many flows."""
+    headers = bytearray(OWN_MAC + PEER_MAC + _headers(flow)[12:])
+    headers[16:18] = (length - ETHERNET_HEADER_BYTES).to_bytes(2, "big")
+    return bytes(headers).ljust(length, b"\x55")

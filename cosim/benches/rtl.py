@@ -34,8 +34,8 @@ bench's latency. Channels and keys, which cost no cycles, are few: that keeps bu
 assert all(config.mac_bytes * 8 == width for width, config in DEVICES.items())
 
 MSS, SMALL_MSS = 1460, 536
-SEVERAL = 3
-"""Channels that send at a time; channel 0 receives."""
+SEVERAL, ALL = 3, 4
+"""Channels that send, and that receive, at a time: those from 1 on, and those from 0 on."""
 
 BUILD_S, RUN_S = 60.0, 0.4
 """About what a build and a load take: for the time left."""
@@ -108,16 +108,23 @@ def _duplex(config: NicConfig) -> Iterator[Figure]:
     limit = limits.duplex_cycles(config, frame_bytes=length, latency_cycles=cycles.READ_LATENCY_CYCLES)
     words = f"{length}-byte frames both ways"
     fastest = float(limits.beats(length, config.mac_bytes))
+    # One channel receives; where frames can be spread, several do in another row.
+    receiving = (1, ALL) if Feature.RSS in config.features else (1,)
     for key, rate, period in (("", f"arriving every {bar:g} cycles", bar),
                               ("_flooded", "arriving without a pause", fastest)):
-        loads = {count: partial(cycles.duplex_cycles, frame_bytes=length, channels=count, period=period)
-                 for count in (1, SEVERAL)}
-        for count, load in loads.items():
-            yield Figure(f"small_transmit_{count}{key}", f"{words}, {rate}: transmit by {_channels(count)}", FRAME,
-                         AT_MOST, bar, limit, [Variant("", load, lambda found: found.transmit)])
-        yield Figure(f"small_receive{key}", f"{words}, {rate}: receive by 1 channel", FRAME, AT_MOST, bar,
-                     max(limit, period), [Variant(f"transmit by {_channels(count)}", load, lambda found: found.receive)
-                                          for count, load in loads.items()])
+        loads = {(sends, receives): partial(cycles.duplex_cycles, frame_bytes=length, senders=sends, receivers=receives,
+                                            period=period)
+                 for sends in (1, SEVERAL) for receives in receiving}
+        for sends in (1, SEVERAL):
+            yield Figure(f"small_transmit_{sends}{key}", f"{words}, {rate}: transmit by {_channels(sends)}", FRAME,
+                         AT_MOST, bar, limit,
+                         [Variant(f"receive by {_channels(receives)}", loads[sends, receives],
+                                  lambda found: found.transmit) for receives in receiving])
+        for receives in receiving:
+            yield Figure(f"small_receive_{receives}{key}", f"{words}, {rate}: receive by {_channels(receives)}", FRAME,
+                         AT_MOST, bar, max(limit, period),
+                         [Variant(f"transmit by {_channels(sends)}", loads[sends, receives],
+                                  lambda found: found.receive) for sends in (1, SEVERAL)])
 
 
 def _latencies(config: NicConfig) -> Iterator[Figure]:

@@ -33,11 +33,12 @@ def test_a_small_block_is_put_into_the_table_and_kept(tmp_path: Path, monkeypatc
     path = tmp_path / "area.md"
     arguments = ["synth", "--table", str(path), "--block", "counters", "--no-route"]
     assert cli.run(arguments) == 0
-    assert capsys.readouterr().err.splitlines()[0].startswith("1 of 1: default with a 128-bit MAC: counters (")
+    assert capsys.readouterr().err.splitlines()[0].startswith("1 of 1: default with a 128-bit MAC: counters")
     text = path.read_text()
     [row] = re.findall(r"^\| counters \| ([\d,]+) \| ([\d,]+) \| (\d+) \| (\d+) \| (\d+) \| - \|$", text, re.MULTILINE)
     assert all(int(number.replace(",", "")) > 50 for number in row[:2])
-    assert "128-bit MAC, 256-bit host bus" in text
+    assert "with a 128-bit MAC and a 256-bit host bus" in text
+    assert max(map(len, text.splitlines())) <= 120
 
     def refuse(*_arguments: object) -> Area:
         raise AssertionError("synthesized again")

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import scapy.layers.inet
+import scapy.layers.l2
 
 from cosim import benches, builds, cli
 from cosim.benches import BenchOptions, cycles, floors, limits, rtl
@@ -17,6 +19,7 @@ from cosim.commands import bench
 from cosim.engines.base import RunError
 from cosim.engines.library import PortEvent, PortEventKind
 from cosim.errors import InputError
+from host_driver.nic import Nic
 from nic_model.contract import CONFIGS, Feature, NicConfig
 
 TINY = CONFIGS["tiny"]
@@ -174,6 +177,28 @@ def test_round_trips_are_told_apart_by_their_ids() -> None:
               PortEvent(263, data, 1, 1), PortEvent(264, data, 2, 1), PortEvent(270, read, 1, 0x300),
               PortEvent(275, data, 1, 1)]
     assert cycles._round_trips(events) == [(0x200, 250), (0x100, 253), (0x300, 5)]
+
+
+def test_frames_are_received_by_several_channels_where_the_driver_can_spread_them(
+        tiny_compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    monkeypatch.setattr(Nic, "set_rss", lambda nic, indirection: asked.append(indirection), raising=False)
+
+    async def load(rig: cycles.Rig) -> cycles.Duplex:
+        return await cycles.duplex_cycles(rig, frame_bytes=60, senders=2, receivers=4, period=20.0)
+
+    library = tiny_compiled / "obj" / builds.LIBRARY_NAME
+    found = cycles.run(TINY, library, cycles.BUSES["in order"], load)
+    assert asked == [[0, 1, 2, 3]]
+    assert found.receive == 20.0
+
+
+def test_frames_are_whole_and_of_many_flows() -> None:
+    frames = {cycles._frame(60, flow) for flow in range(cycles.FLOWS)}
+    assert len(frames) == cycles.FLOWS
+    parsed = [scapy.layers.l2.Ether(frame) for frame in frames]
+    assert {frame["IP"].len for frame in parsed} == {46}
+    assert len({frame["TCP"].dport for frame in parsed}) == cycles.FLOWS
 
 
 def test_a_pushed_descriptor_stands_in_its_blocks() -> None:
