@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from cosim.benches.rows import Row
+from cosim.benches.rows import FAILED, Row
 from cosim.errors import InputError
 
 FLOORS_FILE = Path(__file__).with_name("floors.toml")
@@ -61,13 +61,16 @@ class Floors:
         return self._groups.get(f"{width}-bit", {})
 
     def renewed(self, rows: Iterable[Row]) -> Floors:
-        """The same with the floors of these rows as they were measured; groups that they do not name stay."""
+        """The same with the floors of these rows as they were measured. Groups that they do not name stay, and floors
+        of figures that failed; those of figures that the device does not have go."""
         groups = dict(self._groups)
         fresh: dict[str, dict[str, Floor]] = {}
         for r in rows:
             floors = fresh.setdefault(r.group, {})
+            before = groups.get(r.group, {}).get(r.key)
+            if r.note.startswith(FAILED) and before is not None:
+                floors[r.key] = before
             if r.value is not None:
-                before = groups.get(r.group, {}).get(r.key)
                 reason = before.reason if before is not None and not r.reached else ""
                 floors[r.key] = Floor(round(r.value * (1 - MARGIN if r.sense == ">=" else 1 + MARGIN), 3), reason)
         return Floors(groups | fresh)
@@ -84,10 +87,13 @@ class Floors:
 
 
 def worse(rows: Iterable[Row]) -> list[str]:
-    """Figures that are worse than their floor, not measured though they have one, or without one, in words."""
+    """Figures that are worse than their floor, have none, or were not measured though they have one or should have
+    been; in words."""
     said = []
     for r in rows:
-        if r.floor is None:
+        if r.note.startswith(FAILED):
+            said.append(f"{r.figure}: {r.note}")
+        elif r.floor is None:
             if r.value is not None:
                 said.append(f"{r.figure}: no floor; `memnic bench rtl --write-floors` makes one")
         elif r.value is None:

@@ -6,13 +6,16 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+FAILED = "failed: "
+"""A figure that could not be measured, though the device should have it; its error follows."""
+
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One figure."""
 
     figure: str
     value: float | None
-    """None: not measured, and `note` says why."""
+    """None: not measured, and `note` says why; it begins with `FAILED` if it should have been."""
     unit: str
     bar: float
     sense: str

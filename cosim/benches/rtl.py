@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from cosim import builds
 from cosim.benches import BenchOptions, cycles, limits
 from cosim.benches.floors import Floor, Floors
-from cosim.benches.rows import Row, row
-from cosim.engines.base import failed_task
+from cosim.benches.rows import FAILED, Row, row
+from cosim.engines.base import RunError
 from host_driver.runtime import TaskFailed
 from nic_model.contract import CONFIGS, Feature, NicConfig
 
@@ -175,20 +175,20 @@ def measure_device(config: NicConfig, library: Path, floors: Mapping[str, Floor]
                    begins: Callable[[str, float], None] = lambda what, cost: None) -> list[Row]:
     """The rows of one device. `begins(what, seconds)` is told of each figure, and about how long it takes.
 
-    Raises RunError when a load fails.
+    A figure one of whose loads fails is not measured; its row says why.
     """
     width = 8 * config.mac_bytes
     found: dict[tuple[Load, str], Any] = {}
     rows = []
     for figure in figures(config):
         begins(f"{width}-bit device: {figure.words}", _cost(figure))
-        for variant in figure.variants:
-            for order, timing in cycles.BUSES.items():
-                if (variant.load, order) not in found:
-                    try:
+        try:
+            for variant in figure.variants:
+                for order, timing in cycles.BUSES.items():
+                    if (variant.load, order) not in found:
                         found[variant.load, order] = cycles.run(config, library, timing, variant.load)
-                    except TaskFailed as error:
-                        raise failed_task(error) from error
+        except (TaskFailed, RunError) as error:
+            figure = figure._replace(variants=(), missing=f"{FAILED}{error}")
         rows.append(_row(width, figure, found, floors.get(figure.key)))
     return rows
 

@@ -16,7 +16,6 @@ from cosim.benches import BenchOptions, cycles, floors, limits, rtl
 from cosim.benches.floors import Floor, Floors, worse
 from cosim.benches.rows import Row, row
 from cosim.commands import bench
-from cosim.engines.base import RunError
 from cosim.engines.library import PortEvent, PortEventKind
 from cosim.errors import InputError
 from host_driver.nic import Nic
@@ -161,14 +160,19 @@ def test_the_trace_of_a_frame_each_way_has_what_crosses_the_ports(tiny_compiled:
     assert of[PortEventKind.SEND] == of[PortEventKind.SENT] == []
 
 
-def test_a_load_that_fails_says_why(tiny_compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_whose_load_fails_says_why_and_keeps_its_floor(
+        tiny_compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def load(rig: cycles.Rig) -> float:
         raise cycles.LoadFailed("the cat sat on the ring")
 
     figure = rtl.Figure("cat", "a cat", "cats", ">=", 1.0, 1.0, [rtl.Variant("", load, float)])
     monkeypatch.setattr(rtl, "figures", lambda config: [figure])
-    with pytest.raises(RunError, match="the cat sat on the ring"):
-        rtl.measure_device(TINY, tiny_compiled / "obj" / builds.LIBRARY_NAME, {})
+    [failed] = rtl.measure_device(TINY, tiny_compiled / "obj" / builds.LIBRARY_NAME, {})
+    assert failed.value is None
+    assert failed.note.startswith("failed: task 'load' at ")
+    assert failed.note.endswith("LoadFailed: the cat sat on the ring")
+    assert worse([failed]) == [f"64-bit: a cat: {failed.note}"]
+    assert Floors({"64-bit": {"cat": Floor(3)}}).renewed([failed]).of(64) == {"cat": Floor(3)}
 
 
 def test_round_trips_are_told_apart_by_their_ids() -> None:
