@@ -71,7 +71,8 @@ class Trace {
 
  private:
   struct Address {
-    uint64_t address, id;
+    uint64_t address;
+    int64_t id;
   };
 
   std::deque<uint32_t> bells_;  // doorbell bursts whose last beat has not been taken
