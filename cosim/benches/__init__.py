@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +17,13 @@ class BenchOptions(NamedTuple):
     """A web server's log, for benches that serve one."""
     say: Callable[[str], None]
     """Called with what is being measured."""
+    widths: Sequence[int] = ()
+    """Bits of the MAC's streams of the devices that `rtl` measures; none: all."""
 
 
 BENCHES: dict[str, tuple[str, str]] = {
     "engine": ("cosim.benches.engine:measure", "speed of the simulation engines"),
+    "rtl": ("cosim.benches.rtl:measure", "what the device does in how many cycles"),
 }
 """Name -> (`module:function` that takes BenchOptions and returns rows, what it measures)."""
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cosim.area import make_table
 from cosim.errors import InputError
 from cosim.synthesis import PART_NAME, TARGET_HZ, Area, Timing, blocks, place_and_route, synthesize
 from nic_model.contract import CONFIGS
@@ -29,6 +30,9 @@ def synth(
     seed: Annotated[int, typer.Option(help="of placement")] = 1,
     path: Annotated[bool, typer.Option("--path", help="print the critical path")] = False,
     keep: Annotated[Path | None, typer.Option(help="folder for Verilog, netlists and reports")] = None,
+    table: Annotated[Path | None, typer.Option(help="write a table of all blocks of the 64-bit and the 128-bit device, "
+                                                    "and of `default` as a whole with three seeds, to this file; takes "
+                                                    "hours, and goes on where it was interrupted")] = None,
 ) -> None:
     """Synthesize for ECP5 out of context and print LUTs, flip-flops, block RAM and Fmax."""
     if device not in CONFIGS:
@@ -40,13 +44,16 @@ def synth(
     for name in names:
         if name not in known:
             raise InputError(f"no block {name!r}: choose from {', '.join(known)}, all")
+    if table is not None:
+        _make_table(table, [] if block is None else names, route=route)
+        return
     if keep is not None:
         try:
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {keep}: {error.strerror}") from error
     console = Console(highlight=False)
-    table = _table(device)
+    shown = _table(device)
     with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory(prefix="memnic-synth-") as place:
         folder = Path(place)
         for name in names:
@@ -56,10 +63,18 @@ def synth(
             if route:
                 with console.status(f"{name}: place and route ...") if console.is_terminal else nullcontext():
                     timing = place_and_route(name, folder, seed)
-            table.add_row(*_row(name, area, timing))
+            shown.add_row(*_row(name, area, timing))
             if path and timing is not None:
                 console.print(f"{name}: critical path", *timing.critical_path, sep="\n  ", soft_wrap=True)
-    console.print(table)
+    console.print(shown)
+
+
+def _make_table(path: Path, names: list[str], *, route: bool) -> None:
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        make_table(path, names, lambda what: errors.print(what, markup=False), route=route)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _table(device: str) -> Table:

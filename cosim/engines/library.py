@@ -10,7 +10,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +37,20 @@ class Stop(IntFlag):
     BROKEN = 64
     BUDGET = 128
     FATAL = 256
+
+
+class PortEventKind(IntEnum):
+    """What crossed a port of the device; the comment says what `PortEvent.number` is."""
+
+    DOORBELL = 0  # address in the driver's view; the last beat of a write to a doorbell page
+    READ = 1  # address of a DMA read that the device asks for
+    DATA = 2  # 1 for the last beat of a read, 0 for others
+    WRITE = 3  # address of a DMA write whose last beat leaves
+    WRITTEN = 4  # response to a write
+    SEND = 5  # 0; the first beat of a frame to the MAC
+    SENT = 6  # beats of the frame; its last
+    ARRIVE = 7  # 0; the first beat of a frame from the MAC
+    ARRIVED = 8  # beats of the frame; its last
 
 
 class BusSettings(ctypes.Structure):
@@ -73,6 +87,7 @@ _SENT_FRAME = struct.Struct("<5q")
 _READ_VALUE = struct.Struct("<qq")
 _BURST = struct.Struct("<qQq")
 _RISE = struct.Struct("<qq")
+_PORT_EVENT = struct.Struct("<qqqQ")
 _FRAME_IN = struct.Struct("<qqq")
 
 
@@ -88,6 +103,17 @@ class Taken(NamedTuple):
     """(time, line) of interrupt lines that rose, while watched."""
 
 
+class PortEvent(NamedTuple):
+    """One handshake at a port of the device."""
+
+    edge: int
+    """Of the device's clock, at whose rise it happened."""
+    kind: PortEventKind
+    id: int
+    """AXI's, of DMA."""
+    number: int
+
+
 class Library:
     """The functions of a loaded library. `status` is read where it stands, after `open`."""
 
@@ -99,10 +125,11 @@ class Library:
             ("open", (pointer, pointer, u64, u64, pointer, pointer, i64)), ("close", ()), ("set_bus", (pointer,)),
             ("watch", (JUDGE, i32)), ("write", (i64, u32, text, u32)), ("read", (i64, u32, i64)),
             ("deliver", (i64, text, text)), ("expect", (i64, u64, i32)), ("jump", (i32, i32)),
-            ("take", (pointer,) * 5), ("report", (text, i64)),
+            ("take", (pointer,) * 5), ("report", (text, i64)), ("trace", (i32,)), ("take_trace", (pointer,)),
         ):
             function = getattr(library, f"memnic_{name}")
             function.argtypes, function.restype = arguments, None
+        library.memnic_traced.restype = i64
         library.memnic_status.restype = ctypes.POINTER(Status)
         library.memnic_probes.restype = ctypes.POINTER(u32)
         library.memnic_probe_names.restype = text
@@ -156,6 +183,17 @@ class Library:
         return Taken(frames, list(_READ_VALUE.iter_unpack(values.raw)),
                      [(time, bool(write), address) for time, address, write in _BURST.iter_unpack(bursts.raw)],
                      list(_RISE.iter_unpack(rises.raw)))
+
+    def trace(self, *, on: bool) -> None:
+        """Keep what crosses the device's ports from now on, or no longer; for benches that count cycles."""
+        self.raw.memnic_trace(on)
+
+    def take_trace(self) -> list[PortEvent]:
+        """What has been kept since the last time, in order but for writes whose data came before their address."""
+        events = ctypes.create_string_buffer(_PORT_EVENT.size * self.raw.memnic_traced())
+        self.raw.memnic_take_trace(events)
+        return [PortEvent(edge, PortEventKind(kind), number_id, number)
+                for edge, kind, number_id, number in _PORT_EVENT.iter_unpack(events.raw)]
 
     def report(self) -> str:
         """What is under way at the device's ports, and what waits inside it once it has stopped for good, in words."""

@@ -78,6 +78,17 @@ void memnic_take(SentFrame* frames, uint8_t* bytes, ReadValue* values, BurstReco
   transactors->count();
 }
 
+// What crosses the device's ports: kept from now on, or no longer.
+void memnic_trace(int on) { transactors->trace.on = on; }
+
+int64_t memnic_traced() { return static_cast<int64_t>(transactors->trace.events.size()); }
+
+// Hand over what has been kept, and forget it.
+void memnic_take_trace(PortEvent* events) {
+  std::copy(transactors->trace.events.begin(), transactors->trace.events.end(), events);
+  transactors->trace.events.clear();
+}
+
 // What is under way, in words; at most `size` bytes with the 0 behind them.
 void memnic_report(char* text, int64_t size) {
   std::snprintf(text, size, "%s", transactors->report().c_str());

@@ -8,6 +8,7 @@
 #include "host_bus.h"
 #include "mac.h"
 #include "registers.h"
+#include "trace.h"
 
 #include <cstring>
 #include <memory>
@@ -69,6 +70,7 @@ class Transactors {
   HostBus host;
   Mac mac;
   Registers registers;
+  Trace trace;
   std::vector<ReadValue> values;
   std::vector<Rise> rises;  // while the host bus is watched
   Status status{};
@@ -174,6 +176,7 @@ class Transactors {
       attention = NEVER;
       jump_here = jump_on;
     }
+    if (trace.on) trace.look(edge, out, in_);
     uint32_t stop = show_interrupts(edge, out);
     if (out.flags & ERROR_COMPLETION) ++status.error_completions;
 

@@ -46,7 +46,7 @@ def test_all_benches_are_gathered_as_json(capsys: pytest.CaptureFixture[str]) ->
     rows = json.loads(out.out)
     assert [r["figure"] for r in rows] == ["cat is quick", "cat is there", "dog is quick", "dog is there"]
     assert rows[0] == {"figure": "cat is quick", "value": 12345.0, "unit": "cycles/s", "bar": 20000.0, "sense": ">=",
-                       "reached": False, "note": ""}
+                       "reached": False, "note": "", "limit": None, "floor": None, "group": "", "key": ""}
     assert rows[1]["value"] is None
     assert out.err.splitlines() == ["measuring: the cat", "measuring: the dog"]
 
@@ -65,7 +65,7 @@ def test_bad_use_of_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["bench", "horse"]) == 2
     assert cli.run(["bench", "engine", "--log", "/no/such/log"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert said == ["memnic: no bench 'horse': choose from engine", "memnic: --log: no file /no/such/log"]
+    assert said == ["memnic: no bench 'horse': choose from engine, rtl", "memnic: --log: no file /no/such/log"]
 
 
 def test_the_traffic_runs_at_the_wires_rate_both_ways_and_its_inputs_replay(tiny_compiled: Path) -> None:

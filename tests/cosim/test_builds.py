@@ -14,7 +14,8 @@ from cosim.errors import ToolError
 from nic_model.contract import CONFIGS
 
 ROOT = Path(__file__).parents[2]
-TARGETS = (builds.LIBRARY, builds.COCOTB, builds.LEAN_ICARUS, builds.AMBA_VERILATOR, builds.AMBA_ICARUS)
+TARGETS = (builds.LIBRARY, builds.COUNTING, builds.COCOTB, builds.LEAN_ICARUS, builds.AMBA_VERILATOR,
+           builds.AMBA_ICARUS)
 
 
 def test_a_second_build_compiles_nothing(tiny_compiled: Path, monkeypatch: pytest.MonkeyPatch,
@@ -25,8 +26,10 @@ def test_a_second_build_compiles_nothing(tiny_compiled: Path, monkeypatch: pytes
     monkeypatch.setattr(builds, "_run", refuse)
     said: list[str] = []
     assert builds.build(CONFIGS["tiny"], builds.LIBRARY, said.append) == tiny_compiled
+    assert builds.is_built(CONFIGS["tiny"], builds.LIBRARY)
     assert said == []
     monkeypatch.setenv("MEMNIC_CACHE", str(tmp_path))
+    assert not builds.is_built(CONFIGS["tiny"], builds.LIBRARY)
     with pytest.raises(AssertionError, match="a tool was called"):
         builds.build(dataclasses.replace(CONFIGS["tiny"], clock_hz=125_000_000), builds.LIBRARY, said.append)
     assert said == ["building tiny for the compiled engine; once, about a minute on two cores"]

@@ -39,7 +39,7 @@ def test_structures_have_the_same_members(structure: type[ctypes.Structure]) -> 
 
 @pytest.mark.parametrize(("name", "packed"), [
     ("SentFrame", library._SENT_FRAME), ("ReadValue", library._READ_VALUE), ("BurstRecord", library._BURST),
-    ("Rise", library._RISE)])
+    ("Rise", library._RISE), ("PortEvent", library._PORT_EVENT)])
 def test_records_have_the_same_types(name: str, packed: struct.Struct) -> None:
     kinds = "".join(CODES[kind] for _, kind in fields(name))
     assert re.sub(r"(\d+)(\w)", lambda m: int(m[1]) * m[2], packed.format) == f"<{kinds}"
@@ -48,3 +48,9 @@ def test_records_have_the_same_types(name: str, packed: struct.Struct) -> None:
 def test_reasons_to_stop_have_the_same_numbers() -> None:
     found = {name: int(value) for name, value in re.findall(r"STOP_(\w+) = (\d+)", body("enum Stop : uint32_t"))}
     assert found == {stop.name: stop.value for stop in library.Stop}
+
+
+def test_events_of_the_ports_have_the_same_numbers() -> None:
+    found = {name: int(value) for name, value in re.findall(r"EVENT_(\w+) = (\d+)",
+                                                            body("enum PortEventKind : int64_t"))}
+    assert found == {kind.name: kind.value for kind in library.PortEventKind}
