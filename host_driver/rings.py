@@ -91,6 +91,8 @@ class Completion(NamedTuple):
     info: RxInfo
     timestamp: int
     segments: int
+    checksum: int
+    """With RxInfo.RAW_SUM."""
 
 
 class _Ring:
@@ -205,4 +207,5 @@ class CompletionRing(_Ring):
         self._position += 1
         return Completion(
             CompletionKind(fields["kind"]), Status(fields["status"]), fields["tag"], fields["length"],
-            fields["offset"], fields["ring_index"], RxInfo(fields["info"]), fields["timestamp"], fields["segments"])
+            fields["offset"], fields["ring_index"], RxInfo(fields["info"]), fields["timestamp"], fields["segments"],
+            fields["checksum"])
