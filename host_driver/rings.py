@@ -93,6 +93,8 @@ class Completion(NamedTuple):
     segments: int
     mss: int
     more: int
+    checksum: int
+    """With RxInfo.RAW_SUM."""
 
 
 class _Ring:
@@ -216,4 +218,4 @@ class CompletionRing(_Ring):
         return Completion(
             CompletionKind(fields["kind"]), Status(fields["status"]), fields["tag"], fields["length"],
             fields["offset"], fields["ring_index"], RxInfo(fields["info"]), fields["timestamp"], fields["segments"],
-            fields["mss"], fields["more"])
+            fields["mss"], fields["more"], fields["checksum"])

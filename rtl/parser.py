@@ -25,7 +25,7 @@ from rtl.header_fields import (
 from rtl.interfaces import CHANNEL_BITS, CountAmount, RegisterWrite, Strobe, lane_bits
 from rtl.mac_rx import rx_row
 from rtl.primitives import SmallRam
-from rtl.steering import HASH_TYPE_BITS, Steering
+from rtl.steering import HASH_TYPE_BITS, Steering, steering_latency
 from rtl.toeplitz import WORD_BITS
 
 INFO_BITS = 16
@@ -85,7 +85,6 @@ class Parser(wiring.Component):
 
     def __init__(self, config: NicConfig):
         self.config = config
-        self._steering = Steering(config)
         super().__init__({
             "row": In(Strobe(rx_row(config))),
             "write": In(Strobe(RegisterWrite)),
@@ -97,7 +96,7 @@ class Parser(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from a row to the same row with its verdict."""
-        return _FOUND_STAGE + self._steering.latency + 1
+        return _FOUND_STAGE + steering_latency(self.config) + 1
 
     @property
     def _words(self) -> int:
@@ -109,7 +108,7 @@ class Parser(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.steering = steering = self._steering
+        m.submodules.steering = steering = Steering(self.config)
         connect(m, flipped(self.write), steering.write)
         # valid[n]: the registers of stage n hold a row, and what is known of its frame by then.
         valid = [self.row.valid, *(Signal(name=f"valid_{n}") for n in range(1, self.latency)), self.parsed.valid]
@@ -181,15 +180,15 @@ class Parser(wiring.Component):
             header_right=header_right, l4_right=l4_right,
         ))
 
-        self._join(m, valid, is_last, added + 3, found, info, raw_sum)
+        self._join(m, valid, is_last, added + 3, found, info, raw_sum, steering.verdict)
         m.d.comb += self.active.eq(
             Cat(valid).any() | sets_register | steering.active
             | self.count_steered_rule.valid | self.count_steered_rss.valid)
         return m
 
-    def _join(self, m, valid, is_last, judged, found, info, raw_sum):
+    def _join(self, m, valid, is_last, judged, found, info, raw_sum, verdict):
         """The judgement of stage `judged` waits for the channel; both meet the row."""
-        verdict, parsed = self._steering.verdict, self.parsed.payload
+        parsed = self.parsed.payload
         m.submodules.delay = delay = SmallRam(shape=rx_row(self.config), depth=DELAY_ROWS)
         m.submodules.judgements = judgements = SmallRam(shape=_Judgement, depth=DELAY_ROWS)
         judgement = Signal(_Judgement)

@@ -25,7 +25,7 @@ from nic_model.contract.steering import BUCKET_SHIFTS, FINGERPRINT_SHIFT, FLOW_T
 from rtl.header_fields import Flow
 from rtl.interfaces import CHANNEL_BITS, RegisterWrite, Strobe
 from rtl.primitives import Ram, SmallRam
-from rtl.toeplitz import WORD_BITS, Toeplitz
+from rtl.toeplitz import WORD_BITS, Toeplitz, hash_latency
 
 HASH_TYPE_BITS = max(HashType).bit_length()
 FINGERPRINT_BITS = FLOW_RULE_COMMIT.fields["fingerprint"].width
@@ -46,11 +46,16 @@ _Kind = data.StructLayout({"ipv6": 1, "udp": 1})
 _Target = data.StructLayout({"channel": CHANNEL_BITS, "kind": _Kind})
 
 
+def steering_latency(config: NicConfig) -> int:
+    """Cycles from a flow to its verdict."""
+    return hash_latency(config) + 4
+
+
 class Steering(wiring.Component):
     """Finds the channel of a flow.
 
     Enters: `flow`, at most one in as many cycles as its hash takes. Leaves: `verdict`, combinational, right in the
-    cycle `latency` cycles behind the flow's, whatever else is under way.
+    cycle `steering_latency` cycles behind the flow's, whatever else is under way.
 
     First the Toeplitz hash; then in one cycle the fingerprints of both buckets; then the whole key of the one rule
     that they leave; and meanwhile the indirection table. A rule that is written while a flow is looked up counts for it
@@ -71,26 +76,20 @@ class Steering(wiring.Component):
 
     def __init__(self, config: NicConfig):
         self.config = config
-        self._toeplitz = Toeplitz(config)
         super().__init__({
             "write": In(Strobe(RegisterWrite)), "flow": In(Strobe(Flow)), "verdict": Out(Verdict), "active": Out(1),
         })
 
-    @property
-    def latency(self) -> int:
-        """Cycles from a flow to its verdict."""
-        return self._toeplitz.latency + 4
-
     def elaborate(self, platform):
         m = Module()
-        m.submodules.toeplitz = toeplitz = self._toeplitz
+        m.submodules.toeplitz = toeplitz = Toeplitz(self.config)
         connect(m, flipped(self.write), toeplitz.write)
         m.d.comb += [toeplitz.flow.valid.eq(self.flow.valid), toeplitz.flow.payload.eq(self.flow.payload)]
 
         # valid[n]: a flow is n cycles behind its entry.
-        valid = [self.flow.valid, *(Signal(name=f"valid_{n}") for n in range(1, self.latency + 1))]
+        valid = [self.flow.valid, *(Signal(name=f"valid_{n}") for n in range(1, steering_latency(self.config) + 1))]
         m.d.sync += [later.eq(earlier) for earlier, later in pairwise(valid)]
-        hashed = toeplitz.latency
+        hashed = hash_latency(self.config)
         flow = self._keep_flow(m, valid[0], valid[hashed + 3])
         hash_types, types_written = self._choose_type(m, valid, hashed)
         is_udp = [self.flow.payload.udp, *(Signal(name=f"is_udp_{n}") for n in range(1, hashed + 1))]

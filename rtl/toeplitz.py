@@ -24,11 +24,21 @@ _IPV4_PORTS, _IPV6_PORTS = 2, FLOW_KEY_WORDS - 1
 Hashes = data.StructLayout({"addresses": WORD_BITS, "ports": WORD_BITS, "flow": WORD_BITS})
 
 
+def hash_steps(config: NicConfig) -> int:
+    """Cycles in which words of a flow are hashed."""
+    return -(-FLOW_KEY_WORDS // WORDS_PER_CYCLE[config.mac_bytes])
+
+
+def hash_latency(config: NicConfig) -> int:
+    """Cycles from a flow to its hashes."""
+    return hash_steps(config) + 2
+
+
 class Toeplitz(wiring.Component):
     """Hashes the words of a flow with the key of the RSS_KEY registers.
 
-    Enters: `flow`, at most one in `steps` cycles. Leaves: `hashes`, right in the cycle `latency` cycles behind the
-    flow's; with one flow after the other, in no later one.
+    Enters: `flow`, at most one in `hash_steps` cycles. Leaves: `hashes`, right in the cycle `hash_latency` cycles
+    behind the flow's; with one flow after the other, in no later one.
 
     The hash is linear: of each bit that is 1 it adds 32 bits of the key, modulo 2. So the words may be taken in any
     groups, and the part of the ports may be kept apart.
@@ -51,24 +61,9 @@ class Toeplitz(wiring.Component):
             "write": In(Strobe(RegisterWrite)), "flow": In(Strobe(Flow)), "hashes": Out(Hashes), "active": Out(1),
         })
 
-    @property
-    def words(self) -> int:
-        """Words of a flow that are hashed in a cycle."""
-        return WORDS_PER_CYCLE[self.config.mac_bytes]
-
-    @property
-    def steps(self) -> int:
-        """Cycles in which words of a flow are hashed."""
-        return -(-FLOW_KEY_WORDS // self.words)
-
-    @property
-    def latency(self) -> int:
-        """Cycles from a flow to its hashes."""
-        return self.steps + 2
-
     def elaborate(self, platform):
         m = Module()
-        steps, words = self.steps, self.words
+        steps, words = hash_steps(self.config), WORDS_PER_CYCLE[self.config.mac_bytes]
         flow = self.flow.payload
 
         # The words that are left, and the step that the next ones take part in.
@@ -83,7 +78,7 @@ class Toeplitz(wiring.Component):
             m.d.sync += [rest.eq(rest >> WORD_BITS * words), step.eq(step + 1), working.eq(step != steps - 1)]
 
         # Each word's part.
-        key, sets_key = self._key(m, step)
+        key, sets_key = self._key(m, step, steps, words)
         parts = [Signal(WORD_BITS, name=f"part_{n}") for n in range(words)]
         has_ports = Signal(words)
         parted, is_first = Signal(), Signal()
@@ -113,20 +108,20 @@ class Toeplitz(wiring.Component):
         m.d.comb += self.active.eq(self.flow.valid | working | parted | sets_key)
         return m
 
-    def _key(self, m, step):
+    def _key(self, m, step, steps, words):
         """The key's words that a step needs, one more than it hashes: from memories, each of which has the words that
         stand at its place in some step. They hold the difference from the reset value, so that an empty memory holds
         Microsoft's key."""
         write = self.write.payload
         sets = []
         found = []
-        for place in range(self.words + 1):
-            m.submodules[f"key_{place}"] = memory = SmallRam(shape=WORD_BITS, depth=max(self.steps, 2))
+        for place in range(words + 1):
+            m.submodules[f"key_{place}"] = memory = SmallRam(shape=WORD_BITS, depth=max(steps, 2))
             reset = Signal(WORD_BITS, name=f"key_{place}_reset")
             m.d.comb += memory.read_addr.eq(step)
             stores = []
-            for at in range(self.steps):
-                number = at * self.words + place
+            for at in range(steps):
+                number = at * words + place
                 if number >= RSS_KEY_BYTES // 4:
                     continue
                 name = f"RSS_KEY_{number}"

@@ -433,7 +433,8 @@ def received_frames(rng: random.Random) -> list[tuple[bytes, RxInfo | None, bool
         (udp(1472), good | RxInfo.UDP, False),
         (bytes(broken), RxInfo.IPV4 | RxInfo.TCP | RxInfo.L3_CHECKSUM_OK | RxInfo.CHECKSUM_BAD, False),
         (udp(300), None, True),
-        (bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src=PEER_MAC, type=0x0806)) + rng.randbytes(46), RxInfo(0), False),
+        (bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src=PEER_MAC, type=0x0806)) + rng.randbytes(46), RxInfo.RAW_SUM,
+         False),
         (udp(1999), good | RxInfo.UDP, False),
     ]
 

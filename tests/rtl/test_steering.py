@@ -24,7 +24,7 @@ from nic_model.contract.registers import STEERING_BASE
 from nic_model.receive_parser import Parsed
 from nic_model.steering import Steering as Model
 from nic_model.toeplitz import toeplitz_hash
-from rtl.steering import Steering
+from rtl.steering import Steering, steering_latency
 from tests.nic_model.test_steering import VECTORS
 from tests.rtl.harness import Bench, idle, plain
 
@@ -55,6 +55,7 @@ class Device:
     def __init__(self, config, seed):
         self.config, self.rng = config, random.Random(seed)
         self.dut = Steering(config)
+        self.latency = steering_latency(config)
         self.bench = Bench(self.dut, seed=seed)
         self.model = Model(config.channels, config.flow_rules)
         self.expected, self.verdicts, self.due = [], [], []
@@ -86,13 +87,13 @@ class Device:
         verdict = self.model.steer(as_parsed(addresses, ports, udp=udp))
         self.expected.append({"channel": verdict.channel, "hash": verdict.hash_value, "hash_type": verdict.hash_type,
                               "by_rule": int(verdict.by_rule), "by_hash": int(verdict.by_hash)})
-        self.due.append(self.bench.cycle + self.dut.latency + 1)
+        self.due.append(self.bench.cycle + self.latency + 1)
         await self.bench.strobe(ctx, self.dut.flow, as_flow(addresses, ports, udp=udp))
         await idle(ctx, SPACING[self.config.mac_bytes] - 1)
 
     async def settle(self, ctx):
         """Until the last flow's verdict is out."""
-        await idle(ctx, self.dut.latency + 2)
+        await idle(ctx, self.latency + 2)
 
     def run(self, main, **limits):
         self.bench.add(main)
@@ -211,7 +212,7 @@ def test_a_rule_that_is_written_while_flows_pass(width):
     async def flows(ctx):
         while not done:
             await device.bench.strobe(ctx, device.dut.flow, as_flow(addresses, ports, udp=False))
-            device.due.append(device.bench.cycle + device.dut.latency)
+            device.due.append(device.bench.cycle + device.latency)
             await idle(ctx, SPACING[width] - 1)
         await device.settle(ctx)
 
