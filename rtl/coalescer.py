@@ -170,7 +170,8 @@ class Coalescer(wiring.Component):
         m.submodules.headers = headers = Ram(shape=8 * config.host_bytes, depth=contexts * self._rows)
         opens, closes = Signal(), Signal()
         closing = Signal.like(context)
-        oldest, is_due, has_room, ages = self._keep_age(m, is_open, opens, context, ticks)
+        changes = Signal()  # of what is open
+        oldest, is_due, has_room, ages = self._keep_age(m, is_open, opens, changes, context, ticks)
 
         # -- the segment's header
         tagged, ipv6 = has(RxInfo.VLAN), has(RxInfo.IPV6)
@@ -384,6 +385,7 @@ class Coalescer(wiring.Component):
                 tag.write_en.eq(opens & (context[:exact_log2(WAYS)] == way)),
                 tag.write_addr.eq(context[exact_log2(WAYS):]), tag.write_data.eq(frame.hash),
             ]
+        m.d.comb += changes.eq(opens | closes | (appended & ~keeps_open))
         with m.If(opens):
             m.d.sync += is_open.bit_select(context, 1).eq(1)
         with m.Elif(appended & ~keeps_open):
@@ -415,9 +417,10 @@ class Coalescer(wiring.Component):
             m.d.sync += limit.eq(Mux(write.data[16:].any(), MAX_COALESCED_BYTES, write.data))
         return ticks, limit, self.write.valid
 
-    def _keep_age(self, m, is_open, opens, context, ticks):
+    def _keep_age(self, m, is_open, opens, changes, context, ticks):
         """The oldest open aggregate, and when its time has come. Aggregates are noted as they open; those that have
-        ended otherwise are passed over."""
+        ended otherwise are passed over. What is known of the oldest is a cycle old; so it is not used in the cycle
+        behind a change."""
         m.submodules.openings = openings = StreamFifo(shape=_Opening, depth=OPENINGS)
         m.submodules.serials = serials = SmallRam(shape=_SERIAL_BITS, depth=self.config.coalesce_contexts)
         serial = Signal(_SERIAL_BITS)
@@ -433,14 +436,15 @@ class Coalescer(wiring.Component):
         # The sum in two steps.
         number, its_serial = Signal.like(context), Signal(_SERIAL_BITS)
         low, high = Signal(33), Signal(TIME_BITS - 32)
-        adds, stands, loads, is_live = Signal(), Signal(), Signal(), Signal()
+        adds, stands, loads, lives, is_live, has_changed = (
+            Signal(name=n) for n in ("adds", "stands", "loads", "lives", "is_live", "has_changed"))
         m.d.comb += [
             loads.eq(openings.o.valid & ~adds & ~stands), openings.o.ready.eq(loads),
             serials.read_addr.eq(number),
-            is_live.eq(is_open.bit_select(number, 1) & (serials.read_data == its_serial)),
-            self.deadline_valid.eq(stands & is_live),
+            lives.eq(is_open.bit_select(number, 1) & (serials.read_data == its_serial)),
+            self.deadline_valid.eq(stands & is_live & ~has_changed),
         ]
-        m.d.sync += adds.eq(loads)
+        m.d.sync += [adds.eq(loads), is_live.eq(lives), has_changed.eq(changes)]
         with m.If(loads):
             m.d.sync += [
                 number.eq(oldest.context), its_serial.eq(oldest.serial), low.eq(oldest.time[:32] + ticks),
@@ -452,8 +456,12 @@ class Coalescer(wiring.Component):
             m.d.sync += stands.eq(0)
         ahead = Signal(_ORDER_BITS)
         m.d.comb += ahead.eq(self.now[:_ORDER_BITS] - self.next_deadline[:_ORDER_BITS])
-        is_due = self.deadline_valid & ~ahead[-1]
-        return number, is_due, openings.i.ready, openings.active | loads | adds | (stands & ~is_live)
+        comes_due, was_due = Signal(), Signal()
+        m.d.comb += comes_due.eq(stands & is_live & ~ahead[-1])
+        m.d.sync += was_due.eq(comes_due)
+        ages = (openings.active | loads | adds | (stands & ~is_live) | (lives != is_live) | changes | has_changed
+                | (comes_due != was_due))
+        return number, was_due & self.deadline_valid, openings.i.ready, ages
 
     def _read_header(self, m, headers, context, variant, starts, copies):
         """Reads the oldest header row by row, and compares it with the context's, or copies it there.

@@ -105,6 +105,11 @@ def test_random_program_on_icarus() -> None:
     assert_same(spec([304], sends=6, frames=10), "icarus")
 
 
+def test_random_program_that_coalesces_on_icarus() -> None:
+    (result,) = assert_same(spec([500], sends=2, frames=30, coalesces=True), "icarus")
+    assert result["counters"]["rx_aggregates"] > 0
+
+
 def test_random_program_on_a_wide_bus() -> None:
     """512 bits on both sides, where a beat holds several descriptors, and whole frames."""
     assert_same(spec([400], FAR, "wide-test", sends=5, frames=8), "icarus")

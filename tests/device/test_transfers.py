@@ -17,6 +17,9 @@ CASES = [
         [("sockets", False), ("sockets", True), ("memnet", True)], [1, 100_000], ["interrupts", "moderated", "polling"],
         [4, 6])
     if version == 4 or notification == "moderated"
+] + [
+    {"api": "sockets", "length": 100_000, "notification": "moderated", "version": version, "offloads": True,
+     "coalescing_usecs": 20} for version in (4, 6)
 ]
 
 

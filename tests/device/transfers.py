@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -107,9 +108,11 @@ async def run_transfers(rig: Rig, arguments: list[dict[str, Any]]) -> list[str]:
     return wrong
 
 
-async def _transfer(rig: Rig, api: str, length: int, notification: str, version: int, offloads: bool) -> None:
+async def _transfer(rig: Rig, api: str, length: int, notification: str, version: int, offloads: bool,
+                    coalescing_usecs: float = 0) -> None:
     host = Host(rig, version)
-    interface = await host.interface(ALL_OFFLOADS if offloads else Offloads(), NOTIFICATIONS[notification])
+    wanted = replace(ALL_OFFLOADS, coalescing_usecs=coalescing_usecs) if offloads else Offloads()
+    interface = await host.interface(wanted, NOTIFICATIONS[notification])
     down, up = random.Random(length).randbytes(length), random.Random(length + 1).randbytes(length)
     assert await SERVERS[api](host, interface, down, up) == down, "the peer did not get what the host sent"
     await rig.port.sleep(MS)
@@ -119,6 +122,8 @@ async def _transfer(rig: Rig, api: str, length: int, notification: str, version:
     assert bad == (0, 0), f"bad checksums, malformed: {bad}"
     peer = host.peer.stack.counters
     assert (peer.bad_checksum, peer.malformed) == (0, 0), "the peer saw bad frames"
+    if coalescing_usecs:
+        assert (await interface.nic.read_counters())["rx_coalesced"] > 0, "nothing was merged"
     if host.others.counts["interrupt", "entry"]:
         assert notification != "polling"
     await interface.close()
