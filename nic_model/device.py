@@ -406,7 +406,7 @@ class Device:
             self._complete(
                 channel, kind=CompletionKind.SEND, status=status, tag=submission.head["tag"], length=payload_bytes,
                 ring_index=channel.tx.index, segments=frames & 0xFFFF,
-                timestamp=self.now_cycles if flags & SendFlag.TIMESTAMP and frames else 0)
+                timestamp=self.now_cycles if flags & SendFlag.TIMESTAMP and status is Status.OK else 0)
 
     def _read_payload(self, pieces: tuple[Piece, ...], addresses: list[int]) -> bytes:
         """Bytes of the pieces, up to the first burst that the bus answers with an error."""

@@ -36,11 +36,12 @@ from rtl.interfaces import (
     IndexReport,
     KeyAnswer,
     KeyRequest,
-    ReadCommand,
     Strobe,
     TxJob,
+    TxPiece,
     read_beat,
     row,
+    tx_row,
 )
 from rtl.primitives import StreamFifo
 from rtl.small_fifo import SmallFifo
@@ -560,7 +561,7 @@ class DescriptorCheck(wiring.Component):
             job.udp.eq(flag(SendFlag.UDP)),
             job.inline_bytes.eq(head.inline_bytes), job.l3_offset.eq(head.l3_offset), job.l4_offset.eq(head.l4_offset),
             job.checksum_offset.eq(head.checksum_offset), job.mss.eq(head.mss),
-            job.payload_bytes.eq(parsed.payload_bytes),
+            job.payload_bytes.eq(parsed.payload_bytes), job.slots.eq(head.slots),
             self.o.payload.broken.eq(parsed.broken), self.o.payload.has_pieces.eq(parsed.has_pieces),
             self.o.payload.has_inline.eq(parsed.has_inline),
         ]
@@ -637,12 +638,13 @@ class DescriptorCheck(wiring.Component):
 
 
 class JobIssue(wiring.Component):
-    """Lets a descriptor go: gives its job, its inline rows and its payload commands, or throws the latter two away.
+    """Lets a descriptor go: hands its inline rows, its pieces and its job to the scheduler's store, or throws the former
+    two away.
 
-    Enters: jobs with the checks done, the verdict of their keys, their translated pieces and inline rows. Leaves: the
-    job with its final status, and if that is OK its inline rows and a read command for each piece, on three streams
-    that go on independently. A broken descriptor leaves nothing. 4 cycles for a job with one piece and one row, one
-    more for each further piece or row, whichever are more.
+    Enters: jobs with the checks done, the verdict of their keys, their translated pieces and inline rows. Leaves: if all
+    is well the inline rows and the pieces, side by side; then, or with the last of them, the job with its final status. A
+    broken descriptor leaves nothing. 3 cycles for a job with one piece and one row, one more for each further piece
+    or row, whichever are more.
 
     Parameters
     ----------
@@ -652,69 +654,68 @@ class JobIssue(wiring.Component):
     Members
     -------
     i, verdict, piece, row : what enters.
-    job, inline, payload_cmd : what leaves.
-    done : strobe, a descriptor has left.
+    epoch : what the jobs are marked with, see `rtl.fetch.DrainWatch`.
+    job, stored_row, stored_piece : strobes, what leaves.
+    done : strobe, a descriptor has left; with its job, if it has one.
     """
 
     def __init__(self, config: NicConfig):
         self.config = config
         super().__init__({
             "i": In(stream.Signature(Checked)), "verdict": In(stream.Signature(KeyVerdict)),
-            "piece": In(stream.Signature(BusPiece)), "row": In(stream.Signature(row(config))),
-            "job": Out(stream.Signature(TxJob)), "inline": Out(stream.Signature(row(config))),
-            "payload_cmd": Out(stream.Signature(ReadCommand)), "done": Out(1), "active": Out(1),
+            "piece": In(stream.Signature(BusPiece)), "row": In(stream.Signature(row(config))), "epoch": In(1),
+            "job": Out(Strobe(TxJob)), "stored_row": Out(Strobe(tx_row(config))), "stored_piece": Out(Strobe(TxPiece)),
+            "done": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        good, broken, has_pieces, moves = Signal(), Signal(), Signal(), Signal()
+        job = Signal(TxJob)
+        good, broken, has_pieces, has_rows, moves = Signal(), Signal(), Signal(), Signal(), Signal()
         rows_open, pieces_open = Signal(), Signal()
         m.d.comb += [
-            self.inline.valid.eq(self.row.valid & rows_open & good),
-            self.inline.payload.eq(self.row.payload),
-            self.row.ready.eq(rows_open & (self.inline.ready | ~good)),
-            self.payload_cmd.valid.eq(self.piece.valid & pieces_open & good),
-            self.payload_cmd.payload.address.eq(self.piece.payload.address),
-            self.payload_cmd.payload.length.eq(self.piece.payload.length),
-            self.piece.ready.eq(pieces_open & (self.payload_cmd.ready | ~good)),
+            self.row.ready.eq(rows_open), self.piece.ready.eq(pieces_open),
+            self.stored_row.valid.eq(self.row.valid & rows_open & good),
+            self.stored_row.payload.channel.eq(job.channel), self.stored_row.payload.data.eq(self.row.payload.data),
+            self.stored_piece.valid.eq(self.piece.valid & pieces_open & good),
+            self.stored_piece.payload.channel.eq(job.channel),
+            self.stored_piece.payload.address.eq(self.piece.payload.address),
+            self.stored_piece.payload.length.eq(self.piece.payload.length),
+            self.job.payload.eq(job), self.job.payload.epoch.eq(self.epoch), self.job.valid.eq(self.done & ~broken),
         ]
         row_leaves, piece_leaves = self.row.valid & self.row.ready, self.piece.valid & self.piece.ready
-        job_leaves = self.job.valid & self.job.ready
-        with m.If(row_leaves & self.row.payload.last):
+        rows_close, pieces_close = row_leaves & self.row.payload.last, piece_leaves & self.piece.payload.last
+        with m.If(rows_close):
             m.d.sync += rows_open.eq(0)
-        with m.If(piece_leaves & self.piece.payload.last):
+        with m.If(pieces_close):
             m.d.sync += pieces_open.eq(0)
-        with m.If(job_leaves):
-            m.d.sync += self.job.valid.eq(0)
 
-        waits_for_rows = Signal()
         with m.FSM(name="issue"):
             with m.State("TAKE"):
                 m.d.comb += [self.i.ready.eq(1), moves.eq(self.i.valid)]
                 with m.If(self.i.valid):
                     m.d.sync += [
-                        self.job.payload.eq(self.i.payload.job), broken.eq(self.i.payload.broken),
-                        has_pieces.eq(self.i.payload.has_pieces), waits_for_rows.eq(self.i.payload.has_inline),
+                        job.eq(self.i.payload.job), broken.eq(self.i.payload.broken),
+                        has_pieces.eq(self.i.payload.has_pieces), has_rows.eq(self.i.payload.has_inline),
                     ]
                     m.next = "DECIDE"
             with m.State("DECIDE"):
                 status, decided = Signal(8), Signal()
                 m.d.comb += [
-                    status.eq(self.job.payload.status),
+                    status.eq(job.status),
                     decided.eq(self.verdict.valid | ~has_pieces), self.verdict.ready.eq(has_pieces), moves.eq(decided),
                 ]
-                with m.If(has_pieces & (self.job.payload.status == Status.OK)):
+                with m.If(has_pieces & (job.status == Status.OK)):
                     m.d.comb += status.eq(self.verdict.payload.status)
                 with m.If(decided):
                     m.d.sync += [
-                        self.job.payload.status.eq(status), self.job.valid.eq(~broken),
-                        good.eq((status == Status.OK) & ~broken),
-                        rows_open.eq(waits_for_rows), pieces_open.eq(has_pieces),
+                        job.status.eq(status), good.eq((status == Status.OK) & ~broken),
+                        rows_open.eq(has_rows), pieces_open.eq(has_pieces),
                     ]
-                    m.next = "ISSUE"
-            with m.State("ISSUE"):
-                with m.If(~Cat(self.job.valid, rows_open, pieces_open).any()):
+                    m.next = "STORE"
+            with m.State("STORE"):
+                with m.If((~rows_open | rows_close) & (~pieces_open | pieces_close)):
                     m.d.comb += [self.done.eq(1), moves.eq(1)]
                     m.next = "TAKE"
-        m.d.comb += self.active.eq(moves | row_leaves | piece_leaves | job_leaves)
+        m.d.comb += self.active.eq(moves | row_leaves | piece_leaves)
         return m

@@ -104,7 +104,8 @@ class MacTx(wiring.Component):
             records.i.valid.eq(self.record.valid), records.i.payload.eq(self.record.payload),
             self.done.valid.eq(times.o.valid & records.o.valid),
             *(done[name].eq(record[name])
-              for name in ("channel", "tag", "status", "ring_index", "complete", "length", "segments")),
+              for name in ("channel", "tag", "status", "ring_index", "complete", "length", "segments", "epoch",
+                           "discarded")),
             done.timestamp.eq(Mux(record.stamped, times.o.payload, 0)),
             self.reported.eq(self.done.valid & self.done.ready),
             times.o.ready.eq(self.reported), records.o.ready.eq(self.reported),

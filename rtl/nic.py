@@ -21,6 +21,7 @@ from rtl.primitives import SkidBuffer
 from rtl.receive import Receive
 from rtl.registers import Registers
 from rtl.transmit_back import TransmitBack
+from rtl.tx_scheduler import TransmitScheduler
 
 
 class Nic(wiring.Component):
@@ -72,6 +73,7 @@ class Nic(wiring.Component):
         m.submodules.channels = channels = Channels(config)
         m.submodules.keys = keys = KeyTable(config)
         m.submodules.fetch = fetch = TransmitFetch(config)
+        m.submodules.scheduler = scheduler = TransmitScheduler(config)
         m.submodules.dma_read = dma_read = self.dma_read
         m.submodules.transmit = transmit = TransmitBack(config)
         m.submodules.receive = receive = Receive(config)
@@ -92,7 +94,7 @@ class Nic(wiring.Component):
             connect(m, stage.o, sink)
 
         blocks = {"registers": registers, "doorbells": doorbells, "channels": channels, "keys": keys, "fetch": fetch,
-                  "dma_read": dma_read, "transmit": transmit, "receive": receive, "dma_write": dma_write,
+                  "scheduler": scheduler, "dma_read": dma_read, "transmit": transmit, "receive": receive, "dma_write": dma_write,
                   "completion": completion, "events": events, "counters": counters}
 
         # The host's registers and doorbells.
@@ -111,7 +113,7 @@ class Nic(wiring.Component):
         for block in (registers, fetch, receive, completion, events):
             connect(m, channels.start, block.start)
         connect(m, channels.stop, events.stop)
-        m.d.comb += [block.running.eq(channels.running) for block in (fetch, receive, completion, events)]
+        m.d.comb += [block.running.eq(channels.running) for block in (fetch, scheduler, receive, completion, events)]
         m.d.comb += [block.drain_request.eq(channels.drain_request) for block in (fetch, receive)]
         m.d.comb += [
             channels.drain_done_tx.eq(fetch.drain_done),
@@ -121,15 +123,18 @@ class Nic(wiring.Component):
         link(receive.fault, channels.fault_receive)
         link(completion.fault, channels.fault_completion)
 
-        # Transmit: descriptor, keys, payload, segments, MAC.
+        # Transmit: descriptor, keys, scheduler, payload, segments, MAC.
         link(fetch.descriptor_cmd, dma_read.cmd_descriptor)
         connect(m, dma_read.beat_descriptor, fetch.descriptor_beat)
         link(fetch.key_request, keys.request_0)
         link(keys.answer_0, fetch.key_answer)
-        link(fetch.payload_cmd, dma_read.cmd_payload)
+        for port in ("job", "stored_row", "stored_piece"):
+            connect(m, getattr(fetch, port), getattr(scheduler, port))
+        connect(m, scheduler.freed, fetch.freed)
+        link(scheduler.payload_cmd, dma_read.cmd_payload)
         link(dma_read.beat_payload, transmit.payload)
-        link(fetch.job, transmit.job)
-        connect(m, fetch.inline, transmit.inline)
+        link(scheduler.slice, transmit.slice)
+        connect(m, scheduler.inline, transmit.inline)
         connect(m, transmit.mac, flipped(self.m_axis_tx))
         link(transmit.done, completion.tx)
 
@@ -149,7 +154,10 @@ class Nic(wiring.Component):
         connect(m, completion.write_row, dma_write.row_completion)
         link(dma_write.done_completion, completion.write_done)
         connect(m, completion.retired, events.retired)
-        m.d.comb += [fetch.tx_retired.eq(completion.tx_retired), receive.rx_retired.eq(completion.rx_retired)]
+        m.d.comb += [
+            fetch.tx_retired.eq(completion.tx_retired), fetch.tx_retired_epoch.eq(completion.tx_retired_epoch),
+            receive.rx_retired.eq(completion.rx_retired),
+        ]
         m.d.comb += [
             events.error_irq.eq(channels.error_irq),
             self.irq.eq(Cat(events.irq, channels.error_irq)),
