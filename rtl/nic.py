@@ -100,7 +100,7 @@ class Nic(wiring.Component):
         # The host's registers and doorbells.
         connect(m, flipped(self.s_axil), registers.axil)
         connect(m, flipped(self.s_axi), doorbells.axi)
-        for block in (channels, keys, fetch, receive, completion, events, counters):
+        for block in (channels, keys, fetch, scheduler, receive, completion, events, counters):
             connect(m, registers.write, block.write)
         for name, owner in (("events", events), ("counters", counters), ("channels", channels)):
             connect(m, getattr(registers, f"read_{name}"), owner.read)

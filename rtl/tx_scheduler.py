@@ -1,16 +1,24 @@
 """The transmit scheduler: whose frame is next, and what has to be read for it."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
-from nic_model.contract import MAX_INLINE_BYTES, NicConfig, Status
+from nic_model.contract import (
+    DEFAULT_TX_WEIGHT,
+    MAX_INLINE_BYTES,
+    MAX_TX_WEIGHT,
+    MIN_TX_WEIGHT,
+    NicConfig,
+    Status,
+)
+from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import (
-    CHANNEL_BITS,
     LENGTH_BITS,
     FreedSlots,
     ReadCommand,
+    RegisterWrite,
     Strobe,
     TxJob,
     TxPiece,
@@ -25,6 +33,13 @@ from rtl.tx_queues import JOB_INDEX_BITS, PIECE_INDEX_BITS, StoredPiece, TxQueue
 STORED_ROW_BYTES = 4096
 """Inline bytes of frames that are decided and whose payload is on its way."""
 
+WEIGHT_BITS = MAX_TX_WEIGHT.bit_length()
+
+CREDIT_BITS = WEIGHT_BITS + 2
+"""Of a credit: up to a weight, down to a longest frame below 0."""
+
+Credit = signed(CREDIT_BITS)
+
 # How far a channel's present job has come.
 Progress = data.StructLayout({"started": 1, "left": LENGTH_BITS, "offset": LENGTH_BITS, "number": 16})
 
@@ -38,12 +53,21 @@ def decision(config: NicConfig) -> data.StructLayout:
     })
 
 
+def weight_in_force(value):
+    """What a value of TX_WEIGHT counts as, where not all are 0."""
+    wanted = Mux(value[WEIGHT_BITS:].any(), MAX_TX_WEIGHT, value[:WEIGHT_BITS])
+    return Mux(value == 0, DEFAULT_TX_WEIGHT, Mux(wanted < MIN_TX_WEIGHT, MIN_TX_WEIGHT, wanted))
+
+
 class FrameScheduler(wiring.Component):
     """Chooses the next frame.
 
     Enters: `arrived`, channels that got a job; their jobs. Leaves: decisions, one for each frame, in the order in which
-    frames leave. Channels with jobs take turns frame by frame. What is queued on a channel that has stopped is
-    discarded, a job with each decision.
+    frames leave. What is queued on a channel that has stopped is discarded, a job with each decision.
+
+    While all weights are 0, channels with jobs take turns frame by frame. Otherwise this is deficit round robin, one
+    frame at a turn: a channel that has sent more than its credit is *spent*; when all that wait are, a round begins, in
+    which each has its weight as new credit, less what it sent too much in the rounds before.
 
     A decision every 4 cycles; 5 cycles from `arrived` to the decision if nothing else is to be done, else 8.
 
@@ -54,6 +78,7 @@ class FrameScheduler(wiring.Component):
 
     Members
     -------
+    write : register writes (TX_WEIGHT).
     running : a bit for each channel.
     arrived, arrived_channel, channel, behind_last, read_job, job_at, job_data : see `TxQueues`.
     decision : stream of decisions.
@@ -64,6 +89,7 @@ class FrameScheduler(wiring.Component):
         self.config = config
         self.channel_bits = exact_log2(config.channels)
         super().__init__({
+            "write": In(Strobe(RegisterWrite)),
             "running": In(config.channels), "arrived": In(config.channels), "arrived_channel": In(self.channel_bits),
             "channel": Out(self.channel_bits), "behind_last": In(JOB_INDEX_BITS),
             "read_job": Out(1), "job_at": Out(self.channel_bits + JOB_INDEX_BITS), "job_data": In(stored_job(config)),
@@ -78,12 +104,31 @@ class FrameScheduler(wiring.Component):
         pending, emptied = Signal(channels), Signal(channels)
         m.d.sync += pending.eq((pending & ~emptied) | self.arrived)
 
+        # Weights, and what is left of the credit. `due`: the round's credit is not counted yet.
+        weighted, weight = Signal(channels), Signal(WEIGHT_BITS)
+        m.submodules.weights = weights = SmallRam(shape=WEIGHT_BITS, depth=channels)
+        m.submodules.credits = credits = SmallRam(shape=Credit, depth=channels)
+        spent, due, by_weight, rounds = Signal(channels), Signal(channels, init=-1), Signal(), Signal()
+        written, write_bit = self.write.payload, Signal(channels)
+        m.d.comb += [
+            weights.write_en.eq(
+                self.write.valid & is_channel_register(self.config, written.address, "TX_WEIGHT")),
+            weights.write_addr.eq(channel_of(self.config, written.address)),
+            weights.write_data.eq(weight_in_force(written.data)),
+            write_bit.eq(Mux(weights.write_en, 1 << weights.write_addr, 0)),
+        ]
+        m.d.sync += by_weight.eq(weighted.any())
+        with m.If(weights.write_en):
+            m.d.sync += weighted.eq(Mux(written.data == 0, weighted & ~write_bit, weighted | write_bit))
+        ready, may_go = Signal(channels), Signal(channels)
+        m.d.comb += [ready.eq(pending), may_go.eq(ready & ~Mux(by_weight, spent, 0))]
+
         # The channel whose frame is measured, and the one that is next, unless the present one goes on alone.
         current, current_bit, current_valid = Signal(self.channel_bits), Signal(channels), Signal()
         others, grants, next_bit = Signal(channels), Signal(channels), Signal(channels)
         next_channel, next_valid = Signal(self.channel_bits), Signal()
         choosing = Signal()
-        m.d.comb += others.eq(pending & ~Mux(current_valid, current_bit, 0))
+        m.d.comb += others.eq(may_go & ~Mux(current_valid, current_bit, 0))
         first = round_robin(m, others, current)
         m.d.comb += choosing.eq((first != grants) | (grants != next_bit))
         m.d.sync += [
@@ -95,15 +140,20 @@ class FrameScheduler(wiring.Component):
         # The job and how far it has come.
         job, progress, found = Signal(stored_job(self.config)), Signal(Progress), data.View(Progress, progresses.read_data)
         runs, left, limit, longer = Signal(), Signal(LENGTH_BITS), Signal(SEGMENT_BITS), Signal()
+        owed = Signal()
+        credit, has_credit = Signal(Credit), Signal()
+        less_limit, less_left = Signal(Credit), Signal(Credit)
         moves, decides, nothing_else = Signal(), Signal(), Signal()
         m.d.comb += [
             nothing_else.eq(~pending.any() & ~grants.any()),
+            rounds.eq(~current_valid & ready.any() & ~may_go.any() & ~grants.any() & ~next_valid),
+            weights.read_addr.eq(current), credits.read_addr.eq(current),
             self.channel.eq(current), heads.read_addr.eq(current), progresses.read_addr.eq(current),
             self.job_at.eq(Cat(current, heads.read_data)),
         ]
 
         # What is decided of it.
-        made = Signal(decision(self.config))
+        made, passed = Signal(decision(self.config)), Signal()
         out, slice_, after = self.decision.payload, made.slice, data.View(Progress, progresses.write_data)
         good, last = Signal(), Signal()
         head_after, empties = Signal(JOB_INDEX_BITS), Signal()
@@ -131,6 +181,22 @@ class FrameScheduler(wiring.Component):
         with m.If(decides):
             m.d.sync += [self.decision.valid.eq(1), out.eq(made), sent_channel.eq(current)]
 
+        # What the frame costs. A channel that owes more than a round's credit is passed over.
+        passes_over, credit_after, is_spent = Signal(), Signal(Credit), Signal()
+        m.d.comb += [
+            passes_over.eq(by_weight & runs & ~has_credit),
+            credit_after.eq(Mux(passes_over, credit, Mux(longer, less_limit, less_left) - job.inline_bytes)),
+            is_spent.eq(credit_after[-1]),
+            credits.write_addr.eq(current), credits.write_data.eq(credit_after),
+            credits.write_en.eq(passed & by_weight & runs),
+        ]
+        with m.If(rounds):
+            m.d.sync += [spent.eq(0), due.eq(~0)]
+        with m.Elif(credits.write_en):
+            m.d.sync += [
+                spent.eq(Mux(is_spent, spent | current_bit, spent & ~current_bit)), due.eq(due & ~current_bit),
+            ]
+
         def turn_to_next():
             m.d.sync += [current.eq(next_channel), current_bit.eq(next_bit), current_valid.eq(1)]
             m.next = "LOOK"
@@ -147,7 +213,12 @@ class FrameScheduler(wiring.Component):
                     m.next = "LOOK"
             with m.State("LOOK"):
                 m.d.comb += [moves.eq(1), self.read_job.eq(1)]
-                m.d.sync += [progress.eq(found), runs.eq((self.running & current_bit).any())]
+                m.d.sync += [
+                    progress.eq(found), runs.eq((self.running & current_bit).any()),
+                    credit.eq(credits.read_data.as_signed()),
+                    weight.eq(Mux(weights.read_data == 0, DEFAULT_TX_WEIGHT, weights.read_data)),
+                    owed.eq((due & current_bit).any()),
+                ]
                 m.next = "FETCH"
             with m.State("FETCH"):
                 m.d.comb += moves.eq(1)
@@ -155,24 +226,33 @@ class FrameScheduler(wiring.Component):
                     job.eq(self.job_data), left.eq(Mux(progress.started, progress.left, self.job_data.payload_bytes)),
                     limit.eq(Mux(self.job_data.segmented, self.job_data.mss, (1 << SEGMENT_BITS) - 1)),
                 ]
+                # a round's credit comes on top of a debt, but not of what was left over
+                with m.If(owed):
+                    m.d.sync += credit.eq(Mux(credit[-1], credit, 0) + weight)
                 m.next = "MEASURE"
             with m.State("MEASURE"):
                 m.d.comb += moves.eq(1)
-                m.d.sync += longer.eq(left > limit)
+                m.d.sync += [
+                    longer.eq(left > limit), has_credit.eq(~credit[-1]),
+                    less_limit.eq(credit - limit), less_left.eq(credit - left[:SEGMENT_BITS]),
+                ]
                 m.next = "DECIDE"
             with m.State("DECIDE"):
-                m.d.comb += [decides.eq(~self.decision.valid | self.decision.ready), moves.eq(decides)]
-                with m.If(decides):
+                m.d.comb += [
+                    decides.eq((~self.decision.valid | self.decision.ready) & ~passes_over),
+                    passed.eq(decides | passes_over), moves.eq(passed),
+                ]
+                with m.If(passed):
                     with m.If(next_valid):
                         turn_to_next()
-                    with m.Elif(~empties):
+                    with m.Elif(~empties & ~(by_weight & is_spent)):
                         m.next = "LOOK"
                     with m.Else():
                         m.d.sync += current_valid.eq(0)
                         m.next = "REST"
 
         m.d.comb += self.active.eq(
-            moves | choosing | self.arrived.any() | (self.decision.valid & self.decision.ready))
+            moves | choosing | rounds | self.write.valid | (by_weight ^ weighted.any()) | self.arrived.any() | (self.decision.valid & self.decision.ready))
         return m
 
 
@@ -361,6 +441,7 @@ class TransmitScheduler(wiring.Component):
 
     Members
     -------
+    write : register writes (TX_WEIGHT).
     running : a bit for each channel.
     job, stored_row, stored_piece : strobes, what is to be sent.
     freed : strobe.
@@ -371,7 +452,7 @@ class TransmitScheduler(wiring.Component):
     def __init__(self, config: NicConfig):
         self.config = config
         super().__init__({
-            "running": In(config.channels),
+            "write": In(Strobe(RegisterWrite)), "running": In(config.channels),
             "job": In(Strobe(TxJob)), "stored_row": In(Strobe(tx_row(config))), "stored_piece": In(Strobe(TxPiece)),
             "freed": Out(Strobe(FreedSlots)),
             "payload_cmd": Out(stream.Signature(ReadCommand)), "slice": Out(stream.Signature(TxSlice)),
@@ -386,6 +467,7 @@ class TransmitScheduler(wiring.Component):
         m.submodules.walker = walker = PieceWalker(self.config)
         m.submodules.slices = slices = SliceIssue(self.config)
 
+        connect(m, flipped(self.write), frames.write)
         for name in ("job", "stored_row", "stored_piece"):
             connect(m, flipped(getattr(self, name)), getattr(queues, name))
         m.d.comb += [

@@ -9,6 +9,7 @@ All fields are little-endian. Addresses on the host bus are 64 bits wide.
 """
 
 from nic_model.contract.codes import (
+    DEFAULT_TX_WEIGHT,
     INDEX_BITS,
     LARGEST_CQ_LOG2,
     LARGEST_RING_LOG2,
@@ -20,7 +21,9 @@ from nic_model.contract.codes import (
     MAX_PIECE_BYTES,
     MAX_PIECES,
     MAX_SEGMENTED_BYTES,
+    MAX_TX_WEIGHT,
     MIN_MSS,
+    MIN_TX_WEIGHT,
     RAW_CHANNEL,
     RING_ALIGNMENT_BYTES,
     SMALLEST_RING_LOG2,
@@ -93,6 +96,7 @@ __all__ = [
     "CONFIGS",
     "COUNTERS",
     "COUNTERS_BASE",
+    "DEFAULT_TX_WEIGHT",
     "DOORBELL_BASE",
     "DOORBELL_STRIDE",
     "INDEX_BITS",
@@ -113,7 +117,9 @@ __all__ = [
     "MAX_PIECES",
     "MAX_PIECE_BYTES",
     "MAX_SEGMENTED_BYTES",
+    "MAX_TX_WEIGHT",
     "MIN_MSS",
+    "MIN_TX_WEIGHT",
     "PIECE",
     "PIECE_BYTES",
     "RAW_CHANNEL",

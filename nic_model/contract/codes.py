@@ -47,6 +47,15 @@ LARGEST_CQ_LOG2 = LARGEST_RING_LOG2 + 1
 INDEX_BITS = 16
 """Width of the free-running indices of all rings."""
 
+MIN_TX_WEIGHT = 1024
+"""A smaller TX_WEIGHT acts as this, but 0: so a longest frame is never more than 9 rounds away."""
+
+MAX_TX_WEIGHT = 0xFFFF
+"""A larger TX_WEIGHT acts as this."""
+
+DEFAULT_TX_WEIGHT = 1536
+"""What a TX_WEIGHT of 0 acts as beside others."""
+
 MAX_MODERATION_FRAMES = 0xFFFF
 """VECTOR_RX_FRAMES and VECTOR_TX_FRAMES above this act as this."""
 

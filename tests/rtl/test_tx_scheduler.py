@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nic_model.contract import NicConfig, Status, slots_needed
+from nic_model.contract import NicConfig, Status, channel_register, slots_needed
 from rtl.tx_scheduler import TransmitScheduler
 from tests.rtl.harness import Bench, idle, plain
 
@@ -90,13 +90,14 @@ class Host:
         self.bench.sink(self.dut.payload_cmd, self.commands, stall=stall)
         self.bench.strobes(self.dut.freed, self.freed)
         self.stall = stall
+        self.hold = False
         self.bench.background(self._take_slices)
 
     async def _take_slices(self, ctx):
         """Take slices at the pace of a MAC that needs `frame_cycles` for each, or at random."""
         ctx.set(self.dut.running, self.running)
         while True:
-            ctx.set(self.dut.slice.ready, self.rng.random() >= self.stall)
+            ctx.set(self.dut.slice.ready, not self.hold and self.rng.random() >= self.stall)
             _, _, valid, ready, payload = await ctx.tick().sample(
                 self.dut.slice.valid, self.dut.slice.ready, self.dut.slice.payload)
             if valid and ready:
@@ -104,6 +105,9 @@ class Host:
                 if self.frame_cycles:
                     ctx.set(self.dut.slice.ready, 0)
                     await idle(ctx, self.frame_cycles)
+
+    async def write(self, ctx, name: str, channel: int, value: int) -> None:
+        await self.bench.strobe(ctx, self.dut.write, {"address": channel_register(name, channel), "data": value})
 
     def room(self, channel: int) -> int:
         stored = sum(job.slots for job in self.jobs[channel])
@@ -261,6 +265,98 @@ def test_small_frames_take_four_cycles(host_bytes):
         times = [cycle for cycle, _ in host.slices]
         assert times[-1] - times[0] <= 4 * 35, f"{channels} channels"
         assert times[0] - host.jobs[0][0].arrived <= 7
+
+
+class Reference:
+    """Deficit round robin with a frame at a turn, as the textbook's round is defined, in plain Python."""
+
+    def __init__(self, weights: dict[int, int], frames: dict[int, list[int]], channels: int):
+        self.weights, self.frames, self.channels = weights, frames, channels
+        self.credit = dict.fromkeys(frames, 0)
+        self.owed, self.spent = set(frames), set()
+        self.current = 0
+
+    def next(self, among: set[int]) -> int:
+        """The channel of the next frame, of those in `among` that have one."""
+        while True:
+            waiting = {c for c in among if self.frames[c]}
+            may_go = waiting - self.spent
+            if not may_go:
+                self.spent, self.owed = set(), set(self.frames)
+                continue
+            self.current = min(may_go, key=lambda c: (c - self.current - 1) % self.channels)
+            channel = self.current
+            if channel in self.owed:
+                self.owed.remove(channel)
+                self.credit[channel] = min(self.credit[channel], 0) + self.weights[channel]
+            if self.credit[channel] >= 0:
+                self.credit[channel] -= self.frames[channel].pop(0)
+                if self.credit[channel] < 0:
+                    self.spent.add(channel)
+                return channel
+            self.spent.add(channel)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_weights_against_a_reference(seed):
+    rng = random.Random(seed)
+    host = Host(config_of(), seed=seed, frame_cycles=3)
+    written = [rng.choice((0, 100, 1024, 1536, 3000, 4096, 1 << 20)) for _ in range(4)]
+    written[rng.randrange(4)] = 2048
+    in_force = {c: min(max(w or 1536, 1024), 65535) for c, w in enumerate(written)}
+    frames: dict[int, list[int]] = {}
+    host.hold = True
+
+    async def testbench(ctx):
+        for channel, weight in enumerate(written):
+            await host.write(ctx, "TX_WEIGHT", channel, weight)
+        for channel in range(4):
+            mss, inline = rng.choice((60, 536, 1460, 8000)), rng.choice((54, 66))
+            total = min(mss * rng.randrange(20, 50), 200_000)
+            job = Job(channel, [(0x100000 * channel, total)], bytes(inline), mss)
+            frames[channel] = [inline + len(cut) for cut in job.frames()]
+            await host.store(ctx, job)
+            if channel == 0:
+                await idle(ctx, 60)
+        host.hold = False
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run(max_cycles=60_000)
+    host.check()
+    order = [s["job"]["channel"] for _, s in host.slices]
+    reference = Reference(in_force, frames, 4)
+    wanted = [reference.next({0} if n < DECIDED else set(range(4))) for n in range(len(order))]
+    assert order == wanted
+
+
+def test_shares_follow_weights_within_a_frame():
+    """Shares of bytes while all wait, with frames of different length: weights 1 : 2 : 4, and the same again."""
+    host = Host(config_of(), frame_cycles=3)
+    weights, sizes = {0: 1500, 1: 3000, 2: 6000, 3: 1500}, {0: 1460, 1: 60, 2: 536, 3: 8000}
+
+    async def testbench(ctx):
+        for channel, weight in weights.items():
+            await host.write(ctx, "TX_WEIGHT", channel, weight)
+        for channel, mss in sizes.items():
+            await host.store(ctx, Job(channel, [(0, 40_000 * weights[channel] // 1500)], bytes(54), mss))
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run(max_cycles=60_000)
+    host.check()
+    sent, left = dict.fromkeys(weights, 0), {c: len(host.jobs[c][0].frames()) for c in weights}
+    for _, s in host.slices:
+        channel = s["job"]["channel"]
+        sent[channel] += 54 + s["count"]
+        left[channel] -= 1
+        if not left[channel]:
+            break
+    rounds = [sent[c] / weights[c] for c in weights]
+    for channel in weights:
+        slack = 1 + (54 + sizes[channel]) / weights[channel]
+        assert abs(sent[channel] / weights[channel] - sum(rounds) / 4) <= slack + 8054 / 1500 / 4, (channel, rounds)
+    assert min(rounds) > 15
 
 
 def test_what_is_queued_on_a_stopped_channel_is_discarded():
