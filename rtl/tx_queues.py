@@ -44,10 +44,9 @@ class TxQueues(wiring.Component):
     Members
     -------
     job, stored_row, stored_piece : strobes, what is to be kept.
-    arrived, arrived_channel : a bit for each channel, 1 for a cycle when it got a job, and its number; `behind_last` shows it from the next cycle on.
+    arrived, arrived_channel : a bit for each channel, 1 for a cycle when it got a job, and its number.
     read_job, read_piece, read_row : 1 to read; `job_at`, `piece_at`, `row_at`: channel below, place in its ring above;
         `job_data`, `piece_data`, `row_data` one cycle later.
-    channel, behind_last : the place behind a channel's last job, looked up in the same cycle.
     active : see `rtl.interfaces`.
     """
 
@@ -57,7 +56,6 @@ class TxQueues(wiring.Component):
         super().__init__({
             "job": In(Strobe(TxJob)), "stored_row": In(Strobe(tx_row(config))), "stored_piece": In(Strobe(TxPiece)),
             "arrived": Out(config.channels), "arrived_channel": Out(self.channel_bits),
-            "channel": In(self.channel_bits), "behind_last": Out(JOB_INDEX_BITS),
             "read_job": In(1), "job_at": In(self.channel_bits + JOB_INDEX_BITS), "job_data": Out(stored_job(config)),
             "read_piece": In(1), "piece_at": In(self.channel_bits + PIECE_INDEX_BITS), "piece_data": Out(StoredPiece),
             "read_row": In(1), "row_at": In(self.channel_bits + row_index_bits(config)),
@@ -79,13 +77,7 @@ class TxQueues(wiring.Component):
                 ends[name].write_en.eq(self.job.valid), ends[name].write_addr.eq(job_channel),
                 ends[name].read_addr.eq(job_channel),
             ]
-        m.submodules.looked_up = looked_up = SmallRam(shape=JOB_INDEX_BITS, depth=channels)
-        m.d.comb += [
-            looked_up.write_en.eq(self.job.valid), looked_up.write_addr.eq(job_channel),
-            looked_up.write_data.eq(ends["job"].write_data),
-            looked_up.read_addr.eq(self.channel), self.behind_last.eq(looked_up.read_data),
-            ends["job"].write_data.eq(ends["job"].read_data + 1),
-        ]
+        m.d.comb += ends["job"].write_data.eq(ends["job"].read_data + 1)
 
         # The rings of pieces and rows. Those of the descriptor that is being stored are counted until its job comes.
         for name, strobe, channel, value, at, read, result in (

@@ -80,7 +80,7 @@ class FrameScheduler(wiring.Component):
     -------
     write : register writes (TX_WEIGHT).
     running : a bit for each channel.
-    arrived, arrived_channel, channel, behind_last, read_job, job_at, job_data : see `TxQueues`.
+    arrived, arrived_channel, read_job, job_at, job_data : see `TxQueues`.
     decision : stream of decisions.
     active : see `rtl.interfaces`.
     """
@@ -91,7 +91,6 @@ class FrameScheduler(wiring.Component):
         super().__init__({
             "write": In(Strobe(RegisterWrite)),
             "running": In(config.channels), "arrived": In(config.channels), "arrived_channel": In(self.channel_bits),
-            "channel": Out(self.channel_bits), "behind_last": In(JOB_INDEX_BITS),
             "read_job": Out(1), "job_at": Out(self.channel_bits + JOB_INDEX_BITS), "job_data": In(stored_job(config)),
             "decision": Out(stream.Signature(decision(config))), "active": Out(1),
         })
@@ -102,6 +101,14 @@ class FrameScheduler(wiring.Component):
         m.submodules.progresses = progresses = SmallRam(shape=Progress, depth=channels)
         m.submodules.heads = heads = SmallRam(shape=JOB_INDEX_BITS, depth=channels)
         pending, emptied = Signal(channels), Signal(channels)
+        # the place behind each channel's last job, read where a job arrives and where one ends
+        m.submodules.counts = counts = SmallRam(shape=JOB_INDEX_BITS, depth=channels)
+        m.submodules.tails = tails = SmallRam(shape=JOB_INDEX_BITS, depth=channels)
+        for ram in (counts, tails):
+            m.d.comb += [
+                ram.write_en.eq(self.arrived.any()), ram.write_addr.eq(self.arrived_channel),
+                ram.write_data.eq(counts.read_data + 1),
+            ]
         m.d.sync += pending.eq((pending & ~emptied) | self.arrived)
 
         # Weights, and what is left of the credit. `due`: the round's credit is not counted yet.
@@ -148,14 +155,14 @@ class FrameScheduler(wiring.Component):
             nothing_else.eq(~pending.any() & ~grants.any()),
             rounds.eq(~current_valid & ready.any() & ~may_go.any() & ~grants.any() & ~next_valid),
             weights.read_addr.eq(current), credits.read_addr.eq(current),
-            self.channel.eq(current), heads.read_addr.eq(current), progresses.read_addr.eq(current),
+            counts.read_addr.eq(self.arrived_channel), tails.read_addr.eq(current), heads.read_addr.eq(current), progresses.read_addr.eq(current),
             self.job_at.eq(Cat(current, heads.read_data)),
         ]
 
         # What is decided of it.
         made, passed = Signal(decision(self.config)), Signal()
         out, slice_, after = self.decision.payload, made.slice, data.View(Progress, progresses.write_data)
-        good, last = Signal(), Signal()
+        good, last, continues = Signal(), Signal(), Signal()
         head_after, empties = Signal(JOB_INDEX_BITS), Signal()
         sent_channel = Signal(self.channel_bits)  # of the decision before
         m.d.comb += [
@@ -165,14 +172,14 @@ class FrameScheduler(wiring.Component):
             slice_.first.eq(~progress.started), slice_.last.eq(last), slice_.discarded.eq(~runs),
             slice_.offset.eq(progress.offset), slice_.number.eq(progress.number),
             slice_.count.eq(Mux(good, Mux(longer, limit, left), 0)),
-            slice_.continues.eq(progress.started & (sent_channel == current)),
+            continues.eq(progress.started & (sent_channel == current)), slice_.continues.eq(continues),
             made.pays.eq(good & (job.payload_bytes != 0)),
-            made.template.eq(good & (job.inline_bytes != 0) & ~slice_.continues),
+            made.template.eq(good & (job.inline_bytes != 0) & ~continues),
             made.first_piece.eq(job.first_piece), made.first_row.eq(job.first_row),
             after.started.eq(~last), after.left.eq(left - limit),
             after.offset.eq(Mux(last, 0, progress.offset + limit)), after.number.eq(Mux(last, 0, progress.number + 1)),
             progresses.write_addr.eq(current), progresses.write_en.eq(decides),
-            head_after.eq(heads.read_data + 1), empties.eq(last & (head_after == self.behind_last)),
+            head_after.eq(heads.read_data + 1), empties.eq(last & (head_after == tails.read_data)),
             heads.write_addr.eq(current), heads.write_data.eq(head_after), heads.write_en.eq(decides & last),
             emptied.eq(Mux(decides & empties, current_bit, 0)),
         ]
@@ -473,7 +480,6 @@ class TransmitScheduler(wiring.Component):
         m.d.comb += [
             frames.running.eq(self.running), frames.arrived.eq(queues.arrived),
             frames.arrived_channel.eq(queues.arrived_channel),
-            queues.channel.eq(frames.channel), frames.behind_last.eq(queues.behind_last),
         ]
         for block, what in ((frames, "job"), (walker, "piece"), (slices, "row")):
             m.d.comb += [

@@ -317,7 +317,7 @@ def test_weights_against_a_reference(seed):
             frames[channel] = [inline + len(cut) for cut in job.frames()]
             await host.store(ctx, job)
             if channel == 0:
-                await idle(ctx, 60)
+                await idle(ctx, 300)  # until as many frames are decided as may be
         host.hold = False
         await host.settle(ctx)
 
