@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """The device: this file is the block diagram. It creates the blocks and connects them, in packet order."""
 
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -162,8 +162,10 @@ class Nic(wiring.Component):
             events.error_irq.eq(channels.error_irq),
             self.irq.eq(Cat(events.irq, channels.error_irq)),
             self.error_completion.eq(completion.error),
-            self.next_deadline.eq(events.next_deadline),
-            self.deadline_valid.eq(events.deadline_valid),
+            self.next_deadline.eq(Mux(
+                events.deadline_valid & (~scheduler.deadline_valid | (events.next_deadline < scheduler.next_deadline)),
+                events.next_deadline, scheduler.next_deadline)),
+            self.deadline_valid.eq(events.deadline_valid | scheduler.deadline_valid),
         ]
 
         # The bus, and what is counted and reported on the way.
@@ -179,6 +181,6 @@ class Nic(wiring.Component):
                 raise RuntimeError(f"counter {counter.name} must have one owner, not {len(owners)}")
             connect(m, getattr(owners[0], port), getattr(counters, port))
 
-        m.d.comb += [block.now.eq(self.now) for block in (registers, transmit, receive, events)]
+        m.d.comb += [block.now.eq(self.now) for block in (registers, scheduler, transmit, receive, events)]
         m.d.comb += self.quiet.eq(~Cat(block.active for block in (*blocks.values(), *links)).any())
         return m

@@ -16,6 +16,7 @@ from nic_model.contract import (
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import (
     LENGTH_BITS,
+    TIME_BITS,
     FreedSlots,
     ReadCommand,
     RegisterWrite,
@@ -28,6 +29,7 @@ from rtl.interfaces import (
 )
 from rtl.primitives import SmallRam, StreamFifo, round_robin
 from rtl.segmenter import SEGMENT_BITS
+from rtl.token_buckets import TokenBuckets, sent_frame
 from rtl.tx_queues import JOB_INDEX_BITS, PIECE_INDEX_BITS, StoredPiece, TxQueues, row_index_bits, stored_job
 
 STORED_ROW_BYTES = 4096
@@ -80,6 +82,8 @@ class FrameScheduler(wiring.Component):
     -------
     write : register writes (TX_WEIGHT).
     running : a bit for each channel.
+    held, limited, sent : which channels their rate holds back, which have one, and a frame that counts; see
+        `TokenBuckets`.
     arrived, arrived_channel, read_job, job_at, job_data : see `TxQueues`.
     decision : stream of decisions.
     active : see `rtl.interfaces`.
@@ -90,7 +94,9 @@ class FrameScheduler(wiring.Component):
         self.channel_bits = exact_log2(config.channels)
         super().__init__({
             "write": In(Strobe(RegisterWrite)),
-            "running": In(config.channels), "arrived": In(config.channels), "arrived_channel": In(self.channel_bits),
+            "running": In(config.channels), "held": In(config.channels),
+            "limited": In(config.channels), "sent": Out(Strobe(sent_frame(config))),
+            "arrived": In(config.channels), "arrived_channel": In(self.channel_bits),
             "read_job": Out(1), "job_at": Out(self.channel_bits + JOB_INDEX_BITS), "job_data": In(stored_job(config)),
             "decision": Out(stream.Signature(decision(config))), "active": Out(1),
         })
@@ -128,7 +134,8 @@ class FrameScheduler(wiring.Component):
         with m.If(weights.write_en):
             m.d.sync += weighted.eq(Mux(written.data == 0, weighted & ~write_bit, weighted | write_bit))
         ready, may_go = Signal(channels), Signal(channels)
-        m.d.comb += [ready.eq(pending), may_go.eq(ready & ~Mux(by_weight, spent, 0))]
+        # what waits on a channel that has stopped is not held back
+        m.d.comb += [ready.eq(pending & ~(self.held & self.running)), may_go.eq(ready & ~Mux(by_weight, spent, 0))]
 
         # The channel whose frame is measured, and the one that is next, unless the present one goes on alone.
         current, current_bit, current_valid = Signal(self.channel_bits), Signal(channels), Signal()
@@ -147,7 +154,7 @@ class FrameScheduler(wiring.Component):
         # The job and how far it has come.
         job, progress, found = Signal(stored_job(self.config)), Signal(Progress), data.View(Progress, progresses.read_data)
         runs, left, limit, longer = Signal(), Signal(LENGTH_BITS), Signal(SEGMENT_BITS), Signal()
-        owed = Signal()
+        owed, is_limited = Signal(), Signal()
         credit, has_credit = Signal(Credit), Signal()
         less_limit, less_left = Signal(Credit), Signal(Credit)
         moves, decides, nothing_else = Signal(), Signal(), Signal()
@@ -197,6 +204,12 @@ class FrameScheduler(wiring.Component):
             credits.write_addr.eq(current), credits.write_data.eq(credit_after),
             credits.write_en.eq(passed & by_weight & runs),
         ]
+
+        # What it costs in time, if the channel has a rate: it is held from the next cycle on.
+        m.d.comb += [
+            self.sent.valid.eq(decides & good & is_limited), self.sent.payload.channel.eq(current),
+            self.sent.payload.length.eq(job.inline_bytes + slice_.count),
+        ]
         with m.If(rounds):
             m.d.sync += [spent.eq(0), due.eq(~0)]
         with m.Elif(credits.write_en):
@@ -213,7 +226,7 @@ class FrameScheduler(wiring.Component):
                 m.d.comb += moves.eq(next_valid | self.arrived.any())
                 with m.If(next_valid):
                     turn_to_next()
-                with m.Elif(nothing_else & self.arrived.any()):
+                with m.Elif(nothing_else & (self.arrived & ~self.held).any()):
                     m.d.sync += [
                         current.eq(self.arrived_channel), current_bit.eq(self.arrived), current_valid.eq(1),
                     ]
@@ -224,7 +237,7 @@ class FrameScheduler(wiring.Component):
                     progress.eq(found), runs.eq((self.running & current_bit).any()),
                     credit.eq(credits.read_data.as_signed()),
                     weight.eq(Mux(weights.read_data == 0, DEFAULT_TX_WEIGHT, weights.read_data)),
-                    owed.eq((due & current_bit).any()),
+                    owed.eq((due & current_bit).any()), is_limited.eq((self.limited & current_bit).any()),
                 ]
                 m.next = "FETCH"
             with m.State("FETCH"):
@@ -252,7 +265,7 @@ class FrameScheduler(wiring.Component):
                 with m.If(passed):
                     with m.If(next_valid):
                         turn_to_next()
-                    with m.Elif(~empties & ~(by_weight & is_spent)):
+                    with m.Elif(~empties & ~(by_weight & is_spent) & ~is_limited):
                         m.next = "LOOK"
                     with m.Else():
                         m.d.sync += current_valid.eq(0)
@@ -448,11 +461,12 @@ class TransmitScheduler(wiring.Component):
 
     Members
     -------
-    write : register writes (TX_WEIGHT).
+    write : register writes (TX_WEIGHT, TX_BYTE_TIME, TX_BURST).
     running : a bit for each channel.
     job, stored_row, stored_piece : strobes, what is to be sent.
     freed : strobe.
     payload_cmd, slice, inline : what leaves.
+    now, next_deadline, deadline_valid : see `TokenBuckets`.
     active : see `rtl.interfaces`.
     """
 
@@ -464,17 +478,25 @@ class TransmitScheduler(wiring.Component):
             "freed": Out(Strobe(FreedSlots)),
             "payload_cmd": Out(stream.Signature(ReadCommand)), "slice": Out(stream.Signature(TxSlice)),
             "inline": Out(stream.Signature(row(config))),
+            "now": In(TIME_BITS), "next_deadline": Out(TIME_BITS), "deadline_valid": Out(1),
             "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
+        m.submodules.buckets = buckets = TokenBuckets(self.config)
         m.submodules.queues = queues = TxQueues(self.config)
         m.submodules.frames = frames = FrameScheduler(self.config)
         m.submodules.walker = walker = PieceWalker(self.config)
         m.submodules.slices = slices = SliceIssue(self.config)
 
-        connect(m, flipped(self.write), frames.write)
+        for block in (frames, buckets):
+            connect(m, flipped(self.write), block.write)
+        connect(m, frames.sent, buckets.sent)
+        m.d.comb += [
+            frames.held.eq(buckets.held), frames.limited.eq(buckets.limited), buckets.now.eq(self.now),
+            self.next_deadline.eq(buckets.next_deadline), self.deadline_valid.eq(buckets.deadline_valid),
+        ]
         for name in ("job", "stored_row", "stored_piece"):
             connect(m, flipped(getattr(self, name)), getattr(queues, name))
         m.d.comb += [
@@ -507,5 +529,5 @@ class TransmitScheduler(wiring.Component):
         connect(m, slices.slice, flipped(self.slice))
         connect(m, slices.inline, flipped(self.inline))
         m.d.comb += self.active.eq(
-            Cat(block.active for block in (queues, frames, walker, slices)).any() | self.freed.valid)
+            Cat(block.active for block in (buckets, queues, frames, walker, slices)).any() | self.freed.valid)
         return m

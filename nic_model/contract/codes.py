@@ -56,6 +56,9 @@ MAX_TX_WEIGHT = 0xFFFF
 DEFAULT_TX_WEIGHT = 1536
 """What a TX_WEIGHT of 0 acts as beside others."""
 
+TX_BYTE_TIME_FRACTION_BITS = 16
+"""Bits of TX_BYTE_TIME behind the point: its unit is 2^-16 cycles."""
+
 MAX_MODERATION_FRAMES = 0xFFFF
 """VECTOR_RX_FRAMES and VECTOR_TX_FRAMES above this act as this."""
 
