@@ -56,7 +56,7 @@ from nic_model.contract.registers import Block
 from nic_model.events import Arming, Vector
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.receive_parser import parse_received, passes_filter
-from nic_model.segmentation import finish_frame, segment
+from nic_model.segmentation import finish_frame, insert_tag, segment
 from nic_model.submission import Piece, Submission, read_submission
 
 _U64 = (1 << 64) - 1
@@ -516,7 +516,7 @@ def _frames(submission: Submission, payload: bytes, wanted: int) -> Iterator[tup
         if len(payload) == wanted:
             whole = bytearray(inline + payload)
             finish_frame(whole, head)
-            yield bytes(whole), wanted
+            yield insert_tag(bytes(whole), head), wanted
         return
     # A segmented send always gets its checksums, whatever the two flags say.
     flags = (head["flags"] | SendFlag.L4_CHECKSUM) & ~SendFlag.IPV4_CHECKSUM
@@ -529,4 +529,4 @@ def _frames(submission: Submission, payload: bytes, wanted: int) -> Iterator[tup
         sent_bytes += len(frame) - len(inline)
         if sent_bytes > len(payload):
             return
-        yield frame, len(frame) - len(inline)
+        yield insert_tag(frame, head), len(frame) - len(inline)

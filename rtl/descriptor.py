@@ -15,6 +15,8 @@ from nic_model.contract import (
     PIECE,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
+    VLAN_INLINE_BYTES,
+    VLAN_MAX_OFFSET,
     ChannelError,
     NicConfig,
     Opcode,
@@ -27,6 +29,7 @@ from nic_model.contract.protocols import (
     IPV4_HEADER_BYTES,
     IPV6_HEADER_BYTES,
     TCP_HEADER_BYTES,
+    VLAN_TAG_BYTES,
 )
 from rtl.interfaces import (
     CHANNEL_BITS,
@@ -562,6 +565,7 @@ class DescriptorCheck(wiring.Component):
             job.inline_bytes.eq(head.inline_bytes), job.l3_offset.eq(head.l3_offset), job.l4_offset.eq(head.l4_offset),
             job.checksum_offset.eq(head.checksum_offset), job.mss.eq(head.mss),
             job.payload_bytes.eq(parsed.payload_bytes), job.slots.eq(head.slots),
+            job.tagged.eq(flag(SendFlag.VLAN_INSERT)), job.vlan_tci.eq(head.vlan_tci),
             self.o.payload.broken.eq(parsed.broken), self.o.payload.has_pieces.eq(parsed.has_pieces),
             self.o.payload.has_inline.eq(parsed.has_inline),
         ]
@@ -580,14 +584,19 @@ class DescriptorCheck(wiring.Component):
             ]
 
         bad_size, bad_segments, bad_template = Signal(), Signal(), Signal()
-        bad_l4, bad_l3 = Signal(), Signal()
+        bad_l4, bad_l3, bad_tag = Signal(), Signal(), Signal()
         checksum_beyond_frame, l4_beyond_frame, checksum_beyond_inline = Signal(), Signal(), Signal()
 
         def compare():
             payload_bytes = parsed.payload_bytes
+            most = Mux(job.tagged, MAX_FRAME_BYTES - VLAN_TAG_BYTES, MAX_FRAME_BYTES)
             m.d.sync += [
-                bad_size.eq((total_bytes < ETHERNET_HEADER_BYTES) | (total_bytes > MAX_FRAME_BYTES)),
-                bad_segments.eq((head.mss < MIN_MSS) | (longest_bytes > MAX_FRAME_BYTES)
+                bad_size.eq((total_bytes < ETHERNET_HEADER_BYTES) | (total_bytes > most)),
+                bad_tag.eq(job.tagged & (
+                    (head.inline_bytes < VLAN_INLINE_BYTES.start) | (head.inline_bytes >= VLAN_INLINE_BYTES.stop)
+                    | ((segmented | job.l4_checksum) & (head.checksum_offset > VLAN_MAX_OFFSET))
+                    | ((segmented | job.ipv4_checksum) & (head.l4_offset > VLAN_MAX_OFFSET)))),
+                bad_segments.eq((head.mss < MIN_MSS) | (longest_bytes > most)
                                 | (payload_bytes == 0) | (payload_bytes > MAX_SEGMENTED_BYTES)),
                 bad_template.eq(head.inline_bytes < tcp_end),
                 bad_l4.eq(head.l4_offset[0] | head.checksum_offset[0] | (head.checksum_offset < head.l4_offset)),
@@ -606,7 +615,7 @@ class DescriptorCheck(wiring.Component):
                 m.d.sync += status.eq(Status.BAD_OPCODE)
             with m.Elif(parsed.forbidden):
                 m.d.sync += status.eq(Status.NOT_PERMITTED)
-            with m.Elif(parsed.misshapen | Mux(segmented, bad_segmented, bad_frame)):
+            with m.Elif(parsed.misshapen | bad_tag | Mux(segmented, bad_segmented, bad_frame)):
                 m.d.sync += status.eq(Status.BAD_DESCRIPTOR)
             with m.Else():
                 m.d.sync += status.eq(Status.OK)

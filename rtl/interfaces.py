@@ -103,13 +103,14 @@ def row(config: NicConfig) -> data.StructLayout:
 
 
 # A descriptor with all its checks done. `epoch`: see `rtl.fetch.DrainWatch`. `slots`: what it takes of its channel's
-# submission slots between fetch and scheduler.
+# submission slots between fetch and scheduler. `tagged`: an 802.1Q tag is to be inserted. Lengths and offsets are as in
+# the descriptor, without that tag, up to the scheduler, which inserts it; in a `TxSlice` they count it.
 TxJob = data.StructLayout({
     "channel": CHANNEL_BITS, "tag": 16, "status": 8, "ring_index": INDEX_BITS,
     "complete": 1, "timestamp": 1, "segmented": 1, "ipv6": 1,
     "ipv4_checksum": 1, "l4_checksum": 1, "udp": 1,
     "inline_bytes": 8, "l3_offset": 8, "l4_offset": 8, "checksum_offset": 8, "mss": 14,
-    "payload_bytes": LENGTH_BITS, "slots": SLOT_COUNT_BITS, "epoch": 1,
+    "payload_bytes": LENGTH_BITS, "slots": SLOT_COUNT_BITS, "epoch": 1, "tagged": 1, "vlan_tci": 16,
 })
 
 # Transmit front -> scheduler, a strobe each: what a descriptor brings, to be kept until its job is over. First the rows

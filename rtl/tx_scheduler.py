@@ -1,6 +1,6 @@
 """The transmit scheduler: whose frame is next, and what has to be read for it."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
@@ -13,6 +13,7 @@ from nic_model.contract import (
     NicConfig,
     Status,
 )
+from nic_model.contract.protocols import MAC_ADDRESSES_BYTES, VLAN_TAG_BYTES, EtherType
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import (
     LENGTH_BITS,
@@ -156,6 +157,7 @@ class FrameScheduler(wiring.Component):
         runs, left, limit, longer = Signal(), Signal(LENGTH_BITS), Signal(SEGMENT_BITS), Signal()
         owed, is_limited = Signal(), Signal()
         credit, has_credit = Signal(Credit), Signal()
+        header_bytes = Signal(range(MAX_INLINE_BYTES + 1))  # with the tag
         less_limit, less_left = Signal(Credit), Signal(Credit)
         moves, decides, nothing_else = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -199,7 +201,7 @@ class FrameScheduler(wiring.Component):
         passes_over, credit_after, is_spent = Signal(), Signal(Credit), Signal()
         m.d.comb += [
             passes_over.eq(by_weight & runs & ~has_credit),
-            credit_after.eq(Mux(passes_over, credit, Mux(longer, less_limit, less_left) - job.inline_bytes)),
+            credit_after.eq(Mux(passes_over, credit, Mux(longer, less_limit, less_left) - header_bytes)),
             is_spent.eq(credit_after[-1]),
             credits.write_addr.eq(current), credits.write_data.eq(credit_after),
             credits.write_en.eq(passed & by_weight & runs),
@@ -208,7 +210,7 @@ class FrameScheduler(wiring.Component):
         # What it costs in time, if the channel has a rate: it is held from the next cycle on.
         m.d.comb += [
             self.sent.valid.eq(decides & good & is_limited), self.sent.payload.channel.eq(current),
-            self.sent.payload.length.eq(job.inline_bytes + slice_.count),
+            self.sent.payload.length.eq(header_bytes + slice_.count),
         ]
         with m.If(rounds):
             m.d.sync += [spent.eq(0), due.eq(~0)]
@@ -254,6 +256,7 @@ class FrameScheduler(wiring.Component):
                 m.d.comb += moves.eq(1)
                 m.d.sync += [
                     longer.eq(left > limit), has_credit.eq(~credit[-1]),
+                    header_bytes.eq(job.inline_bytes + Mux(job.tagged, VLAN_TAG_BYTES, 0)),
                     less_limit.eq(credit - limit), less_left.eq(credit - left[:SEGMENT_BITS]),
                 ]
                 m.next = "DECIDE"
@@ -369,9 +372,10 @@ class PieceWalker(wiring.Component):
 
 
 class SliceIssue(wiring.Component):
-    """Hands the frames on, each with the rows of its template if the back does not have them.
+    """Hands the frames on, each with the rows of its template if the back does not have them; inserts the 802.1Q tag.
 
-    Enters: decisions. Leaves: slices, and inline rows. One decision a cycle, or one row.
+    Enters: decisions. Leaves: slices, and inline rows. One decision a cycle, or one row. With a tag, four bytes of each
+    row move into the next; lengths and offsets of the slice count it.
 
     Parameters
     ----------
@@ -399,7 +403,7 @@ class SliceIssue(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         lane_bits = exact_log2(self.config.host_bytes)
-        depth = STORED_ROW_BYTES // self.config.host_bytes
+        depth, flushes = STORED_ROW_BYTES // self.config.host_bytes, Signal()
         m.submodules.rows = rows = StreamFifo(shape=row(self.config), depth=depth)
         connect(m, rows.o, flipped(self.inline))
         decided = self.i.payload
@@ -408,14 +412,17 @@ class SliceIssue(wiring.Component):
         # A template's rows are read without a pause, so there must be room for the longest; one may still be on its way.
         most = 1 + MAX_INLINE_BYTES // self.config.host_bytes
         at, rows_left = Signal(row_index_bits(self.config)), Signal(range(most))
-        rows_of = Signal(range(most))
-        room, free, begins, moves, last_row = Signal(init=1), Signal(), Signal(), Signal(), Signal()
-        arriving, arriving_last = Signal(), Signal()
+        rows_of, overflows = Signal(range(most)), Signal()
+        room, free, begins, moves, last_row, last_left = Signal(init=1), Signal(), Signal(), Signal(), Signal(), Signal()
         has_room = rows.level <= depth - 2 * most
-        m.d.sync += [room.eq(has_room), arriving.eq(self.read_row), arriving_last.eq(last_row)]
+        job = decided.slice.job
+        tag_bytes = Mux(job.tagged, VLAN_TAG_BYTES, 0)
+        m.d.sync += room.eq(has_room)
         m.d.comb += [
-            rows.i.valid.eq(arriving), rows.i.payload.data.eq(self.row_data), rows.i.payload.last.eq(arriving_last),
-            rows_of.eq((decided.slice.job.inline_bytes + self.config.host_bytes - 1) >> lane_bits),
+            rows_of.eq((job.inline_bytes + self.config.host_bytes - 1) >> lane_bits),
+            # the tag makes a row more if it does not fit the last one
+            overflows.eq(job.tagged & ((job.inline_bytes - 1)[:lane_bits] >= self.config.host_bytes - VLAN_TAG_BYTES)),
+            last_left.eq((last_row & ~overflows) | flushes),
             free.eq(~self.slice.valid | self.slice.ready),
         ]
         with m.If(self.slice.ready):
@@ -425,25 +432,58 @@ class SliceIssue(wiring.Component):
                 m.d.comb += [
                     begins.eq(self.i.valid & free & (room | ~decided.template)), moves.eq(begins),
                     self.read_row.eq(begins & decided.template), self.row_at.eq(Cat(channel, decided.first_row)),
-                    last_row.eq(rows_of == 1), self.i.ready.eq(begins & (last_row | ~decided.template)),
+                    last_row.eq(rows_of == 1), self.i.ready.eq(begins & (last_left | ~decided.template)),
                 ]
                 with m.If(begins):
                     m.d.sync += [
                         self.slice.valid.eq(1), self.slice.payload.eq(decided.slice),
+                        *(self.slice.payload.job[name].eq(job[name] + tag_bytes)
+                          for name in ("inline_bytes", "l3_offset", "l4_offset", "checksum_offset")),
                         at.eq(decided.first_row + 1), rows_left.eq(rows_of - 1),
                     ]
                     with m.If(decided.template & ~last_row):
                         m.next = "ROWS"
+                    with m.Elif(decided.template & overflows):
+                        m.next = "FLUSH"
             with m.State("ROWS"):
                 m.d.comb += [
                     moves.eq(1), self.read_row.eq(1), self.row_at.eq(Cat(channel, at)), last_row.eq(rows_left == 1),
-                    self.i.ready.eq(last_row),
+                    self.i.ready.eq(last_left),
                 ]
                 m.d.sync += [at.eq(at + 1), rows_left.eq(rows_left - 1)]
-                with m.If(last_row):
+                with m.If(last_row & overflows):
+                    m.next = "FLUSH"
+                with m.Elif(last_row):
                     m.next = "BEGIN"
+            with m.State("FLUSH"):
+                m.d.comb += [moves.eq(1), flushes.eq(1), self.i.ready.eq(1)]
+                m.next = "BEGIN"
+
+        # What was read arrives a cycle later.
+        arriving = Signal(data.StructLayout({"first": 1, "last": 1, "tagged": 1, "flush": 1, "vlan_tci": 16}))
+        arrives, carry = Signal(), Signal(8 * VLAN_TAG_BYTES)
+        m.d.sync += arrives.eq(self.read_row | flushes)
+        with m.If(self.read_row | flushes):
+            m.d.sync += [
+                arriving.first.eq(begins), arriving.last.eq(last_left), arriving.tagged.eq(job.tagged),
+                arriving.flush.eq(flushes), arriving.vlan_tci.eq(job.vlan_tci),
+            ]
+        # a tag's words go out with their upper half first
+        tag = Cat(Const(EtherType.VLAN >> 8, 8), Const(EtherType.VLAN & 0xFF, 8),
+                  arriving.vlan_tci[8:], arriving.vlan_tci[:8])
+        stays = 8 * (self.config.host_bytes - VLAN_TAG_BYTES)
+        put = rows.i.payload
+        m.d.comb += [rows.i.valid.eq(arrives), put.last.eq(arriving.last), put.data.eq(self.row_data)]
+        with m.If(arriving.tagged):
+            m.d.comb += put.data.eq(Cat(carry, self.row_data[:stays]))
+            with m.If(arriving.first):
+                addresses = 8 * MAC_ADDRESSES_BYTES
+                m.d.comb += put.data.eq(Cat(self.row_data[:addresses], tag, self.row_data[addresses:stays]))
+            with m.If(arrives):
+                m.d.sync += carry.eq(self.row_data[stays:])
+
         m.d.comb += self.active.eq(
-            moves | arriving | rows.active | (room ^ has_room) | (self.slice.valid & self.slice.ready))
+            moves | arrives | rows.active | (room ^ has_room) | (self.slice.valid & self.slice.ready))
         return m
 
 

@@ -91,7 +91,7 @@ SUBMISSION_HEAD = _layout(
     ("l4_offset", 10, 8, "offset of the TCP or UDP header, even; where the L4 checksum starts"),
     ("checksum_offset", 11, 8, "offset of the L4 checksum field from the frame's first byte, even"),
     ("pieces", 12, 8, "pieces of host memory, 0 to 31"),
-    ("vlan_tci", 14, 16, "802.1Q tag control, with VLAN_INSERT (reserved)"),
+    ("vlan_tci", 14, 16, "802.1Q tag control, with VLAN_INSERT"),
 )
 
 PIECE = _layout(

@@ -58,6 +58,7 @@ class Send:
             "inline_bytes": len(self.inline), "l3_offset": self.head.get("l3_offset", 0),
             "l4_offset": self.head.get("l4_offset", 0), "checksum_offset": self.head.get("checksum_offset", 0),
             "mss": self.head.get("mss", 0), "payload_bytes": len(self.payload), "epoch": number // 3 % 2,
+            "slots": 1, "tagged": 0, "vlan_tci": 0,
         }
 
     @property

@@ -31,6 +31,7 @@ class Job:
     mss: int | None = None
     """None for a frame."""
     status: int = Status.OK
+    vlan_tci: int | None = None
     tag: int = 0
     arrived: int = 0
     """Cycle in which it was stored."""
@@ -49,8 +50,22 @@ class Job:
             "complete": 1, "timestamp": self.tag & 1, "segmented": self.mss is not None, "ipv6": 0,
             "ipv4_checksum": 1, "l4_checksum": 0, "udp": 1, "inline_bytes": len(self.inline), "l3_offset": 14,
             "l4_offset": 34, "checksum_offset": 50, "mss": self.mss or 0, "payload_bytes": self.payload_bytes,
-            "slots": self.slots, "epoch": self.tag >> 1 & 1,
+            "slots": self.slots, "epoch": self.tag >> 1 & 1, "tagged": self.vlan_tci is not None,
+            "vlan_tci": self.vlan_tci or 0,
         }
+
+    def sliced_fields(self) -> dict:
+        """As they leave: with the tag."""
+        fields, more = self.fields(), 0 if self.vlan_tci is None else 4
+        names = ("inline_bytes", "l3_offset", "l4_offset", "checksum_offset")
+        return fields | {name: (fields[name] + more) % 256 for name in names}
+
+    @property
+    def template(self) -> bytes:
+        """Its inline bytes with the tag."""
+        if self.vlan_tci is None:
+            return self.inline
+        return self.inline[:12] + b"\x81\x00" + self.vlan_tci.to_bytes(2, "big") + self.inline[12:]
 
     def frames(self) -> list[range]:
         """Its payload, cut; a job that is refused has one slice without any."""
@@ -158,7 +173,7 @@ class Host:
             cut, continues = cuts[number], before is job and number > 0
             before = job
             assert slice_ == {
-                "job": job.fields(), "offset": cut.start, "number": number, "count": len(cut), "first": number == 0,
+                "job": job.sliced_fields(), "offset": cut.start, "number": number, "count": len(cut), "first": number == 0,
                 "last": number == len(cuts) - 1, "continues": continues, "discarded": 0,
             }
             for address, length in job.addresses(cut):
@@ -166,11 +181,11 @@ class Host:
             if job.status == Status.OK and not continues:
                 width = self.config.host_bytes
                 got = b""
-                for at in range(0, len(job.inline), width):
+                for at in range(0, len(job.template), width):
                     row = rows.popleft()
                     got += row["data"].to_bytes(width, "little")
-                    assert row["last"] == (at + width >= len(job.inline))
-                assert got[:len(job.inline)] == job.inline
+                    assert row["last"] == (at + width >= len(job.template))
+                assert got[:len(job.template)] == job.template
         assert not any(left.values()), "frames are missing"
         assert not commands
         assert not rows
@@ -203,9 +218,10 @@ def random_job(rng, channels: int) -> Job:
         return Job(channel, inline=rng.randbytes(rng.choice((0, 54))), status=Status.KEY_BOUNDS)
     count = rng.choice((0, 1, 1, 2, 5, 20))
     pieces = [(rng.getrandbits(64), rng.choice((1, 33, 100, rng.randrange(1, 700)))) for _ in range(count)]
-    inline = rng.randbytes(rng.choice((0, 14, 16, 54, 64, 66, 128)) if pieces else rng.choice((14, 60, 128)))
+    inline = rng.randbytes(rng.choice((0, 12, 13, 16, 54, 60, 61, 64, 66, 124, 128)) if pieces else rng.choice((14, 60, 128)))
     mss = rng.choice((32, 64, 100, 536)) if pieces and len(inline) >= 54 and rng.random() < 0.7 else None
-    return Job(channel, pieces, inline, mss)
+    tci = rng.getrandbits(16) if 12 <= len(inline) <= 124 and rng.random() < 0.4 else None
+    return Job(channel, pieces, inline, mss, vlan_tci=tci)
 
 
 @pytest.mark.parametrize(("host_bytes", "channels", "stall", "seed"), [
