@@ -256,7 +256,7 @@ class Nic:
         than a frame more after a pause; 0 bits a second: no limit.
 
         The burst also makes up for waiting: with less than a frame or two the rate is not reached. The rate is kept within
-        1 % from 10 kbit/s to 64 bytes a cycle. Raises ValueError for a channel that the device does not have, and for a
+        1 % from 20 kbit/s on the `default` device to 64 bytes a cycle. Raises ValueError for a channel that the device does not have, and for a
         rate or a burst beyond its registers.
         """
         self._check_channel(channel)

@@ -490,7 +490,7 @@ class HeaderWriter(wiring.Component):
         m.d.comb += self.active.eq(Cat(
             slices.active, takes, opens, opened, marks, marked, issues, self.sums.valid & self.sums.ready, first_valid,
             second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
-            self.template.valid, self.freed, self.reported, self.frame.valid,
+            self.template.valid, self.freed, self.reported, self.frame.valid, self.retired,
         ).any())
         return m
 
