@@ -57,7 +57,8 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
 
     return {
         "nic": Nic, "registers": Registers, "doorbells": Doorbells, "channels": Channels, "keys": KeyTable,
-        "fetch": TransmitFetch, "scheduler": TransmitScheduler, "dma_read": DmaRead, "transmit": TransmitBack, "receive": Receive,
+        "fetch": TransmitFetch, "scheduler": TransmitScheduler, "dma_read": DmaRead, "transmit": TransmitBack,
+        "receive": Receive,
         "dma_write": DmaWrite, "completion": Completion, "events": Events, "counters": Counters,
     }
 

@@ -59,8 +59,8 @@ Pending = data.StructLayout({
 class Completion(wiring.Component):
     """Writes completions, and says when the bus has answered them.
 
-    Enters: `tx` and `rx`, one token for each send and each received frame that has finished. A send that was discarded is
-    not completed and not counted. Leaves: for a token that
+    Enters: `tx` and `rx`, one token for each send and each received frame that has finished. A send that was discarded
+    is not completed and not counted. Leaves: for a token that
     is to be completed, on a channel that runs, a 32-byte write to the channel's completion ring; after the
     bus's response `index`, then `retired`; `tx_retired` or `rx_retired` for every token, in the order in which the
     tokens were taken, and not before `retired` (if the token has one) has been taken. A write that fails gives

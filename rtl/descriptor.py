@@ -647,13 +647,13 @@ class DescriptorCheck(wiring.Component):
 
 
 class JobIssue(wiring.Component):
-    """Lets a descriptor go: hands its inline rows, its pieces and its job to the scheduler's store, or throws the former
-    two away.
+    """Lets a descriptor go: hands its inline rows, its pieces and its job to the scheduler's store, or throws the
+    former two away.
 
-    Enters: jobs with the checks done, the verdict of their keys, their translated pieces and inline rows. Leaves: if all
-    is well the inline rows and the pieces, side by side; then, or with the last of them, the job with its final status. A
-    broken descriptor leaves nothing. 3 cycles for a job with one piece and one row, one more for each further piece
-    or row, whichever are more.
+    Enters: jobs with the checks done, the verdict of their keys, their translated pieces and inline rows. Leaves: if
+    all is well the inline rows and the pieces, side by side; then, or with the last of them, the job with its final
+    status. A broken descriptor leaves nothing. 3 cycles for a job with one piece and one row, one more for each
+    further piece or row, whichever are more.
 
     Parameters
     ----------

@@ -66,8 +66,8 @@ class FetchScheduler(wiring.Component):
     Enters: doorbells, and from the parser the indices of what it took. Leaves: read commands for up to 32 slots from a
     channel's index on, and for each fetch its description. A fetch that passes the ring's end is two commands. Channels
     with work take turns; a channel has one fetch under way at a time, and never more than `QUEUE_SLOTS` slots between
-    their fetch and their return by `freed`: a fetch waits until there is room for all that it may ask for. A doorbell that advances beyond the ring's size
-    stops the channel; one for a channel that does not run has no effect.
+    their fetch and their return by `freed`: a fetch waits until there is room for all that it may ask for. A doorbell
+    that advances beyond the ring's size stops the channel; one for a channel that does not run has no effect.
 
     A doorbell every 5 cycles, a fetch every 6; 11 cycles from a doorbell to the command.
 
@@ -173,7 +173,8 @@ class FetchScheduler(wiring.Component):
         granting = self._grant(m, producer, consumer, released, live, pending, fetching, fetches,
                                looked_at, fits, has_more, issued_to)
         m.d.comb += self.active.eq(
-            self.write.valid | self.start.valid | self.freed.valid | emptying | self.consumed.valid | self.finished.valid | fetches.active
+            self.write.valid | self.start.valid | self.freed.valid | emptying | self.consumed.valid
+            | self.finished.valid | fetches.active
             | ((pending | starved) & ~self.running).any() | ringing | granting | (self.cmd.valid & self.cmd.ready))
         return m
 
@@ -452,7 +453,8 @@ class TransmitFetch(wiring.Component):
             "job": Out(Strobe(TxJob)), "stored_row": Out(Strobe(tx_row(config))), "stored_piece": Out(Strobe(TxPiece)),
             "freed": In(Strobe(FreedSlots)),
             "fault": Out(stream.Signature(ChannelFault)), "index": Out(Strobe(IndexReport)),
-            "tx_retired": In(1), "tx_retired_epoch": In(1), "drain_request": In(1), "drain_done": Out(1), "active": Out(1),
+            "tx_retired": In(1), "tx_retired_epoch": In(1),
+            "drain_request": In(1), "drain_done": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):

@@ -88,10 +88,11 @@ def payload_row_bits(config):
 class HeaderWriter(wiring.Component):
     """Finishes frames: copies the template for each, puts in lengths, numbers, flags and checksums, and passes it on.
 
-    Enters: slices, their template rows, and the sums of template and payloads in order. Leaves: writes into the rings of
-    headers and payload, a `FrameInfo` for each frame and, once its writes are done, a `commit`; a `DoneRecord` for
+    Enters: slices, their template rows, and the sums of template and payloads in order. Leaves: writes into the rings
+    of headers and payload, a `FrameInfo` for each frame and, once its writes are done, a `commit`; a `DoneRecord` for
     each send with its last slice, and behind its last frame (or alone) the `FrameInfo` with `end`. A template stays
-    until the next one comes, for the slices that continue its job: a frame's numbers are the template's and the slice's.
+    until the next one comes, for the slices that continue its job: a frame's numbers are the template's and the
+    slice's.
 
     Checksums are never summed over again: the template's sum without the changing words plus the payload's plus
     those words as they are written. A segment gets its checksums whatever the send's checksum flags say. The

@@ -94,7 +94,8 @@ class Nic(wiring.Component):
             connect(m, stage.o, sink)
 
         blocks = {"registers": registers, "doorbells": doorbells, "channels": channels, "keys": keys, "fetch": fetch,
-                  "scheduler": scheduler, "dma_read": dma_read, "transmit": transmit, "receive": receive, "dma_write": dma_write,
+                  "scheduler": scheduler, "dma_read": dma_read, "transmit": transmit, "receive": receive,
+                  "dma_write": dma_write,
                   "completion": completion, "events": events, "counters": counters}
 
         # The host's registers and doorbells.

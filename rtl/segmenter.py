@@ -17,15 +17,15 @@ TEMPLATES = 8
 SEGMENT_BITS = 14
 """Bits of a frame's length."""
 
-# Travels with each row. A frame is at most one run of template rows, then one run of payload. `error`: the bus failed in
-# this row, or before it in the same job. `end`: the frame's last run.
+# Travels with each row. A frame is at most one run of template rows, then one run of payload. `error`: the bus failed
+# in this row, or before it in the same job. `end`: the frame's last run.
 RowTag = data.StructLayout({"template": 1, "error": 1, "end": 1})
 ROW_TAG_BITS = 3
 
 
 def slices_under_way(config: NicConfig) -> int:
-    """Frames between the scheduler and the end of `HeaderWriter`: more than may wait for payload on its way, which is one
-    for each read."""
+    """Frames between the scheduler and the end of `HeaderWriter`: more than may wait for payload on its way, which is
+    one for each read."""
     return max(64, 1 << (config.payload_reads + config.payload_reads // 8).bit_length())
 
 
@@ -88,7 +88,8 @@ class Segmenter(wiring.Component):
             waiting.i.valid.eq(takes & has_rows(slice_)),
             queued.channel.eq(slice_.job.channel), queued.inline_bytes.eq(slice_.job.inline_bytes),
             queued.at.eq(slice_.job.inline_bytes), queued.count.eq(slice_.count), queued.first.eq(slice_.first),
-            queued.template.eq(~slice_.continues & (slice_.job.inline_bytes != 0)), queued.payload.eq(slice_.count != 0),
+            queued.template.eq(~slice_.continues & (slice_.job.inline_bytes != 0)),
+            queued.payload.eq(slice_.count != 0),
         ]
         m.d.sync += under_way.eq(under_way + takes - self.retired)
 

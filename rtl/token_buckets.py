@@ -10,8 +10,8 @@ from amaranth.utils import exact_log2
 from nic_model.contract import TX_BYTE_TIME_FRACTION_BITS, NicConfig
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import TIME_BITS, RegisterWrite, Strobe
-from rtl.segmenter import SEGMENT_BITS
 from rtl.primitives import SmallRam
+from rtl.segmenter import SEGMENT_BITS
 from rtl.small_fifo import SmallFifo
 
 FRACTION_BITS = TX_BYTE_TIME_FRACTION_BITS
@@ -29,16 +29,16 @@ def sent_frame(config: NicConfig) -> data.StructLayout:
 class TokenBuckets(wiring.Component):
     """Holds channels back that have sent more than their rate allows.
 
-    Enters: register writes (TX_BYTE_TIME, TX_BURST), and each frame that a channel with a limit sends. Leaves: `held`, a
-    bit for each channel: it must not send.
+    Enters: register writes (TX_BYTE_TIME, TX_BURST), and each frame that a channel with a limit sends. Leaves: `held`,
+    a bit for each channel: it must not send.
 
     For each channel there is the cycle at which all that it has sent would be over at its rate. A frame moves it on by
     its length times TX_BYTE_TIME, from `now` if it lies in the past. The channel may send again from TX_BURST cycles
     before it on: so what is not used adds up to TX_BURST at most, and a channel exceeds that by less than a frame.
     A write to TX_BYTE_TIME forgets what was sent.
 
-    A channel is held from its frame on, until 9 cycles later it is found that it may go on, or until `now` is there. One
-    frame is worked on at a time; when a channel's time has come, all that wait are looked at, 3 cycles each. Late
+    A channel is held from its frame on, until 9 cycles later it is found that it may go on, or until `now` is there.
+    One frame is worked on at a time; when a channel's time has come, all that wait are looked at, 3 cycles each. Late
     decisions do not lower the rate: the times do not depend on when the frames went.
 
     Parameters
@@ -97,8 +97,8 @@ class TokenBuckets(wiring.Component):
         ]
         m.d.sync += Assert(~frames.i.valid | frames.i.ready, "a channel sends though it is held")
 
-        # For each channel the time at which what it has sent is over (with its fraction), and if it waits (`timed`) until
-        # when.
+        # For each channel the time at which what it has sent is over (with its fraction), and if it waits (`timed`)
+        # until when.
         time = data.StructLayout({"fraction": FRACTION_BITS, "low": HALF, "high": TIME_BITS - HALF})
         ends, deadlines = table("ends", time), table("deadlines", TIME_BITS)
         timed, to_scan, released = Signal(channels), Signal(channels), Signal(channels)
@@ -177,7 +177,8 @@ class TokenBuckets(wiring.Component):
             with m.State("COMPARE"):
                 m.d.comb += moves.eq(1)
                 m.d.sync += [
-                    is_due.eq(before_start | (deadline <= self.now)), is_first.eq(~has_earliest | (deadline < earliest)),
+                    is_due.eq(before_start | (deadline <= self.now)),
+                    is_first.eq(~has_earliest | (deadline < earliest)),
                 ]
                 m.next = "STORE"
             with m.State("STORE"):

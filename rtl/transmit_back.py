@@ -17,8 +17,9 @@ from rtl.segmenter import ROW_TAG_BITS, Segmenter
 class TransmitBack(wiring.Component):
     """Segments, checksums and frames.
 
-    Enters: slices, one for each frame, the inline rows of their templates and their payload. Leaves: beats to the MAC, and
-    `TxDone` for each send with its last slice. A row of payload a cycle; a frame begins when it is whole in the store.
+    Enters: slices, one for each frame, the inline rows of their templates and their payload. Leaves: beats to the MAC,
+    and `TxDone` for each send with its last slice. A row of payload a cycle; a frame begins when it is whole in the
+    store.
 
     Parameters
     ----------

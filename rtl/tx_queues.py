@@ -33,8 +33,8 @@ def stored_job(config: NicConfig) -> data.StructLayout:
 class TxQueues(wiring.Component):
     """The rings.
 
-    Enters: inline rows, pieces and jobs, a descriptor's rows and pieces before (or with) its job. Leaves: `arrived`, and
-    what is read. The transmit front sees to it that all fits, so nothing waits here. Reads take one cycle.
+    Enters: inline rows, pieces and jobs, a descriptor's rows and pieces before (or with) its job. Leaves: `arrived`,
+    and what is read. The transmit front sees to it that all fits, so nothing waits here. Reads take one cycle.
 
     Parameters
     ----------

@@ -153,7 +153,8 @@ class FrameScheduler(wiring.Component):
         ]
 
         # The job and how far it has come.
-        job, progress, found = Signal(stored_job(self.config)), Signal(Progress), data.View(Progress, progresses.read_data)
+        job, progress = Signal(stored_job(self.config)), Signal(Progress)
+        found = data.View(Progress, progresses.read_data)
         runs, left, limit, longer = Signal(), Signal(LENGTH_BITS), Signal(SEGMENT_BITS), Signal()
         owed, is_limited = Signal(), Signal()
         credit, has_credit = Signal(Credit), Signal()
@@ -164,8 +165,8 @@ class FrameScheduler(wiring.Component):
             nothing_else.eq(~pending.any() & ~grants.any()),
             rounds.eq(~current_valid & ready.any() & ~may_go.any() & ~grants.any() & ~next_valid),
             weights.read_addr.eq(current), credits.read_addr.eq(current),
-            counts.read_addr.eq(self.arrived_channel), tails.read_addr.eq(current), heads.read_addr.eq(current), progresses.read_addr.eq(current),
-            self.job_at.eq(Cat(current, heads.read_data)),
+            counts.read_addr.eq(self.arrived_channel), tails.read_addr.eq(current), heads.read_addr.eq(current),
+            progresses.read_addr.eq(current), self.job_at.eq(Cat(current, heads.read_data)),
         ]
 
         # What is decided of it.
@@ -275,7 +276,8 @@ class FrameScheduler(wiring.Component):
                         m.next = "REST"
 
         m.d.comb += self.active.eq(
-            moves | choosing | rounds | self.write.valid | (by_weight ^ weighted.any()) | self.arrived.any() | (self.decision.valid & self.decision.ready))
+            moves | choosing | rounds | self.write.valid | (by_weight ^ weighted.any()) | self.arrived.any()
+            | (self.decision.valid & self.decision.ready))
         return m
 
 
@@ -409,11 +411,13 @@ class SliceIssue(wiring.Component):
         decided = self.i.payload
         channel = decided.slice.job.channel[:self.channel_bits]
 
-        # A template's rows are read without a pause, so there must be room for the longest; one may still be on its way.
+        # A template's rows are read without a pause, so there must be room for the longest; one may still be on its
+        # way.
         most = 1 + MAX_INLINE_BYTES // self.config.host_bytes
         at, rows_left = Signal(row_index_bits(self.config)), Signal(range(most))
         rows_of, overflows = Signal(range(most)), Signal()
-        room, free, begins, moves, last_row, last_left = Signal(init=1), Signal(), Signal(), Signal(), Signal(), Signal()
+        room, free, begins, moves, last_row = Signal(init=1), Signal(), Signal(), Signal(), Signal()
+        last_left = Signal()
         has_room = rows.level <= depth - 2 * most
         job = decided.slice.job
         tag_bytes = Mux(job.tagged, VLAN_TAG_BYTES, 0)

@@ -118,8 +118,8 @@ COMPLETION = _layout(
     ("offset", 8, 32, "RECEIVE: where the data starts in the buffer"),
     ("ring_index", 12, 16, "index behind this entry: submission ring for SEND, receive ring for RECEIVE"),
     ("info", 14, 16, "RECEIVE: RxInfo bits"),
-    ("timestamp", 16, 64, "RECEIVE: `now` at the frame's first beat; SEND with TIMESTAMP that is OK: at its last frame's;"
-     " else 0"),
+    ("timestamp", 16, 64, "RECEIVE: `now` at the frame's first beat; SEND with TIMESTAMP that is OK: at its last"
+     " frame's; else 0"),
     ("segments", 24, 16, "SEND: frames sent; RECEIVE: frames merged (1)"),
     ("mss", 26, 16, "RECEIVE: payload bytes of a merged segment (reserved)"),
     ("phase", 31, 1, "1 in the first pass over the ring, then 0, then 1 ..."),

@@ -220,7 +220,8 @@ def test_filter_moderation_and_counters() -> None:
         assert await bench.port.read32(channel_register("TX_BYTE_TIME", 2)) == 0
         for wrong in (lambda: nic.set_tx_weight(2, 1000), lambda: nic.set_tx_weight(2, 1 << 16),
                       lambda: nic.set_tx_weight(nic.capabilities.channels, 2000), lambda: nic.set_tx_rate(2, 1),
-                      lambda: nic.set_tx_rate(2, 10**14), lambda: nic.set_tx_rate(2, -1), lambda: nic.set_tx_rate(-1, 0),
+                      lambda: nic.set_tx_rate(2, 10**14), lambda: nic.set_tx_rate(2, -1),
+                      lambda: nic.set_tx_rate(-1, 0),
                       lambda: nic.set_tx_rate(2, 10**6, 1 << 30)):
             with pytest.raises(ValueError, match=r"channel|weight|rate|burst"):
                 wrong()

@@ -92,7 +92,8 @@ class Host:
             self.bench.strobes(getattr(self.front, name), seen)
         self.bench.strobes(self.front.index, self.indices)
         self._waiting_reads, self._waiting_keys = collections.deque(), collections.deque()
-        for testbench in (self._take_reads, self._give_beats, self._take_keys, self._give_answers, self._retire, self._free):
+        for testbench in (self._take_reads, self._give_beats, self._take_keys, self._give_answers, self._retire,
+                          self._free):
             self.bench.background(testbench)
 
     async def _take_reads(self, ctx):
@@ -842,8 +843,8 @@ def test_drain_with_nothing_under_way():
 
 
 def test_drain_watch_against_a_count_of_each_kind():
-    """Random begins and ends of all kinds, of jobs in any order: done when all of each kind have ended that were under way
-    when its turn came, not before, and also if nothing new begins."""
+    """Random begins and ends of all kinds, of jobs in any order: done when all of each kind have ended that were under
+    way when its turn came, not before, and also if nothing new begins."""
     seed = 21
     rng = random.Random(seed)
     watch = DrainWatch(job_bits=4)
@@ -898,8 +899,8 @@ def test_drain_watch_against_a_count_of_each_kind():
 
 
 def test_a_channel_has_no_more_slots_behind_its_fetch_than_there_is_room_for():
-    """Nothing is freed: 64 slots of one-slot descriptors are fetched, and no more; another channel goes on; with room for
-    a whole fetch the first goes on too."""
+    """Nothing is freed: 64 slots of one-slot descriptors are fetched, and no more; another channel goes on; with room
+    for a whole fetch the first goes on too."""
     rings = [Ring(channel=c, log2=8, base=0x10000 * (c + 1)) for c in (1, 2)]
     host = Host(rings)
     named_keys(host)

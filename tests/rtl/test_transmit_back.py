@@ -51,7 +51,8 @@ class Send:
     def job(self, number: int) -> dict:
         flags = self.flags()
         return {
-            "channel": number % 4 if self.channel is None else self.channel, "tag": number * 7 % 65536, "status": int(self.status), "ring_index": number,
+            "channel": number % 4 if self.channel is None else self.channel, "tag": number * 7 % 65536,
+            "status": int(self.status), "ring_index": number,
             "complete": self.complete, "timestamp": bool(flags & SendFlag.TIMESTAMP), "segmented": self.segmented,
             "ipv6": bool(flags & SendFlag.IPV6), "ipv4_checksum": bool(flags & SendFlag.IPV4_CHECKSUM),
             "l4_checksum": bool(flags & SendFlag.L4_CHECKSUM), "udp": bool(flags & SendFlag.UDP),
@@ -98,7 +99,7 @@ class Send:
 
 
 def beats_of(rng, width: int, send: Send) -> list[dict]:
-    """The payload as the read engine gives it: each piece at an address of its own, and commands that end with frames."""
+    """The payload as the read engine gives it: each piece at an address of its own; commands end with frames."""
     beats, position = [], 0
     ends = set(itertools.accumulate(send.pieces or [len(send.payload)]))
     failed = range(0)
@@ -121,8 +122,8 @@ def beats_of(rng, width: int, send: Send) -> list[dict]:
 
 
 def in_turn(rng, sends: list[Send]) -> list[tuple[int, int]]:
-    """All slices, as (number of the send, number of the frame), in an order that the scheduler might give: any channel's
-    next frame may be next."""
+    """All slices, as (number of the send, number of the frame), in an order that the scheduler might give: any
+    channel's next frame may be next."""
     waiting: dict[int, list[tuple[int, int]]] = {}
     for number, send in enumerate(sends):
         waiting.setdefault(send.job(number)["channel"], []).extend((number, n) for n in range(len(send.cuts)))

@@ -173,8 +173,8 @@ class Host:
             cut, continues = cuts[number], before is job and number > 0
             before = job
             assert slice_ == {
-                "job": job.sliced_fields(), "offset": cut.start, "number": number, "count": len(cut), "first": number == 0,
-                "last": number == len(cuts) - 1, "continues": continues, "discarded": 0,
+                "job": job.sliced_fields(), "offset": cut.start, "number": number, "count": len(cut),
+                "first": number == 0, "last": number == len(cuts) - 1, "continues": continues, "discarded": 0,
             }
             for address, length in job.addresses(cut):
                 assert commands.popleft() == {"address": address % (1 << 64), "length": length}
@@ -218,7 +218,8 @@ def random_job(rng, channels: int) -> Job:
         return Job(channel, inline=rng.randbytes(rng.choice((0, 54))), status=Status.KEY_BOUNDS)
     count = rng.choice((0, 1, 1, 2, 5, 20))
     pieces = [(rng.getrandbits(64), rng.choice((1, 33, 100, rng.randrange(1, 700)))) for _ in range(count)]
-    inline = rng.randbytes(rng.choice((0, 12, 13, 16, 54, 60, 61, 64, 66, 124, 128)) if pieces else rng.choice((14, 60, 128)))
+    sizes = (0, 12, 13, 16, 54, 60, 61, 64, 66, 124, 128) if pieces else (14, 60, 128)
+    inline = rng.randbytes(rng.choice(sizes))
     mss = rng.choice((32, 64, 100, 536)) if pieces and len(inline) >= 54 and rng.random() < 0.7 else None
     tci = rng.getrandbits(16) if 12 <= len(inline) <= 124 and rng.random() < 0.4 else None
     return Job(channel, pieces, inline, mss, vlan_tci=tci)
