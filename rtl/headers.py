@@ -19,7 +19,7 @@ from nic_model.contract.protocols import (
     TcpFlags,
 )
 from rtl.checksum import RunSum
-from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, LENGTH_BITS, Strobe, TxSlice
+from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, LENGTH_BITS, CountAmount, Strobe, TxSlice
 from rtl.primitives import Ram, SmallRam, StreamFifo
 from rtl.segmenter import SEGMENT_BITS, TEMPLATES, has_rows, slices_under_way
 
@@ -114,6 +114,7 @@ class HeaderWriter(wiring.Component):
     freed : 1 for a cycle when a frame has been read.
     record : strobe of `DoneRecord`, and `reported` when one has left the device's transmit side.
     retired : 1 for a cycle when a slice is finished here.
+    dropped : strobe, the bytes of a frame that is dropped for a bus error.
     template_used : 1 for a cycle when a template takes the place of the one before.
     active : see `rtl.interfaces`.
     """
@@ -128,7 +129,7 @@ class HeaderWriter(wiring.Component):
             "patch": Out(Strobe(payload_patch(config))),
             "frame": Out(Strobe(FrameInfo)), "commit": Out(1), "freed": In(1),
             "record": Out(Strobe(DoneRecord)), "reported": In(1),
-            "retired": Out(1), "template_used": Out(1), "active": Out(1),
+            "retired": Out(1), "template_used": Out(1), "dropped": Out(Strobe(CountAmount)), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -382,6 +383,9 @@ class HeaderWriter(wiring.Component):
             issue.commit.eq(passes_on),
         ]
         m.d.sync += [self.frame.valid.eq(passes_on), self.record.valid.eq(send_ends), self.retired.eq(slice_ends)]
+        m.d.sync += self.dropped.valid.eq(drops | (marks & has_rows(slice_)))
+        with m.If(drops | marks):
+            m.d.sync += self.dropped.payload.amount.eq(job.inline_bytes + slice_.count)
         with m.If(passes_on):
             m.d.sync += [
                 info.inline_bytes.eq(job.inline_bytes), info.total.eq(frame.total), info.end.eq(send_ends),

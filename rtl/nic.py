@@ -136,6 +136,8 @@ class Nic(wiring.Component):
         link(dma_read.beat_payload, transmit.payload)
         link(scheduler.slice, transmit.slice)
         connect(m, scheduler.inline, transmit.inline)
+        connect(m, transmit.begun, scheduler.begun)
+        connect(m, transmit.dropped, scheduler.dropped)
         connect(m, transmit.mac, flipped(self.m_axis_tx))
         link(transmit.done, completion.tx)
 

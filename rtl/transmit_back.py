@@ -33,6 +33,7 @@ class TransmitBack(wiring.Component):
     mac : AXI-Stream to the MAC.
     now : the device's cycle count.
     count_tx_frames, count_tx_bytes : count strobes.
+    begun, dropped : strobes, the bytes of a frame that has begun to leave, or never will.
     active : see `rtl.interfaces`.
     """
 
@@ -44,6 +45,7 @@ class TransmitBack(wiring.Component):
             "done": Out(stream.Signature(TxDone)), "mac": Out(stream.Signature(mac_beat(config))),
             "now": In(TIME_BITS),
             "count_tx_frames": Out(Strobe(CountAmount)), "count_tx_bytes": Out(Strobe(CountAmount)),
+            "begun": Out(Strobe(CountAmount)), "dropped": Out(Strobe(CountAmount)),
             "active": Out(1),
         })
 
@@ -84,8 +86,9 @@ class TransmitBack(wiring.Component):
         for block in (checksum, headers):
             connect(m, segmenter.order, block.order)
         m.d.comb += [segmenter.retired.eq(headers.retired), segmenter.template_used.eq(headers.template_used)]
-        for name in ("count_tx_frames", "count_tx_bytes"):
-            connect(m, getattr(mac_tx, name), flipped(getattr(self, name)))
+        for block, names in ((mac_tx, ("count_tx_frames", "count_tx_bytes", "begun")), (headers, ("dropped",))):
+            for name in names:
+                connect(m, getattr(block, name), flipped(getattr(self, name)))
         m.d.comb += self.active.eq(Cat(
             block.active for block in (segmenter, aligner, aligned, checksum, headers, framer, mac_tx)
         ).any())

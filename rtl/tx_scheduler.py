@@ -7,6 +7,7 @@ from amaranth.utils import exact_log2
 
 from nic_model.contract import (
     DEFAULT_TX_WEIGHT,
+    MAX_FRAME_BYTES,
     MAX_INLINE_BYTES,
     MAX_TX_WEIGHT,
     MIN_TX_WEIGHT,
@@ -18,6 +19,7 @@ from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import (
     LENGTH_BITS,
     TIME_BITS,
+    CountAmount,
     FreedSlots,
     ReadCommand,
     RegisterWrite,
@@ -35,6 +37,10 @@ from rtl.tx_queues import JOB_INDEX_BITS, PIECE_INDEX_BITS, StoredPiece, TxQueue
 
 STORED_ROW_BYTES = 4096
 """Inline bytes of frames that are decided and whose payload is on its way."""
+
+AHEAD_CYCLES = 512
+"""What frames that are decided take on the wire, at most, and one frame more: the latency of host memory (250 cycles)
+and of the blocks, half as much again."""
 
 WEIGHT_BITS = MAX_TX_WEIGHT.bit_length()
 
@@ -72,6 +78,9 @@ class FrameScheduler(wiring.Component):
     frame at a turn: a channel that has sent more than its credit is *spent*; when all that wait are, a round begins, in
     which each has its weight as new credit, less what it sent too much in the rounds before.
 
+    Decisions run ahead of the wire so far that the latency of host memory is hidden, and no further: none is made while
+    frames that have not begun to leave would take it `AHEAD_CYCLES` or more.
+
     A decision every 4 cycles; 5 cycles from `arrived` to the decision if nothing else is to be done, else 8.
 
     Parameters
@@ -86,6 +95,7 @@ class FrameScheduler(wiring.Component):
     held, limited, sent : which channels their rate holds back, which have one, and a frame that counts; see
         `TokenBuckets`.
     arrived, arrived_channel, read_job, job_at, job_data : see `TxQueues`.
+    begun, dropped : strobes, the bytes of frames that have begun to leave, or never will.
     decision : stream of decisions.
     active : see `rtl.interfaces`.
     """
@@ -99,6 +109,7 @@ class FrameScheduler(wiring.Component):
             "limited": In(config.channels), "sent": Out(Strobe(sent_frame(config))),
             "arrived": In(config.channels), "arrived_channel": In(self.channel_bits),
             "read_job": Out(1), "job_at": Out(self.channel_bits + JOB_INDEX_BITS), "job_data": In(stored_job(config)),
+            "begun": In(Strobe(CountAmount)), "dropped": In(Strobe(CountAmount)),
             "decision": Out(stream.Signature(decision(config))), "active": Out(1),
         })
 
@@ -171,6 +182,7 @@ class FrameScheduler(wiring.Component):
 
         # What is decided of it.
         made, passed = Signal(decision(self.config)), Signal()
+        in_reach, may_decide = Signal(), Signal(init=1)
         out, slice_, after = self.decision.payload, made.slice, data.View(Progress, progresses.write_data)
         good, last, continues = Signal(), Signal(), Signal()
         head_after, empties = Signal(JOB_INDEX_BITS), Signal()
@@ -207,6 +219,21 @@ class FrameScheduler(wiring.Component):
             credits.write_addr.eq(current), credits.write_data.eq(credit_after),
             credits.write_en.eq(passed & by_weight & runs),
         ]
+
+        # How far decisions are ahead of the wire. `adds` and `leaves` are registers, so that no addition waits for
+        # another.
+        most_ahead = AHEAD_CYCLES * self.config.mac_bytes
+        ahead = Signal(range(most_ahead + 2 * MAX_FRAME_BYTES))
+        adds, leaves, counting = Signal(SEGMENT_BITS), Signal(SEGMENT_BITS + 1), Signal()
+        gone = sum(Mux(strobe.valid, strobe.payload.amount, 0) for strobe in (self.begun, self.dropped))
+        changes = Signal()
+        m.d.comb += [
+            changes.eq((decides & good) | self.begun.valid | self.dropped.valid), in_reach.eq(ahead < most_ahead),
+        ]
+        m.d.sync += [counting.eq(changes), may_decide.eq(in_reach)]
+        with m.If(changes | counting):
+            m.d.sync += [adds.eq(Mux(decides & good, header_bytes + slice_.count, 0)), leaves.eq(gone)]
+            m.d.sync += ahead.eq(ahead + adds - leaves)
 
         # What it costs in time, if the channel has a rate: it is held from the next cycle on.
         m.d.comb += [
@@ -263,7 +290,7 @@ class FrameScheduler(wiring.Component):
                 m.next = "DECIDE"
             with m.State("DECIDE"):
                 m.d.comb += [
-                    decides.eq((~self.decision.valid | self.decision.ready) & ~passes_over),
+                    decides.eq((~self.decision.valid | self.decision.ready) & may_decide & ~passes_over),
                     passed.eq(decides | passes_over), moves.eq(passed),
                 ]
                 with m.If(passed):
@@ -277,7 +304,7 @@ class FrameScheduler(wiring.Component):
 
         m.d.comb += self.active.eq(
             moves | choosing | rounds | self.write.valid | (by_weight ^ weighted.any()) | self.arrived.any()
-            | (self.decision.valid & self.decision.ready))
+            | changes | counting | (in_reach ^ may_decide) | (self.decision.valid & self.decision.ready))
         return m
 
 
@@ -510,6 +537,7 @@ class TransmitScheduler(wiring.Component):
     job, stored_row, stored_piece : strobes, what is to be sent.
     freed : strobe.
     payload_cmd, slice, inline : what leaves.
+    begun, dropped : strobes, from the transmit back; see `FrameScheduler`.
     now, next_deadline, deadline_valid : see `TokenBuckets`.
     active : see `rtl.interfaces`.
     """
@@ -522,6 +550,7 @@ class TransmitScheduler(wiring.Component):
             "freed": Out(Strobe(FreedSlots)),
             "payload_cmd": Out(stream.Signature(ReadCommand)), "slice": Out(stream.Signature(TxSlice)),
             "inline": Out(stream.Signature(row(config))),
+            "begun": In(Strobe(CountAmount)), "dropped": In(Strobe(CountAmount)),
             "now": In(TIME_BITS), "next_deadline": Out(TIME_BITS), "deadline_valid": Out(1),
             "active": Out(1),
         })
@@ -537,6 +566,8 @@ class TransmitScheduler(wiring.Component):
         for block in (frames, buckets):
             connect(m, flipped(self.write), block.write)
         connect(m, frames.sent, buckets.sent)
+        for name in ("begun", "dropped"):
+            connect(m, flipped(getattr(self, name)), getattr(frames, name))
         m.d.comb += [
             frames.held.eq(buckets.held), frames.limited.eq(buckets.limited), buckets.now.eq(self.now),
             self.next_deadline.eq(buckets.next_deadline), self.deadline_valid.eq(buckets.deadline_valid),

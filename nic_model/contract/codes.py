@@ -118,9 +118,9 @@ class SendFlag(IntFlag):
     """Stamp the completion with `now` at the MAC's first beat of the last frame."""
     VLAN_INSERT = 1 << 6
     """Insert an 802.1Q tag with `vlan_tci` behind the addresses (Feature.VLAN). All else in the descriptor is as
-    without it: offsets, inline bytes and lengths do not count the tag, but the longest frame does. The addresses must be
-    inline: 12 to 124 inline bytes; and no offset that a checksum asks for may be above 250. A tag that is there already
-    becomes the inner one."""
+    without it: offsets, inline bytes and lengths do not count the tag, but the longest frame does. The addresses must
+    be inline: 12 to 124 inline bytes; and no offset that a checksum asks for may be above 250. A tag that is there
+    already becomes the inner one."""
 
 
 class CompletionKind(IntEnum):
