@@ -11,8 +11,9 @@ import pytest
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 from scapy.layers.inet import IP, TCP, UDP  # noqa: E402
-from scapy.layers.inet6 import IPv6  # noqa: E402
-from scapy.layers.l2 import Dot1Q, Ether  # noqa: E402
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6  # noqa: E402
+from scapy.layers.l2 import GRE, Dot1Q, Ether  # noqa: E402
+from scapy.packet import Raw  # noqa: E402
 
 from nic_model.contract import NicConfig, SendFlag, Status  # noqa: E402
 from nic_model.segmentation import finish_frame, segment  # noqa: E402
@@ -395,6 +396,28 @@ def test_frames_are_left_alone_without_flags():
     result = run(config_of(8), sends)
     assert result.frames == [bytes(frame)] * 6
     assert [report["timestamp"] != 0 for report in result.done] == [False, True] * 3
+
+
+@pytest.mark.parametrize("mac_bytes", [8, 64])
+def test_checksums_of_protocols_that_the_device_does_not_know(mac_bytes):
+    """Start, offset and a field seeded by software: GRE, which sums itself alone, and ICMPv6, with a pseudo-header; the
+    field inline, split, and beyond the inline bytes; odd lengths."""
+    cases = []
+    for length in (0, 1, 36, 301):
+        payload = payload_of(length)
+        gre = Ether(**MACS) / ip_layer(False, proto=47) / GRE(chksum_present=1) / Raw(payload)
+        echo = Ether(**MACS) / ip_layer(True) / ICMPv6EchoRequest(id=7, seq=1, data=payload)
+        for packet, l4, field_at in ((gre, 34, 38), (echo, 54, 56)):
+            frame = bytes(packet)
+            raw, seed = bytearray(frame), 0
+            if packet is echo:
+                seed = add_words(frame[22:54] + (len(frame) - 54).to_bytes(4, "big") + b"\0\0\0\x3a")
+            raw[field_at:field_at + 2] = seed.to_bytes(2, "big")
+            head = {"flags": SendFlag.L4_CHECKSUM, "l4_offset": l4, "checksum_offset": field_at}
+            for inline in {0, 14, field_at, field_at + 1, field_at + 2, min(len(frame), 128)}:
+                cases.append((Send(inline=bytes(raw[:inline]), payload=bytes(raw[inline:]), head=head), frame))
+    result = run(config_of(mac_bytes), [send for send, _ in cases])
+    assert result.frames == [frame for _, frame in cases]
 
 
 def test_udp_checksum_of_zero_is_sent_as_all_ones():
