@@ -1,6 +1,7 @@
 """The device as an executable: the same frames and completions as the RTL, without its timing.
 
-A descriptor is carried out when its doorbell is written, a received frame meets the buffers that are posted at that
+A descriptor is carried out when its doorbell is written (so frames of different channels have no order here that would
+mean anything: compare channel by channel), a received frame meets the buffers that are posted at that
 moment, and of all time only the deadlines of interrupt moderation are kept. In packet order: doorbell, descriptor
 fetch, checks, payload read, segmentation, MAC; MAC, filter, parse, payload write; completion, event, vector.
 """
