@@ -53,10 +53,12 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.receive import Receive
     from rtl.registers import Registers
     from rtl.transmit_back import TransmitBack
+    from rtl.tx_scheduler import TransmitScheduler
 
     return {
         "nic": Nic, "registers": Registers, "doorbells": Doorbells, "channels": Channels, "keys": KeyTable,
-        "fetch": TransmitFetch, "dma_read": DmaRead, "transmit": TransmitBack, "receive": Receive,
+        "fetch": TransmitFetch, "scheduler": TransmitScheduler, "dma_read": DmaRead, "transmit": TransmitBack,
+        "receive": Receive,
         "dma_write": DmaWrite, "completion": Completion, "events": Events, "counters": Counters,
     }
 

@@ -22,10 +22,14 @@ from nic_model.contract import (
     KEY_GENERATION_BITS,
     MAGIC,
     MAX_COALESCED_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_TX_WEIGHT,
     MICROSOFT_RSS_KEY,
+    MIN_TX_WEIGHT,
     RSS_CONTROL,
     RSS_INDIRECTION_ENTRIES,
     RSS_KEY_BYTES,
+    TX_BYTE_TIME_FRACTION_BITS,
     VERSION,
     ChannelCommand,
     ChannelError,
@@ -48,6 +52,9 @@ from nic_model.contract import (
 
 PS_PER_S = 10**12
 US_PER_S = 10**6
+
+MIN_BYTE_TIME = 50
+"""Of TX_BYTE_TIME: where rounding it makes 1 % of difference."""
 
 RESET_POLL_PS = 1_000_000
 """Wait between two looks at a reset or a drain: 1 us."""
@@ -401,6 +408,50 @@ class Nic:
 
     def _ticks(self, usecs: float) -> int:
         return round(usecs * self.capabilities.clock_hz / US_PER_S)
+
+    # ------------------------------------------------------------------------------------------ shares of the wire
+
+    def set_tx_weight(self, channel: int, weight_bytes: int) -> None:
+        """Let a channel send so many bytes in each round of deficit round robin; 0 for all channels: frames in turn.
+
+        Raises ValueError for a channel that the device does not have, or a weight that is neither 0 nor one that it
+        keeps.
+        """
+        self._check_channel(channel)
+        if weight_bytes != 0 and not MIN_TX_WEIGHT <= weight_bytes <= MAX_TX_WEIGHT:
+            raise ValueError(f"a weight is 0, or {MIN_TX_WEIGHT} to {MAX_TX_WEIGHT} bytes, not {weight_bytes}")
+        self._write_channel(channel, "TX_WEIGHT", weight_bytes)
+
+    def set_tx_rate(self, channel: int, bits_per_second: float, burst_bytes: int = 2 * MAX_FRAME_BYTES) -> None:
+        """Limit what a channel sends (bytes of frames, without FCS): to a rate, and after a pause to a burst of so many
+        bytes and less than a frame more; 0 bits a second: no limit.
+
+        The burst also makes up for waiting: with less than a frame or two the rate is not reached. The rate is kept
+        within 1 % from 20 kbit/s on the `default` device to 64 bytes a cycle. Raises ValueError for a channel that the
+        device does not have, and for a rate or a burst beyond its registers.
+        """
+        self._check_channel(channel)
+        if not bits_per_second >= 0 or burst_bytes < 0:
+            raise ValueError(
+                f"rate and burst must not be negative, not {bits_per_second} bit/s and {burst_bytes} bytes")
+        byte_time = burst = 0
+        if bits_per_second:
+            cycles = 8 * self.capabilities.clock_hz / bits_per_second
+            byte_time, burst = round(cycles * (1 << TX_BYTE_TIME_FRACTION_BITS)), round(cycles * burst_bytes)
+            if not MIN_BYTE_TIME <= byte_time < 1 << 32:
+                least, most = (8 * self.capabilities.clock_hz * (1 << TX_BYTE_TIME_FRACTION_BITS) / limit
+                               for limit in ((1 << 32) - 1, MIN_BYTE_TIME))
+                raise ValueError(
+                    f"a rate is 0, or {least:.0f} to {most:.0f} bit/s for this device, not {bits_per_second}")
+            if burst >= 1 << 32:
+                raise ValueError(f"a burst of {burst_bytes} bytes at {bits_per_second} bit/s takes {burst} cycles, and"
+                                 f" the device counts to {(1 << 32) - 1}")
+        self._write_channel(channel, "TX_BURST", burst)
+        self._write_channel(channel, "TX_BYTE_TIME", byte_time)
+
+    def _check_channel(self, number: int) -> None:
+        if not 0 <= number < self.capabilities.channels:
+            raise ValueError(f"channel {number} is not one of the device's {self.capabilities.channels}")
 
     def mask(self, vector: int, masked: bool) -> None:
         """Hold a vector's line low, or let it show."""

@@ -58,6 +58,8 @@ class Descriptor(NamedTuple):
     l3_offset: int = 0
     l4_offset: int = 0
     checksum_offset: int = 0
+    vlan_tci: int = 0
+    """With SendFlag.VLAN_INSERT, where the device has Feature.VLAN."""
 
     @property
     def slots(self) -> int:
@@ -72,7 +74,7 @@ class Descriptor(NamedTuple):
         head = SUBMISSION_HEAD.pack(
             opcode=self.opcode, slots=self.slots, flags=self.flags, tag=tag, mss=self.mss,
             inline_bytes=len(self.inline), l3_offset=self.l3_offset, l4_offset=self.l4_offset,
-            checksum_offset=self.checksum_offset, pieces=len(self.pieces))
+            checksum_offset=self.checksum_offset, pieces=len(self.pieces), vlan_tci=self.vlan_tci)
         packed = [PIECE.pack(offset=p.offset, key=p.key, length=p.length_bytes) for p in self.pieces]
         first = packed[0] if packed else bytes(PIECE_BYTES)
         inline = self.inline.ljust(inline_slots(len(self.inline)) * SUBMISSION_SLOT_BYTES, b"\0")

@@ -1,6 +1,7 @@
 """The device as an executable: the same frames and completions as the RTL, without its timing.
 
-A descriptor is carried out when its doorbell is written, a received frame meets the buffers that are posted at that
+A descriptor is carried out when its doorbell is written (so frames of different channels have no order here that would
+mean anything: compare channel by channel), a received frame meets the buffers that are posted at that
 moment, and of all time only the deadlines of interrupt moderation are kept. In packet order: doorbell, descriptor
 fetch, checks, payload read, segmentation, MAC; MAC, filter, parse, payload write; completion, event, vector.
 """
@@ -65,7 +66,7 @@ from nic_model.events import Arming, Vector
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.pause import claims_pause
 from nic_model.receive_parser import parse_received, passes_filter
-from nic_model.segmentation import finish_frame, segment
+from nic_model.segmentation import finish_frame, insert_tag, segment
 from nic_model.steering import Steering
 from nic_model.submission import Piece, Submission, read_submission
 
@@ -481,7 +482,7 @@ class Device:
             self._complete(
                 channel, kind=CompletionKind.SEND, status=status, tag=submission.head["tag"], length=payload_bytes,
                 ring_index=channel.tx.index, segments=frames & 0xFFFF,
-                timestamp=self.now_cycles if flags & SendFlag.TIMESTAMP and frames else 0)
+                timestamp=self.now_cycles if flags & SendFlag.TIMESTAMP and status is Status.OK else 0)
 
     def _read_payload(self, pieces: tuple[Piece, ...], addresses: list[int]) -> bytes:
         """Bytes of the pieces, up to the first burst that the bus answers with an error."""
@@ -695,7 +696,7 @@ def _frames(submission: Submission, payload: bytes, wanted: int) -> Iterator[tup
         if len(payload) == wanted:
             whole = bytearray(inline + payload)
             finish_frame(whole, head)
-            yield bytes(whole), wanted
+            yield insert_tag(bytes(whole), head), wanted
         return
     # A segmented send always gets its checksums, whatever the two flags say.
     flags = (head["flags"] | SendFlag.L4_CHECKSUM) & ~SendFlag.IPV4_CHECKSUM
@@ -708,4 +709,4 @@ def _frames(submission: Submission, payload: bytes, wanted: int) -> Iterator[tup
         sent_bytes += len(frame) - len(inline)
         if sent_bytes > len(payload):
             return
-        yield frame, len(frame) - len(inline)
+        yield insert_tag(frame, head), len(frame) - len(inline)

@@ -19,8 +19,10 @@ from nic_model.contract.protocols import (
     IPV4_TOTAL_LENGTH_OFFSET,
     IPV6_HEADER_BYTES,
     IPV6_PAYLOAD_LENGTH_OFFSET,
+    MAC_ADDRESSES_BYTES,
     TCP_FLAGS_OFFSET,
     TCP_SEQUENCE_OFFSET,
+    EtherType,
     TcpFlags,
 )
 from nic_model.seqnum import wrap
@@ -82,3 +84,11 @@ def segment(template: bytes, head: Mapping[str, int], payload: Buffer) -> Iterat
         frame[l4 + TCP_FLAGS_OFFSET] = tcp_flags & ~cleared
         finish_frame(frame, head, extra_sum=fold(len(frame) - l4))
         yield bytes(frame)
+
+
+def insert_tag(frame: bytes, head: Mapping[str, int]) -> bytes:
+    """The frame with the 802.1Q tag that `head` asks for, if it does: behind the addresses, when all sums are made."""
+    if not head["flags"] & SendFlag.VLAN_INSERT:
+        return frame
+    at = MAC_ADDRESSES_BYTES
+    return frame[:at] + _U16.pack(EtherType.VLAN) + _U16.pack(head["vlan_tci"]) + frame[at:]

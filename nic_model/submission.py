@@ -16,6 +16,8 @@ from nic_model.contract import (
     PIECE_BYTES,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
+    VLAN_INLINE_BYTES,
+    VLAN_MAX_OFFSET,
     Opcode,
     OperationMask,
     SendFlag,
@@ -28,6 +30,7 @@ from nic_model.contract.protocols import (
     IPV4_HEADER_BYTES,
     IPV6_HEADER_BYTES,
     TCP_HEADER_BYTES,
+    VLAN_TAG_BYTES,
 )
 
 _OPERATION = {
@@ -81,6 +84,8 @@ def read_submission(slots: bytes, operations: int) -> Submission:
     submission = Submission(head, Status.OK, *_read_body(slots, inline_bytes, piece_count))
     if any(not 1 <= piece.length_bytes <= MAX_PIECE_BYTES for piece in submission.pieces):
         return Submission(head, Status.BAD_DESCRIPTOR)
+    if head["flags"] & SendFlag.VLAN_INSERT and not _tag_fits(submission):
+        return Submission(head, Status.BAD_DESCRIPTOR)
     fits = _frame_fits if head["opcode"] == Opcode.SEND_FRAME else _segmented_fits
     return submission if fits(submission) else Submission(head, Status.BAD_DESCRIPTOR)
 
@@ -96,10 +101,22 @@ def _read_body(slots: bytes, inline_bytes: int, piece_count: int) -> tuple[bytes
     return inline, tuple(pieces)
 
 
+def _tag_bytes(head: Mapping[str, int]) -> int:
+    return VLAN_TAG_BYTES if head["flags"] & SendFlag.VLAN_INSERT else 0
+
+
+def _tag_fits(submission: Submission) -> bool:
+    head, flags = submission.head, submission.head["flags"]
+    segmented = head["opcode"] == Opcode.SEND_SEGMENTED
+    return (head["inline_bytes"] in VLAN_INLINE_BYTES
+            and (head["checksum_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & SendFlag.L4_CHECKSUM))
+            and (head["l4_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & SendFlag.IPV4_CHECKSUM)))
+
+
 def _frame_fits(submission: Submission) -> bool:
     head, flags = submission.head, submission.head["flags"]
     total = head["inline_bytes"] + submission.payload_bytes
-    if not ETHERNET_HEADER_BYTES <= total <= MAX_FRAME_BYTES:
+    if not ETHERNET_HEADER_BYTES <= total <= MAX_FRAME_BYTES - _tag_bytes(head):
         return False
     if flags & SendFlag.L4_CHECKSUM and not _l4_offsets_fit(head, total):
         return False
@@ -112,7 +129,7 @@ def _segmented_fits(submission: Submission) -> bool:
     l3_header_bytes = IPV6_HEADER_BYTES if flags & SendFlag.IPV6 else IPV4_HEADER_BYTES
     return (inline_bytes >= l4_offset + TCP_HEADER_BYTES
             and head["mss"] >= MIN_MSS
-            and inline_bytes + head["mss"] <= MAX_FRAME_BYTES
+            and inline_bytes + head["mss"] <= MAX_FRAME_BYTES - _tag_bytes(head)
             and 1 <= submission.payload_bytes <= MAX_SEGMENTED_BYTES
             and l3_offset % 2 == 0
             and l4_offset >= l3_offset + l3_header_bytes

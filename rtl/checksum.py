@@ -7,11 +7,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from nic_model.contract import Status
 from rtl.align import aligned_row
-from rtl.interfaces import Strobe, TxJob
+from rtl.interfaces import Strobe, TxSlice
 from rtl.primitives import SkidBuffer, StreamFifo
-from rtl.segmenter import JOBS, ROW_TAG_BITS, SEGMENT_BITS, RowTag
+from rtl.segmenter import ROW_TAG_BITS, SEGMENT_BITS, RowTag, has_rows, slices_under_way
 
 RUNS = 32
 """Runs whose sums `HeaderWriter` has not taken yet."""
@@ -38,7 +37,7 @@ class Checksum(wiring.Component):
 
     Members
     -------
-    order : strobe, each send before its first row.
+    order : strobe, each slice before its first row.
     i, o : rows in and out.
     sums : stream of `RunSum`.
     active : see `rtl.interfaces`.
@@ -48,7 +47,7 @@ class Checksum(wiring.Component):
         self.config = config
         rows = stream.Signature(aligned_row(config.host_bytes, ROW_TAG_BITS))
         super().__init__({
-            "order": In(Strobe(TxJob)), "i": In(rows), "o": Out(rows), "sums": Out(stream.Signature(RunSum)),
+            "order": In(Strobe(TxSlice)), "i": In(rows), "o": Out(rows), "sums": Out(stream.Signature(RunSum)),
             "active": Out(1),
         })
 
@@ -58,14 +57,15 @@ class Checksum(wiring.Component):
         row = self.i.payload
         tag = data.View(RowTag, row.tag)
 
-        # Where the sums start, by row and lane, for each send under way; `first_row` is the payload's first.
+        # Where the sums start, by row and lane, for each frame under way; `first_row` is the payload's first.
         row_bits = 8 - lane_bits
         place = data.StructLayout({"lane": lane_bits, "row": row_bits})
         offsets_shape = data.StructLayout({"l3": place, "l4": place, "first_row": row_bits})
-        m.submodules.offsets = offsets = StreamFifo(shape=offsets_shape, depth=JOBS)
-        order = self.order.payload
+        m.submodules.offsets = offsets = StreamFifo(
+            shape=offsets_shape, depth=slices_under_way(self.config))
+        order = self.order.payload.job
         m.d.comb += [
-            offsets.i.valid.eq(self.order.valid & (order.status == Status.OK)),
+            offsets.i.valid.eq(self.order.valid & has_rows(self.order.payload)),
             offsets.i.payload.l3.eq(order.l3_offset), offsets.i.payload.l4.eq(order.l4_offset),
             offsets.i.payload.first_row.eq(order.inline_bytes[lane_bits:]),
         ]

@@ -53,17 +53,20 @@ POSITION_BITS = INDEX_BITS + 1
 Token = data.StructLayout({
     "receive": 1, "channel": CHANNEL_BITS, "writes": 1, "status": 8, "tag": 16, "length": LENGTH_BITS,
     "ring_index": INDEX_BITS, "info": 16, "checksum": 16, "timestamp": TIME_BITS, "segments": 16,
-    "mss": 14, "more": 8, "further": 1,
+    "mss": 14, "more": 8, "further": 1, "epoch": 1,
 })
 
 # What must be known of a token when its write is answered; `ends`: no further token's entry is in the same write.
-Pending = data.StructLayout({"receive": 1, "channel": CHANNEL_BITS, "index": INDEX_BITS, "writes": 1, "ends": 1})
+Pending = data.StructLayout({
+    "receive": 1, "channel": CHANNEL_BITS, "index": INDEX_BITS, "writes": 1, "ends": 1, "epoch": 1,
+})
 
 
 class Completion(wiring.Component):
     """Writes completions, and says when the bus has answered them.
 
-    Enters: `tx` and `rx`, one token for each send and each received frame that has finished. Leaves: for a token that
+    Enters: `tx` and `rx`, one token for each send and each received frame that has finished. A send that was discarded
+    is not completed and not counted. Leaves: for a token that
     is to be completed, on a channel that runs, a 32-byte write to the channel's completion ring; after the
     bus's response `index`, then `retired`; `tx_retired` or `rx_retired` for every token, in the order in which the
     tokens were taken, and not before `retired` (if the token has one) has been taken. A write that fails gives
@@ -84,7 +87,7 @@ class Completion(wiring.Component):
     tx, rx : finished sends and received frames.
     write_cmd, write_row, write_done : client of the DMA write engine.
     retired : completions that the bus has answered, for the events.
-    tx_retired, rx_retired : one cycle for each token.
+    tx_retired, rx_retired : one cycle for each token; tx_retired_epoch : that of the send.
     fault : channels whose completion could not be written.
     index : CQ_INDEX, after the bus response.
     count_completions, count_tx_sends, count_tx_errors : strobes for the counters.
@@ -98,7 +101,8 @@ class Completion(wiring.Component):
             "tx": In(stream.Signature(TxDone)), "rx": In(stream.Signature(RxDone)),
             "write_cmd": Out(stream.Signature(WriteCommand)), "write_row": Out(stream.Signature(row(config))),
             "write_done": In(stream.Signature(WriteDone)),
-            "retired": Out(stream.Signature(Retired)), "tx_retired": Out(1), "rx_retired": Out(1),
+            "retired": Out(stream.Signature(Retired)), "tx_retired": Out(1), "tx_retired_epoch": Out(1),
+            "rx_retired": Out(1),
             "fault": Out(stream.Signature(ChannelFault)), "index": Out(Strobe(IndexReport)),
             "count_completions": Out(Strobe(CountAmount)), "count_tx_sends": Out(Strobe(CountAmount)),
             "count_tx_errors": Out(Strobe(CountAmount)), "error": Out(1), "active": Out(1),
@@ -130,11 +134,12 @@ class Completion(wiring.Component):
         m.d.comb += [
             arbiter.i[0].valid.eq(self.tx.valid & ~inside), self.tx.ready.eq(arbiter.i[0].ready & ~inside),
             arbiter.i[1].valid.eq(self.rx.valid), self.rx.ready.eq(arbiter.i[1].ready),
-            as_tx.tag.eq(tx.tag), as_tx.writes.eq(tx.complete | (tx.status != Status.OK)),
+            as_tx.tag.eq(tx.tag), as_tx.epoch.eq(tx.epoch),
+            as_tx.writes.eq((tx.complete | (tx.status != Status.OK)) & ~tx.discarded),
             as_rx.receive.eq(1), as_rx.tag.eq(rx.buffer_id), as_rx.info.eq(rx.info), as_rx.writes.eq(1),
             as_rx.checksum.eq(rx.checksum),
             as_rx.mss.eq(rx.mss), as_rx.more.eq(rx.more), as_rx.further.eq(rx.further),
-            taken.eq(self.tx.valid & self.tx.ready),
+            taken.eq(self.tx.valid & self.tx.ready & ~tx.discarded),
             self.count_tx_sends.valid.eq(taken & (tx.status == Status.OK)), self.count_tx_sends.payload.amount.eq(1),
             self.count_tx_errors.valid.eq(taken & (tx.status != Status.OK)), self.count_tx_errors.payload.amount.eq(1),
         ]
@@ -249,7 +254,7 @@ class Completion(wiring.Component):
             in_flight.payload.receive.eq(addressed_token.receive),
             in_flight.payload.channel.eq(addressed_token.channel),
             in_flight.payload.index.eq(addressed_index), in_flight.payload.writes.eq(addressed_token.writes),
-            in_flight.payload.ends.eq(~joins),
+            in_flight.payload.ends.eq(~joins), in_flight.payload.epoch.eq(addressed_token.epoch),
             write_row.payload.data.eq(rest), write_row.payload.last.eq(rest_ends & (rows_left == 1)),
             write_row.valid.eq(rows_left != 0),
         ]
@@ -311,5 +316,6 @@ class Completion(wiring.Component):
             answered.o.ready.eq(self.retired.ready | ~token.writes),
             leave.eq(answered.o.valid & answered.o.ready),
             self.tx_retired.eq(leave & ~token.receive), self.rx_retired.eq(leave & token.receive),
+            self.tx_retired_epoch.eq(token.epoch),
         ]
         return retire | leave | self.index.valid

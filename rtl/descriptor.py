@@ -15,6 +15,8 @@ from nic_model.contract import (
     PIECE,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
+    VLAN_INLINE_BYTES,
+    VLAN_MAX_OFFSET,
     ChannelError,
     NicConfig,
     Opcode,
@@ -27,6 +29,7 @@ from nic_model.contract.protocols import (
     IPV4_HEADER_BYTES,
     IPV6_HEADER_BYTES,
     TCP_HEADER_BYTES,
+    VLAN_TAG_BYTES,
 )
 from rtl.interfaces import (
     CHANNEL_BITS,
@@ -36,11 +39,12 @@ from rtl.interfaces import (
     IndexReport,
     KeyAnswer,
     KeyRequest,
-    ReadCommand,
     Strobe,
     TxJob,
+    TxPiece,
     read_beat,
     row,
+    tx_row,
 )
 from rtl.primitives import StreamFifo
 from rtl.small_fifo import SmallFifo
@@ -560,7 +564,8 @@ class DescriptorCheck(wiring.Component):
             job.udp.eq(flag(SendFlag.UDP)),
             job.inline_bytes.eq(head.inline_bytes), job.l3_offset.eq(head.l3_offset), job.l4_offset.eq(head.l4_offset),
             job.checksum_offset.eq(head.checksum_offset), job.mss.eq(head.mss),
-            job.payload_bytes.eq(parsed.payload_bytes),
+            job.payload_bytes.eq(parsed.payload_bytes), job.slots.eq(head.slots),
+            job.tagged.eq(flag(SendFlag.VLAN_INSERT)), job.vlan_tci.eq(head.vlan_tci),
             self.o.payload.broken.eq(parsed.broken), self.o.payload.has_pieces.eq(parsed.has_pieces),
             self.o.payload.has_inline.eq(parsed.has_inline),
         ]
@@ -579,14 +584,19 @@ class DescriptorCheck(wiring.Component):
             ]
 
         bad_size, bad_segments, bad_template = Signal(), Signal(), Signal()
-        bad_l4, bad_l3 = Signal(), Signal()
+        bad_l4, bad_l3, bad_tag = Signal(), Signal(), Signal()
         checksum_beyond_frame, l4_beyond_frame, checksum_beyond_inline = Signal(), Signal(), Signal()
 
         def compare():
             payload_bytes = parsed.payload_bytes
+            most = Mux(job.tagged, MAX_FRAME_BYTES - VLAN_TAG_BYTES, MAX_FRAME_BYTES)
             m.d.sync += [
-                bad_size.eq((total_bytes < ETHERNET_HEADER_BYTES) | (total_bytes > MAX_FRAME_BYTES)),
-                bad_segments.eq((head.mss < MIN_MSS) | (longest_bytes > MAX_FRAME_BYTES)
+                bad_size.eq((total_bytes < ETHERNET_HEADER_BYTES) | (total_bytes > most)),
+                bad_tag.eq(job.tagged & (
+                    (head.inline_bytes < VLAN_INLINE_BYTES.start) | (head.inline_bytes >= VLAN_INLINE_BYTES.stop)
+                    | ((segmented | job.l4_checksum) & (head.checksum_offset > VLAN_MAX_OFFSET))
+                    | ((segmented | job.ipv4_checksum) & (head.l4_offset > VLAN_MAX_OFFSET)))),
+                bad_segments.eq((head.mss < MIN_MSS) | (longest_bytes > most)
                                 | (payload_bytes == 0) | (payload_bytes > MAX_SEGMENTED_BYTES)),
                 bad_template.eq(head.inline_bytes < tcp_end),
                 bad_l4.eq(head.l4_offset[0] | head.checksum_offset[0] | (head.checksum_offset < head.l4_offset)),
@@ -605,7 +615,7 @@ class DescriptorCheck(wiring.Component):
                 m.d.sync += status.eq(Status.BAD_OPCODE)
             with m.Elif(parsed.forbidden):
                 m.d.sync += status.eq(Status.NOT_PERMITTED)
-            with m.Elif(parsed.misshapen | Mux(segmented, bad_segmented, bad_frame)):
+            with m.Elif(parsed.misshapen | bad_tag | Mux(segmented, bad_segmented, bad_frame)):
                 m.d.sync += status.eq(Status.BAD_DESCRIPTOR)
             with m.Else():
                 m.d.sync += status.eq(Status.OK)
@@ -637,12 +647,13 @@ class DescriptorCheck(wiring.Component):
 
 
 class JobIssue(wiring.Component):
-    """Lets a descriptor go: gives its job, its inline rows and its payload commands, or throws the latter two away.
+    """Lets a descriptor go: hands its inline rows, its pieces and its job to the scheduler's store, or throws the
+    former two away.
 
-    Enters: jobs with the checks done, the verdict of their keys, their translated pieces and inline rows. Leaves: the
-    job with its final status, and if that is OK its inline rows and a read command for each piece, on three streams
-    that go on independently. A broken descriptor leaves nothing. 4 cycles for a job with one piece and one row, one
-    more for each further piece or row, whichever are more.
+    Enters: jobs with the checks done, the verdict of their keys, their translated pieces and inline rows. Leaves: if
+    all is well the inline rows and the pieces, side by side; then, or with the last of them, the job with its final
+    status. A broken descriptor leaves nothing. 3 cycles for a job with one piece and one row, one more for each
+    further piece or row, whichever are more.
 
     Parameters
     ----------
@@ -652,69 +663,68 @@ class JobIssue(wiring.Component):
     Members
     -------
     i, verdict, piece, row : what enters.
-    job, inline, payload_cmd : what leaves.
-    done : strobe, a descriptor has left.
+    epoch : what the jobs are marked with, see `rtl.fetch.DrainWatch`.
+    job, stored_row, stored_piece : strobes, what leaves.
+    done : strobe, a descriptor has left; with its job, if it has one.
     """
 
     def __init__(self, config: NicConfig):
         self.config = config
         super().__init__({
             "i": In(stream.Signature(Checked)), "verdict": In(stream.Signature(KeyVerdict)),
-            "piece": In(stream.Signature(BusPiece)), "row": In(stream.Signature(row(config))),
-            "job": Out(stream.Signature(TxJob)), "inline": Out(stream.Signature(row(config))),
-            "payload_cmd": Out(stream.Signature(ReadCommand)), "done": Out(1), "active": Out(1),
+            "piece": In(stream.Signature(BusPiece)), "row": In(stream.Signature(row(config))), "epoch": In(1),
+            "job": Out(Strobe(TxJob)), "stored_row": Out(Strobe(tx_row(config))), "stored_piece": Out(Strobe(TxPiece)),
+            "done": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        good, broken, has_pieces, moves = Signal(), Signal(), Signal(), Signal()
+        job = Signal(TxJob)
+        good, broken, has_pieces, has_rows, moves = Signal(), Signal(), Signal(), Signal(), Signal()
         rows_open, pieces_open = Signal(), Signal()
         m.d.comb += [
-            self.inline.valid.eq(self.row.valid & rows_open & good),
-            self.inline.payload.eq(self.row.payload),
-            self.row.ready.eq(rows_open & (self.inline.ready | ~good)),
-            self.payload_cmd.valid.eq(self.piece.valid & pieces_open & good),
-            self.payload_cmd.payload.address.eq(self.piece.payload.address),
-            self.payload_cmd.payload.length.eq(self.piece.payload.length),
-            self.piece.ready.eq(pieces_open & (self.payload_cmd.ready | ~good)),
+            self.row.ready.eq(rows_open), self.piece.ready.eq(pieces_open),
+            self.stored_row.valid.eq(self.row.valid & rows_open & good),
+            self.stored_row.payload.channel.eq(job.channel), self.stored_row.payload.data.eq(self.row.payload.data),
+            self.stored_piece.valid.eq(self.piece.valid & pieces_open & good),
+            self.stored_piece.payload.channel.eq(job.channel),
+            self.stored_piece.payload.address.eq(self.piece.payload.address),
+            self.stored_piece.payload.length.eq(self.piece.payload.length),
+            self.job.payload.eq(job), self.job.payload.epoch.eq(self.epoch), self.job.valid.eq(self.done & ~broken),
         ]
         row_leaves, piece_leaves = self.row.valid & self.row.ready, self.piece.valid & self.piece.ready
-        job_leaves = self.job.valid & self.job.ready
-        with m.If(row_leaves & self.row.payload.last):
+        rows_close, pieces_close = row_leaves & self.row.payload.last, piece_leaves & self.piece.payload.last
+        with m.If(rows_close):
             m.d.sync += rows_open.eq(0)
-        with m.If(piece_leaves & self.piece.payload.last):
+        with m.If(pieces_close):
             m.d.sync += pieces_open.eq(0)
-        with m.If(job_leaves):
-            m.d.sync += self.job.valid.eq(0)
 
-        waits_for_rows = Signal()
         with m.FSM(name="issue"):
             with m.State("TAKE"):
                 m.d.comb += [self.i.ready.eq(1), moves.eq(self.i.valid)]
                 with m.If(self.i.valid):
                     m.d.sync += [
-                        self.job.payload.eq(self.i.payload.job), broken.eq(self.i.payload.broken),
-                        has_pieces.eq(self.i.payload.has_pieces), waits_for_rows.eq(self.i.payload.has_inline),
+                        job.eq(self.i.payload.job), broken.eq(self.i.payload.broken),
+                        has_pieces.eq(self.i.payload.has_pieces), has_rows.eq(self.i.payload.has_inline),
                     ]
                     m.next = "DECIDE"
             with m.State("DECIDE"):
                 status, decided = Signal(8), Signal()
                 m.d.comb += [
-                    status.eq(self.job.payload.status),
+                    status.eq(job.status),
                     decided.eq(self.verdict.valid | ~has_pieces), self.verdict.ready.eq(has_pieces), moves.eq(decided),
                 ]
-                with m.If(has_pieces & (self.job.payload.status == Status.OK)):
+                with m.If(has_pieces & (job.status == Status.OK)):
                     m.d.comb += status.eq(self.verdict.payload.status)
                 with m.If(decided):
                     m.d.sync += [
-                        self.job.payload.status.eq(status), self.job.valid.eq(~broken),
-                        good.eq((status == Status.OK) & ~broken),
-                        rows_open.eq(waits_for_rows), pieces_open.eq(has_pieces),
+                        job.status.eq(status), good.eq((status == Status.OK) & ~broken),
+                        rows_open.eq(has_rows), pieces_open.eq(has_pieces),
                     ]
-                    m.next = "ISSUE"
-            with m.State("ISSUE"):
-                with m.If(~Cat(self.job.valid, rows_open, pieces_open).any()):
+                    m.next = "STORE"
+            with m.State("STORE"):
+                with m.If((~rows_open | rows_close) & (~pieces_open | pieces_close)):
                     m.d.comb += [self.done.eq(1), moves.eq(1)]
                     m.next = "TAKE"
-        m.d.comb += self.active.eq(moves | row_leaves | piece_leaves | job_leaves)
+        m.d.comb += self.active.eq(moves | row_leaves | piece_leaves)
         return m

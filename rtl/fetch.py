@@ -27,9 +27,11 @@ from rtl.descriptor import (
 )
 from rtl.interfaces import (
     INDEX_BITS,
+    QUEUE_SLOTS,
     ChannelFault,
     ChannelNumber,
     DoorbellWrite,
+    FreedSlots,
     IndexReport,
     KeyAnswer,
     KeyRequest,
@@ -37,8 +39,10 @@ from rtl.interfaces import (
     RegisterWrite,
     Strobe,
     TxJob,
+    TxPiece,
     read_beat,
     row,
+    tx_row,
 )
 from rtl.primitives import SmallRam, StreamArbiter, StreamFifo, round_robin
 from rtl.small_fifo import SmallFifo
@@ -49,8 +53,8 @@ FETCHES = 4
 STORED_ROW_BYTES = 256
 """Inline bytes on their way: two descriptors' most."""
 
-JOB_BITS = 10
-"""Jobs between the front and their completion are fewer than 2^10."""
+JOBS_BEHIND = 512
+"""Jobs that have left their channel's queue and are not yet completed are fewer."""
 
 PAGE_BITS = exact_log2(RING_ALIGNMENT_BYTES)
 LOG2_BITS = LARGEST_RING_LOG2.bit_length()
@@ -61,8 +65,9 @@ class FetchScheduler(wiring.Component):
 
     Enters: doorbells, and from the parser the indices of what it took. Leaves: read commands for up to 32 slots from a
     channel's index on, and for each fetch its description. A fetch that passes the ring's end is two commands. Channels
-    with work take turns; a channel has one fetch under way at a time. A doorbell that advances beyond the ring's size
-    stops the channel; one for a channel that does not run has no effect.
+    with work take turns; a channel has one fetch under way at a time, and never more than `QUEUE_SLOTS` slots between
+    their fetch and their return by `freed`: a fetch waits until there is room for all that it may ask for. A doorbell
+    that advances beyond the ring's size stops the channel; one for a channel that does not run has no effect.
 
     A doorbell every 5 cycles, a fetch every 6; 11 cycles from a doorbell to the command.
 
@@ -77,6 +82,7 @@ class FetchScheduler(wiring.Component):
     start, running : life of the channels.
     doorbell : producer indices.
     consumed, finished : from the parser.
+    freed : strobe, slots of a channel are over.
     cmd, fetch : what is asked for.
     issued : strobe, a fetch begins.
     fault : DOORBELL_OVERRUN.
@@ -87,7 +93,7 @@ class FetchScheduler(wiring.Component):
         super().__init__({
             "write": In(Strobe(RegisterWrite)), "start": In(Strobe(ChannelNumber)), "running": In(config.channels),
             "doorbell": In(stream.Signature(DoorbellWrite)),
-            "consumed": In(Strobe(IndexReport)), "finished": In(Strobe(FetchEnd)),
+            "consumed": In(Strobe(IndexReport)), "finished": In(Strobe(FetchEnd)), "freed": In(Strobe(FreedSlots)),
             "cmd": Out(stream.Signature(ReadCommand)), "fetch": Out(stream.Signature(Fetch)), "issued": Out(1),
             "fault": Out(stream.Signature(ChannelFault)), "active": Out(1),
         })
@@ -125,9 +131,9 @@ class FetchScheduler(wiring.Component):
             live[name] = table(name, len(bits), readers)
             written(live[name], self.start.valid, starting, staged[0].read_data)
 
-        # A start empties the ring, one cycle later, or two if the parser writes the table just then.
+        # A start empties the ring, one cycle later, or some if the tables are written just then.
         emptying, emptied_channel, empties = Signal(), Signal(number_bits), Signal()
-        m.d.comb += empties.eq(emptying & ~self.consumed.valid)
+        m.d.comb += empties.eq(emptying & ~self.consumed.valid & ~self.freed.valid)
         with m.If(self.start.valid):
             m.d.sync += [emptying.eq(1), emptied_channel.eq(starting)]
         with m.Elif(empties):
@@ -139,26 +145,37 @@ class FetchScheduler(wiring.Component):
         written(consumer, self.consumed.valid | empties, Mux(self.consumed.valid, consumed.channel, emptied_channel),
                 Mux(self.consumed.valid, consumed.index, 0))
 
+        # Slots that came back, free-running like the indices: consumer - released are stored behind the parser.
+        released, freed = table("released", INDEX_BITS, 2), self.freed.payload
+        m.d.comb += released[1].read_addr.eq(freed.channel)
+        written(released, self.freed.valid | empties, Mux(empties, emptied_channel, freed.channel),
+                Mux(empties, 0, released[1].read_data + freed.slots))
+
         # Which channels have work, and which wait for a fetch.
         pending, fetching = Signal(channels), Signal(channels)
         rung, looked_at, has_more, issued_to, ended, failed = (
             Signal(channels, name=name)
             for name in ("rung", "looked_at", "has_more", "issued_to", "ended", "failed"))
+        # A channel without room for its fetch is looked at again when some comes back.
+        starved, fits, roomier = Signal(channels), Signal(channels), Signal(channels)
+        m.d.comb += roomier.eq(Mux(self.freed.valid, _one_hot(freed.channel, channels), 0) & (starved | looked_at))
+        m.d.sync += starved.eq((starved | looked_at) & ~roomier & ~fits & ~failed & self.running)
         m.d.comb += [
             ended.eq(Mux(self.finished.valid, _one_hot(self.finished.payload.channel, channels), 0)),
             failed.eq(Mux(self.finished.payload.faulty, ended, 0)),
         ]
         m.d.sync += [
-            pending.eq(((pending & ~looked_at) | rung | has_more) & ~failed & self.running),
+            pending.eq(((pending & ~looked_at) | rung | has_more | roomier) & ~failed & self.running),
             fetching.eq((fetching | issued_to) & ~ended),
         ]
 
         ringing = self._take_doorbells(m, producer, consumer, live, empties, emptied_channel, rung)
-        granting = self._grant(m, producer, consumer, live, pending, fetching, fetches,
-                               looked_at, has_more, issued_to)
+        granting = self._grant(m, producer, consumer, released, live, pending, fetching, fetches,
+                               looked_at, fits, has_more, issued_to)
         m.d.comb += self.active.eq(
-            self.write.valid | self.start.valid | emptying | self.consumed.valid | self.finished.valid | fetches.active
-            | (pending & ~self.running).any() | ringing | granting | (self.cmd.valid & self.cmd.ready))
+            self.write.valid | self.start.valid | self.freed.valid | emptying | self.consumed.valid
+            | self.finished.valid | fetches.active
+            | ((pending | starved) & ~self.running).any() | ringing | granting | (self.cmd.valid & self.cmd.ready))
         return m
 
     def _take_doorbells(self, m, producer, consumer, live, empties, emptied_channel, rung):
@@ -211,12 +228,14 @@ class FetchScheduler(wiring.Component):
                     m.next = "TAKE"
         return busy
 
-    def _grant(self, m, producer, consumer, live, pending, fetching, fetches, looked_at, has_more, issued_to):
+    def _grant(self, m, producer, consumer, released, live, pending, fetching, fetches, looked_at, fits,
+               has_more, issued_to):
         """The grant side: choose a channel, see what waits in its ring, ask for it. Returns whether it is busy."""
         channels = self.config.channels
         number_bits = exact_log2(channels)
         chosen, channel, last = Signal(channels), Signal(number_bits, name="granted"), Signal(number_bits)
         available, index = Signal(INDEX_BITS), Signal(INDEX_BITS, name="index")
+        stored, has_room = Signal(range(QUEUE_SLOTS + 1)), Signal()
         mask, position, behind = (Signal(INDEX_BITS - 1, name=name) for name in ("mask", "position", "behind"))
         base_low, base_high = Signal(32 - PAGE_BITS), Signal(32)
         count, first = Signal(range(FETCH_SLOTS + 1)), Signal(range(FETCH_SLOTS + 1))
@@ -238,7 +257,7 @@ class FetchScheduler(wiring.Component):
         m.d.comb += [
             requests.eq(pending & self.running & ~fetching),
             free.eq(~self.cmd.valid & ~rest_waits & fetches.i.ready),
-            producer[1].read_addr.eq(channel), consumer[1].read_addr.eq(channel),
+            producer[1].read_addr.eq(channel), consumer[1].read_addr.eq(channel), released[0].read_addr.eq(channel),
             live["log2"][1].read_addr.eq(channel), live["base_low"][0].read_addr.eq(channel),
             live["base_high"][0].read_addr.eq(channel),
             fetches.i.payload.channel.eq(channel), fetches.i.payload.count.eq(count),
@@ -260,6 +279,7 @@ class FetchScheduler(wiring.Component):
                 m.d.comb += [busy.eq(1), looked_at.eq(chosen)]
                 m.d.sync += [
                     available.eq(producer[1].read_data - consumer[1].read_data), index.eq(consumer[1].read_data),
+                    stored.eq(consumer[1].read_data - released[0].read_data),
                     mask.eq(_mask(live["log2"][1].read_data, len(mask))),
                     base_low.eq(live["base_low"][0].read_data), base_high.eq(live["base_high"][0].read_data),
                 ]
@@ -270,7 +290,11 @@ class FetchScheduler(wiring.Component):
                     position.eq(index & mask), behind.eq(~index & mask),
                     count.eq(Mux(available > FETCH_SLOTS, FETCH_SLOTS, available)), more.eq(available > FETCH_SLOTS),
                 ]
-                with m.If(available == 0):
+                m.d.comb += has_room.eq(Mux(
+                    available > FETCH_SLOTS, stored <= QUEUE_SLOTS - FETCH_SLOTS,
+                    stored + available[:FETCH_SLOTS.bit_length()] <= QUEUE_SLOTS))
+                m.d.comb += fits.eq(Mux(has_room, chosen, 0))
+                with m.If((available == 0) | ~has_room):
                     m.next = "CHOOSE"
                 with m.Else():
                     m.next = "CUT"
@@ -303,35 +327,55 @@ class FetchScheduler(wiring.Component):
         return busy
 
 
+def job_bits(config: NicConfig) -> int:
+    """Bits of a number of jobs between the front and their completion."""
+    return (config.channels * QUEUE_SLOTS + JOBS_BEHIND).bit_length()
+
+
 class DrainWatch(wiring.Component):
     """Says when everything that had begun before a request is over.
 
-    Enters: a strobe for each fetch, descriptor and job that begins and that ends; each kind ends in the order in which
-    it began. Leaves: `done` while `request` is 1, as soon as the fetches that were under way, then the descriptors,
-    then the jobs that stood behind them are over. What begins later does not hold it up.
+    Enters: a strobe for each fetch, descriptor and job that begins and that ends. Fetches and descriptors end in the
+    order in which they began; jobs in any, so each bears the `epoch` in which it began until it ends. Leaves: `done`
+    while `request` is 1, as soon as the fetches that were under way, then the descriptors, then the jobs that
+    stood behind them are over. What begins later does not hold it up.
+
+    Each drain turns the epoch when it comes to the jobs, and waits until no job of the old one is left. So at the next
+    turn all jobs under way are of one epoch again, and one bit is enough.
 
     Members
     -------
     fetch_begins, fetch_ends, descriptor_begins, descriptor_ends, job_begins, job_ends : strobes.
+    epoch : of a job that begins; job_ends_epoch : that of a job that ends.
     holds : something else must be delivered first.
     request, done : see above.
     """
 
-    KINDS = (("fetch", 4), ("descriptor", 4), ("job", JOB_BITS))
+    ORDERED = (("fetch", 4), ("descriptor", 4))
 
-    def __init__(self):
-        strobes = {f"{kind}_{what}": In(1) for kind, _ in self.KINDS for what in ("begins", "ends")}
-        super().__init__({**strobes, "holds": In(1), "request": In(1), "done": Out(1), "active": Out(1)})
+    def __init__(self, *, job_bits: int):
+        self.job_bits = job_bits
+        kinds = (*(kind for kind, _ in self.ORDERED), "job")
+        strobes = {f"{kind}_{what}": In(1) for kind in kinds for what in ("begins", "ends")}
+        super().__init__({**strobes, "epoch": Out(1), "job_ends_epoch": In(1),
+                          "holds": In(1), "request": In(1), "done": Out(1), "active": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
         moves, ends = Signal(), Signal()
-        left = Signal(JOB_BITS)
+        left = Signal(max(bits for _, bits in self.ORDERED))
         under_way, begins_of, ends_of = {}, {}, {}
-        for kind, bits in self.KINDS:
+        for kind, bits in self.ORDERED:
             begins_of[kind], ends_of[kind] = getattr(self, f"{kind}_begins"), getattr(self, f"{kind}_ends")
             under_way[kind] = Signal(bits, name=f"{kind}s")
             m.d.sync += under_way[kind].eq(under_way[kind] + begins_of[kind] - ends_of[kind])
+        jobs, over = [], []
+        for epoch in range(2):
+            count = Signal(self.job_bits, name=f"jobs_{epoch}")
+            m.d.sync += count.eq(count + (self.job_begins & (self.epoch == epoch))
+                                 - (self.job_ends & (self.job_ends_epoch == epoch)))
+            jobs.append(count)
+            over.append(count == 0)
 
         def wait_for(kind):
             m.d.sync += left.eq(under_way[kind] - ends_of[kind])
@@ -342,36 +386,39 @@ class DrainWatch(wiring.Component):
                 m.d.comb += moves.eq(self.request)
                 with m.If(self.request):
                     wait_for("fetch")
-            for kind, behind in (("fetch", "descriptor"), ("descriptor", "job"), ("job", None)):
+            for kind, behind in (("fetch", "descriptor"), ("descriptor", None)):
                 with m.State(kind.upper()):
                     m.d.comb += ends.eq(ends_of[kind])
                     m.d.sync += left.eq(left - ends)
                     with m.If(left == 0):
+                        m.d.comb += moves.eq(1)
                         if behind is not None:
-                            m.d.comb += moves.eq(1)
                             wait_for(behind)
                         else:
-                            m.d.comb += moves.eq(~self.holds)
-                            m.d.sync += left.eq(0)
-                            with m.If(~self.holds):
-                                m.next = "DONE"
+                            m.d.sync += [left.eq(0), self.epoch.eq(~self.epoch)]
+                            m.next = "JOB"
+            with m.State("JOB"):
+                with m.If(Mux(self.epoch, over[0], over[1]) & ~self.holds):
+                    m.d.comb += moves.eq(1)
+                    m.next = "DONE"
             with m.State("DONE"):
                 m.d.comb += [self.done.eq(self.request), moves.eq(~self.request)]
                 with m.If(~self.request):
                     m.next = "REST"
-        m.d.comb += self.active.eq(moves | Cat(*begins_of.values(), *ends_of.values()).any())
+        m.d.comb += self.active.eq(
+            moves | self.job_begins | self.job_ends | Cat(*begins_of.values(), *ends_of.values()).any())
         return m
 
 
 class TransmitFetch(wiring.Component):
-    """The transmit front: from a doorbell to a job with its inline rows and payload commands.
+    """The transmit front: from a doorbell to a job with its inline rows and pieces.
 
     Enters: doorbells, fetched slots, answers of the key table. Leaves: read commands for slots; for each descriptor, in
-    ring order for each channel, a job with its status; for a good one its inline rows and a payload read command for
-    each piece. All pieces are checked before the first is read. A refused descriptor leaves its job and nothing else.
+    ring order for each channel, its inline rows, its pieces by their bus addresses, and then a job with its status. All
+    pieces are checked before the first is read. A refused descriptor leaves its job and nothing else.
 
-    A descriptor of one slot with one piece in less than 6 cycles; 14 cycles from its slot's last beat to its payload
-    command, with a key table that answers in 5; 11 cycles from a doorbell to the command that fetches its slots.
+    A descriptor of one slot with one piece in less than 6 cycles; 14 cycles from its slot's last beat to its
+    job, with a key table that answers in 5; 11 cycles from a doorbell to the command that fetches its slots.
 
     Parameters
     ----------
@@ -385,10 +432,11 @@ class TransmitFetch(wiring.Component):
     doorbell : producer indices.
     descriptor_cmd, descriptor_beat : client of the DMA read engine, for slots.
     key_request, key_answer : client of the key table.
-    job, inline, payload_cmd : what leaves. The flags of a job are the descriptor's own.
+    job, stored_row, stored_piece : strobes, what leaves. The flags of a job are the descriptor's own.
+    freed : strobe, submission slots whose job and what belongs to it is no longer stored.
     fault : DOORBELL_OVERRUN, TRUNCATED_DESCRIPTOR or FETCH_BUS_ERROR.
     index : TX_INDEX, slots fetched and parsed.
-    tx_retired : strobe, a job is completed; in order.
+    tx_retired, tx_retired_epoch : strobe, a job is over, and what it was marked with.
     drain_request, drain_done : see DrainWatch.
     """
 
@@ -402,10 +450,11 @@ class TransmitFetch(wiring.Component):
             "descriptor_cmd": Out(stream.Signature(ReadCommand)),
             "descriptor_beat": In(stream.Signature(read_beat(config))),
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
-            "job": Out(stream.Signature(TxJob)), "inline": Out(stream.Signature(row(config))),
-            "payload_cmd": Out(stream.Signature(ReadCommand)),
+            "job": Out(Strobe(TxJob)), "stored_row": Out(Strobe(tx_row(config))), "stored_piece": Out(Strobe(TxPiece)),
+            "freed": In(Strobe(FreedSlots)),
             "fault": Out(stream.Signature(ChannelFault)), "index": Out(Strobe(IndexReport)),
-            "tx_retired": In(1), "drain_request": In(1), "drain_done": Out(1), "active": Out(1),
+            "tx_retired": In(1), "tx_retired_epoch": In(1),
+            "drain_request": In(1), "drain_done": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -420,7 +469,7 @@ class TransmitFetch(wiring.Component):
         m.submodules.check = check = DescriptorCheck()
         m.submodules.issue = issue = JobIssue(config)
         m.submodules.faults = faults = StreamArbiter(shape=ChannelFault, count=2)
-        m.submodules.drain = drain = DrainWatch()
+        m.submodules.drain = drain = DrainWatch(job_bits=job_bits(config))
 
         # Doorbell to fetch.
         connect(m, flipped(self.write), scheduler.write)
@@ -456,8 +505,9 @@ class TransmitFetch(wiring.Component):
         connect(m, translator.piece, issue.piece)
         connect(m, rows.o, issue.row)
         connect(m, issue.job, flipped(self.job))
-        connect(m, issue.inline, flipped(self.inline))
-        connect(m, issue.payload_cmd, flipped(self.payload_cmd))
+        connect(m, issue.stored_row, flipped(self.stored_row))
+        connect(m, issue.stored_piece, flipped(self.stored_piece))
+        connect(m, flipped(self.freed), scheduler.freed)
 
         # Faults, the index register, draining.
         connect(m, scheduler.fault, faults.i[0])
@@ -467,7 +517,8 @@ class TransmitFetch(wiring.Component):
             self.index.valid.eq(parser.consumed.valid), self.index.payload.eq(parser.consumed.payload),
             drain.fetch_begins.eq(scheduler.issued), drain.fetch_ends.eq(parser.finished.valid),
             drain.descriptor_begins.eq(parser.parsed.valid & parser.parsed.ready), drain.descriptor_ends.eq(issue.done),
-            drain.job_begins.eq(issue.job.valid & issue.job.ready), drain.job_ends.eq(self.tx_retired),
+            drain.job_begins.eq(issue.job.valid), issue.epoch.eq(drain.epoch),
+            drain.job_ends.eq(self.tx_retired), drain.job_ends_epoch.eq(self.tx_retired_epoch),
             drain.holds.eq(faults.o.valid), drain.request.eq(self.drain_request), self.drain_done.eq(drain.done),
             self.active.eq(Cat(block.active for block in (
                 scheduler, slots, parser, translator, inline_rows, rows, check, issue, faults, drain)).any()),

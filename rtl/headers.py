@@ -19,9 +19,9 @@ from nic_model.contract.protocols import (
     TcpFlags,
 )
 from rtl.checksum import RunSum
-from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, LENGTH_BITS, Strobe, TxJob
-from rtl.primitives import Ram, StreamFifo
-from rtl.segmenter import JOBS, SEGMENT_BITS
+from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, LENGTH_BITS, CountAmount, Strobe, TxSlice
+from rtl.primitives import Ram, SmallRam, StreamFifo
+from rtl.segmenter import SEGMENT_BITS, TEMPLATES, has_rows, slices_under_way
 
 FRAMES = 32
 """Frames whose headers are written and not yet read; each has `MAX_INLINE_BYTES` in the header ring."""
@@ -39,15 +39,17 @@ FrameInfo = data.StructLayout({"inline_bytes": 8, "total": SEGMENT_BITS, "end": 
 # What is reported of a send, but for the time.
 DoneRecord = data.StructLayout({
     "channel": CHANNEL_BITS, "tag": 16, "status": 8, "ring_index": INDEX_BITS, "complete": 1,
-    "length": LENGTH_BITS, "segments": 16, "stamped": 1,
+    "length": LENGTH_BITS, "segments": 16, "stamped": 1, "epoch": 1, "discarded": 1,
 })
 
-# The send under way. `l3_sum`, `l4_sum`: of its template without the words that change with the segment, as 16 bits and
-# a carry that is still to be added.
-SendState = data.StructLayout({
-    "sequence_high": 16, "sequence_low": 16, "identification": 16, "flags": 16, "l3_sum": 17, "l4_sum": 17,
-    "first": 1, "inline_only": 1, "length": LENGTH_BITS, "segments": 16,
+# The template in use: the words of it that change from frame to frame, and sums without them, as 16 bits and a carry
+# that is still to be added.
+TemplateState = data.StructLayout({
+    "sequence": 32, "identification": 16, "flags": 16, "l3_sum": 17, "l4_sum": 17,
 })
+
+# What a channel's present job has sent.
+Sent = data.StructLayout({"length": LENGTH_BITS, "segments": 16})
 
 
 class Word(enum.Enum, shape=3):  # type: ignore[call-arg]
@@ -86,14 +88,16 @@ def payload_row_bits(config):
 class HeaderWriter(wiring.Component):
     """Finishes frames: copies the template for each, puts in lengths, numbers, flags and checksums, and passes it on.
 
-    Enters: sends, their template rows, and the sums of template and payloads in order. Leaves: writes into the rings of
-    headers and payload, a `FrameInfo` for each frame and, once its writes are done, a `commit`; a `DoneRecord` for
-    each send, and behind its last frame (or alone) the `FrameInfo` with `end`.
+    Enters: slices, their template rows, and the sums of template and payloads in order. Leaves: writes into the rings
+    of headers and payload, a `FrameInfo` for each frame and, once its writes are done, a `commit`; a `DoneRecord` for
+    each send with its last slice, and behind its last frame (or alone) the `FrameInfo` with `end`. A template stays
+    until the next one comes, for the slices that continue its job: a frame's numbers are the template's and the
+    slice's.
 
     Checksums are never summed over again: the template's sum without the changing words plus the payload's plus
     those words as they are written. A segment gets its checksums whatever the send's checksum flags say. The
     operations of a frame (copies of rows, then words) run through a pipeline of 4 cycles, one a cycle: a 60-byte
-    frame with two checksums takes 8 cycles at 16-byte rows, a segment 12.
+    frame with two checksums takes 8 cycles at 16-byte rows, a segment 12, and 10 more if its template is new.
 
     Parameters
     ----------
@@ -101,7 +105,7 @@ class HeaderWriter(wiring.Component):
 
     Members
     -------
-    order : strobe, each send.
+    order : strobe, each slice.
     template : strobe, its template rows.
     sums : stream of `RunSum`.
     header : strobe, writes into the header ring.
@@ -109,21 +113,23 @@ class HeaderWriter(wiring.Component):
     frame : strobe of `FrameInfo`, and `commit` some cycles later, in order.
     freed : 1 for a cycle when a frame has been read.
     record : strobe of `DoneRecord`, and `reported` when one has left the device's transmit side.
-    retired : 1 for a cycle when a send is finished here.
+    retired : 1 for a cycle when a slice is finished here.
+    dropped : strobe, the bytes of a frame that is dropped for a bus error.
+    template_used : 1 for a cycle when a template takes the place of the one before.
     active : see `rtl.interfaces`.
     """
 
     def __init__(self, config):
         self.config = config
         super().__init__({
-            "order": In(Strobe(TxJob)),
+            "order": In(Strobe(TxSlice)),
             "template": In(Strobe(data.StructLayout({"data": 8 * config.host_bytes, "last": 1}))),
             "sums": In(stream.Signature(RunSum)),
             "header": Out(Strobe(header_write(config))),
             "patch": Out(Strobe(payload_patch(config))),
             "frame": Out(Strobe(FrameInfo)), "commit": Out(1), "freed": In(1),
             "record": Out(Strobe(DoneRecord)), "reported": In(1),
-            "retired": Out(1), "active": Out(1),
+            "retired": Out(1), "template_used": Out(1), "dropped": Out(Strobe(CountAmount)), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -132,14 +138,15 @@ class HeaderWriter(wiring.Component):
         row_bits = header_row_bits(self.config)
         payload_bits = payload_row_bits(self.config)
 
-        m.submodules.jobs = jobs = StreamFifo(shape=TxJob, depth=JOBS)
-        m.d.comb += [jobs.i.valid.eq(self.order.valid), jobs.i.payload.eq(self.order.payload)]
-        job, sums = jobs.o.payload, self.sums.payload
-        send = Signal(SendState)
+        m.submodules.slices = slices = StreamFifo(shape=TxSlice, depth=slices_under_way(self.config))
+        m.d.comb += [slices.i.valid.eq(self.order.valid), slices.i.payload.eq(self.order.payload)]
+        slice_, sums = slices.o.payload, self.sums.payload
+        job, channel = slice_.job, slice_.job.channel[:exact_log2(self.config.channels)]
+        template = Signal(TemplateState)
 
-        # Templates, one slot for each send under way that has one.
-        m.submodules.templates = templates = Ram(shape=8 * width, depth=JOBS << row_bits)
-        written_slot, written_row = Signal(exact_log2(JOBS)), Signal(row_bits)
+        # Templates, a slot for each that has been taken apart here or is on its way.
+        m.submodules.templates = templates = Ram(shape=8 * width, depth=TEMPLATES << row_bits)
+        written_slot, written_row = Signal(exact_log2(TEMPLATES)), Signal(row_bits)
         m.d.comb += [
             templates.write_en.eq(self.template.valid), templates.write_addr.eq(Cat(written_row, written_slot)),
             templates.write_data.eq(self.template.payload.data),
@@ -158,19 +165,23 @@ class HeaderWriter(wiring.Component):
         m.d.comb += may_open.eq(frames < FRAMES - 1)
         m.d.sync += [
             opened.eq(opens), marked.eq(marks), frames.eq(frames + (opened | marked) - self.freed),
-            ends.eq(ends + takes - self.reported),
+            ends.eq(ends + (takes & slice_.last) - self.reported),
         ]
 
         # The frame under way: opened, then its lengths follow in the next cycle.
         frame = Signal(data.StructLayout({
-            "payload": SEGMENT_BITS, "total": SEGMENT_BITS, "end": 1, "l3_sum": 16, "l4_sum": 16,
+            "payload": SEGMENT_BITS, "total": SEGMENT_BITS, "l3_sum": 16, "l4_sum": 16,
         }))
+        sequence, identification, sent = Signal(32), Signal(16), Signal(Sent)
         l3_length, l4_length = Signal(16), Signal(16)
         payload_row, payload_rows = Signal(payload_bits), Signal(payload_bits)
         with m.If(opened):
             m.d.sync += [
                 l3_length.eq(frame.total - job.l3_offset - Mux(job.ipv6, IPV6_HEADER_BYTES, 0)),
                 l4_length.eq(frame.total - job.l4_offset),
+                # its numbers are the template's and those of what the job has sent before it
+                sequence.eq(template.sequence + slice_.offset),
+                identification.eq(template.identification + slice_.number),
                 payload_rows.eq(Mux(frame.payload == 0, 0,
                                     (job.inline_bytes[:lane_bits] + frame.payload + width - 1) >> lane_bits)),
             ]
@@ -178,11 +189,12 @@ class HeaderWriter(wiring.Component):
         # One operation a cycle. It copies a row of the template, reads a word of it, or writes a word of the frame.
         operation = data.StructLayout({
             "copy": 1, "pick": 1, "write": 1, "checksum": 1, "first": 1, "l3": 1, "no_zero": 1, "commit": 1,
-            "word": Word, "position": 8, "l3_term": 16, "l4_term": 16, "slot": exact_log2(JOBS),
+            "word": Word, "position": 8, "l3_term": 16, "l4_term": 16, "slot": exact_log2(TEMPLATES),
             "frame_slot": exact_log2(FRAMES), "inline_bytes": 8, "payload_row": payload_bits,
         })
         issue, issues = Signal(operation), Signal()
-        template_slot, frame_slot = Signal(exact_log2(JOBS)), Signal(exact_log2(FRAMES))
+        template_slot = Signal(exact_log2(TEMPLATES), init=TEMPLATES - 1)  # of the template in use
+        frame_slot = Signal(exact_log2(FRAMES))
         m.d.comb += [
             issue.slot.eq(template_slot), issue.frame_slot.eq(frame_slot), issue.inline_bytes.eq(job.inline_bytes),
             issue.payload_row.eq(payload_row),
@@ -191,60 +203,67 @@ class HeaderWriter(wiring.Component):
         def pass_on():
             """The frame's last operation is issued."""
             m.d.comb += passes_on.eq(1)
-            with m.If(frame.end):
-                m.next = "TAKE"
-            with m.Else():
-                m.next = "FRAME"
+            m.next = "TAKE"
 
-        # Take a send; pick those words of its template that change; for each frame copy the template, write the words,
-        # then the checksums.
+        # Take a slice; if its template is new, pick those words of it that change; then copy the template, write the
+        # words, then the checksums.
         word = Signal(Word)
         picking, picked = Signal(), Signal()  # picked: the last word has arrived
         copy_row, copies_left, copies_end = Signal(row_bits), Signal(row_bits), Signal()
         flags, cleared = Signal(16), Signal(16)
+        inline_only, has_sums, drops = Signal(), Signal(), Signal()
+        new_template = ~slice_.continues & (job.inline_bytes != 0)
         m.d.comb += [
             copies_end.eq(copies_left == 0),
             # PSH and FIN stand on the last segment only, CWR (RFC 3168 §6.1.2) on the first
-            cleared.eq(Mux(send.first, 0, TcpFlags.CWR) | Mux(frame.end, 0, TcpFlags.PSH | TcpFlags.FIN)),
-            flags.eq(send.flags & ~cleared),
+            cleared.eq(Mux(slice_.first, 0, TcpFlags.CWR) | Mux(slice_.last, 0, TcpFlags.PSH | TcpFlags.FIN)),
+            flags.eq(template.flags & ~cleared),
         ]
+
+        def open_frame():
+            """Begin a frame with payload, when its sum is there; or throw it away, if the bus failed."""
+            with m.If(self.sums.valid & sums.error):
+                m.d.comb += [self.sums.ready.eq(1), has_sums.eq(1)]
+                with m.If(slice_.last):
+                    m.next = "MARK"
+                with m.Else():
+                    m.d.comb += drops.eq(1)
+                    m.next = "TAKE"
+            with m.Elif(self.sums.valid & may_open):
+                m.d.comb += [self.sums.ready.eq(1), has_sums.eq(1), opens.eq(1), has_payload.eq(1)]
+                m.next = "COPY"
 
         with m.FSM(name="headers"):
             with m.State("TAKE"):
-                m.d.comb += takes.eq(jobs.o.valid & (ends != ENDS) & (
-                    (job.status != Status.OK) | (job.inline_bytes == 0) | self.sums.valid))
-                with m.If(takes):
-                    m.d.sync += [
-                        send.first.eq(1), send.inline_only.eq(0), send.l3_sum.eq(0), send.l4_sum.eq(0),
-                    ]
-                    with m.If(job.status != Status.OK):
+                with m.If(slices.o.valid & (ends != ENDS)):
+                    with m.If(~has_rows(slice_)):
+                        m.d.comb += takes.eq(1)
                         m.next = "MARK"
-                    with m.Elif(job.inline_bytes == 0):
-                        m.next = "FRAME"
+                    with m.Elif(new_template):
+                        with m.If(self.sums.valid):
+                            m.d.comb += [takes.eq(1), self.sums.ready.eq(1), self.template_used.eq(1)]
+                            m.d.sync += [template.l3_sum.eq(sums.l3_sum), template.l4_sum.eq(sums.l4_sum),
+                                         inline_only.eq(sums.end), template_slot.eq(template_slot + 1)]
+                            with m.If(job.segmented):
+                                m.d.sync += picking.eq(1)
+                                m.next = "WORDS"
+                            with m.Elif(sums.end & may_open):
+                                m.d.comb += opens.eq(1)
+                                m.next = "COPY"
+                            with m.Else():
+                                m.next = "FRAME"
                     with m.Else():
-                        m.d.comb += self.sums.ready.eq(1)
-                        m.d.sync += [send.l3_sum.eq(sums.l3_sum), send.l4_sum.eq(sums.l4_sum),
-                                     send.inline_only.eq(sums.end)]
-                        with m.If(job.segmented):
-                            m.d.sync += picking.eq(1)
-                            m.next = "WORDS"
-                        with m.Elif(sums.end & may_open):
-                            m.d.comb += opens.eq(1)
-                            m.next = "COPY"
-                        with m.Else():
-                            m.next = "FRAME"
+                        m.d.comb += takes.eq(has_sums)
+                        with m.If(takes & (job.inline_bytes == 0)):
+                            m.d.sync += [template.l3_sum.eq(0), template.l4_sum.eq(0)]
+                        open_frame()
 
             with m.State("FRAME"):
-                with m.If(send.inline_only & may_open):
+                with m.If(inline_only & may_open):
                     m.d.comb += opens.eq(1)
                     m.next = "COPY"
-                with m.Elif(~send.inline_only & self.sums.valid & sums.error):
-                    m.d.comb += self.sums.ready.eq(1)
-                    with m.If(sums.end):
-                        m.next = "MARK"
-                with m.Elif(~send.inline_only & self.sums.valid & may_open):
-                    m.d.comb += [self.sums.ready.eq(1), opens.eq(1), has_payload.eq(1)]
-                    m.next = "COPY"
+                with m.Elif(~inline_only):
+                    open_frame()
 
             with m.State("MARK"):
                 with m.If(may_open):
@@ -285,19 +304,19 @@ class HeaderWriter(wiring.Component):
                     with m.Case(Word.IDENTIFICATION):
                         m.d.comb += [
                             issue.position.eq(job.l3_offset + IPV4_IDENTIFICATION_OFFSET), issue.l3.eq(1),
-                            issue.l3_term.eq(send.identification),
+                            issue.l3_term.eq(identification),
                         ]
                         m.d.sync += word.eq(Word.SEQUENCE_HIGH)
                     with m.Case(Word.SEQUENCE_HIGH):
                         m.d.comb += [
                             issue.position.eq(job.l4_offset + TCP_SEQUENCE_OFFSET),
-                            issue.l4_term.eq(send.sequence_high),
+                            issue.l4_term.eq(sequence[16:]),
                         ]
                         m.d.sync += word.eq(Word.SEQUENCE_LOW)
                     with m.Case(Word.SEQUENCE_LOW):
                         m.d.comb += [
                             issue.position.eq(job.l4_offset + TCP_SEQUENCE_OFFSET + 2),
-                            issue.l4_term.eq(send.sequence_low),
+                            issue.l4_term.eq(sequence[:16]),
                         ]
                         m.d.sync += word.eq(Word.FLAGS)
                     with m.Case(Word.FLAGS):
@@ -339,39 +358,53 @@ class HeaderWriter(wiring.Component):
             m.d.sync += [
                 frame.payload.eq(Mux(has_payload, sums.length, 0)),
                 frame.total.eq(job.inline_bytes + Mux(has_payload, sums.length, 0)),
-                frame.end.eq(~has_payload | sums.end),
                 frame.l3_sum.eq(Mux(has_payload, sums.l3_sum, 0)), frame.l4_sum.eq(Mux(has_payload, sums.l4_sum, 0)),
                 payload_row.eq(payload_row + payload_rows), copy_row.eq(0),
                 copies_left.eq(Mux(job.inline_bytes == 0, 0, (job.inline_bytes - 1) >> lane_bits)),
-                send.length.eq(send.length + Mux(has_payload, sums.length, 0)),
-                send.segments.eq(send.segments + 1),
+                sent.length.eq(slice_.offset + Mux(has_payload, sums.length, 0)),
+                sent.segments.eq(slice_.number + 1),
             ]
+
+        # What a job has sent before a frame in which the bus fails.
+        m.submodules.sent_before = sent_before = SmallRam(shape=Sent, depth=self.config.channels)
+        m.d.comb += [
+            sent_before.write_en.eq(drops | passes_on), sent_before.write_addr.eq(channel),
+            sent_before.read_addr.eq(channel), sent_before.write_data.eq(sent),
+        ]
+        with m.If(drops):
+            m.d.comb += sent_before.write_data.eq(Mux(slice_.first, 0, sent_before.read_data))
+        before = data.View(Sent, sent_before.read_data)
 
         # A frame is passed on, or the mark that ends a send without one.
         info, record = self.frame.payload, self.record.payload
-        send_ends = Signal()
+        send_ends, slice_ends = Signal(), Signal()
         m.d.comb += [
-            send_ends.eq(passes_on & (marks | frame.end)), jobs.o.ready.eq(send_ends), issue.commit.eq(passes_on),
+            send_ends.eq(passes_on & slice_.last), slice_ends.eq(passes_on | drops), slices.o.ready.eq(slice_ends),
+            issue.commit.eq(passes_on),
         ]
-        m.d.sync += [self.frame.valid.eq(passes_on), self.record.valid.eq(send_ends), self.retired.eq(send_ends)]
+        m.d.sync += [self.frame.valid.eq(passes_on), self.record.valid.eq(send_ends), self.retired.eq(slice_ends)]
+        m.d.sync += self.dropped.valid.eq(drops | (marks & has_rows(slice_)))
+        with m.If(drops | marks):
+            m.d.sync += self.dropped.payload.amount.eq(job.inline_bytes + slice_.count)
         with m.If(passes_on):
             m.d.sync += [
                 info.inline_bytes.eq(job.inline_bytes), info.total.eq(frame.total), info.end.eq(send_ends),
                 info.mark.eq(marks), frame_slot.eq(frame_slot + 1),
-                Cat(send.sequence_low, send.sequence_high).eq(
-                    Cat(send.sequence_low, send.sequence_high) + frame.payload),
-                send.identification.eq(send.identification + 1), send.first.eq(0),
             ]
         with m.If(send_ends):
             m.d.sync += [
-                *(record[name].eq(job[name]) for name in ("channel", "tag", "ring_index", "complete")),
-                record.status.eq(Mux(marks & (job.status == Status.OK), Status.BUS_ERROR, job.status)),
-                record.length.eq(send.length), record.segments.eq(send.segments),
-                record.stamped.eq(job.timestamp & (send.segments != 0)),
-                send.length.eq(0), send.segments.eq(0),
+                *(record[name].eq(job[name]) for name in ("channel", "tag", "ring_index", "complete", "epoch")),
+                record.discarded.eq(slice_.discarded), record.stamped.eq(job.timestamp & ~marks),
+                record.status.eq(Mux(slice_.discarded, Status.OK, job.status)),
+                record.length.eq(sent.length), record.segments.eq(sent.segments),
             ]
-            with m.If((job.status == Status.OK) & (job.inline_bytes != 0)):
-                m.d.sync += template_slot.eq(template_slot + 1)
+            with m.If(marks):
+                m.d.sync += [
+                    record.length.eq(Mux(slice_.first, 0, before.length)),
+                    record.segments.eq(Mux(slice_.first, 0, before.segments)),
+                ]
+                with m.If(has_rows(slice_)):
+                    m.d.sync += record.status.eq(Status.BUS_ERROR)
 
         # The pipeline of operations. First the sums, and where a word goes.
         first, first_valid = Signal(operation), Signal()
@@ -382,8 +415,8 @@ class HeaderWriter(wiring.Component):
             m.d.sync += first.eq(issue)
         with m.If(first_valid):
             m.d.sync += [
-                l3_total.eq(_add(Mux(first.first, send.l3_sum, l3_total), first.l3_term)),
-                l4_total.eq(_add(Mux(first.first, send.l4_sum, l4_total), first.l4_term)),
+                l3_total.eq(_add(Mux(first.first, template.l3_sum, l3_total), first.l3_term)),
+                l4_total.eq(_add(Mux(first.first, template.l4_sum, l4_total), first.l4_term)),
             ]
         total = Mux(first.l3, l3_total, l4_total)
         m.d.comb += [
@@ -448,11 +481,11 @@ class HeaderWriter(wiring.Component):
         with m.If(arrived_valid):
             with m.Switch(arrived.word):
                 for which, target_sum, field in (
-                    (Word.LENGTH, send.l3_sum, None),
-                    (Word.IDENTIFICATION, send.l3_sum, send.identification),
-                    (Word.SEQUENCE_HIGH, send.l4_sum, send.sequence_high),
-                    (Word.SEQUENCE_LOW, send.l4_sum, send.sequence_low),
-                    (Word.FLAGS, send.l4_sum, send.flags),
+                    (Word.LENGTH, template.l3_sum, None),
+                    (Word.IDENTIFICATION, template.l3_sum, template.identification),
+                    (Word.SEQUENCE_HIGH, template.l4_sum, template.sequence[16:]),
+                    (Word.SEQUENCE_LOW, template.l4_sum, template.sequence[:16]),
+                    (Word.FLAGS, template.l4_sum, template.flags),
                 ):
                     with m.Case(which):
                         m.d.sync += target_sum.eq(_add(target_sum, ~arrived.value))
@@ -460,9 +493,9 @@ class HeaderWriter(wiring.Component):
                             m.d.sync += field.eq(arrived.value)
 
         m.d.comb += self.active.eq(Cat(
-            jobs.active, takes, opens, opened, marks, marked, issues, self.sums.valid & self.sums.ready, first_valid,
+            slices.active, takes, opens, opened, marks, marked, issues, self.sums.valid & self.sums.ready, first_valid,
             second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
-            self.template.valid, self.freed, self.reported, self.frame.valid,
+            self.template.valid, self.freed, self.reported, self.frame.valid, self.retired,
         ).any())
         return m
 

@@ -16,13 +16,23 @@ from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out, Signature
 from amaranth.utils import exact_log2
 
-from nic_model.contract import INDEX_BITS, MAX_CHANNELS, PIECE, REGISTER_SPACE_BYTES, NicConfig
+from nic_model.contract import (
+    INDEX_BITS,
+    MAX_CHANNELS,
+    MAX_DESCRIPTOR_SLOTS,
+    PIECE,
+    REGISTER_SPACE_BYTES,
+    NicConfig,
+)
 from nic_model.contract.config import BURST_BYTES
 
 CHANNEL_BITS = exact_log2(MAX_CHANNELS)
 REGISTER_BITS = exact_log2(REGISTER_SPACE_BYTES)
 LENGTH_BITS = 21
+SLOT_COUNT_BITS = MAX_DESCRIPTOR_SLOTS.bit_length()
 TIME_BITS = 64
+QUEUE_SLOTS = 64
+"""Submission slots of a channel between their fetch and the end of what they ask for, at most."""
 BURST = BURST_BYTES
 
 
@@ -92,21 +102,45 @@ def row(config: NicConfig) -> data.StructLayout:
     return data.StructLayout({"data": 8 * config.host_bytes, "last": 1})
 
 
-# Transmit front -> transmit back: one per descriptor, in order. With `status` not OK there is neither inline
-# row nor payload. Inline rows (lane 0 = first byte of the frame) come on a stream of their own, ceil(inline_bytes / W)
-# for each good job; payload comes from the DMA read engine, `payload_bytes` of it over one or more commands.
+# A descriptor with all its checks done. `epoch`: see `rtl.fetch.DrainWatch`. `slots`: what it takes of its channel's
+# submission slots between fetch and scheduler. `tagged`: an 802.1Q tag is to be inserted. Lengths and offsets are as in
+# the descriptor, without that tag, up to the scheduler, which inserts it; in a `TxSlice` they count it.
 TxJob = data.StructLayout({
     "channel": CHANNEL_BITS, "tag": 16, "status": 8, "ring_index": INDEX_BITS,
     "complete": 1, "timestamp": 1, "segmented": 1, "ipv6": 1,
     "ipv4_checksum": 1, "l4_checksum": 1, "udp": 1,
     "inline_bytes": 8, "l3_offset": 8, "l4_offset": 8, "checksum_offset": 8, "mss": 14,
-    "payload_bytes": LENGTH_BITS,
+    "payload_bytes": LENGTH_BITS, "slots": SLOT_COUNT_BITS, "epoch": 1, "tagged": 1, "vlan_tci": 16,
 })
 
-# Transmit back -> completion, in job order.
+# Transmit front -> scheduler, a strobe each: what a descriptor brings, to be kept until its job is over. First the rows
+# of its inline bytes (lane 0 = first byte of the frame) and its pieces, each in order, then its job; a job whose status
+# is not OK has neither. There is always room: see `rtl.fetch.FetchScheduler.freed`.
+TxPiece = data.StructLayout({"channel": CHANNEL_BITS, "address": 64, "length": LENGTH_BITS})
+
+
+def tx_row(config: NicConfig) -> data.StructLayout:
+    """A row of inline bytes on its way to the scheduler's store."""
+    return data.StructLayout({"channel": CHANNEL_BITS, "data": 8 * config.host_bytes})
+
+
+# Scheduler -> transmit front: submission slots of a channel whose job, pieces and inline rows are no longer stored.
+FreedSlots = data.StructLayout({"channel": CHANNEL_BITS, "slots": SLOT_COUNT_BITS})
+
+# Scheduler -> transmit back: one frame of a job. Its payload is `count` bytes from `offset` of the job's on, which come
+# from the read engine; it is frame `number` of the job, the `first` or the `last` or both. `continues`: the slice
+# before was of the same job, so its template is still there; otherwise the template's rows come again,
+# ceil(inline_bytes / W) on a stream of their own. A job with a status other than OK, or `discarded` (its channel has
+# stopped), has one slice without rows and payload, which is its last.
+TxSlice = data.StructLayout({
+    "job": TxJob, "offset": LENGTH_BITS, "number": 16, "count": 14,
+    "first": 1, "last": 1, "continues": 1, "discarded": 1,
+})
+
+# Transmit back -> completion, in the order of the jobs' last slices. `discarded`: nothing is to be told of it.
 TxDone = data.StructLayout({
     "channel": CHANNEL_BITS, "tag": 16, "status": 8, "ring_index": INDEX_BITS, "complete": 1,
-    "length": LENGTH_BITS, "segments": 16, "timestamp": TIME_BITS,
+    "length": LENGTH_BITS, "segments": 16, "timestamp": TIME_BITS, "epoch": 1, "discarded": 1,
 })
 
 RECEIVE_BITS = 17

@@ -37,6 +37,7 @@ class MacTx(wiring.Component):
     done : stream of `TxDone`; `reported` is 1 in the cycle in which one is taken.
     now : the device's cycle count.
     count_tx_frames, count_tx_bytes : count strobes.
+    begun : strobe, the bytes of a frame whose first beat has gone.
     active : see `rtl.interfaces`.
     """
 
@@ -47,6 +48,7 @@ class MacTx(wiring.Component):
             "mac": Out(stream.Signature(mac_beat(config))),
             "done": Out(stream.Signature(TxDone)), "reported": Out(1), "now": In(TIME_BITS),
             "count_tx_frames": Out(Strobe(CountAmount)), "count_tx_bytes": Out(Strobe(CountAmount)),
+            "begun": Out(Strobe(CountAmount)),
             "active": Out(1),
         })
 
@@ -83,6 +85,9 @@ class MacTx(wiring.Component):
         # When the latest frame began, and what ended.
         began, ended, ended_at = Signal(TIME_BITS), Signal(), Signal(TIME_BITS)
         frame_sent, sent_length = Signal(), Signal(SEGMENT_BITS)
+        m.d.sync += self.begun.valid.eq(beat_leaves & first_beat)
+        with m.If(beat_leaves & first_beat):
+            m.d.sync += self.begun.payload.amount.eq(present.length)
         m.d.sync += [ended.eq((frame_ends & present.end) | marks), frame_sent.eq(frame_ends)]
         with m.If(beat_leaves & first_beat):
             m.d.sync += began.eq(self.now)
@@ -104,10 +109,12 @@ class MacTx(wiring.Component):
             records.i.valid.eq(self.record.valid), records.i.payload.eq(self.record.payload),
             self.done.valid.eq(times.o.valid & records.o.valid),
             *(done[name].eq(record[name])
-              for name in ("channel", "tag", "status", "ring_index", "complete", "length", "segments")),
+              for name in ("channel", "tag", "status", "ring_index", "complete", "length", "segments", "epoch",
+                           "discarded")),
             done.timestamp.eq(Mux(record.stamped, times.o.payload, 0)),
             self.reported.eq(self.done.valid & self.done.ready),
             times.o.ready.eq(self.reported), records.o.ready.eq(self.reported),
-            self.active.eq(Cat(row_enters, marks, beat_leaves, ended, frame_sent, times.active, records.active).any()),
+            self.active.eq(Cat(row_enters, marks, beat_leaves, ended, frame_sent, self.begun.valid, times.active,
+                               records.active).any()),
         ]
         return m

@@ -22,6 +22,7 @@ from rtl.primitives import EarliestDeadline, SkidBuffer
 from rtl.receive import Receive
 from rtl.registers import Registers
 from rtl.transmit_back import TransmitBack
+from rtl.tx_scheduler import TransmitScheduler
 
 
 class Nic(wiring.Component):
@@ -77,6 +78,7 @@ class Nic(wiring.Component):
         m.submodules.channels = channels = Channels(config)
         m.submodules.keys = keys = KeyTable(config)
         m.submodules.fetch = fetch = TransmitFetch(config)
+        m.submodules.scheduler = scheduler = TransmitScheduler(config)
         m.submodules.dma_read = dma_read = self.dma_read
         m.submodules.transmit = transmit = TransmitBack(config)
         m.submodules.pause = pause = PauseTransmit(config)
@@ -85,7 +87,7 @@ class Nic(wiring.Component):
         m.submodules.completion = completion = Completion(config)
         m.submodules.events = events = Events(config)
         m.submodules.counters = counters = Counters(config)
-        m.submodules.deadlines = deadlines = EarliestDeadline(count=3)
+        m.submodules.deadlines = deadlines = EarliestDeadline(count=4)
         links = []
 
         def link(source, sink):
@@ -99,13 +101,14 @@ class Nic(wiring.Component):
             connect(m, stage.o, sink)
 
         blocks = {"registers": registers, "doorbells": doorbells, "channels": channels, "keys": keys, "fetch": fetch,
-                  "dma_read": dma_read, "transmit": transmit, "pause": pause, "receive": receive,
+                  "scheduler": scheduler, "dma_read": dma_read, "transmit": transmit, "pause": pause,
+                  "receive": receive,
                   "dma_write": dma_write, "completion": completion, "events": events, "counters": counters}
 
         # The host's registers and doorbells.
         connect(m, flipped(self.s_axil), registers.axil)
         connect(m, flipped(self.s_axi), doorbells.axi)
-        for block in (channels, keys, fetch, pause, receive, completion, events, counters):
+        for block in (channels, keys, fetch, scheduler, pause, receive, completion, events, counters):
             connect(m, registers.write, block.write)
         for name, owner in (("events", events), ("counters", counters), ("channels", channels)):
             connect(m, getattr(registers, f"read_{name}"), owner.read)
@@ -118,7 +121,7 @@ class Nic(wiring.Component):
         for block in (registers, fetch, receive, completion, events):
             connect(m, channels.start, block.start)
         connect(m, channels.stop, events.stop)
-        m.d.comb += [block.running.eq(channels.running) for block in (fetch, receive, completion, events)]
+        m.d.comb += [block.running.eq(channels.running) for block in (fetch, scheduler, receive, completion, events)]
         m.d.comb += [block.drain_request.eq(channels.drain_request) for block in (fetch, receive)]
         m.d.comb += [
             channels.drain_done_tx.eq(fetch.drain_done),
@@ -128,15 +131,20 @@ class Nic(wiring.Component):
         link(receive.fault, channels.fault_receive)
         link(completion.fault, channels.fault_completion)
 
-        # Transmit: descriptor, keys, payload, segments, MAC.
+        # Transmit: descriptor, keys, scheduler, payload, segments, MAC.
         link(fetch.descriptor_cmd, dma_read.cmd_descriptor)
         connect(m, dma_read.beat_descriptor, fetch.descriptor_beat)
         link(fetch.key_request, keys.request_0)
         link(keys.answer_0, fetch.key_answer)
-        link(fetch.payload_cmd, dma_read.cmd_payload)
+        for port in ("job", "stored_row", "stored_piece"):
+            connect(m, getattr(fetch, port), getattr(scheduler, port))
+        connect(m, scheduler.freed, fetch.freed)
+        link(scheduler.payload_cmd, dma_read.cmd_payload)
         link(dma_read.beat_payload, transmit.payload)
-        link(fetch.job, transmit.job)
-        connect(m, fetch.inline, transmit.inline)
+        link(scheduler.slice, transmit.slice)
+        connect(m, scheduler.inline, transmit.inline)
+        connect(m, transmit.begun, scheduler.begun)
+        connect(m, transmit.dropped, scheduler.dropped)
         connect(m, transmit.mac, pause.i)
         connect(m, pause.o, flipped(self.m_axis_tx))
         link(transmit.done, completion.tx)
@@ -162,7 +170,10 @@ class Nic(wiring.Component):
         connect(m, completion.write_row, dma_write.row_completion)
         link(dma_write.done_completion, completion.write_done)
         connect(m, completion.retired, events.retired)
-        m.d.comb += [fetch.tx_retired.eq(completion.tx_retired), receive.rx_retired.eq(completion.rx_retired)]
+        m.d.comb += [
+            fetch.tx_retired.eq(completion.tx_retired), fetch.tx_retired_epoch.eq(completion.tx_retired_epoch),
+            receive.rx_retired.eq(completion.rx_retired),
+        ]
         m.d.comb += [
             events.error_irq.eq(channels.error_irq),
             self.irq.eq(Cat(events.irq, channels.error_irq)),
@@ -170,7 +181,7 @@ class Nic(wiring.Component):
             self.next_deadline.eq(deadlines.next_deadline),
             self.deadline_valid.eq(deadlines.deadline_valid),
         ]
-        for entry, block in zip(deadlines.i, (events, pause, receive), strict=True):
+        for entry, block in zip(deadlines.i, (events, scheduler, pause, receive), strict=True):
             m.d.comb += [entry.valid.eq(block.deadline_valid), entry.payload.eq(block.next_deadline)]
 
         # The bus, and what is counted and reported on the way.
@@ -186,6 +197,6 @@ class Nic(wiring.Component):
                 raise RuntimeError(f"counter {counter.name} must have one owner, not {len(owners)}")
             connect(m, getattr(owners[0], port), getattr(counters, port))
 
-        m.d.comb += [block.now.eq(self.now) for block in (registers, transmit, pause, receive, events)]
+        m.d.comb += [block.now.eq(self.now) for block in (registers, scheduler, transmit, pause, receive, events)]
         m.d.comb += self.quiet.eq(~Cat(block.active for block in (*blocks.values(), *links)).any())
         return m

@@ -8,7 +8,7 @@ from rtl.align import Aligner, aligned_row
 from rtl.checksum import Checksum
 from rtl.framer import Framer
 from rtl.headers import HeaderWriter
-from rtl.interfaces import TIME_BITS, CountAmount, Strobe, TxDone, TxJob, mac_beat, read_beat, row
+from rtl.interfaces import TIME_BITS, CountAmount, Strobe, TxDone, TxSlice, mac_beat, read_beat, row
 from rtl.mac_tx import MacTx
 from rtl.primitives import SkidBuffer
 from rtl.segmenter import ROW_TAG_BITS, Segmenter
@@ -17,8 +17,9 @@ from rtl.segmenter import ROW_TAG_BITS, Segmenter
 class TransmitBack(wiring.Component):
     """Segments, checksums and frames.
 
-    Enters: sends, their inline rows and their payload. Leaves: beats to the MAC, and `TxDone` for each send, in order.
-    A row of payload a cycle; a frame begins when it is whole in the store.
+    Enters: slices, one for each frame, the inline rows of their templates and their payload. Leaves: beats to the MAC,
+    and `TxDone` for each send with its last slice. A row of payload a cycle; a frame begins when it is whole in the
+    store.
 
     Parameters
     ----------
@@ -26,23 +27,25 @@ class TransmitBack(wiring.Component):
 
     Members
     -------
-    job, inline : sends and their inline rows, from the transmit front.
-    payload : the sends' payload, from the read engine.
+    slice, inline : frames and their inline rows, from the scheduler.
+    payload : their payload, from the read engine.
     done : stream of `TxDone`.
     mac : AXI-Stream to the MAC.
     now : the device's cycle count.
     count_tx_frames, count_tx_bytes : count strobes.
+    begun, dropped : strobes, the bytes of a frame that has begun to leave, or never will.
     active : see `rtl.interfaces`.
     """
 
     def __init__(self, config):
         self.config = config
         super().__init__({
-            "job": In(stream.Signature(TxJob)), "inline": In(stream.Signature(row(config))),
+            "slice": In(stream.Signature(TxSlice)), "inline": In(stream.Signature(row(config))),
             "payload": In(stream.Signature(read_beat(config))),
             "done": Out(stream.Signature(TxDone)), "mac": Out(stream.Signature(mac_beat(config))),
             "now": In(TIME_BITS),
             "count_tx_frames": Out(Strobe(CountAmount)), "count_tx_bytes": Out(Strobe(CountAmount)),
+            "begun": Out(Strobe(CountAmount)), "dropped": Out(Strobe(CountAmount)),
             "active": Out(1),
         })
 
@@ -58,7 +61,7 @@ class TransmitBack(wiring.Component):
         m.submodules.framer = framer = Framer(config)
         m.submodules.mac_tx = mac_tx = MacTx(config)
 
-        connect(m, flipped(self.job), segmenter.job)
+        connect(m, flipped(self.slice), segmenter.slice)
         connect(m, flipped(self.inline), segmenter.inline)
         connect(m, flipped(self.payload), segmenter.payload)
         connect(m, segmenter.rows, aligner.i)
@@ -79,12 +82,13 @@ class TransmitBack(wiring.Component):
         connect(m, mac_tx.done, flipped(self.done))
         m.d.comb += [mac_tx.now.eq(self.now), headers.reported.eq(mac_tx.reported)]
 
-        # Two blocks follow the sends: each is told of a send before its first row.
+        # Two blocks follow the frames: each is told of one before its first row.
         for block in (checksum, headers):
             connect(m, segmenter.order, block.order)
-        m.d.comb += segmenter.retired.eq(headers.retired)
-        for name in ("count_tx_frames", "count_tx_bytes"):
-            connect(m, getattr(mac_tx, name), flipped(getattr(self, name)))
+        m.d.comb += [segmenter.retired.eq(headers.retired), segmenter.template_used.eq(headers.template_used)]
+        for block, names in ((mac_tx, ("count_tx_frames", "count_tx_bytes", "begun")), (headers, ("dropped",))):
+            for name in names:
+                connect(m, getattr(block, name), flipped(getattr(self, name)))
         m.d.comb += self.active.eq(Cat(
             block.active for block in (segmenter, aligner, aligned, checksum, headers, framer, mac_tx)
         ).any())

@@ -32,6 +32,12 @@ MAX_SEGMENTED_BYTES = 1 << 20
 MAX_PIECE_BYTES = MAX_SEGMENTED_BYTES
 """Longest piece: a payload of the greatest length may be one piece."""
 
+VLAN_INLINE_BYTES = range(12, 125)
+"""Inline bytes of a descriptor with VLAN_INSERT: the addresses at least, and room for the tag."""
+
+VLAN_MAX_OFFSET = 250
+"""Largest offset of a checksum's bounds with VLAN_INSERT."""
+
 MIN_MSS = 32
 """Smallest segment size that a segmented send may ask for."""
 
@@ -56,6 +62,18 @@ LARGEST_CQ_LOG2 = LARGEST_RING_LOG2 + 1
 
 INDEX_BITS = 16
 """Width of the free-running indices of all rings."""
+
+MIN_TX_WEIGHT = 1024
+"""A smaller TX_WEIGHT acts as this, but 0: so a longest frame is never more than 9 rounds away."""
+
+MAX_TX_WEIGHT = 0xFFFF
+"""A larger TX_WEIGHT acts as this."""
+
+DEFAULT_TX_WEIGHT = 1536
+"""What a TX_WEIGHT of 0 acts as beside others."""
+
+TX_BYTE_TIME_FRACTION_BITS = 16
+"""Bits of TX_BYTE_TIME behind the point: its unit is 2^-16 cycles."""
 
 MAX_MODERATION_FRAMES = 0xFFFF
 """VECTOR_RX_FRAMES and VECTOR_TX_FRAMES above this act as this."""
@@ -104,7 +122,9 @@ class SendFlag(IntFlag):
     """Compute the IPv4 header checksum over [l3_offset, l4_offset); its field must hold 0."""
     L4_CHECKSUM = 1 << 2
     """Sum [l4_offset, end), and store the complement at checksum_offset. The field must be seeded with the
-    folded, uncomplemented pseudo-header sum: with the L4 length for SEND_FRAME, without it for SEND_SEGMENTED."""
+    folded, uncomplemented pseudo-header sum: with the L4 length for SEND_FRAME, without it for SEND_SEGMENTED.
+    For SEND_FRAME this is generic (Linux's CHECKSUM_PARTIAL): any protocol with a 16-bit Internet checksum, the field
+    seeded with what it says, 0 where there is no pseudo-header."""
     UDP = 1 << 3
     """A checksum of 0 is sent as 0xffff (RFC 768)."""
     IPV6 = 1 << 4
@@ -112,7 +132,10 @@ class SendFlag(IntFlag):
     TIMESTAMP = 1 << 5
     """Stamp the completion with `now` at the MAC's first beat of the last frame."""
     VLAN_INSERT = 1 << 6
-    """Insert an 802.1Q tag with `vlan_tci` (reserved)."""
+    """Insert an 802.1Q tag with `vlan_tci` behind the addresses (Feature.VLAN). All else in the descriptor is as
+    without it: offsets, inline bytes and lengths do not count the tag, but the longest frame does. The addresses must
+    be inline: 12 to 124 inline bytes; and no offset that a checksum asks for may be above 250. A tag that is there
+    already becomes the inner one."""
 
 
 class CompletionKind(IntEnum):
@@ -267,6 +290,7 @@ class Feature(IntFlag):
     RSS = 1 << 6
     COALESCE = 1 << 7
     VLAN = 1 << 8
+    """SendFlag.VLAN_INSERT is obeyed; without it, it is ignored."""
     SOCKETS = 1 << 9
     PAGE_LISTS = 1 << 10
     """Reserved: keys that cover lists of pages."""

@@ -91,7 +91,7 @@ SUBMISSION_HEAD = _layout(
     ("l4_offset", 10, 8, "offset of the TCP or UDP header, even; where the L4 checksum starts"),
     ("checksum_offset", 11, 8, "offset of the L4 checksum field from the frame's first byte, even"),
     ("pieces", 12, 8, "pieces of host memory, 0 to 31"),
-    ("vlan_tci", 14, 16, "802.1Q tag control, with VLAN_INSERT (reserved)"),
+    ("vlan_tci", 14, 16, "802.1Q tag control, with VLAN_INSERT"),
 )
 
 PIECE = _layout(
@@ -121,7 +121,8 @@ COMPLETION = _layout(
      " ring's index behind this buffer's slot. Buffers are taken in ring order and may complete in another: a driver"
      " counts them, and may post as many as have completed"),
     ("info", 14, 16, "RECEIVE: RxInfo bits"),
-    ("timestamp", 16, 64, "RECEIVE: `now` at the frame's first beat; SEND with TIMESTAMP: at its last frame's"),
+    ("timestamp", 16, 64, "RECEIVE: `now` at the frame's first beat; SEND with TIMESTAMP that is OK: at its last"
+     " frame's; else 0"),
     ("segments", 24, 16, "SEND: frames sent; RECEIVE: frames in it, more than 1 if it was coalesced"),
     ("mss", 26, 16, "RECEIVE of more than one frame: payload bytes of each but the last, which may have fewer"),
     ("checksum", 28, 16, "RECEIVE with RAW_SUM: one's complement sum, not complemented, of the 16-bit big-endian"

@@ -210,6 +210,13 @@ _ALL = [
         ("TX_INDEX", 0x40, _RO, 0, "", "submission slots fetched and parsed, free-running, 16 bits"),
         ("RX_INDEX", 0x44, _RO, 0, "", "receive slots used, free-running, 16 bits"),
         ("CQ_INDEX", 0x48, _RO, 0, "", "completions written and answered by the bus, free-running, 16 bits"),
+        ("TX_WEIGHT", 0x60, _RW, 0, "bytes", "share of the wire: bytes of frames in a round of deficit round robin;"
+         " 1,024 to 65,535, what lies outside acts as the nearest of them. 0 in all channels: one frame each in turn;"
+         " a 0 beside others acts as 1,536"),
+        ("TX_BYTE_TIME", 0x64, _RW, 0, "cycles / 65,536", "rate limit: time that each byte of a frame (without FCS)"
+         " takes; 0: none. What waits for it holds up a DRAIN. A write forgets what was sent before"),
+        ("TX_BURST", 0x68, _RW, 0, "cycles", "how much of the time that the rate limit leaves unused is kept; a channel"
+         " may exceed it by less than a frame"),
     ),
     *_block(
         Block.KEY,

@@ -290,7 +290,8 @@ class _Area:
 
     def _flags(self) -> SendFlag:
         rng, flags = self._rng, SendFlag(0)
-        for flag, odds in ((SendFlag.COMPLETE, 0.7), (SendFlag.TIMESTAMP, 0.3), (SendFlag.UDP, 0.3)):
+        for flag, odds in ((SendFlag.COMPLETE, 0.7), (SendFlag.TIMESTAMP, 0.3), (SendFlag.UDP, 0.3),
+                           (SendFlag.VLAN_INSERT, 0.25)):
             if rng.random() < odds:
                 flags |= flag
         return flags
@@ -349,9 +350,9 @@ class _Area:
         return self._make(Opcode.SEND_SEGMENTED, flags, inline, pieces, mss=mss, l3_offset=l3_offset,
                           l4_offset=l4_offset, checksum_offset=l4_offset + rng.choice((16, 16, 16, 18)))
 
-    @staticmethod
-    def _make(opcode: Opcode, flags: SendFlag, inline: bytes, pieces: tuple[tuple[str, int, int], ...],
+    def _make(self, opcode: Opcode, flags: SendFlag, inline: bytes, pieces: tuple[tuple[str, int, int], ...],
               **fields: int) -> Send:
+        fields["vlan_tci"] = self._rng.getrandbits(16)
         return Send({"opcode": opcode, "slots": slots_needed(len(inline), len(pieces)), "flags": flags,
                      "inline_bytes": len(inline), "pieces": len(pieces), **fields}, inline, pieces)
 

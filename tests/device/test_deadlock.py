@@ -248,8 +248,8 @@ def test_names_are_unique(device: tuple[Fragment, Probes]) -> None:
 def test_streams_know_who_takes_them(device: tuple[Fragment, Probes]) -> None:
     _fragment, probes = device
     takers = {stream.name: stream.taker for stream in probes.streams}
-    assert takers["fetch.issue.payload_cmd"] == "link_fetch_payload_cmd"
-    assert takers["link_fetch_payload_cmd"] == "dma_read.payload.cutter"
+    assert takers["scheduler.walker.cmd"] == "link_scheduler_payload_cmd"
+    assert takers["link_scheduler_payload_cmd"] == "dma_read.payload.cutter"
     assert takers["transmit.mac_tx.mac"] == "port m_axis_tx"
     assert takers["registers.accesses.request"] == "registers"
     assert all(takers.values())
@@ -263,14 +263,14 @@ def test_bits_become_words() -> None:
     at = len(probes.workers)
     for machine in probes.machines:
         rest |= machine.state.init << at
-        value |= (machine.states.index("ISSUE") if machine.name == "fetch.issue" else machine.state.init) << at
+        value |= (machine.states.index("STORE") if machine.name == "fetch.issue" else machine.state.init) << at
         at += len(machine.state)
     assert meaning.waiting(rest) == []
     last = probes.streams[-1]
     value |= 1 << names.index("events") | 1 << names.index("fetch") | 1 << names.index("fetch.rows")
     assert meaning.waiting(value | 1 << meaning.width - 1) == [
         "fetch.rows is at work", "events is at work",
-        "fetch.issue is in ISSUE", f"{last.name} waits for {last.taker} to take it"]
+        "fetch.issue is in STORE", f"{last.name} waits for {last.taker} to take it"]
     assert meaning.width == len(probes.value)
 
 

@@ -17,6 +17,7 @@ from nic_model.contract import (
     OperationMask,
     RxFilter,
     Status,
+    channel_register,
     doorbell,
     register,
     vector_register,
@@ -207,6 +208,24 @@ def test_filter_moderation_and_counters() -> None:
         read = [await bench.port.read32(vector_register(f"VECTOR_{n}", 1))
                 for n in ("RX_TICKS", "RX_FRAMES", "TX_TICKS", "TX_FRAMES")]
         assert read == [9375, 15, 31250, 35]
+        nic.set_tx_weight(2, 4096)
+        assert await bench.port.read32(channel_register("TX_WEIGHT", 2)) == 4096
+        hz = nic.capabilities.clock_hz
+        for rate in (20_000, 10**6, 123_456_789, 10**9, 10**10):
+            nic.set_tx_rate(2, rate, 20_000 if rate > 10**6 else 100)
+            byte_time = await bench.port.read32(channel_register("TX_BYTE_TIME", 2))
+            burst = await bench.port.read32(channel_register("TX_BURST", 2))
+            assert abs(8 * hz * 65536 / byte_time / rate - 1) < 0.01
+            assert abs(burst * rate / 8 / hz / (20_000 if rate > 10**6 else 100) - 1) < 0.01
+        nic.set_tx_rate(2, 0)
+        assert await bench.port.read32(channel_register("TX_BYTE_TIME", 2)) == 0
+        for wrong in (lambda: nic.set_tx_weight(2, 1000), lambda: nic.set_tx_weight(2, 1 << 16),
+                      lambda: nic.set_tx_weight(nic.capabilities.channels, 2000), lambda: nic.set_tx_rate(2, 1),
+                      lambda: nic.set_tx_rate(2, 10**14), lambda: nic.set_tx_rate(2, -1),
+                      lambda: nic.set_tx_rate(-1, 0),
+                      lambda: nic.set_tx_rate(2, 10**6, 1 << 30)):
+            with pytest.raises(ValueError, match=r"channel|weight|rate|burst"):
+                wrong()
         before = await nic.read_now_ps()
         await bench.port.sleep(10**9)
         assert abs(await nic.read_now_ps() - before - 10**9) < 10**7

@@ -104,7 +104,8 @@ def random_tx(rng: random.Random) -> dict:
     status = rng.choice([Status.OK] * 4 + [Status.KEY_BOUNDS])
     return {"channel": random_channel(rng), "tag": rng.randrange(1 << 16), "status": int(status),
             "ring_index": rng.randrange(1 << 16), "complete": rng.randrange(2), "length": rng.randrange(1 << 21),
-            "segments": rng.randrange(1 << 16), "timestamp": rng.randrange(1 << 64)}
+            "segments": rng.randrange(1 << 16), "timestamp": rng.randrange(1 << 64), "epoch": rng.randrange(2),
+            "discarded": status == Status.OK and rng.random() < 0.1}
 
 
 def random_rx(rng: random.Random) -> dict:
@@ -158,7 +159,10 @@ def test_entries_in_order_on_their_places(width: int, stall: float, seed: int) -
         bench.strobes(getattr(dut, name), seen)
 
     async def count(ctx):
-        async for _, _, sent, received in ctx.tick().sample(dut.tx_retired, dut.rx_retired):
+        async for _, _, sent, epoch, received in ctx.tick().sample(
+                dut.tx_retired, dut.tx_retired_epoch, dut.rx_retired):
+            if sent:
+                assert epoch == tx[strobes["tx_retired"]]["epoch"]
             strobes["tx_retired"] += sent
             strobes["rx_retired"] += received
 
@@ -192,7 +196,7 @@ def test_entries_in_order_on_their_places(width: int, stall: float, seed: int) -
     bench.add(wait)
     bench.run()
 
-    written_tx = [t for t in tx if t["complete"] or t["status"]]
+    written_tx = [t for t in tx if (t["complete"] or t["status"]) and not t["discarded"]]
     assert len(engine.entries) == len(written_tx) + len(rx) == len(retired) == len(index)
     receives = iter(rx)
     queues = {CompletionKind.SEND: iter(written_tx), CompletionKind.RECEIVE: receives,
@@ -214,7 +218,7 @@ def test_entries_in_order_on_their_places(width: int, stall: float, seed: int) -
     assert positions[3] > 1 << LOG2[3] - 1
     assert positions[0] > 2 << LOG2[0], "the ring has to wrap twice"
     assert len(counts["count_completions"]) == len(engine.entries)
-    assert len(counts["count_tx_sends"]) == sum(t["status"] == Status.OK for t in tx)
+    assert len(counts["count_tx_sends"]) == sum(t["status"] == Status.OK and not t["discarded"] for t in tx)
     assert len(counts["count_tx_errors"]) == sum(t["status"] != Status.OK for t in tx)
     assert all(c == {"amount": 1} for seen in counts.values() for c in seen)
 

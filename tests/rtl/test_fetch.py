@@ -84,13 +84,16 @@ class Host:
         self.reads, self.jobs, self.rows, self.commands, self.faults, self.indices = [], [], [], [], [], []
         self.running = 0
         self.may_retire = 1 << 20
+        self.may_free = 1 << 20
         self.retired = 0
-        for name, taken in (("job", self.jobs), ("inline", self.rows), ("payload_cmd", self.commands),
-                            ("fault", self.faults)):
-            self.bench.sink(getattr(self.front, name), taken, stall=stall)
+        self.freed = 0
+        self.bench.sink(self.front.fault, self.faults, stall=stall)
+        for name, seen in (("job", self.jobs), ("stored_row", self.rows), ("stored_piece", self.commands)):
+            self.bench.strobes(getattr(self.front, name), seen)
         self.bench.strobes(self.front.index, self.indices)
         self._waiting_reads, self._waiting_keys = collections.deque(), collections.deque()
-        for testbench in (self._take_reads, self._give_beats, self._take_keys, self._give_answers, self._retire):
+        for testbench in (self._take_reads, self._give_beats, self._take_keys, self._give_answers, self._retire,
+                          self._free):
             self.bench.background(testbench)
 
     async def _take_reads(self, ctx):
@@ -153,8 +156,21 @@ class Host:
     async def _retire(self, ctx):
         while True:
             retire = self.retired < min(len(self.jobs), self.may_retire) and self.rng.random() < 0.5
-            self.retired += retire
             ctx.set(self.front.tx_retired, retire)
+            if retire:
+                ctx.set(self.front.tx_retired_epoch, self.jobs[self.retired]["epoch"])
+            self.retired += retire
+            await ctx.tick()
+
+    async def _free(self, ctx):
+        """Give the slots of jobs back, some at a time."""
+        while True:
+            frees = self.freed < min(len(self.jobs), self.may_free) and self.rng.random() < 0.5
+            ctx.set(self.front.freed.valid, frees)
+            if frees:
+                job = self.jobs[self.freed]
+                ctx.set(self.front.freed.payload, {"channel": job["channel"], "slots": job["slots"]})
+            self.freed += frees
             await ctx.tick()
 
     async def enable(self, ctx, ring):
@@ -209,9 +225,10 @@ class Host:
                                                       KeyRight.READ)
                     if status != Status.OK:
                         break
-                    wanted.append({"address": address, "length": piece.length_bytes})
+                    wanted.append({"channel": channel, "address": address, "length": piece.length_bytes})
             assert job["status"] == status, f"{head} on channel {channel}"
             assert job["tag"] == head["tag"]
+            assert job["slots"] == head["slots"]
             assert job["ring_index"] == consumed[channel] % (1 << 16)
             assert job["complete"] == bool(head["flags"] & SendFlag.COMPLETE)
             if status == Status.OK:
@@ -236,10 +253,10 @@ class Host:
         if expected["segmented"]:
             assert job["mss"] == head["mss"]
         inline = b""
-        for at in range(0, head["inline_bytes"], self.width):
+        for _ in range(0, head["inline_bytes"], self.width):
             row = rows.popleft()
             inline += row["data"].to_bytes(self.width, "little")
-            assert row["last"] == (at + self.width >= head["inline_bytes"])
+            assert row["channel"] == job["channel"]
         assert inline[:head["inline_bytes"]] == submission.inline
         assert [commands.popleft() for _ in wanted] == wanted
 
@@ -607,6 +624,14 @@ def test_doorbell_counts_slots_that_are_not_yet_parsed(wrong):
     assert len(host.jobs) == 16
 
 
+async def give_back(bench, ctx, scheduler, channel, slots):
+    """Say that so many slots of a channel are over, as jobs of up to 16."""
+    while slots:
+        count = min(slots, 16)
+        await bench.strobe(ctx, scheduler.freed, {"channel": channel, "slots": count})
+        slots -= count
+
+
 def test_indices_wrap_at_16_bits():
     """The scheduler alone, given the parser's answers: a ring of 2^12 entries is filled and emptied 20 times."""
     config = NicConfig(name="test", channels=CHANNELS, vectors=4)
@@ -633,6 +658,7 @@ def test_indices_wrap_at_16_bits():
                 assert commands.pop() == {"address": base + at % size * 32, "length": count * 32}
                 consumed = index + (size - 8 if more else size)
                 await bench.strobe(ctx, scheduler.consumed, {"channel": 3, "index": consumed % (1 << 16)})
+                await give_back(bench, ctx, scheduler, 3, size - 8 if more else 8)
                 await bench.strobe(ctx, scheduler.finished, {"channel": 3, "faulty": 0})
                 if more:
                     await idle(ctx, 20)
@@ -668,6 +694,7 @@ def test_no_doorbell_is_lost_however_it_meets_a_fetch():
             await idle(ctx, rng.randrange(4))
             await bench.strobe(ctx, scheduler.consumed, {"channel": channel, "index": index})
             consumed[channel] = index
+            await give_back(bench, ctx, scheduler, channel, fetch.count)
             await bench.strobe(ctx, scheduler.finished, {"channel": channel, "faulty": 0})
 
     async def testbench(ctx):
@@ -816,43 +843,49 @@ def test_drain_with_nothing_under_way():
 
 
 def test_drain_watch_against_a_count_of_each_kind():
-    """Random begins and ends of all kinds: done when as many of each kind have ended as were under way when their turn
-    came, not before, and also if nothing new begins."""
+    """Random begins and ends of all kinds, of jobs in any order: done when all of each kind have ended that were under
+    way when its turn came, not before, and also if nothing new begins."""
     seed = 21
     rng = random.Random(seed)
-    watch = DrainWatch()
+    watch = DrainWatch(job_bits=4)
     bench = Bench(watch, seed=seed)
-    kinds = [kind for kind, _ in watch.KINDS]
-    begun, ended, waits = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0), []
+    ordered = [kind for kind, _ in watch.ORDERED]
+    kinds = [*ordered, "job"]
+    numbers = itertools.count()
+    under_way, waits = {kind: [] for kind in kinds}, []
 
     async def step(ctx, rate):
-        """One cycle in which things begin and end, in order: a fetch's end comes before its descriptor's, and so on."""
+        """One cycle in which things begin and end; returns `done` as it was before."""
+        epoch = ctx.get(watch.epoch)
         for kind in kinds:
-            begins = begun[kind] - ended[kind] < 6 and rng.random() < rate
-            ends = ended[kind] < begun[kind] and rng.random() < 0.5
+            begins = len(under_way[kind]) < 6 and rng.random() < rate
+            ends = bool(under_way[kind]) and rng.random() < 0.5
             ctx.set(getattr(watch, f"{kind}_begins"), begins)
             ctx.set(getattr(watch, f"{kind}_ends"), ends)
-            begun[kind] += begins
-            ended[kind] += ends
-        return await ctx.tick().sample(watch.done)
+            if ends:
+                _, its_epoch = under_way[kind].pop(rng.randrange(len(under_way[kind])) if kind == "job" else 0)
+                ctx.set(watch.job_ends_epoch, its_epoch) if kind == "job" else None
+            if begins:
+                under_way[kind].append((next(numbers), epoch))
+        _, _, done = await ctx.tick().sample(watch.done)
+        return done
 
     async def testbench(ctx):
         for _ in range(150):
             for _ in range(rng.randrange(8)):
                 await step(ctx, 0.5)
             ctx.set(watch.request, 1)
-            targets = {"fetch": begun["fetch"]}
             began, rate = bench.cycle, rng.choice([0.0, 0.5])
+            awaited = {"fetch": set(under_way["fetch"])}
             while True:
                 # what is under way in this cycle, before its strobes, is the least that must end
-                reached = [kind for kind in kinds if kind in targets and ended[kind] >= targets[kind]]
+                over = [kind for kind in kinds if kind in awaited and not awaited[kind] & set(under_way[kind])]
                 for kind, behind in itertools.pairwise(kinds):
-                    if kind in reached:
-                        targets.setdefault(behind, begun[behind])
-                complete = len(reached) == len(kinds)
-                _, _, done = await step(ctx, rate)
-                if done:
-                    assert complete, f"seed {seed}: done before {targets} had ended: {ended}"
+                    if kind in over:
+                        awaited.setdefault(behind, set(under_way[behind]))
+                complete = len(over) == len(kinds)
+                if await step(ctx, rate):
+                    assert complete, f"seed {seed}: done before {awaited} had ended: {under_way}"
                     break
             waits.append(bench.cycle - began)
             ctx.set(watch.request, 0)
@@ -865,6 +898,42 @@ def test_drain_watch_against_a_count_of_each_kind():
     assert max(waits) < 100, "new work holds the drain up"
 
 
+def test_a_channel_has_no_more_slots_behind_its_fetch_than_there_is_room_for():
+    """Nothing is freed: 64 slots of one-slot descriptors are fetched, and no more; another channel goes on; with room
+    for a whole fetch the first goes on too."""
+    rings = [Ring(channel=c, log2=8, base=0x10000 * (c + 1)) for c in (1, 2)]
+    host = Host(rings)
+    named_keys(host)
+    host.may_free = 0
+
+    async def testbench(ctx):
+        for ring in rings:
+            await host.enable(ctx, ring)
+        for _ in range(150):
+            rings[0].post(GOOD)
+        await host.ring_doorbell(ctx, rings[0])
+        await host.settle(ctx)
+        assert [job["channel"] for job in host.jobs] == [1] * 64
+        for _ in range(3):
+            rings[1].post(make_descriptor(pieces=[(FOREIGN, 0, 60)]))
+        await host.ring_doorbell(ctx, rings[1])
+        await host.settle(ctx)
+        assert len(host.jobs) == 67
+        host.may_free = 31
+        await host.settle(ctx)
+        assert len(host.jobs) == 67, "there is room for 31 slots, and 32 may be asked for"
+        host.may_free = 32
+        await host.settle(ctx)
+        assert len(host.jobs) == 67 + 32
+        host.may_free = 1 << 20
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    assert len(host.jobs) == 153
+
+
 async def drain_at_once(ctx, host, ring):
     began = host.bench.cycle
     ctx.set(host.front.drain_request, 1)
@@ -874,33 +943,6 @@ async def drain_at_once(ctx, host, ring):
 
 
 # ---------------------------------------------------------------------------------------------- flow
-
-
-def test_job_and_inline_rows_do_not_wait_for_payload_commands():
-    ring = Ring(channel=1, log2=5, base=0x10000)
-    host = Host([ring])
-    named_keys(host)
-    blocked = []
-
-    async def block(ctx):
-        for _ in range(400):
-            ctx.set(host.front.payload_cmd.ready, 0)
-            blocked.append((len(host.jobs), len(host.rows), len(host.commands)))
-            await ctx.tick()
-
-    async def testbench(ctx):
-        await host.enable(ctx, ring)
-        ring.post(LONG)
-        ring.post(LONG)
-        await host.ring_doorbell(ctx, ring)
-        await idle(ctx, 420)
-        await host.settle(ctx)
-
-    host.bench.add(testbench)
-    host.bench.add(block)
-    host.bench.run()
-    assert max(blocked)[:2] >= (1, 4)
-    host.check()
 
 
 def test_a_descriptor_that_wraps_round_the_rings_end():
@@ -925,16 +967,16 @@ def test_a_fetch_that_cuts_a_descriptor_is_continued():
 
 @pytest.mark.parametrize("host_bytes", [16, 32, 64])
 def test_rate_and_latency(host_bytes):
-    """28 descriptors of one slot with one piece: cycles for each, and from the first's last beat to its command."""
+    """28 descriptors of one slot with one piece: cycles for each, and from the first's last beat to its job."""
     ring = Ring(channel=1, log2=5, base=0x10000)
     host = Host([ring], host_bytes=host_bytes, latency=(20, 20))
     named_keys(host)
-    beats, commands = [], []
+    beats, jobs = [], []
 
     async def watch(ctx):
-        beat, command = host.front.descriptor_beat, host.front.payload_cmd
-        async for _, _, *found in ctx.tick().sample(beat.valid & beat.ready, command.valid & command.ready):
-            for happened, times in zip(found, (beats, commands), strict=True):
+        beat = host.front.descriptor_beat
+        async for _, _, *found in ctx.tick().sample(beat.valid & beat.ready, host.front.job.valid):
+            for happened, times in zip(found, (beats, jobs), strict=True):
                 if happened:
                     times.append(host.bench.cycle)
 
@@ -949,9 +991,9 @@ def test_rate_and_latency(host_bytes):
     host.bench.add(testbench)
     host.bench.run()
     host.check()
-    assert len(commands) == 28
-    assert (commands[-1] - commands[0]) / 27 <= 6
-    assert commands[0] - beats[0 if host_bytes > 16 else 1] <= 14
+    assert len(jobs) == 28
+    assert (jobs[-1] - jobs[0]) / 27 <= 6
+    assert jobs[0] - beats[0 if host_bytes > 16 else 1] <= 14
 
 
 def test_parameters_are_checked():

@@ -11,8 +11,9 @@ import pytest
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 from scapy.layers.inet import IP, TCP, UDP  # noqa: E402
-from scapy.layers.inet6 import IPv6  # noqa: E402
-from scapy.layers.l2 import Dot1Q, Ether  # noqa: E402
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6  # noqa: E402
+from scapy.layers.l2 import GRE, Dot1Q, Ether  # noqa: E402
+from scapy.packet import Raw  # noqa: E402
 
 from nic_model.contract import NicConfig, SendFlag, Status  # noqa: E402
 from nic_model.segmentation import finish_frame, segment  # noqa: E402
@@ -41,6 +42,9 @@ class Send:
     """Lengths of the payload's pieces; None for one piece."""
     bad_from: int | None = None
     """Payload byte from which on the bus fails, to the end of that byte's piece. A command starts there."""
+    channel: int | None = None
+    """None for a channel by the send's number."""
+    discarded: bool = False
 
     def flags(self) -> int:
         return self.head.get("flags", 0)
@@ -48,18 +52,33 @@ class Send:
     def job(self, number: int) -> dict:
         flags = self.flags()
         return {
-            "channel": number % 4, "tag": number * 7 % 65536, "status": int(self.status), "ring_index": number,
+            "channel": number % 4 if self.channel is None else self.channel, "tag": number * 7 % 65536,
+            "status": int(self.status), "ring_index": number,
             "complete": self.complete, "timestamp": bool(flags & SendFlag.TIMESTAMP), "segmented": self.segmented,
             "ipv6": bool(flags & SendFlag.IPV6), "ipv4_checksum": bool(flags & SendFlag.IPV4_CHECKSUM),
             "l4_checksum": bool(flags & SendFlag.L4_CHECKSUM), "udp": bool(flags & SendFlag.UDP),
             "inline_bytes": len(self.inline), "l3_offset": self.head.get("l3_offset", 0),
             "l4_offset": self.head.get("l4_offset", 0), "checksum_offset": self.head.get("checksum_offset", 0),
-            "mss": self.head.get("mss", 0), "payload_bytes": len(self.payload),
+            "mss": self.head.get("mss", 0), "payload_bytes": len(self.payload), "epoch": number // 3 % 2,
+            "slots": 1, "tagged": 0, "vlan_tci": 0,
         }
+
+    @property
+    def passes(self) -> bool:
+        """Whether anything of it passes."""
+        return self.status == Status.OK and not self.discarded
+
+    @property
+    def cuts(self) -> list[range]:
+        """Payload bytes of each of its frames, as the scheduler cuts them."""
+        if not self.passes:
+            return [range(0)]
+        step = self.head["mss"] if self.segmented else max(len(self.payload), 1)
+        return [range(at, min(at + step, len(self.payload))) for at in range(0, max(len(self.payload), 1), step)]
 
     def model_frames(self) -> list[bytes]:
         """What the device model makes of it without bus errors."""
-        if self.status != Status.OK:
+        if not self.passes:
             return []
         if self.segmented:
             # a segmented send always gets its checksums
@@ -73,7 +92,7 @@ class Send:
     def expected(self) -> tuple[list[bytes], int, int]:
         """Frames, status and payload bytes sent."""
         frames = self.model_frames()
-        if self.bad_from is None or self.status != Status.OK:
+        if self.bad_from is None or not self.passes:
             return frames, self.status, sum(len(f) - len(self.inline) for f in frames)
         mss = self.head["mss"] if self.segmented else max(len(self.payload), 1)
         good = self.bad_from // mss
@@ -81,13 +100,14 @@ class Send:
 
 
 def beats_of(rng, width: int, send: Send) -> list[dict]:
-    """The payload as the read engine gives it: each piece at an address of its own."""
+    """The payload as the read engine gives it: each piece at an address of its own; commands end with frames."""
     beats, position = [], 0
     ends = set(itertools.accumulate(send.pieces or [len(send.payload)]))
     failed = range(0)
     if send.bad_from is not None:
         failed = range(send.bad_from, min(end for end in ends if end > send.bad_from))
         ends.add(send.bad_from)
+    ends |= {cut.stop for cut in send.cuts}
     for end in sorted(ends - {0}):
         start = rng.randrange(width)
         while position < end:
@@ -102,6 +122,23 @@ def beats_of(rng, width: int, send: Send) -> list[dict]:
     return beats
 
 
+def in_turn(rng, sends: list[Send]) -> list[tuple[int, int]]:
+    """All slices, as (number of the send, number of the frame), in an order that the scheduler might give: any
+    channel's next frame may be next."""
+    waiting: dict[int, list[tuple[int, int]]] = {}
+    for number, send in enumerate(sends):
+        waiting.setdefault(send.job(number)["channel"], []).extend((number, n) for n in range(len(send.cuts)))
+    order = []
+    while waiting:
+        channel = rng.choice(list(waiting))
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            if waiting[channel]:
+                order.append(waiting[channel].pop(0))
+        if not waiting[channel]:
+            del waiting[channel]
+    return order
+
+
 @dataclass
 class Run:
     """What came of a run."""
@@ -114,18 +151,36 @@ class Run:
 
 
 def run(config: NicConfig, sends: list[Send], *, stall: float = 0.0, mac_stall: float = 0.0, done_stall: float = 0.0,
-        mac_held_cycles: int = 0, seed: int = SEED, max_cycles: int = 60_000) -> Run:
-    """Send all, and check what leaves against what is expected: frames, their order, reports, counters, time stamps."""
+        mac_held_cycles: int = 0, seed: int = SEED, max_cycles: int = 60_000, interleaved: bool = False) -> Run:
+    """Send all, one after the other or channels interleaved frame by frame, and check what leaves against what is
+    expected: frames, their order, reports, counters, time stamps."""
     rng = random.Random(seed)
     width, mac_width = config.host_bytes, config.mac_bytes
     dut = TransmitBack(config)
     bench = Bench(dut, seed=seed)
     jobs = [send.job(number) for number, send in enumerate(sends)]
-    good = [send for send in sends if send.status == Status.OK]
-    rows = [{"data": int.from_bytes(send.inline[at:at + width].ljust(width, b"\xa5"), "little"),
-             "last": at + width >= len(send.inline)} for send in good for at in range(0, len(send.inline), width)]
-    payload = [beat for send in good for beat in beats_of(rng, width, send)]
-    bench.source(dut.job, jobs, stall=stall)
+    order = [(number, frame) for number, send in enumerate(sends) for frame in range(len(send.cuts))]
+    if interleaved:
+        order = in_turn(random.Random(seed), sends)
+    slices, rows, payload, before = [], [], [], None
+    all_beats = [beats_of(rng, width, send) if send.passes else [] for send in sends]
+    for number, frame in order:
+        send, cut = sends[number], sends[number].cuts[frame]
+        continues = before == number and frame > 0
+        before = number
+        slices.append({
+            "job": jobs[number], "offset": cut.start, "number": frame, "count": len(cut), "first": frame == 0,
+            "last": frame == len(send.cuts) - 1, "continues": continues, "discarded": send.discarded})
+        if not send.passes:
+            continue
+        if not continues:
+            rows += [{"data": int.from_bytes(send.inline[at:at + width].ljust(width, b"\xa5"), "little"),
+                      "last": at + width >= len(send.inline)} for at in range(0, len(send.inline), width)]
+        left = len(cut)
+        while left:
+            payload.append(all_beats[number].pop(0))
+            left -= payload[-1]["count"]
+    bench.source(dut.slice, slices, stall=stall)
     bench.source(dut.inline, rows, stall=stall)
     bench.source(dut.payload, payload, stall=stall)
     done, counted_frames, counted_bytes, beats = [], [], [], []
@@ -175,18 +230,27 @@ def run(config: NicConfig, sends: list[Send], *, stall: float = 0.0, mac_stall: 
     assert current == b"", "a frame without an end is left over"
 
     expected = [send.expected() for send in sends]
-    wanted = [frame for of_send, _, _ in expected for frame in of_send]
+    sent, wanted = [], []
+    for number, frame in order:
+        if frame < len(expected[number][0]):
+            sent.append(number)
+            wanted.append(expected[number][0][frame])
     assert [len(f) for f in frames] == [len(f) for f in wanted]
     for number, (got, want) in enumerate(zip(frames, wanted, strict=True)):
         assert got == want, f"frame {number}: {got.hex()} is not {want.hex()}"
-    sent = 0
-    for job, send, report, (of_send, status, length) in zip(jobs, sends, done, expected, strict=True):
-        sent += len(of_send)
-        stamp = starts[sent - 1] if send.flags() & SendFlag.TIMESTAMP and of_send else 0
-        assert report == {
-            **{name: job[name] for name in ("channel", "tag", "ring_index", "complete")},
-            "status": status, "length": length, "segments": len(of_send), "timestamp": stamp,
+    ended = [number for number, frame in order if frame == len(sends[number].cuts) - 1]
+    for number, report in zip(ended, done, strict=True):
+        (of_send, status, length), job, send = expected[number], jobs[number], sends[number]
+        stamped = send.flags() & SendFlag.TIMESTAMP and send.passes and status == Status.OK
+        wanted_report = {
+            **{name: job[name] for name in ("channel", "tag", "ring_index", "complete", "epoch")},
+            "status": status, "length": length, "segments": len(of_send), "discarded": send.discarded,
+            "timestamp": [at for at, who in zip(starts, sent, strict=True) if who == number][-1] if stamped else 0,
         }
+        if send.discarded:
+            for name in ("length", "segments", "status"):
+                wanted_report[name] = report[name]
+        assert report == wanted_report
     assert [c["amount"] for c in counted_bytes] == [len(f) for f in frames]
     assert [c["amount"] for c in counted_frames] == [1] * len(frames)
     return Run(bench, frames, beats, done, starts)
@@ -334,6 +398,28 @@ def test_frames_are_left_alone_without_flags():
     assert [report["timestamp"] != 0 for report in result.done] == [False, True] * 3
 
 
+@pytest.mark.parametrize("mac_bytes", [8, 64])
+def test_checksums_of_protocols_that_the_device_does_not_know(mac_bytes):
+    """Start, offset and a field seeded by software: GRE, which sums itself alone, and ICMPv6, with a pseudo-header; the
+    field inline, split, and beyond the inline bytes; odd lengths."""
+    cases = []
+    for length in (0, 1, 36, 301):
+        payload = payload_of(length)
+        gre = Ether(**MACS) / ip_layer(False, proto=47) / GRE(chksum_present=1) / Raw(payload)
+        echo = Ether(**MACS) / ip_layer(True) / ICMPv6EchoRequest(id=7, seq=1, data=payload)
+        for packet, l4, field_at in ((gre, 34, 38), (echo, 54, 56)):
+            frame = bytes(packet)
+            raw, seed = bytearray(frame), 0
+            if packet is echo:
+                seed = add_words(frame[22:54] + (len(frame) - 54).to_bytes(4, "big") + b"\0\0\0\x3a")
+            raw[field_at:field_at + 2] = seed.to_bytes(2, "big")
+            head = {"flags": SendFlag.L4_CHECKSUM, "l4_offset": l4, "checksum_offset": field_at}
+            for inline in {0, 14, field_at, field_at + 1, field_at + 2, min(len(frame), 128)}:
+                cases.append((Send(inline=bytes(raw[:inline]), payload=bytes(raw[inline:]), head=head), frame))
+    result = run(config_of(mac_bytes), [send for send, _ in cases])
+    assert result.frames == [frame for _, frame in cases]
+
+
 def test_udp_checksum_of_zero_is_sent_as_all_ones():
     # RFC 768. The payload word is chosen so that the sum becomes 0xffff, whose complement is 0.
     _, plain = udp_send(b"\0\0", 42)
@@ -427,15 +513,41 @@ def random_send(rng) -> Send:
                 bad_from=rng.randrange(total - split) if split < total and rng.random() < 0.15 else None)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("mac_bytes", "host_bytes", "stall", "mac_stall", "seed"), [
     (8, 16, 0.0, 0.0, 1), (8, 16, 0.2, 0.5, 2), (8, 64, 0.5, 0.1, 3), (64, 64, 0.0, 0.0, 4), (16, 32, 0.0, 0.4, 5),
 ])
-def test_random_sends(mac_bytes, host_bytes, stall, mac_stall, seed):
+def test_random_sends(mac_bytes, host_bytes, stall, mac_stall, seed, interleaved):
     rng = random.Random(seed)
     result = run(config_of(mac_bytes, host_bytes), [random_send(rng) for _ in range(20)], stall=stall,
-                 mac_stall=mac_stall, done_stall=mac_stall, seed=seed)
+                 mac_stall=mac_stall, done_stall=mac_stall, seed=seed, interleaved=interleaved)
     assert result.bench.idle_cycles > 0
     assert len(result.frames) > 15
+
+
+@pytest.mark.parametrize("mac_bytes", [8, 64])
+def test_four_channels_take_turns_frame_by_frame(mac_bytes):
+    cases = [tcp_send(payload_of(1000 + 64 * n), 64 + 7 * n, ipv6=n == 2, flags="CFPA", channel=n, options=OPTIONS[:n],
+                      bad_from=500 if n == 1 else None, pieces=[500, 564] if n == 1 else None)[0] for n in range(4)]
+    result = run(config_of(mac_bytes), cases, interleaved=True)
+    assert len(result.frames) > 30
+
+
+def test_a_failed_job_does_not_touch_the_next_of_its_channel():
+    failed = tcp_send(payload_of(400), 100, bad_from=0, pieces=[50, 350], channel=1)[0]
+    late = tcp_send(payload_of(400), 100, bad_from=350, channel=1)[0]
+    good = tcp_send(payload_of(300), 100, channel=1)[0]
+    other = tcp_send(payload_of(500), 50, channel=2)[0]
+    result = run(config_of(8), [failed, good, other, late, good], interleaved=True)
+    assert len(result.frames) == 3 + 10 + 3 + 3
+
+
+def test_discarded_jobs_leave_no_frame():
+    good = udp_send(payload_of(30), 42, channel=0)[0]
+    whole = Send(discarded=True, payload=payload_of(100), inline=bytes(40), channel=1)
+    refused = Send(discarded=True, status=Status.KEY_BOUNDS, channel=2)
+    result = run(config_of(64), [good, whole, refused, whole, good])
+    assert [report["discarded"] for report in result.done] == [0, 1, 1, 1, 0]
 
 
 def test_every_alignment_of_pieces():
