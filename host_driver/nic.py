@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from host_driver.account import Account
-from host_driver.channel import Channel
+from host_driver.channel import PUSHED_INLINE_BYTES, Channel
 from host_driver.port import Port
 from nic_model.contract import (
     CHANNEL_STATUS,
@@ -104,11 +104,12 @@ class Nic:
     # ------------------------------------------------------------------------------------------ channels
 
     async def open_channel(self, number: int, *, operations: OperationMask, vector: int, tx_log2: int = 8,
-                           rx_log2: int = 8) -> Channel:
+                           rx_log2: int = 8, push_bytes: int = PUSHED_INLINE_BYTES) -> Channel:
         """Make the rings of a channel and enable it.
 
-        `tx_log2` counts submission slots, `rx_log2` buffers. Raises ValueError for a channel, vector or size that
-        the device does not have, or a channel that is open; DeviceError if the device refuses.
+        `tx_log2` counts submission slots, `rx_log2` buffers; for `push_bytes` see `Channel`. Raises ValueError for a
+        channel, vector or size that the device does not have, or a channel that is open; DeviceError if the device
+        refuses.
         """
         limits = self.capabilities
         if not 0 <= number < limits.channels or number in self._channels:
@@ -118,7 +119,8 @@ class Nic:
         if max(tx_log2, rx_log2) > limits.max_ring_log2:
             raise ValueError(f"rings of 2^{tx_log2} and 2^{rx_log2} entries: the device has 2^{limits.max_ring_log2} "
                              "at most")
-        channel = Channel(self.port, number, vector, tx_log2=tx_log2, rx_log2=rx_log2)
+        channel = Channel(self.port, number, vector, tx_log2=tx_log2, rx_log2=rx_log2,
+                          push_bytes=push_bytes if Feature.PUSH in limits.features else 0)
         self._write_channel(number, "CHANNEL_OPERATIONS", operations)
         self._write_channel(number, "CHANNEL_VECTOR", vector)
         for name, ring in (("TX", channel.submissions), ("RX", channel.buffers), ("CQ", channel.completed)):

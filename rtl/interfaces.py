@@ -25,6 +25,9 @@ LENGTH_BITS = 21
 TIME_BITS = 64
 BURST = BURST_BYTES
 
+PUSH_BUFFERS = 4
+"""Descriptors that may be pushed at a time, of all channels together."""
+
 
 def lane_bits(config: NicConfig) -> int:
     """Bits of a byte lane's number."""
@@ -56,6 +59,12 @@ ChannelNumber = data.StructLayout({"channel": CHANNEL_BITS})
 
 # Doorbell pages -> transmit, receive and events. For events, `index` is the consumer index of CQ_ARM.
 DoorbellWrite = data.StructLayout({"channel": CHANNEL_BITS, "index": INDEX_BITS})
+
+# Doorbell pages -> transmit, in the order of the host's writes. A `pushed` one says that all slots of a descriptor
+# came: it has `slots` of them in buffer `buffer`, and `index` is that of its first modulo the push window's slots.
+SubmissionDoorbell = data.StructLayout({
+    "channel": CHANNEL_BITS, "index": INDEX_BITS, "pushed": 1, "slots": 5, "buffer": exact_log2(PUSH_BUFFERS),
+})
 
 # Any block -> channels: this channel must stop, `code` is a ChannelError.
 ChannelFault = data.StructLayout({"channel": CHANNEL_BITS, "code": 8})
@@ -94,13 +103,14 @@ def row(config: NicConfig) -> data.StructLayout:
 
 # Transmit front -> transmit back: one per descriptor, in order. With `status` not OK there is neither inline
 # row nor payload. Inline rows (lane 0 = first byte of the frame) come on a stream of their own, ceil(inline_bytes / W)
-# for each good job; payload comes from the DMA read engine, `payload_bytes` of it over one or more commands.
+# for each good job; payload comes from the DMA read engine, `payload_bytes` of it over one or more commands. The
+# descriptor stood in `slots` submission slots.
 TxJob = data.StructLayout({
     "channel": CHANNEL_BITS, "tag": 16, "status": 8, "ring_index": INDEX_BITS,
     "complete": 1, "timestamp": 1, "segmented": 1, "ipv6": 1,
     "ipv4_checksum": 1, "l4_checksum": 1, "udp": 1,
     "inline_bytes": 8, "l3_offset": 8, "l4_offset": 8, "checksum_offset": 8, "mss": 14,
-    "payload_bytes": LENGTH_BITS,
+    "payload_bytes": LENGTH_BITS, "slots": 5,
 })
 
 # Transmit back -> completion, in job order.

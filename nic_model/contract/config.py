@@ -79,7 +79,7 @@ class NicConfig:
     def features(self) -> Feature:
         """What this device has, as its FEATURES register shows it."""
         return (Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6 | Feature.TX_CHECKSUM | Feature.RX_CHECKSUM
-                | Feature.TIMESTAMP)
+                | Feature.TIMESTAMP | Feature.PUSH)
 
 
 CONFIGS: dict[str, NicConfig] = {
