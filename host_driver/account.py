@@ -54,6 +54,7 @@ ITEMS: dict[str, dict[str, str]] = {
         "transmit_frame": "a frame or large send put on the ring",
         "transmit_reclaim": "a finished send taken from the completion ring",
         "mmio_write": "a posted register or doorbell write",
+        "block_write": "a 64-byte write-combined block of a pushed descriptor",
         "mmio_read": "a register read, which stalls the processor",
         "register_memory": "a memory key written",
     },

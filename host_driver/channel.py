@@ -2,7 +2,8 @@
 
 The driver's only hot path. A send is written to the ring by `submit`, told to the device by `ring_doorbell`, and comes
 back from `completions` with the handle it was given; a receive buffer likewise, through `post`. A sequence of
-submits needs one doorbell.
+submits needs one doorbell. A short send on an empty ring is pushed: written to the doorbell page too, so that the
+device need not fetch it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,31 @@ from typing import Any, NamedTuple
 from host_driver.account import Account
 from host_driver.port import Port
 from host_driver.rings import Completion, CompletionRing, Descriptor, Piece, ReceiveRing, SubmissionRing
-from nic_model.contract import CompletionKind, SendFlag, doorbell
+from nic_model.contract import (
+    PUSH_BLOCK_BYTES,
+    PUSH_WINDOW_BYTES,
+    SUBMISSION_HEAD,
+    SUBMISSION_SLOT_BYTES,
+    CompletionKind,
+    SendFlag,
+    doorbell,
+)
+
+PUSHED_INLINE_BYTES = 128
+"""The most inline bytes of a descriptor that is pushed, unless told otherwise: three blocks."""
+
+
+def push_blocks(index: int, slots: bytes) -> list[tuple[int, bytes]]:
+    """The blocks of a descriptor whose first slot has ring index `index`: (offset in the push window, bytes) each.
+
+    Slots of a block that are not the descriptor's are zeros, so that the device takes them for none.
+    """
+    start = index * SUBMISSION_SLOT_BYTES
+    lead = start % PUSH_BLOCK_BYTES
+    padded = bytes(lead) + slots
+    padded += bytes(-len(padded) % PUSH_BLOCK_BYTES)
+    return [((start - lead + at) % PUSH_WINDOW_BYTES, padded[at : at + PUSH_BLOCK_BYTES])
+            for at in range(0, len(padded), PUSH_BLOCK_BYTES)]
 
 
 class Finished(NamedTuple):
@@ -27,10 +52,15 @@ class Finished(NamedTuple):
 class Channel:
     """Rings and doorbells of channel `number`. Raises ValueError for ring sizes that the contract forbids.
 
-    Attributes: `number`, `vector`, and the three rings, `submissions`, `buffers`, `completed`.
+    A send without pieces is pushed if it has at most `push_bytes` inline bytes and is alone on the ring; 0 for a device
+    without `Feature.PUSH`, or to push none.
+
+    Attributes: `number`, `vector`, `push_bytes`, `pushed` (sends so far), and the three rings, `submissions`,
+    `buffers`, `completed`.
     """
 
-    def __init__(self, port: Port, number: int, vector: int, *, tx_log2: int, rx_log2: int) -> None:
+    def __init__(self, port: Port, number: int, vector: int, *, tx_log2: int, rx_log2: int,
+                 push_bytes: int = 0) -> None:
         self.number = number
         self.vector = vector
         self._port = port
@@ -39,6 +69,9 @@ class Channel:
         self.buffers = ReceiveRing(memory, rx_log2)
         # As large as both other rings together, so that it cannot overrun.
         self.completed = CompletionRing(memory, max(tx_log2, rx_log2) + 1)
+        self.push_bytes = push_bytes
+        self.pushed = 0
+        self._push_window = doorbell("PUSH", number)
         self._tx_doorbell = doorbell("TX_DOORBELL", number)
         self._rx_doorbell = doorbell("RX_DOORBELL", number)
         self._cq_arm = doorbell("CQ_ARM", number)
@@ -72,6 +105,8 @@ class Channel:
         if self._tx_told != self.submissions.producer or self._rx_told != self.buffers.producer:
             self._port.wmb()
         if self._tx_told != self.submissions.producer:
+            if self.push_bytes:
+                self._push(account)
             self._tx_told = self.submissions.producer
             account.charge("driver", "mmio_write")
             self._port.write32(self._tx_doorbell, self._tx_told)
@@ -79,6 +114,23 @@ class Channel:
             self._rx_told = self.buffers.producer
             account.charge("driver", "mmio_write")
             self._port.write32(self._rx_doorbell, self._rx_told)
+
+    def _push(self, account: Account) -> None:
+        """Push what the device has not been told of, if it is one short send, and the device has no other."""
+        submissions, index = self.submissions, self._tx_told
+        if submissions.consumer != index:
+            return
+        slots = submissions.waiting(index)
+        head = SUBMISSION_HEAD.unpack(slots[: SUBMISSION_HEAD.size_bytes])
+        if head["pieces"] or head["inline_bytes"] > self.push_bytes:
+            return
+        if head["slots"] * SUBMISSION_SLOT_BYTES != len(slots):
+            return
+        blocks = push_blocks(index, slots)
+        account.charge("driver", "block_write", len(blocks))
+        self.pushed += 1
+        for offset, block in blocks:
+            self._port.write_block(self._push_window + offset, block)
 
     @property
     def sends_in_flight(self) -> int:

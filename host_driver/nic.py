@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from host_driver.account import Account
-from host_driver.channel import Channel
+from host_driver.channel import PUSHED_INLINE_BYTES, Channel
 from host_driver.flow_rules import FlowRule, FlowRuleError, choose_place
 from host_driver.port import Port
 from nic_model.contract import (
@@ -132,11 +132,12 @@ class Nic:
     # ------------------------------------------------------------------------------------------ channels
 
     async def open_channel(self, number: int, *, operations: OperationMask, vector: int, tx_log2: int = 8,
-                           rx_log2: int = 8) -> Channel:
+                           rx_log2: int = 8, push_bytes: int = PUSHED_INLINE_BYTES) -> Channel:
         """Make the rings of a channel and enable it.
 
-        `tx_log2` counts submission slots, `rx_log2` buffers. Raises ValueError for a channel, vector or size that
-        the device does not have, or a channel that is open; DeviceError if the device refuses.
+        `tx_log2` counts submission slots, `rx_log2` buffers; for `push_bytes` see `Channel`. Raises ValueError for a
+        channel, vector or size that the device does not have, or a channel that is open; DeviceError if the device
+        refuses.
         """
         limits = self.capabilities
         if not 0 <= number < limits.channels or number in self._channels:
@@ -146,7 +147,8 @@ class Nic:
         if max(tx_log2, rx_log2) > limits.max_ring_log2:
             raise ValueError(f"rings of 2^{tx_log2} and 2^{rx_log2} entries: the device has 2^{limits.max_ring_log2} "
                              "at most")
-        channel = Channel(self.port, number, vector, tx_log2=tx_log2, rx_log2=rx_log2)
+        channel = Channel(self.port, number, vector, tx_log2=tx_log2, rx_log2=rx_log2,
+                          push_bytes=push_bytes if Feature.PUSH in limits.features else 0)
         self._write_channel(number, "CHANNEL_OPERATIONS", operations)
         self._write_channel(number, "CHANNEL_VECTOR", vector)
         for name, ring in (("TX", channel.submissions), ("RX", channel.buffers), ("CQ", channel.completed)):
@@ -350,6 +352,7 @@ class Nic:
     def _check_channel(self, channel: int) -> None:
         if not 0 <= channel < self.capabilities.channels:
             raise ValueError(f"channel {channel} is not one of the device's {self.capabilities.channels}")
+
     # ------------------------------------------------------------------------------------------ flow control
 
     def set_pause(self, *, rx: bool, tx: bool, quanta: int = 0xFFFF, high_bytes: int | None = None,
@@ -448,10 +451,6 @@ class Nic:
                                  f" the device counts to {(1 << 32) - 1}")
         self._write_channel(channel, "TX_BURST", burst)
         self._write_channel(channel, "TX_BYTE_TIME", byte_time)
-
-    def _check_channel(self, number: int) -> None:
-        if not 0 <= number < self.capabilities.channels:
-            raise ValueError(f"channel {number} is not one of the device's {self.capabilities.channels}")
 
     def mask(self, vector: int, masked: bool) -> None:
         """Hold a vector's line low, or let it show."""

@@ -15,6 +15,7 @@ from nic_model.contract import (
     COMPLETION,
     COMPLETION_BYTES,
     LARGEST_CQ_LOG2,
+    MAX_DESCRIPTOR_SLOTS,
     MAX_INLINE_BYTES,
     MAX_PIECES,
     PIECE,
@@ -170,6 +171,11 @@ class SubmissionRing(_ProducedRing):
     def put(self, descriptor: Descriptor, tag: int) -> None:
         """Write a descriptor at the producer index; it may wrap. Raises RingFull, and then nothing was written."""
         self._put(descriptor.pack(tag))
+
+    def waiting(self, index: int) -> bytes:
+        """The slots from `index` on, as they stand in the ring; of many, one more than a descriptor may have."""
+        count = min(ring.distance(index, self.producer), MAX_DESCRIPTOR_SLOTS + 1)
+        return b"".join(bytes(self._entry(ring.advance(index, n))) for n in range(count))
 
 
 class ReceiveRing(_ProducedRing):

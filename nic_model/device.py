@@ -32,6 +32,8 @@ from nic_model.contract import (
     MAX_DESCRIPTOR_SLOTS,
     MAX_FRAME_BUFFERS,
     MAX_FRAME_BYTES,
+    PUSH_WINDOW_BYTES,
+    PUSH_WINDOW_SLOTS,
     RECEIVE_SLOT,
     RECEIVE_SLOT_BYTES,
     REGISTER_SPACE_BYTES,
@@ -65,6 +67,7 @@ from nic_model.contract.registers import Block
 from nic_model.events import Arming, Vector
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.pause import claims_pause
+from nic_model.push import PushWindow
 from nic_model.receive_parser import parse_received, passes_filter
 from nic_model.segmentation import finish_frame, insert_tag, segment
 from nic_model.steering import Steering
@@ -74,6 +77,7 @@ _U64 = (1 << 64) - 1
 _BY_OFFSET: dict[Block, dict[int, Register]] = {
     block: {r.offset: r for r in REGISTERS.values() if r.block is block} for block in Block
 }
+_PUSH_WINDOW = range(REGISTERS["PUSH"].offset, REGISTERS["PUSH"].offset + PUSH_WINDOW_BYTES)
 
 
 class _FetchError(Exception):
@@ -114,6 +118,7 @@ class _Channel:
     cq: _Ring = field(default_factory=_Ring)
     vector: int = 0
     arming: Arming = field(default_factory=Arming)
+    pushed: PushWindow = field(default_factory=PushWindow)
 
     @property
     def runs(self) -> bool:
@@ -397,14 +402,19 @@ class Device:
     def write_doorbell(self, channel_number: int, offset: int, data: bytes) -> None:
         """A write of `data` at `offset` of a channel's doorbell page. All that it starts is done on return.
 
-        Ignored where there is no doorbell, and while the channel does not run. Pushed blocks are ignored: what they
-        carry stands in the ring.
+        Ignored where there is no doorbell, and while the channel does not run. A pushed descriptor that is complete and
+        the next one is as good as its doorbell; what it carries stands in the ring.
         """
         if not 0 <= channel_number < len(self._channels) or not 0 <= offset < DOORBELL_STRIDE:
             return
         channel = self._channels[channel_number]
+        if _PUSH_WINDOW.start <= offset < _PUSH_WINDOW.stop:
+            self._push(channel, offset - _PUSH_WINDOW.start, data)
+            return
         found = _BY_OFFSET[Block.DOORBELL].get(offset)
-        if found is None or found.name == "PUSH" or not channel.runs:
+        if found is not None and found.name == "TX_DOORBELL":
+            channel.pushed.forget()
+        if found is None or not channel.runs:
             return
         index = int.from_bytes(data[:4], "little") & ring.INDEX_MASK
         if found.name == "CQ_ARM":
@@ -413,6 +423,15 @@ class Device:
             self._produce(channel, channel.rx, index)
         elif self._produce(channel, channel.tx, index):
             self._run_submissions(channel)
+        self._show_irq()
+
+    def _push(self, channel: _Channel, offset: int, data: bytes) -> None:
+        """A block for the push window. All that was rung has been done, so nothing else waits in the ring."""
+        pushed, tx = channel.pushed, channel.tx
+        if not pushed.write(offset, data) or not channel.runs or tx.index % PUSH_WINDOW_SLOTS != pushed.first:
+            return
+        self._produce(channel, tx, ring.advance(tx.index, pushed.slots))
+        self._run_submissions(channel)
         self._show_irq()
 
     def _produce(self, channel: _Channel, target: _Ring, index: int) -> bool:

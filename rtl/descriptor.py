@@ -1,4 +1,5 @@
-"""Submission descriptors: from bus beats to jobs. In packet order: slots, parser, keys of the pieces, checks, issue."""
+"""Submission descriptors: from bus beats to jobs. In packet order: slots, cutter, parser, keys of the pieces, checks,
+issue."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
@@ -35,7 +36,9 @@ from rtl.interfaces import (
     CHANNEL_BITS,
     INDEX_BITS,
     LENGTH_BITS,
+    QUEUE_SLOTS,
     ChannelFault,
+    ChannelNumber,
     IndexReport,
     KeyAnswer,
     KeyRequest,
@@ -46,12 +49,12 @@ from rtl.interfaces import (
     row,
     tx_row,
 )
-from rtl.primitives import StreamFifo
+from rtl.primitives import SmallRam, StreamFifo
 from rtl.small_fifo import SmallFifo
 
 SLOT_BITS = 8 * SUBMISSION_SLOT_BYTES
-FETCH_SLOTS = 32
-"""Slots of the longest fetch: two descriptors of the longest kind, so that each fetch brings at least one whole."""
+FETCH_SLOTS = QUEUE_SLOTS
+"""Slots of the longest fetch."""
 
 PAYLOAD_BITS = (MAX_PIECES * MAX_PIECE_BYTES).bit_length()
 
@@ -66,13 +69,23 @@ def _view_of(layout):
 Head = _view_of(SUBMISSION_HEAD)
 Piece = _view_of(PIECE)
 
-# What was asked of the bus: `count` slots from `index` on; `more` slots stood behind them in the ring.
-Fetch = data.StructLayout({"channel": CHANNEL_BITS, "count": range(FETCH_SLOTS + 1), "more": 1, "index": INDEX_BITS})
+# What was asked of the bus: `count` slots from `index` on; `more` slots stood behind them in the ring. A `pushed` one
+# asks for nothing: it is one whole descriptor, whose slots the host wrote.
+Fetch = data.StructLayout({
+    "channel": CHANNEL_BITS, "count": range(FETCH_SLOTS + 1), "more": 1, "index": INDEX_BITS, "pushed": 1,
+})
 
-# All slots of a fetch have been taken; `faulty`: the channel must not be fetched from again.
-FetchEnd = data.StructLayout({"channel": CHANNEL_BITS, "faulty": 1})
+# All slots of a fetch have been taken; `cut`: its last descriptor, at `index`, was cut off and must be fetched again.
+FetchEnd = data.StructLayout({"channel": CHANNEL_BITS, "cut": 1, "index": INDEX_BITS})
 
 Slot = data.StructLayout({"data": SLOT_BITS, "error": 1})
+
+# A slot of a whole descriptor, `first` or `last` of it; `ring_index` is the index behind the descriptor. `broken`,
+# beside the last: a slot could not be read. `pushed`: they are all there, and none is broken.
+Part = data.StructLayout({
+    "channel": CHANNEL_BITS, "ring_index": INDEX_BITS, "data": SLOT_BITS, "first": 1, "last": 1, "broken": 1,
+    "pushed": 1,
+})
 
 # A slot of inline bytes; `last` of its descriptor, `short` if not more than its lower half counts.
 InlineSlot = data.StructLayout({"data": SLOT_BITS, "last": 1, "short": 1})
@@ -87,9 +100,12 @@ BusPiece = data.StructLayout({"address": 64, "length": LENGTH_BITS, "last": 1})
 KeyVerdict = data.StructLayout({"status": 8})
 
 # A descriptor, taken apart; `ring_index` is the index behind it. `broken`: a slot could not be read, and it counts for
-# nothing. Pieces and inline slots went ahead on streams of their own, if `has_pieces`, `has_inline`.
+# nothing. Pieces and inline slots went ahead on streams of their own, if `has_pieces`, `has_inline`. The sums are what
+# the checks compare: inline and payload bytes, and where the longest segment, the TCP and IP headers without options
+# and the checksum field end.
 Parsed = data.StructLayout({
     "channel": CHANNEL_BITS, "ring_index": INDEX_BITS, "head": Head, "payload_bytes": PAYLOAD_BITS,
+    "total_bytes": PAYLOAD_BITS + 1, "longest_bytes": 17, "tcp_end": 9, "l3_end": 9, "checksum_end": 9,
     "unknown": 1, "forbidden": 1, "misshapen": 1, "broken": 1, "has_pieces": 1, "has_inline": 1,
 })
 
@@ -219,244 +235,329 @@ class InlineRows(wiring.Component):
         return m
 
 
-class DescriptorParser(wiring.Component):
-    """Takes descriptors out of fetched slots.
+class DescriptorCutter(wiring.Component):
+    """Cuts the slots of fetches into whole descriptors.
 
-    Enters: fetches in the order in which they were asked for, and their slots. Leaves: of each whole descriptor the
-    pieces and the inline slots, then the descriptor itself, and its channel's new index as `consumed`; when all slots
-    of a fetch are taken, `finished`. A descriptor that a fetch cuts off is left for the next fetch. A fetch of a
-    channel that does not run is thrown away. A descriptor that cannot be one stops its channel, by a fault; the rest of
-    the fetch is thrown away.
+    Enters: fetches in the order in which they were asked for, and their slots, fetched or pushed. Leaves: the slots of
+    each whole descriptor; its channel's new index as `consumed`, when its last slot is taken; when all slots of a fetch
+    are, `finished`. A descriptor that a fetch cuts off goes on into the next fetch, if that is there and follows
+    directly; otherwise it is left, and `finished` says where. Whatever was asked for behind a descriptor that was left,
+    or that was at fault, is thrown away: it does not begin at the channel's index. So is a fetch of a channel that does
+    not run. A descriptor that cannot be one stops its channel, by a fault.
 
-    A descriptor whose operation or shape is refused leaves neither pieces nor inline slots. 5 cycles for a descriptor
-    of one slot with one piece, then one for each further piece or inline slot; on a 16-byte bus two for the latter.
+    Latency 1 cycle, throughput one slot a cycle, 2 cycles more for each fetch.
 
     Parameters
     ----------
-    config : NicConfig
-        Sizes of the device.
+    channels : int
+        Channels of the device.
 
     Members
     -------
-    fetch, slot : what was asked for, and what came.
+    fetch, slot, pushed_slot : what was asked for, and what came.
     running : level for each channel.
-    channel, operations : a channel's OperationMask is looked up: in the same cycle.
-    piece, inline, parsed : what leaves.
-    consumed, finished : strobes, see above.
+    empties : strobe, the channel's index is 0 now. `hold` must be 1 then, and may be before: no slot is taken.
+    part : slots of descriptors.
+    begun : strobe, with or before the strobe `finished` of its fetch: a descriptor's last slot was taken.
+    consumed, finished : strobes, see above. `consumed_slots` belongs to `consumed`.
     fault : TRUNCATED_DESCRIPTOR or FETCH_BUS_ERROR.
     """
 
-    def __init__(self, config: NicConfig):
-        self.config = config
+    def __init__(self, *, channels: int):
+        if not isinstance(channels, int) or channels < 2:
+            raise ValueError(f"channels must be an integer of at least 2, not {channels!r}")
+        self.channels = channels
         super().__init__({
             "fetch": In(stream.Signature(Fetch)), "slot": In(stream.Signature(Slot)),
-            "running": In(config.channels),
-            "channel": Out(CHANNEL_BITS), "operations": In(len(OperationMask)),
-            "piece": Out(stream.Signature(NamedPiece)), "inline": Out(stream.Signature(InlineSlot)),
-            "parsed": Out(stream.Signature(Parsed)),
-            "consumed": Out(Strobe(IndexReport)), "finished": Out(Strobe(FetchEnd)),
+            "pushed_slot": In(stream.Signature(Slot)), "running": In(channels),
+            "empties": In(Strobe(ChannelNumber)), "hold": In(1),
+            "part": Out(stream.Signature(Part)), "begun": Out(1),
+            "consumed": Out(Strobe(IndexReport)), "consumed_slots": Out(5), "finished": Out(Strobe(FetchEnd)),
             "fault": Out(stream.Signature(ChannelFault)), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        slot, parsed = self.slot.payload, self.parsed.payload
+        part, fetch = self.part.payload, self.fetch.payload
+        moves = Signal()
 
         # The fetch under way.
-        left = Signal(range(FETCH_SLOTS + 1))
-        more, faulty = Signal(), Signal()
-        index = Signal(INDEX_BITS)
+        channel, index = Signal(CHANNEL_BITS), Signal(INDEX_BITS)
+        left = Signal(range(2 * FETCH_SLOTS + 1))
+        more, pushed, cut, stale, joins = Signal(), Signal(), Signal(), Signal(), Signal()
+        fetch_end = Signal(INDEX_BITS)
+        # The descriptor under way: slots to come, 0 between two of them; its slots, and the index behind it.
+        rest, slots, behind = Signal(4), Signal(5), Signal(INDEX_BITS)
+        broken = Signal()
 
-        # The descriptor under way.
-        head = Signal(Head)
-        head_error, runs = Signal(), Signal()
-        inline_slots = Signal(4)
-        piece_slots = Signal(7)
-        impossible, cut_off, over_limit = Signal(), Signal(), Signal()
-        unknown, forbidden, misshapen, bad_length, broken = Signal(), Signal(), Signal(), Signal(), Signal()
-        refused = Signal()
-        slots_left = Signal(range(MAX_DESCRIPTOR_SLOTS + 1))
-        inline_left = Signal(4)
-        pieces_left = Signal(range(MAX_PIECES + 1))
-        payload_bytes = Signal(PAYLOAD_BITS)
-        m.d.comb += refused.eq(unknown | forbidden | misshapen)
-
-        takes_slot, moves = Signal(), Signal()
-        m.d.comb += self.slot.ready.eq(takes_slot)
-        slot_taken = self.slot.valid & takes_slot
-        with m.If(slot_taken):
-            m.d.sync += [left.eq(left - 1), slots_left.eq(slots_left - 1), broken.eq(broken | slot.error)]
-
-        # A piece stands in the lower or upper half of a slot.
-        names_piece, in_lower, last_piece, piece_free = Signal(), Signal(), Signal(), Signal()
-        named = Signal(Piece)
+        # Each channel's index: where the next descriptor begins.
+        m.submodules.indices = indices = SmallRam(shape=INDEX_BITS, depth=self.channels)
         m.d.comb += [
-            piece_free.eq(~self.piece.valid | self.piece.ready),
-            named.eq(slot.data.word_select(~in_lower, SLOT_BITS // 2)),
+            indices.read_addr.eq(channel), indices.write_en.eq(self.consumed.valid | self.empties.valid),
+            indices.write_addr.eq(Mux(self.empties.valid, self.empties.payload.channel, self.consumed.payload.channel)),
+            indices.write_data.eq(Mux(self.empties.valid, 0, self.consumed.payload.index)),
         ]
-        with m.If(self.piece.ready):
-            m.d.sync += self.piece.valid.eq(0)
-        with m.If(names_piece):
+
+        # Slots come from one of two places.
+        has_slot, takes_slot, slot = Signal(), Signal(), Signal(Slot)
+        m.d.comb += [
+            has_slot.eq(Mux(pushed, self.pushed_slot.valid, self.slot.valid)),
+            slot.eq(Mux(pushed, self.pushed_slot.payload, self.slot.payload)),
+            self.slot.ready.eq(takes_slot & ~pushed), self.pushed_slot.ready.eq(takes_slot & pushed),
+        ]
+
+        is_head, runs, impossible, cut_off, is_last = Signal(), Signal(), Signal(), Signal(), Signal()
+        part_free, breaks, claimed = Signal(), Signal(), Signal(8)
+        end_of_head = Signal(INDEX_BITS)
+        m.d.comb += [
+            is_head.eq(rest == 0), claimed.eq(Head(slot.data[:Head.size]).slots),
+            runs.eq(self.running.bit_select(channel[:len(indices.read_addr)], 1)),
+            impossible.eq((claimed == 0) | (claimed > MAX_DESCRIPTOR_SLOTS)), cut_off.eq(claimed > left),
+            is_last.eq(Mux(is_head, claimed == 1, rest == 1)),
+            end_of_head.eq(index + claimed[:5]),
+            part_free.eq(~self.part.valid | self.part.ready),
+            breaks.eq(slot.error | (broken & ~is_head)),
+            self.fault.payload.channel.eq(channel),
+        ]
+        ended, accepts, ends_descriptor = Signal(), Signal(), Signal()
+
+        def accept():
+            m.d.comb += [accepts.eq(1), takes_slot.eq(1), moves.eq(1), ends_descriptor.eq(is_last)]
             m.d.sync += [
-                self.piece.valid.eq(1),
-                self.piece.payload.channel.eq(self.channel),
-                self.piece.payload.key.eq(named.key), self.piece.payload.offset.eq(named.offset),
-                self.piece.payload.length.eq(named.length), self.piece.payload.last.eq(last_piece),
-                payload_bytes.eq(payload_bytes + named.length),
-                bad_length.eq(bad_length | (named.length == 0) | (named.length > MAX_PIECE_BYTES)),
-                pieces_left.eq(pieces_left - 1),
+                rest.eq(Mux(is_head, claimed, rest) - 1), broken.eq(breaks),
+                part.channel.eq(channel), part.data.eq(slot.data), part.first.eq(is_head), part.last.eq(is_last),
+                part.broken.eq(breaks), part.pushed.eq(pushed), part.ring_index.eq(Mux(is_head, end_of_head, behind)),
             ]
-
-        m.d.comb += [
-            self.inline.payload.data.eq(slot.data),
-            self.inline.payload.last.eq(inline_left == 1),
-            self.inline.payload.short.eq((head.inline_bytes[:5] != 0) & (head.inline_bytes[:5] <= 16)),
-            parsed.channel.eq(self.channel), parsed.ring_index.eq(index + head.slots), parsed.head.eq(head),
-            parsed.payload_bytes.eq(payload_bytes), parsed.unknown.eq(unknown), parsed.forbidden.eq(forbidden),
-            parsed.misshapen.eq(misshapen | bad_length), parsed.broken.eq(broken),
-            parsed.has_pieces.eq(~refused & (head.pieces != 0)),
-            parsed.has_inline.eq(~refused & (head.inline_bytes != 0)),
-            self.consumed.payload.channel.eq(self.channel), self.consumed.payload.index.eq(parsed.ring_index),
-            self.finished.payload.channel.eq(self.channel), self.finished.payload.faulty.eq(faulty),
-            self.fault.payload.channel.eq(self.channel),
-        ]
+            with m.If(is_head):
+                m.d.sync += [behind.eq(end_of_head), slots.eq(claimed)]
+            with m.If(is_last):
+                m.d.sync += index.eq(Mux(is_head, end_of_head, behind))
+                with m.If(breaks):
+                    stop_channel(ChannelError.FETCH_BUS_ERROR)
+                with m.Elif(left == 1):
+                    m.d.comb += ended.eq(1)
+                    m.next = "WAIT_FOR_FETCH"
 
         def stop_channel(code):
-            m.d.sync += [self.fault.payload.code.eq(code), faulty.eq(1)]
+            m.d.sync += self.fault.payload.code.eq(code)
             m.next = "FAULT"
 
-        def look_for_pieces(pieces):
-            with m.If(pieces != 0):
-                m.next = "LOWER_PIECE"
-            with m.Else():
-                m.next = "HAND_OVER"
-
-        with m.FSM(name="parser"):
+        with m.If(has_slot & takes_slot):
+            m.d.sync += left.eq(left - 1)
+        with m.If(part_free):
+            m.d.sync += self.part.valid.eq(accepts)
+        m.d.sync += [
+            self.begun.eq(ends_descriptor), self.consumed.valid.eq(ends_descriptor & ~breaks),
+            self.finished.valid.eq(ended),
+        ]
+        with m.If(ends_descriptor):
+            m.d.sync += [
+                self.consumed.payload.channel.eq(channel),
+                self.consumed.payload.index.eq(Mux(is_head, end_of_head, behind)),
+                self.consumed_slots.eq(Mux(is_head, claimed, slots)),
+            ]
+        with m.If(ended):
+            m.d.sync += [
+                self.finished.payload.channel.eq(channel), self.finished.payload.cut.eq(cut),
+                self.finished.payload.index.eq(index),
+            ]
+        with m.FSM(name="cutter"):
             with m.State("WAIT_FOR_FETCH"):
                 m.d.comb += [self.fetch.ready.eq(1), moves.eq(self.fetch.valid)]
                 with m.If(self.fetch.valid):
                     m.d.sync += [
-                        self.channel.eq(self.fetch.payload.channel), left.eq(self.fetch.payload.count),
-                        more.eq(self.fetch.payload.more), index.eq(self.fetch.payload.index), faulty.eq(0),
+                        channel.eq(fetch.channel), left.eq(fetch.count), more.eq(fetch.more), index.eq(fetch.index),
+                        pushed.eq(fetch.pushed), fetch_end.eq(fetch.index + fetch.count), stale.eq(0), cut.eq(0),
                     ]
-                    m.next = "HEAD"
-            with m.State("HEAD"):
-                m.d.comb += moves.eq(self.slot.valid)
-                with m.If(self.slot.valid):
-                    m.d.sync += [
-                        head.eq(slot.data[:len(head.as_value())]), head_error.eq(slot.error),
-                        runs.eq(self.running.bit_select(self.channel, 1)),
-                        payload_bytes.eq(0), bad_length.eq(0), broken.eq(0),
-                    ]
-                    m.next = "COUNT"
-            with m.State("COUNT"):
+                    m.next = "COMPARE"
+                    with m.If(fetch.pushed):
+                        m.next = "SLOTS"  # its channel had nothing else under way
+            with m.State("COMPARE"):
                 m.d.comb += moves.eq(1)
-                is_frame = head.opcode == Opcode.SEND_FRAME
-                is_segmented = head.opcode == Opcode.SEND_SEGMENTED
-                m.d.sync += [
-                    inline_slots.eq((head.inline_bytes + (SUBMISSION_SLOT_BYTES - 1)) >> 5),
-                    piece_slots.eq(head.pieces >> 1),
-                    over_limit.eq((head.inline_bytes > MAX_INLINE_BYTES) | (head.pieces > MAX_PIECES)),
-                    unknown.eq(~is_frame & ~is_segmented),
-                    forbidden.eq((is_frame & ~(self.operations & OperationMask.SEND_FRAME).any())
-                                 | (is_segmented & ~(self.operations & OperationMask.SEND_SEGMENTED).any())),
-                    impossible.eq((head.slots == 0) | (head.slots > MAX_DESCRIPTOR_SLOTS)),
-                    cut_off.eq(head.slots > left),
-                ]
-                m.next = "JUDGE"
-            with m.State("JUDGE"):
-                m.d.comb += moves.eq(1)
-                m.d.sync += [
-                    misshapen.eq(over_limit | (head.slots != 1 + inline_slots + piece_slots)),
-                    slots_left.eq(head.slots), inline_left.eq(inline_slots), pieces_left.eq(head.pieces),
-                ]
-                with m.If(~runs):
-                    m.next = "THROW_AWAY"
-                with m.Elif(head_error):
-                    stop_channel(ChannelError.FETCH_BUS_ERROR)
-                with m.Elif(impossible | (cut_off & ~more)):
-                    stop_channel(ChannelError.TRUNCATED_DESCRIPTOR)
-                with m.Elif(cut_off):
-                    m.next = "THROW_AWAY"
-                with m.Else():
-                    m.next = "FIRST_SLOT"
-            with m.State("FIRST_SLOT"):
-                has_piece = pieces_left != 0
-                m.d.comb += [
-                    last_piece.eq(pieces_left == 1),
-                    takes_slot.eq(~refused & (piece_free | ~has_piece)),
-                    names_piece.eq(~refused & piece_free & has_piece),
-                    moves.eq(refused | takes_slot),
-                ]
-                with m.If(refused):
-                    m.next = "DROP_SLOTS"
-                with m.Elif(takes_slot):
-                    with m.If(inline_left != 0):
-                        m.next = "INLINE_SLOTS"
-                    with m.Else():
-                        look_for_pieces(pieces_left[1:])
-            with m.State("DROP_SLOTS"):
-                m.d.comb += [takes_slot.eq(1), moves.eq(self.slot.valid)]
-                with m.If(self.slot.valid & (slots_left == 1)):
-                    m.next = "HAND_OVER"
-            with m.State("INLINE_SLOTS"):
-                m.d.comb += [
-                    self.inline.valid.eq(self.slot.valid), takes_slot.eq(self.inline.ready),
-                    moves.eq(slot_taken),
-                ]
-                with m.If(slot_taken):
-                    m.d.sync += inline_left.eq(inline_left - 1)
-                    with m.If(inline_left == 1):
-                        look_for_pieces(pieces_left)
-            with m.State("LOWER_PIECE"):
-                m.d.comb += [
-                    in_lower.eq(1), last_piece.eq(pieces_left == 1),
-                    names_piece.eq(self.slot.valid & piece_free),
-                    takes_slot.eq(piece_free & last_piece),
-                    moves.eq(names_piece),
-                ]
-                with m.If(names_piece):
-                    with m.If(last_piece):
-                        m.next = "HAND_OVER"
-                    with m.Else():
-                        m.next = "UPPER_PIECE"
-            with m.State("UPPER_PIECE"):
-                # the slot is still there: its lower half came from it
-                m.d.comb += [
-                    last_piece.eq(pieces_left == 1),
-                    names_piece.eq(piece_free), takes_slot.eq(piece_free), moves.eq(names_piece),
-                ]
-                with m.If(names_piece):
-                    with m.If(last_piece):
-                        m.next = "HAND_OVER"
-                    with m.Else():
-                        m.next = "LOWER_PIECE"
-            with m.State("HAND_OVER"):
-                m.d.comb += [
-                    self.parsed.valid.eq(1), moves.eq(self.parsed.ready),
-                    self.consumed.valid.eq(self.parsed.ready & ~broken),
-                ]
-                with m.If(self.parsed.ready):
-                    m.d.sync += index.eq(parsed.ring_index)
-                    with m.If(broken):
+                m.d.sync += stale.eq(indices.read_data != index)
+                m.next = "SLOTS"
+            with m.State("SLOTS"):
+                with m.If(has_slot & ~self.hold):
+                    with m.If(is_head & (~runs | stale)):
+                        m.d.comb += moves.eq(1)
+                        m.next = "THROW_AWAY"
+                    with m.Elif(is_head & slot.error):
+                        m.d.comb += moves.eq(1)
                         stop_channel(ChannelError.FETCH_BUS_ERROR)
-                    with m.Elif(left == 0):
-                        m.next = "FINISH"
-                    with m.Else():
-                        m.next = "HEAD"
+                    with m.Elif(is_head & (impossible | (cut_off & ~more))):
+                        m.d.comb += moves.eq(1)
+                        stop_channel(ChannelError.TRUNCATED_DESCRIPTOR)
+                    with m.Elif(is_head & cut_off):
+                        m.d.comb += moves.eq(1)
+                        m.next = "CUT_OFF"
+                    with m.Elif(part_free):
+                        accept()
+            with m.State("CUT_OFF"):
+                m.d.comb += moves.eq(1)
+                m.d.sync += joins.eq(self.fetch.valid & ~fetch.pushed & (fetch.channel == channel)
+                                     & (fetch.index == fetch_end))
+                m.next = "JOIN"
+            with m.State("JOIN"):
+                m.d.comb += [moves.eq(1), self.fetch.ready.eq(joins), ended.eq(joins)]
+                with m.If(joins):
+                    m.d.sync += [
+                        left.eq(left + fetch.count), more.eq(fetch.more), fetch_end.eq(fetch_end + fetch.count),
+                    ]
+                    m.next = "SLOTS"
+                with m.Else():
+                    m.d.sync += cut.eq(1)
+                    m.next = "THROW_AWAY"
             with m.State("FAULT"):
                 m.d.comb += [self.fault.valid.eq(1), moves.eq(self.fault.ready)]
                 with m.If(self.fault.ready):
                     m.next = "THROW_AWAY"
             with m.State("THROW_AWAY"):
-                m.d.comb += [takes_slot.eq(left != 0), moves.eq((left == 0) | self.slot.valid)]
+                m.d.comb += [takes_slot.eq(left != 0), moves.eq((left == 0) | has_slot)]
                 with m.If(left == 0):
-                    m.next = "FINISH"
-            with m.State("FINISH"):
-                m.d.comb += [self.finished.valid.eq(1), moves.eq(1)]
-                m.next = "WAIT_FOR_FETCH"
+                    m.d.comb += ended.eq(1)
+                    m.next = "WAIT_FOR_FETCH"
 
-        m.d.comb += self.active.eq(moves | (self.piece.valid & self.piece.ready))
+        m.d.comb += self.active.eq(
+            moves | (self.part.valid & self.part.ready) | self.begun | self.finished.valid | self.empties.valid)
+        return m
+
+
+class DescriptorParser(wiring.Component):
+    """Takes descriptors apart.
+
+    Enters: the slots of whole descriptors. Leaves: of each descriptor the pieces and the inline slots, then the
+    descriptor itself. One whose operation or shape is refused leaves neither pieces nor inline slots. A pushed one that
+    has no pieces behind its head leaves before its inline slots.
+
+    Latency 2 cycles; a slot a cycle, but two for a slot with two pieces, and on a 16-byte bus for an inline slot.
+
+    Members
+    -------
+    part : slots.
+    channel, operations : a channel's OperationMask is looked up: in the same cycle.
+    piece, inline, parsed : what leaves.
+    """
+
+    def __init__(self):
+        super().__init__({
+            "part": In(stream.Signature(Part)), "channel": Out(CHANNEL_BITS), "operations": In(len(OperationMask)),
+            "piece": Out(stream.Signature(NamedPiece)), "inline": Out(stream.Signature(InlineSlot)),
+            "parsed": Out(stream.Signature(Parsed)), "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        part, parsed = self.part.payload, self.parsed.payload
+
+        # The slot at hand, and its descriptor.
+        has_slot, enters, leaves = Signal(), Signal(), Signal()
+        slot, first, last, broken = Signal(SLOT_BITS), Signal(), Signal(), Signal()
+        pushed, early, given = Signal(), Signal(), Signal()
+        head, channel, ring_index = Signal(Head), Signal(CHANNEL_BITS), Signal(INDEX_BITS)
+        unknown, forbidden, over_limit, misfit, refused = Signal(), Signal(), Signal(), Signal(), Signal()
+        inline_slots, other_slots = Signal(4), Signal(9)
+        inline_left, pieces_left, in_upper = Signal(4), Signal(range(MAX_PIECES + 1)), Signal()
+        payload_bytes, total_bytes, bad_length = Signal(PAYLOAD_BITS), Signal(PAYLOAD_BITS + 1), Signal()
+
+        arriving = Head(part.data[:Head.size])
+        is_frame, is_segmented = Signal(), Signal()
+        m.d.comb += [
+            self.channel.eq(part.channel),
+            is_frame.eq(arriving.opcode == Opcode.SEND_FRAME),
+            is_segmented.eq(arriving.opcode == Opcode.SEND_SEGMENTED),
+            self.part.ready.eq(~has_slot | leaves), enters.eq(self.part.valid & self.part.ready),
+        ]
+        with m.If(enters):
+            m.d.sync += [has_slot.eq(1), slot.eq(part.data), first.eq(part.first), last.eq(part.last),
+                         broken.eq(part.broken), pushed.eq(part.pushed)]
+        with m.Elif(leaves):
+            m.d.sync += has_slot.eq(0)
+
+        # What of it leaves in this cycle. The descriptor itself goes with its last slot, or already with its head.
+        named, names_piece, gives_inline, has_piece, last_piece = (
+            Signal(Piece), Signal(), Signal(), Signal(), Signal())
+        piece_free, may_go = Signal(), Signal()
+        m.d.comb += [
+            misfit.eq(other_slots != inline_slots + 1), refused.eq(unknown | forbidden | over_limit | misfit),
+            early.eq(pushed & first & ~refused & (pieces_left <= 1)),
+            may_go.eq(has_slot & (~((last & ~given) | early) | ~self.parsed.valid | self.parsed.ready)),
+            has_piece.eq(~refused & Mux(first, pieces_left != 0, inline_left == 0)),
+            piece_free.eq(~self.piece.valid | self.piece.ready),
+            names_piece.eq(may_go & has_piece & piece_free), last_piece.eq(pieces_left == 1),
+            named.eq(slot.word_select(first | in_upper, SLOT_BITS // 2)),
+            gives_inline.eq(~refused & ~first & (inline_left != 0)),
+            self.inline.valid.eq(may_go & gives_inline),
+            leaves.eq(may_go & Mux(
+                gives_inline, self.inline.ready,
+                ~has_piece | (piece_free & (first | last_piece | in_upper)))),
+        ]
+        with m.If(self.piece.ready):
+            m.d.sync += self.piece.valid.eq(0)
+        with m.If(names_piece):
+            m.d.sync += [
+                self.piece.valid.eq(1), self.piece.payload.channel.eq(channel),
+                self.piece.payload.key.eq(named.key), self.piece.payload.offset.eq(named.offset),
+                self.piece.payload.length.eq(named.length), self.piece.payload.last.eq(last_piece),
+                pieces_left.eq(pieces_left - 1), in_upper.eq(~first & ~last_piece & ~in_upper),
+            ]
+        with m.If(self.inline.valid & self.inline.ready):
+            m.d.sync += inline_left.eq(inline_left - 1)
+        m.d.comb += [
+            self.inline.payload.data.eq(slot), self.inline.payload.last.eq(inline_left == 1),
+            self.inline.payload.short.eq((head.inline_bytes[:5] != 0) & (head.inline_bytes[:5] <= 16)),
+        ]
+
+        # A head takes the place of the descriptor before it, which may leave in the same cycle.
+        with m.If(enters & part.first):
+            inline_needed = (arriving.inline_bytes + (SUBMISSION_SLOT_BYTES - 1)) >> 5
+            m.d.sync += [
+                head.eq(arriving), channel.eq(part.channel), ring_index.eq(part.ring_index),
+                unknown.eq(~is_frame & ~is_segmented),
+                forbidden.eq((is_frame & ~(self.operations & OperationMask.SEND_FRAME).any())
+                             | (is_segmented & ~(self.operations & OperationMask.SEND_SEGMENTED).any())),
+                over_limit.eq((arriving.inline_bytes > MAX_INLINE_BYTES) | (arriving.pieces > MAX_PIECES)),
+                inline_slots.eq(inline_needed), other_slots.eq(arriving.slots - (arriving.pieces >> 1)),
+                inline_left.eq(inline_needed), pieces_left.eq(arriving.pieces),
+            ]
+
+        # Sums over the pieces, with the one at hand.
+        payload_now, total_now, bad_now = Signal.like(payload_bytes), Signal.like(total_bytes), Signal()
+        length = Mux(has_piece, named.length, 0)
+        m.d.comb += [
+            payload_now.eq(Mux(first, 0, payload_bytes) + length),
+            total_now.eq(Mux(first, head.inline_bytes, total_bytes) + length),
+            bad_now.eq((bad_length & ~first)
+                       | (has_piece & ((named.length == 0) | (named.length > MAX_PIECE_BYTES)))),
+        ]
+        with m.If(names_piece | leaves & first):
+            m.d.sync += [payload_bytes.eq(payload_now), total_bytes.eq(total_now), bad_length.eq(bad_now)]
+
+        gives_parsed = Signal()
+        m.d.comb += gives_parsed.eq(leaves & ((last & ~given) | early))
+        with m.If(leaves):
+            m.d.sync += given.eq((given | early) & ~last)
+        with m.If(self.parsed.ready):
+            m.d.sync += self.parsed.valid.eq(0)
+        with m.If(gives_parsed):
+            is_ipv6 = (head.opcode == Opcode.SEND_SEGMENTED) & (head.flags & SendFlag.IPV6).any()
+            counts = has_piece | first
+            m.d.sync += [
+                self.parsed.valid.eq(1),
+                parsed.channel.eq(channel), parsed.ring_index.eq(ring_index), parsed.head.eq(head),
+                parsed.payload_bytes.eq(Mux(counts, payload_now, payload_bytes)),
+                parsed.total_bytes.eq(Mux(counts, total_now, total_bytes)),
+                parsed.longest_bytes.eq(head.inline_bytes + head.mss),
+                parsed.tcp_end.eq(head.l4_offset + TCP_HEADER_BYTES),
+                parsed.l3_end.eq(head.l3_offset + Mux(is_ipv6, IPV6_HEADER_BYTES, IPV4_HEADER_BYTES)),
+                parsed.checksum_end.eq(head.checksum_offset + 2),
+                parsed.unknown.eq(unknown), parsed.forbidden.eq(forbidden),
+                parsed.misshapen.eq(over_limit | misfit | Mux(counts, bad_now, bad_length)),
+                parsed.broken.eq(broken), parsed.has_pieces.eq(~refused & (head.pieces != 0)),
+                parsed.has_inline.eq(~refused & (head.inline_bytes != 0)),
+            ]
+        m.d.comb += self.active.eq(
+            enters | leaves | names_piece | (self.piece.valid & self.piece.ready)
+            | (self.inline.valid & self.inline.ready) | (self.parsed.valid & self.parsed.ready))
         return m
 
 
@@ -534,7 +635,7 @@ class DescriptorCheck(wiring.Component):
     """Checks what a descriptor asks for, but for its keys, by the contract's rules.
 
     Enters: descriptors. Leaves: jobs with OK, BAD_OPCODE, NOT_PERMITTED or BAD_DESCRIPTOR, the first that applies.
-    Latency 4 cycles, one descriptor in 5 cycles.
+    Latency 2 cycles, throughput one a cycle.
 
     Members
     -------
@@ -546,103 +647,75 @@ class DescriptorCheck(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        parsed = Signal(Parsed)
-        head, job, moves = parsed.head, self.o.payload.job, Signal()
-        status = Signal(8)
+        parsed = self.i.payload
+        head, payload_bytes = parsed.head, parsed.payload_bytes
+        compared, has_compared = Signal(Checked), Signal()
+        moves_on, leaves = Signal(), Signal()
+        m.d.comb += [
+            leaves.eq(~self.o.valid | self.o.ready), moves_on.eq(~has_compared | leaves), self.i.ready.eq(moves_on),
+        ]
+        enters = self.i.valid & moves_on
 
         def flag(which):
             return (head.flags & which).any()
 
-        segmented = Signal()
-        m.d.comb += [
-            segmented.eq(head.opcode == Opcode.SEND_SEGMENTED),
-            job.channel.eq(parsed.channel), job.tag.eq(head.tag), job.ring_index.eq(parsed.ring_index),
-            job.status.eq(status),
-            job.complete.eq(flag(SendFlag.COMPLETE)), job.timestamp.eq(flag(SendFlag.TIMESTAMP)),
-            job.segmented.eq(segmented), job.ipv6.eq(flag(SendFlag.IPV6)),
-            job.ipv4_checksum.eq(flag(SendFlag.IPV4_CHECKSUM)), job.l4_checksum.eq(flag(SendFlag.L4_CHECKSUM)),
-            job.udp.eq(flag(SendFlag.UDP)),
-            job.inline_bytes.eq(head.inline_bytes), job.l3_offset.eq(head.l3_offset), job.l4_offset.eq(head.l4_offset),
-            job.checksum_offset.eq(head.checksum_offset), job.mss.eq(head.mss),
-            job.payload_bytes.eq(parsed.payload_bytes), job.slots.eq(head.slots),
-            job.tagged.eq(flag(SendFlag.VLAN_INSERT)), job.vlan_tci.eq(head.vlan_tci),
-            self.o.payload.broken.eq(parsed.broken), self.o.payload.has_pieces.eq(parsed.has_pieces),
-            self.o.payload.has_inline.eq(parsed.has_inline),
-        ]
-
-        total_bytes, longest_bytes = Signal(PAYLOAD_BITS + 1), Signal(17)
-        tcp_end, l3_end, checksum_end = Signal(9), Signal(9), Signal(9)
-
-        def add_up():
-            l3_header_bytes = Mux(segmented & flag(SendFlag.IPV6), IPV6_HEADER_BYTES, IPV4_HEADER_BYTES)
-            m.d.sync += [
-                total_bytes.eq(head.inline_bytes + parsed.payload_bytes),
-                longest_bytes.eq(head.inline_bytes + head.mss),
-                tcp_end.eq(head.l4_offset + TCP_HEADER_BYTES),
-                l3_end.eq(head.l3_offset + l3_header_bytes),
-                checksum_end.eq(head.checksum_offset + 2),
-            ]
-
+        job = compared.job
+        unknown, forbidden, misshapen = Signal(), Signal(), Signal()
         bad_size, bad_segments, bad_template = Signal(), Signal(), Signal()
         bad_l4, bad_l3, bad_tag = Signal(), Signal(), Signal()
         checksum_beyond_frame, l4_beyond_frame, checksum_beyond_inline = Signal(), Signal(), Signal()
 
-        def compare():
-            payload_bytes = parsed.payload_bytes
-            most = Mux(job.tagged, MAX_FRAME_BYTES - VLAN_TAG_BYTES, MAX_FRAME_BYTES)
+        tagged, segmented = flag(SendFlag.VLAN_INSERT), head.opcode == Opcode.SEND_SEGMENTED
+        most = Mux(tagged, MAX_FRAME_BYTES - VLAN_TAG_BYTES, MAX_FRAME_BYTES)
+        with m.If(moves_on):
+            m.d.sync += has_compared.eq(self.i.valid)
+        with m.If(enters):
             m.d.sync += [
-                bad_size.eq((total_bytes < ETHERNET_HEADER_BYTES) | (total_bytes > most)),
-                bad_tag.eq(job.tagged & (
+                job.channel.eq(parsed.channel), job.tag.eq(head.tag), job.ring_index.eq(parsed.ring_index),
+                job.slots.eq(head.slots),
+                job.complete.eq(flag(SendFlag.COMPLETE)), job.timestamp.eq(flag(SendFlag.TIMESTAMP)),
+                job.segmented.eq(segmented), job.ipv6.eq(flag(SendFlag.IPV6)),
+                job.ipv4_checksum.eq(flag(SendFlag.IPV4_CHECKSUM)), job.l4_checksum.eq(flag(SendFlag.L4_CHECKSUM)),
+                job.udp.eq(flag(SendFlag.UDP)),
+                job.inline_bytes.eq(head.inline_bytes), job.l3_offset.eq(head.l3_offset),
+                job.l4_offset.eq(head.l4_offset), job.checksum_offset.eq(head.checksum_offset), job.mss.eq(head.mss),
+                job.payload_bytes.eq(payload_bytes), job.tagged.eq(tagged), job.vlan_tci.eq(head.vlan_tci),
+                compared.broken.eq(parsed.broken), compared.has_pieces.eq(parsed.has_pieces),
+                compared.has_inline.eq(parsed.has_inline),
+                unknown.eq(parsed.unknown), forbidden.eq(parsed.forbidden), misshapen.eq(parsed.misshapen),
+                bad_size.eq((parsed.total_bytes < ETHERNET_HEADER_BYTES) | (parsed.total_bytes > most)),
+                bad_tag.eq(tagged & (
                     (head.inline_bytes < VLAN_INLINE_BYTES.start) | (head.inline_bytes >= VLAN_INLINE_BYTES.stop)
-                    | ((segmented | job.l4_checksum) & (head.checksum_offset > VLAN_MAX_OFFSET))
-                    | ((segmented | job.ipv4_checksum) & (head.l4_offset > VLAN_MAX_OFFSET)))),
-                bad_segments.eq((head.mss < MIN_MSS) | (longest_bytes > most)
+                    | ((segmented | flag(SendFlag.L4_CHECKSUM)) & (head.checksum_offset > VLAN_MAX_OFFSET))
+                    | ((segmented | flag(SendFlag.IPV4_CHECKSUM)) & (head.l4_offset > VLAN_MAX_OFFSET)))),
+                bad_segments.eq((head.mss < MIN_MSS) | (parsed.longest_bytes > most)
                                 | (payload_bytes == 0) | (payload_bytes > MAX_SEGMENTED_BYTES)),
-                bad_template.eq(head.inline_bytes < tcp_end),
+                bad_template.eq(head.inline_bytes < parsed.tcp_end),
                 bad_l4.eq(head.l4_offset[0] | head.checksum_offset[0] | (head.checksum_offset < head.l4_offset)),
-                bad_l3.eq(head.l3_offset[0] | (head.l4_offset < l3_end)),
-                checksum_beyond_frame.eq(checksum_end > total_bytes),
-                checksum_beyond_inline.eq(checksum_end > head.inline_bytes),
-                l4_beyond_frame.eq(head.l4_offset > total_bytes),
+                bad_l3.eq(head.l3_offset[0] | (head.l4_offset < parsed.l3_end)),
+                checksum_beyond_frame.eq(parsed.checksum_end > parsed.total_bytes),
+                checksum_beyond_inline.eq(parsed.checksum_end > head.inline_bytes),
+                l4_beyond_frame.eq(head.l4_offset > parsed.total_bytes),
             ]
 
-        def judge():
+        with m.If(leaves):
+            m.d.sync += self.o.valid.eq(has_compared)
+        with m.If(leaves & has_compared):
             bad_frame = (bad_size
                          | (job.l4_checksum & (bad_l4 | checksum_beyond_frame))
                          | (job.ipv4_checksum & (bad_l3 | l4_beyond_frame)))
             bad_segmented = bad_segments | bad_template | bad_l4 | bad_l3 | checksum_beyond_inline
-            with m.If(parsed.unknown):
+            status = self.o.payload.job.status
+            m.d.sync += self.o.payload.eq(compared)
+            with m.If(unknown):
                 m.d.sync += status.eq(Status.BAD_OPCODE)
-            with m.Elif(parsed.forbidden):
+            with m.Elif(forbidden):
                 m.d.sync += status.eq(Status.NOT_PERMITTED)
-            with m.Elif(parsed.misshapen | bad_tag | Mux(segmented, bad_segmented, bad_frame)):
+            with m.Elif(misshapen | bad_tag | Mux(job.segmented, bad_segmented, bad_frame)):
                 m.d.sync += status.eq(Status.BAD_DESCRIPTOR)
             with m.Else():
                 m.d.sync += status.eq(Status.OK)
-
-        with m.FSM(name="check"):
-            with m.State("TAKE"):
-                m.d.comb += [self.i.ready.eq(1), moves.eq(self.i.valid)]
-                with m.If(self.i.valid):
-                    m.d.sync += parsed.eq(self.i.payload)
-                    m.next = "ADD_UP"
-            with m.State("ADD_UP"):
-                m.d.comb += moves.eq(1)
-                add_up()
-                m.next = "COMPARE"
-            with m.State("COMPARE"):
-                m.d.comb += moves.eq(1)
-                compare()
-                m.next = "JUDGE"
-            with m.State("JUDGE"):
-                m.d.comb += moves.eq(1)
-                judge()
-                m.next = "OFFER"
-            with m.State("OFFER"):
-                m.d.comb += [self.o.valid.eq(1), moves.eq(self.o.ready)]
-                with m.If(self.o.ready):
-                    m.next = "TAKE"
-        m.d.comb += self.active.eq(moves)
+        m.d.comb += self.active.eq(enters | (leaves & has_compared) | (self.o.valid & self.o.ready))
         return m
 
 

@@ -1,5 +1,7 @@
 """The transmit front: doorbells, the choice of a channel, descriptor fetch, and the way to a job."""
 
+from typing import NamedTuple
+
 from amaranth.hdl import Array, Assert, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -7,6 +9,8 @@ from amaranth.utils import exact_log2
 
 from nic_model.contract import (
     LARGEST_RING_LOG2,
+    MAX_DESCRIPTOR_SLOTS,
+    PUSH_WINDOW_SLOTS,
     RING_ALIGNMENT_BYTES,
     SUBMISSION_SLOT_BYTES,
     ChannelError,
@@ -17,6 +21,7 @@ from rtl.addresses import channel_of, is_channel_register
 from rtl.descriptor import (
     FETCH_SLOTS,
     DescriptorCheck,
+    DescriptorCutter,
     DescriptorParser,
     Fetch,
     FetchEnd,
@@ -27,10 +32,10 @@ from rtl.descriptor import (
 )
 from rtl.interfaces import (
     INDEX_BITS,
+    PUSH_BUFFERS,
     QUEUE_SLOTS,
     ChannelFault,
     ChannelNumber,
-    DoorbellWrite,
     FreedSlots,
     IndexReport,
     KeyAnswer,
@@ -38,6 +43,7 @@ from rtl.interfaces import (
     ReadCommand,
     RegisterWrite,
     Strobe,
+    SubmissionDoorbell,
     TxJob,
     TxPiece,
     read_beat,
@@ -45,10 +51,11 @@ from rtl.interfaces import (
     tx_row,
 )
 from rtl.primitives import SmallRam, StreamArbiter, StreamFifo, round_robin
+from rtl.push import PushBuffer, PushedDescriptor, PushReader, PushWrite
 from rtl.small_fifo import SmallFifo
 
-FETCHES = 4
-"""Fetches under way, each of another channel."""
+FETCHES = 16
+"""Descriptions of fetches under way that are kept for the cutter."""
 
 STORED_ROW_BYTES = 256
 """Inline bytes on their way: two descriptors' most."""
@@ -59,17 +66,30 @@ JOBS_BEHIND = 512
 PAGE_BITS = exact_log2(RING_ALIGNMENT_BYTES)
 LOG2_BITS = LARGEST_RING_LOG2.bit_length()
 
+CREDIT_BITS = QUEUE_SLOTS.bit_length()
+POSITION_BITS = exact_log2(PUSH_WINDOW_SLOTS)
+
 
 class FetchScheduler(wiring.Component):
     """Decides which channel's ring is read next, and asks for its slots.
 
-    Enters: doorbells, and from the parser the indices of what it took. Leaves: read commands for up to 32 slots from a
-    channel's index on, and for each fetch its description. A fetch that passes the ring's end is two commands. Channels
-    with work take turns; a channel has one fetch under way at a time, and never more than `QUEUE_SLOTS` slots between
-    their fetch and their return by `freed`: a fetch waits until there is room for all that it may ask for. A doorbell
-    that advances beyond the ring's size stops the channel; one for a channel that does not run has no effect.
+    Enters: doorbells and pushed descriptors, and from the cutter the indices of what it took. Leaves: read commands for
+    up to 64 slots from where a channel's last fetch ended, and for each fetch its description. A fetch that passes the
+    ring's end is two commands. Channels with work take turns; a channel has two fetches under way at a time, so that
+    doorbells that come meanwhile gather for the next. A doorbell that advances beyond the ring's size stops the
+    channel; one for a channel that does not run has no effect.
 
-    A doorbell every 5 cycles, a fetch every 6; 11 cycles from a doorbell to the command.
+    Credits: of each channel no more than `QUEUE_SLOTS` slots are asked for and not freed. A fetch takes what there is
+    room for, but waits until that is the longest descriptor's slots, or all that stand in the ring. When the cutter
+    left a descriptor that was cut off, the channel is fetched from there again; what had been asked for behind it
+    will be thrown away, and needs no room.
+
+    A pushed descriptor is a doorbell itself if its channel runs, has nothing else in the ring, and is at its index; it
+    becomes a description of a fetch without a command. Else its buffer is given back, and the doorbell behind it
+    counts.
+
+    A doorbell every 3 cycles, a fetch every 6; 7 cycles from a doorbell to the command, 3 from a pushed descriptor to
+    its description.
 
     Parameters
     ----------
@@ -80,11 +100,14 @@ class FetchScheduler(wiring.Component):
     -------
     write : register writes; TX_BASE and TX_LOG2 are kept, and taken as they stand at `start`.
     start, running : life of the channels.
-    doorbell : producer indices.
-    consumed, finished : from the parser.
-    freed : strobe, slots of a channel are over.
+    doorbell : producer indices, and pushed descriptors.
+    consumed, finished : from the cutter.
+    freed : strobe, at most in every other cycle unless from the cutter: slots of a channel that need no room any more.
     cmd, fetch : what is asked for.
+    push : strobe, beside `fetch`: the pushed descriptor whose slots are to be read.
+    forgotten : stream, the buffer of a pushed descriptor that is not used.
     issued : strobe, a fetch begins.
+    hold, empties : a channel's index becomes 0, see DescriptorCutter.
     fault : DOORBELL_OVERRUN.
     """
 
@@ -92,9 +115,11 @@ class FetchScheduler(wiring.Component):
         self.config = config
         super().__init__({
             "write": In(Strobe(RegisterWrite)), "start": In(Strobe(ChannelNumber)), "running": In(config.channels),
-            "doorbell": In(stream.Signature(DoorbellWrite)),
+            "doorbell": In(stream.Signature(SubmissionDoorbell)),
             "consumed": In(Strobe(IndexReport)), "finished": In(Strobe(FetchEnd)), "freed": In(Strobe(FreedSlots)),
             "cmd": Out(stream.Signature(ReadCommand)), "fetch": Out(stream.Signature(Fetch)), "issued": Out(1),
+            "push": Out(Strobe(PushedDescriptor)), "forgotten": Out(stream.Signature(PushBuffer)),
+            "hold": Out(1), "empties": Out(Strobe(ChannelNumber)),
             "fault": Out(stream.Signature(ChannelFault)), "active": Out(1),
         })
 
@@ -105,8 +130,8 @@ class FetchScheduler(wiring.Component):
         m.submodules.fetches = fetches = SmallFifo(shape=Fetch, depth=FETCHES)
         connect(m, fetches.o, flipped(self.fetch))
 
-        # Tables by channel. What ENABLE takes is copied from what was written; the doorbell and the grant side each
-        # read producer, consumer and log2, so these stand twice.
+        # Tables by channel. What ENABLE takes is copied from what was written; the doorbell side and the grant side
+        # each read them, so most stand twice.
         def table(name, bits, readers=1):
             rams = [SmallRam(shape=bits, depth=channels) for _ in range(readers)]
             for n, ram in enumerate(rams):
@@ -131,118 +156,191 @@ class FetchScheduler(wiring.Component):
             live[name] = table(name, len(bits), readers)
             written(live[name], self.start.valid, starting, staged[0].read_data)
 
-        # A start empties the ring, one cycle later, or some if the tables are written just then.
+        # A descriptor that was left: ask from there again.
+        rewinds, rewound_channel, rewound_index = Signal(), Signal(number_bits), Signal(INDEX_BITS)
+        m.d.sync += rewinds.eq(self.finished.valid & self.finished.payload.cut)
+        with m.If(self.finished.valid & self.finished.payload.cut):
+            m.d.sync += [
+                rewound_channel.eq(self.finished.payload.channel), rewound_index.eq(self.finished.payload.index),
+            ]
+
+        # A start empties the ring in the next cycle in which nothing else writes the tables; the cutter holds still.
         emptying, emptied_channel, empties = Signal(), Signal(number_bits), Signal()
-        m.d.comb += empties.eq(emptying & ~self.consumed.valid & ~self.freed.valid)
+        m.d.comb += [
+            empties.eq(emptying & ~self.consumed.valid & ~self.freed.valid & ~rewinds),
+            self.hold.eq(emptying), self.empties.valid.eq(empties), self.empties.payload.channel.eq(emptied_channel),
+        ]
         with m.If(self.start.valid):
             m.d.sync += [emptying.eq(1), emptied_channel.eq(starting)]
         with m.Elif(empties):
             m.d.sync += emptying.eq(0)
         m.d.sync += Assert(~(self.start.valid & emptying & ~empties), "a start is lost")
 
-        producer, consumer = table("producer", INDEX_BITS, 2), table("consumer", INDEX_BITS, 2)
+        # Indices: what the driver posted, what was asked for, what the cutter took, and what has been freed (its lowest
+        # bits, enough for a difference of `QUEUE_SLOTS`).
+        producer, asked = table("producer", INDEX_BITS, 2), table("asked", INDEX_BITS, 2)
+        consumer, freed = table("consumer", INDEX_BITS), table("freed", CREDIT_BITS, 3)
         consumed = self.consumed.payload
         written(consumer, self.consumed.valid | empties, Mux(self.consumed.valid, consumed.channel, emptied_channel),
                 Mux(self.consumed.valid, consumed.index, 0))
+        freed_channel, freed_now = self.freed.payload.channel, Signal(CREDIT_BITS)
+        m.d.comb += [freed[2].read_addr.eq(freed_channel), freed_now.eq(freed[2].read_data + self.freed.payload.slots)]
+        written(freed, self.freed.valid | empties, Mux(self.freed.valid, freed_channel, emptied_channel),
+                Mux(self.freed.valid, freed_now, 0))
+        asks, asked_channel, asked_index = Signal(), Signal(number_bits), Signal(INDEX_BITS)
+        written(asked, rewinds | empties | asks,
+                Mux(rewinds, rewound_channel, Mux(empties, emptied_channel, asked_channel)),
+                Mux(rewinds, rewound_index, Mux(empties, 0, asked_index)))
+        may_ask = Signal()
+        m.d.comb += may_ask.eq(~rewinds & ~empties)
 
-        # Slots that came back, free-running like the indices: consumer - released are stored behind the parser.
-        released, freed = table("released", INDEX_BITS, 2), self.freed.payload
-        m.d.comb += released[1].read_addr.eq(freed.channel)
-        written(released, self.freed.valid | empties, Mux(empties, emptied_channel, freed.channel),
-                Mux(empties, 0, released[1].read_data + freed.slots))
-
-        # Which channels have work, and which wait for a fetch.
-        pending, fetching = Signal(channels), Signal(channels)
-        rung, looked_at, has_more, issued_to, ended, failed = (
-            Signal(channels, name=name)
-            for name in ("rung", "looked_at", "has_more", "issued_to", "ended", "failed"))
-        # A channel without room for its fetch is looked at again when some comes back.
-        starved, fits, roomier = Signal(channels), Signal(channels), Signal(channels)
-        m.d.comb += roomier.eq(Mux(self.freed.valid, _one_hot(freed.channel, channels), 0) & (starved | looked_at))
-        m.d.sync += starved.eq((starved | looked_at) & ~roomier & ~fits & ~failed & self.running)
+        # Which channels have work, which wait for room, and which have one fetch under way, or two.
+        pending, starved = Signal(channels), Signal(channels)
+        one_fetch, two_fetches = Signal(channels), Signal(channels)
+        rung, looked_at, has_more, starves, woken, issued_to, ended, rewound = (
+            Signal(channels, name=name) for name in (
+                "rung", "looked_at", "has_more", "starves", "woken", "issued_to", "ended", "rewound"))
         m.d.comb += [
             ended.eq(Mux(self.finished.valid, _one_hot(self.finished.payload.channel, channels), 0)),
-            failed.eq(Mux(self.finished.payload.faulty, ended, 0)),
+            rewound.eq(Mux(rewinds, _one_hot(rewound_channel, channels), 0)),
         ]
         m.d.sync += [
-            pending.eq(((pending & ~looked_at) | rung | has_more | roomier) & ~failed & self.running),
-            fetching.eq((fetching | issued_to) & ~ended),
+            pending.eq(((pending & ~looked_at) | rung | has_more | rewound | (woken & starved)) & self.running),
+            starved.eq(((starved & ~woken) | starves) & self.running),
+            one_fetch.eq((one_fetch & ~(ended & ~two_fetches)) | issued_to),
+            two_fetches.eq((two_fetches & ~ended) | (issued_to & one_fetch & ~ended) | (two_fetches & issued_to)),
         ]
 
-        ringing = self._take_doorbells(m, producer, consumer, live, empties, emptied_channel, rung)
-        granting = self._grant(m, producer, consumer, released, live, pending, fetching, fetches,
-                               looked_at, fits, has_more, issued_to)
+        # Freed slots wake a channel that waits for room. A grant that looked just before them does not know of them;
+        # but it waits with more than 48 slots outstanding, so more will be freed.
+        counting, counted_channel = Signal(), Signal(number_bits)
+        judging, judged_channel = Signal(), Signal(number_bits)
+        counted, judged = Signal(CREDIT_BITS), Signal(CREDIT_BITS)
+        m.d.comb += [
+            asked[1].read_addr.eq(counted_channel),
+            woken.eq(Mux(judging & (judged <= QUEUE_SLOTS - MAX_DESCRIPTOR_SLOTS),
+                         _one_hot(judged_channel, channels), 0)),
+        ]
+        m.d.sync += [counting.eq(self.freed.valid), judging.eq(counting)]
+        with m.If(self.freed.valid):
+            m.d.sync += [counted.eq(freed_now), counted_channel.eq(freed_channel)]
+        with m.If(counting):
+            m.d.sync += [judged.eq(asked[1].read_data - counted), judged_channel.eq(counted_channel)]
+
+        doorbells = self._take_doorbells(m, producer, consumer, freed, live, fetches, empties, emptied_channel, rung,
+                                         may_ask)
+        grants = self._grant(m, producer, asked, freed, live, pending, two_fetches, fetches, doorbells,
+                             rewinds, rewound_channel, may_ask, looked_at, has_more, starves)
+        m.d.comb += [
+            # a pushed descriptor goes first; a grant waits for it
+            asks.eq(doorbells.pushes | grants.issues),
+            asked_channel.eq(Mux(doorbells.pushes, doorbells.channel, grants.channel)),
+            asked_index.eq(Mux(doorbells.pushes, doorbells.end, grants.end)),
+            fetches.i.valid.eq(asks), self.issued.eq(asks),
+            issued_to.eq(Mux(doorbells.pushes, _one_hot(doorbells.channel, channels),
+                             Mux(grants.issues, grants.chosen, 0))),
+            fetches.i.payload.channel.eq(asked_channel),
+            fetches.i.payload.count.eq(Mux(doorbells.pushes, doorbells.slots, grants.count)),
+            fetches.i.payload.more.eq(grants.more & ~doorbells.pushes),
+            fetches.i.payload.index.eq(Mux(doorbells.pushes, doorbells.found, grants.index)),
+            fetches.i.payload.pushed.eq(doorbells.pushes),
+        ]
         m.d.comb += self.active.eq(
-            self.write.valid | self.start.valid | self.freed.valid | emptying | self.consumed.valid
-            | self.finished.valid | fetches.active
-            | ((pending | starved) & ~self.running).any() | ringing | granting | (self.cmd.valid & self.cmd.ready))
+            self.write.valid | self.start.valid | emptying | self.consumed.valid | self.finished.valid | fetches.active
+            | rewinds | self.freed.valid | counting | judging
+            | ((pending | starved) & ~self.running).any() | doorbells.busy | grants.busy
+            | (self.cmd.valid & self.cmd.ready))
         return m
 
-    def _take_doorbells(self, m, producer, consumer, live, empties, emptied_channel, rung):
-        """The doorbell side: check the new producer index and store it. Returns whether it is busy."""
+    def _take_doorbells(self, m, producer, consumer, freed, live, fetches, empties, emptied_channel, rung, may_ask):
+        """The doorbell side: check the new producer index and store it."""
         channels = self.config.channels
         channel, index = Signal(exact_log2(channels), name="rung_channel"), Signal(INDEX_BITS, name="rung_index")
-        waiting, advance = Signal(INDEX_BITS), Signal(INDEX_BITS)
+        waiting, advance, found = Signal(INDEX_BITS), Signal(INDEX_BITS), Signal(INDEX_BITS)
+        used, slots, buffer = Signal(CREDIT_BITS), Signal(5), Signal(exact_log2(PUSH_BUFFERS))
+        pushed, fits = Signal(), Signal()
+        end = Signal(INDEX_BITS)
         reach = Signal(INDEX_BITS + 1)
         ring_slots = Signal(1 << LOG2_BITS)
-        stores, overrun, busy = Signal(), Signal(), Signal()
+        stores, pushes, busy = Signal(), Signal(), Signal()
+        asked = self.doorbell.payload
         m.d.comb += [
-            producer[0].read_addr.eq(channel), consumer[0].read_addr.eq(channel), live["log2"][0].read_addr.eq(channel),
+            producer[0].read_addr.eq(asked.channel), consumer[0].read_addr.eq(asked.channel),
+            freed[0].read_addr.eq(asked.channel), live["log2"][0].read_addr.eq(asked.channel),
             rung.eq(Mux(stores, _one_hot(channel, channels), 0)),
             self.fault.payload.channel.eq(channel), self.fault.payload.code.eq(ChannelError.DOORBELL_OVERRUN),
+            self.push.valid.eq(pushes), self.push.payload.buffer.eq(buffer), self.push.payload.slots.eq(slots),
+            self.push.payload.position.eq(index), self.forgotten.payload.buffer.eq(buffer),
         ]
         for ram in producer:
             m.d.comb += [
-                ram.write_en.eq(stores | empties), ram.write_addr.eq(Mux(empties, emptied_channel, channel)),
-                ram.write_data.eq(Mux(empties, 0, index)),
+                ram.write_en.eq(stores | pushes | empties), ram.write_addr.eq(Mux(empties, emptied_channel, channel)),
+                ram.write_data.eq(Mux(empties, 0, Mux(pushed, end, index))),
             ]
         with m.FSM(name="doorbells"):
-            with m.State("TAKE"):
-                asked = self.doorbell.payload
-                m.d.comb += [self.doorbell.ready.eq(1), busy.eq(self.doorbell.valid)]
-                with m.If(self.doorbell.valid):
-                    m.d.sync += [channel.eq(asked.channel), index.eq(asked.index)]
-                    with m.If(self.running.bit_select(asked.channel[:len(channel)], 1)):
-                        m.next = "LOOK"
             with m.State("LOOK"):
-                m.d.comb += busy.eq(1)
-                m.d.sync += [
-                    waiting.eq(producer[0].read_data - consumer[0].read_data),
-                    advance.eq(index - producer[0].read_data),
-                    ring_slots.eq(_one_hot(live["log2"][0].read_data, 1 << LOG2_BITS)),
-                ]
-                m.next = "ADD_UP"
+                # a channel that has just started is emptied first
+                m.d.comb += [self.doorbell.ready.eq(~self.hold), busy.eq(self.doorbell.valid & ~self.hold)]
+                with m.If(self.doorbell.valid & ~self.hold):
+                    m.d.sync += [
+                        channel.eq(asked.channel), index.eq(asked.index), pushed.eq(asked.pushed),
+                        slots.eq(asked.slots), buffer.eq(asked.buffer), found.eq(producer[0].read_data),
+                        waiting.eq(producer[0].read_data - consumer[0].read_data),
+                        advance.eq(asked.index - producer[0].read_data),
+                        used.eq(producer[0].read_data - freed[0].read_data),
+                        ring_slots.eq(_one_hot(live["log2"][0].read_data, 1 << LOG2_BITS)),
+                    ]
+                    with m.If(self.running.bit_select(asked.channel[:len(channel)], 1)):
+                        m.next = "ADD_UP"
+                    with m.Elif(asked.pushed):
+                        m.next = "FORGET"
             with m.State("ADD_UP"):
                 # in 17 bits, so that an index that goes back counts as far ahead
                 m.d.comb += busy.eq(1)
-                m.d.sync += reach.eq(waiting + advance)
+                m.d.sync += [
+                    reach.eq(waiting + advance), end.eq(found + slots),
+                    fits.eq((waiting == 0) & (advance[:POSITION_BITS] == 0)
+                            & (used <= QUEUE_SLOTS - MAX_DESCRIPTOR_SLOTS)),
+                ]
                 m.next = "JUDGE"
             with m.State("JUDGE"):
-                m.d.comb += busy.eq(1)
-                m.d.sync += overrun.eq(reach > ring_slots)
-                m.next = "STORE"
-            with m.State("STORE"):
-                m.d.comb += [self.fault.valid.eq(overrun), stores.eq(~overrun & ~empties)]
-                m.d.comb += busy.eq(Mux(overrun, self.fault.ready, stores))
-                with m.If(busy):
-                    m.next = "TAKE"
-        return busy
+                m.d.comb += busy.eq(may_ask)
+                with m.If(may_ask):
+                    m.next = "LOOK"
+                    with m.If(pushed):
+                        m.d.comb += pushes.eq(fits & fetches.i.ready)
+                        with m.If(~pushes):
+                            m.next = "FORGET"
+                    with m.Elif(reach > ring_slots):
+                        m.next = "OVERRUN"
+                    with m.Else():
+                        m.d.comb += stores.eq(1)
+            with m.State("FORGET"):
+                m.d.comb += [self.forgotten.valid.eq(1), busy.eq(self.forgotten.ready)]
+                with m.If(self.forgotten.ready):
+                    m.next = "LOOK"
+            with m.State("OVERRUN"):
+                m.d.comb += [self.fault.valid.eq(1), busy.eq(self.fault.ready)]
+                with m.If(self.fault.ready):
+                    m.next = "LOOK"
+        return _Doorbells(busy, stores, pushes, channel, found, end, slots)
 
-    def _grant(self, m, producer, consumer, released, live, pending, fetching, fetches, looked_at, fits,
-               has_more, issued_to):
-        """The grant side: choose a channel, see what waits in its ring, ask for it. Returns whether it is busy."""
+    def _grant(self, m, producer, asked, freed, live, pending, two_fetches, fetches, doorbells,
+               rewinds, rewound_channel, may_ask, looked_at, has_more, starves):
+        """The grant side: choose a channel, see what waits in its ring, ask for it."""
         channels = self.config.channels
         number_bits = exact_log2(channels)
         chosen, channel, last = Signal(channels), Signal(number_bits, name="granted"), Signal(number_bits)
-        available, index = Signal(INDEX_BITS), Signal(INDEX_BITS, name="index")
-        stored, has_room = Signal(range(QUEUE_SLOTS + 1)), Signal()
+        available, index, end = (Signal(INDEX_BITS, name=name) for name in ("available", "index", "asked_end"))
         mask, position, behind = (Signal(INDEX_BITS - 1, name=name) for name in ("mask", "position", "behind"))
         base_low, base_high = Signal(32 - PAGE_BITS), Signal(32)
+        used, room, wanted = Signal(CREDIT_BITS), Signal(CREDIT_BITS), Signal(range(FETCH_SLOTS + 1))
         count, first = Signal(range(FETCH_SLOTS + 1)), Signal(range(FETCH_SLOTS + 1))
-        wraps, more = Signal(), Signal()
+        wraps, more, tight = Signal(), Signal(), Signal()
         address_low = Signal(len(base_low) + 1)
         rest_waits, rest = Signal(), Signal(range(FETCH_SLOTS + 1))
-        busy = Signal()
+        moved, moves_now = Signal(), Signal()
+        busy, issues = Signal(), Signal()
 
         # two places for commands, so that a fetch that wraps never waits half-way
         with m.If(self.cmd.valid & self.cmd.ready):
@@ -255,66 +353,76 @@ class FetchScheduler(wiring.Component):
 
         requests, free = Signal(channels), Signal()
         m.d.comb += [
-            requests.eq(pending & self.running & ~fetching),
-            free.eq(~self.cmd.valid & ~rest_waits & fetches.i.ready),
-            producer[1].read_addr.eq(channel), consumer[1].read_addr.eq(channel), released[0].read_addr.eq(channel),
+            requests.eq(pending & self.running & ~two_fetches), free.eq(~self.cmd.valid & ~rest_waits),
+            producer[1].read_addr.eq(channel), asked[0].read_addr.eq(channel), freed[1].read_addr.eq(channel),
             live["log2"][1].read_addr.eq(channel), live["base_low"][0].read_addr.eq(channel),
             live["base_high"][0].read_addr.eq(channel),
-            fetches.i.payload.channel.eq(channel), fetches.i.payload.count.eq(count),
-            fetches.i.payload.more.eq(more), fetches.i.payload.index.eq(index),
+            end.eq(index + count), moves_now.eq(rewinds & (rewound_channel == channel)),
         ]
         grants = round_robin(m, requests, last)
         with m.FSM(name="grants"):
             with m.State("CHOOSE"):
-                m.d.comb += busy.eq(free & requests.any())
-                with m.If(busy):
+                m.d.comb += busy.eq(free & (requests.any() | doorbells.stores))
+                with m.If(free & requests.any()):
                     m.d.sync += chosen.eq(grants)
                     m.next = "NAME"
+                with m.Elif(free & doorbells.stores):  # nobody else: no need to choose
+                    m.d.sync += [chosen.eq(_one_hot(doorbells.channel, channels)), channel.eq(doorbells.channel),
+                                 last.eq(doorbells.channel)]
+                    m.next = "LOOK"
             with m.State("NAME"):
                 m.d.comb += busy.eq(1)
                 m.d.sync += [channel.eq(_number(chosen)), last.eq(_number(chosen))]
                 m.next = "LOOK"
             with m.State("LOOK"):
-                # a doorbell from now on makes the channel pending again
-                m.d.comb += [busy.eq(1), looked_at.eq(chosen)]
+                m.d.comb += busy.eq(1)
                 m.d.sync += [
-                    available.eq(producer[1].read_data - consumer[1].read_data), index.eq(consumer[1].read_data),
-                    stored.eq(consumer[1].read_data - released[0].read_data),
-                    mask.eq(_mask(live["log2"][1].read_data, len(mask))),
+                    available.eq(producer[1].read_data - asked[0].read_data), index.eq(asked[0].read_data),
+                    used.eq(asked[0].read_data - freed[1].read_data),
+                    mask.eq(_mask(live["log2"][1].read_data, len(mask))), moved.eq(moves_now),
                     base_low.eq(live["base_low"][0].read_data), base_high.eq(live["base_high"][0].read_data),
                 ]
-                m.next = "MEASURE"
+                with m.If((chosen & two_fetches).any()):
+                    m.next = "CHOOSE"
+                with m.Else():
+                    # a doorbell from now on makes the channel pending again
+                    m.d.comb += looked_at.eq(chosen)
+                    m.next = "MEASURE"
             with m.State("MEASURE"):
                 m.d.comb += busy.eq(1)
                 m.d.sync += [
-                    position.eq(index & mask), behind.eq(~index & mask),
-                    count.eq(Mux(available > FETCH_SLOTS, FETCH_SLOTS, available)), more.eq(available > FETCH_SLOTS),
+                    position.eq(index & mask), behind.eq(~index & mask), moved.eq(moved | moves_now),
+                    wanted.eq(Mux(available > FETCH_SLOTS, FETCH_SLOTS, available)), more.eq(available > FETCH_SLOTS),
+                    room.eq(QUEUE_SLOTS - used), tight.eq(used > QUEUE_SLOTS - MAX_DESCRIPTOR_SLOTS),
                 ]
-                m.d.comb += has_room.eq(Mux(
-                    available > FETCH_SLOTS, stored <= QUEUE_SLOTS - FETCH_SLOTS,
-                    stored + available[:FETCH_SLOTS.bit_length()] <= QUEUE_SLOTS))
-                m.d.comb += fits.eq(Mux(has_room, chosen, 0))
-                with m.If((available == 0) | ~has_room):
+                with m.If(available == 0):
                     m.next = "CHOOSE"
                 with m.Else():
                     m.next = "CUT"
             with m.State("CUT"):
                 # `behind` slots stand between the first one and the ring's end
                 small = exact_log2(FETCH_SLOTS)
+                before_end = behind[:small] + 1
                 m.d.comb += busy.eq(1)
                 m.d.sync += [
-                    wraps.eq(~behind[small:].any() & (behind[:small] + 1 < count)),
-                    first.eq(behind[:small] + 1),
+                    count.eq(Mux(room < wanted, room, wanted)), more.eq(more | (room < wanted)),
+                    wraps.eq(~behind[small:].any() & (before_end < wanted) & (before_end < room)),
+                    first.eq(before_end), moved.eq(moved | moves_now),
                     address_low.eq(base_low + (position >> (PAGE_BITS - exact_log2(SUBMISSION_SLOT_BYTES)))),
                 ]
-                m.next = "ISSUE"
+                with m.If(tight & (room < wanted)):
+                    m.d.comb += starves.eq(chosen)
+                    m.next = "CHOOSE"
+                with m.Else():
+                    m.next = "ISSUE"
             with m.State("ISSUE"):
                 slot_bits = exact_log2(SUBMISSION_SLOT_BYTES)
+                gives_up = moved | moves_now | ~(chosen & self.running).any()
                 m.d.comb += [
-                    busy.eq(1), self.issued.eq((chosen & self.running).any()), fetches.i.valid.eq(self.issued),
-                    issued_to.eq(Mux(self.issued, chosen, 0)), has_more.eq(Mux(more, chosen, 0)),
+                    issues.eq(~gives_up & may_ask & fetches.i.ready & ~doorbells.pushes),
+                    has_more.eq(Mux(issues & more, chosen, 0)), busy.eq(gives_up | issues),
                 ]
-                with m.If(self.issued):
+                with m.If(issues):
                     m.d.sync += [
                         self.cmd.valid.eq(1),
                         self.cmd.payload.address.eq(Cat(
@@ -323,8 +431,34 @@ class FetchScheduler(wiring.Component):
                         self.cmd.payload.length.eq(Mux(wraps, first, count) * SUBMISSION_SLOT_BYTES),
                         rest_waits.eq(wraps), rest.eq(count - first),
                     ]
-                m.next = "CHOOSE"
-        return busy
+                with m.If(busy):
+                    m.next = "CHOOSE"
+        return _Grants(busy, issues, chosen, channel, index, end, count, more)
+
+
+class _Doorbells(NamedTuple):
+    """What the doorbell side tells the rest: `stores` an index, or `pushes` the descriptor from `found` to `end`."""
+
+    busy: Signal
+    stores: Signal
+    pushes: Signal
+    channel: Signal
+    found: Signal
+    end: Signal
+    slots: Signal
+
+
+class _Grants(NamedTuple):
+    """What the grant side tells the rest: it `issues` a fetch of `count` slots, from `index` to `end`."""
+
+    busy: Signal
+    issues: Signal
+    chosen: Signal
+    channel: Signal
+    index: Signal
+    end: Signal
+    count: Signal
+    more: Signal
 
 
 def job_bits(config: NicConfig) -> int:
@@ -351,7 +485,7 @@ class DrainWatch(wiring.Component):
     request, done : see above.
     """
 
-    ORDERED = (("fetch", 4), ("descriptor", 4))
+    ORDERED = (("fetch", 5), ("descriptor", 4))
 
     def __init__(self, *, job_bits: int):
         self.job_bits = job_bits
@@ -417,8 +551,8 @@ class TransmitFetch(wiring.Component):
     ring order for each channel, its inline rows, its pieces by their bus addresses, and then a job with its status. All
     pieces are checked before the first is read. A refused descriptor leaves its job and nothing else.
 
-    A descriptor of one slot with one piece in less than 6 cycles; 14 cycles from its slot's last beat to its
-    job, with a key table that answers in 5; 11 cycles from a doorbell to the command that fetches its slots.
+    A descriptor of one slot with one piece in 4 cycles; 13 cycles from its slot's last beat to its payload command,
+    with a key table that answers in 5; 7 cycles from a doorbell to the command that fetches its slots.
 
     Parameters
     ----------
@@ -429,7 +563,8 @@ class TransmitFetch(wiring.Component):
     -------
     write : register writes (TX_BASE, TX_LOG2, CHANNEL_OPERATIONS).
     start, running : life of the channels. The ring registers are taken as they stand at `start`.
-    doorbell : producer indices.
+    doorbell : producer indices, and pushed descriptors.
+    push_write, push_free : blocks of pushed descriptors, and the buffers that they are no longer needed in.
     descriptor_cmd, descriptor_beat : client of the DMA read engine, for slots.
     key_request, key_answer : client of the key table.
     job, stored_row, stored_piece : strobes, what leaves. The flags of a job are the descriptor's own.
@@ -446,7 +581,8 @@ class TransmitFetch(wiring.Component):
         self.config = config
         super().__init__({
             "write": In(Strobe(RegisterWrite)), "start": In(Strobe(ChannelNumber)), "running": In(config.channels),
-            "doorbell": In(stream.Signature(DoorbellWrite)),
+            "doorbell": In(stream.Signature(SubmissionDoorbell)),
+            "push_write": In(Strobe(PushWrite(config))), "push_free": Out(Strobe(PushBuffer)),
             "descriptor_cmd": Out(stream.Signature(ReadCommand)),
             "descriptor_beat": In(stream.Signature(read_beat(config))),
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
@@ -462,7 +598,9 @@ class TransmitFetch(wiring.Component):
         config = self.config
         m.submodules.scheduler = scheduler = FetchScheduler(config)
         m.submodules.slots = slots = SlotReader(config)
-        m.submodules.parser = parser = DescriptorParser(config)
+        m.submodules.pushed = pushed = PushReader(config)
+        m.submodules.cutter = cutter = DescriptorCutter(channels=config.channels)
+        m.submodules.parser = parser = DescriptorParser()
         m.submodules.translator = translator = PieceTranslator()
         m.submodules.inline_rows = inline_rows = InlineRows(config)
         m.submodules.rows = rows = StreamFifo(shape=row(config), depth=STORED_ROW_BYTES // config.host_bytes)
@@ -476,10 +614,19 @@ class TransmitFetch(wiring.Component):
         connect(m, flipped(self.start), scheduler.start)
         connect(m, flipped(self.doorbell), scheduler.doorbell)
         connect(m, scheduler.cmd, flipped(self.descriptor_cmd))
-        connect(m, scheduler.fetch, parser.fetch)
-        connect(m, parser.consumed, scheduler.consumed)
-        connect(m, parser.finished, scheduler.finished)
-        m.d.comb += [scheduler.running.eq(self.running), parser.running.eq(self.running)]
+        connect(m, scheduler.fetch, cutter.fetch)
+        connect(m, cutter.consumed, scheduler.consumed)
+        connect(m, cutter.finished, scheduler.finished)
+        connect(m, scheduler.empties, cutter.empties)
+        m.d.comb += [
+            scheduler.running.eq(self.running), cutter.running.eq(self.running), cutter.hold.eq(scheduler.hold),
+        ]
+
+        # Pushed descriptors.
+        connect(m, flipped(self.push_write), pushed.write)
+        connect(m, scheduler.push, pushed.i)
+        connect(m, scheduler.forgotten, pushed.forgotten)
+        connect(m, pushed.free, flipped(self.push_free))
 
         # Beats to descriptors; the operations that a channel may use are live, unlike its ring registers.
         m.submodules.operations = operations = SmallRam(shape=len(OperationMask), depth=config.channels)
@@ -491,7 +638,9 @@ class TransmitFetch(wiring.Component):
             operations.read_addr.eq(parser.channel), parser.operations.eq(operations.read_data),
         ]
         connect(m, flipped(self.descriptor_beat), slots.i)
-        connect(m, slots.o, parser.slot)
+        connect(m, slots.o, cutter.slot)
+        connect(m, pushed.o, cutter.pushed_slot)
+        connect(m, cutter.part, parser.part)
 
         # Descriptors to jobs; pieces and inline rows go beside them and meet them again at the end.
         connect(m, parser.piece, translator.i)
@@ -511,17 +660,18 @@ class TransmitFetch(wiring.Component):
 
         # Faults, the index register, draining.
         connect(m, scheduler.fault, faults.i[0])
-        connect(m, parser.fault, faults.i[1])
+        connect(m, cutter.fault, faults.i[1])
         connect(m, faults.o, flipped(self.fault))
         m.d.comb += [
-            self.index.valid.eq(parser.consumed.valid), self.index.payload.eq(parser.consumed.payload),
-            drain.fetch_begins.eq(scheduler.issued), drain.fetch_ends.eq(parser.finished.valid),
-            drain.descriptor_begins.eq(parser.parsed.valid & parser.parsed.ready), drain.descriptor_ends.eq(issue.done),
+            self.index.valid.eq(cutter.consumed.valid), self.index.payload.eq(cutter.consumed.payload),
+            drain.fetch_begins.eq(scheduler.issued), drain.fetch_ends.eq(cutter.finished.valid),
+            drain.descriptor_begins.eq(cutter.begun), drain.descriptor_ends.eq(issue.done),
             drain.job_begins.eq(issue.job.valid), issue.epoch.eq(drain.epoch),
             drain.job_ends.eq(self.tx_retired), drain.job_ends_epoch.eq(self.tx_retired_epoch),
             drain.holds.eq(faults.o.valid), drain.request.eq(self.drain_request), self.drain_done.eq(drain.done),
             self.active.eq(Cat(block.active for block in (
-                scheduler, slots, parser, translator, inline_rows, rows, check, issue, faults, drain)).any()),
+                scheduler, slots, pushed, cutter, parser, translator, inline_rows, rows, check, issue, faults,
+                drain)).any()),
         ]
         return m
 

@@ -35,6 +35,9 @@ QUEUE_SLOTS = 64
 """Submission slots of a channel between their fetch and the end of what they ask for, at most."""
 BURST = BURST_BYTES
 
+PUSH_BUFFERS = 4
+"""Descriptors that may be pushed at a time, of all channels together."""
+
 
 def lane_bits(config: NicConfig) -> int:
     """Bits of a byte lane's number."""
@@ -66,6 +69,12 @@ ChannelNumber = data.StructLayout({"channel": CHANNEL_BITS})
 
 # Doorbell pages -> transmit, receive and events. For events, `index` is the consumer index of CQ_ARM.
 DoorbellWrite = data.StructLayout({"channel": CHANNEL_BITS, "index": INDEX_BITS})
+
+# Doorbell pages -> transmit, in the order of the host's writes. A `pushed` one says that all slots of a descriptor
+# came: it has `slots` of them in buffer `buffer`, and `index` is that of its first modulo the push window's slots.
+SubmissionDoorbell = data.StructLayout({
+    "channel": CHANNEL_BITS, "index": INDEX_BITS, "pushed": 1, "slots": 5, "buffer": exact_log2(PUSH_BUFFERS),
+})
 
 # Any block -> channels: this channel must stop, `code` is a ChannelError.
 ChannelFault = data.StructLayout({"channel": CHANNEL_BITS, "code": 8})

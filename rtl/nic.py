@@ -113,7 +113,9 @@ class Nic(wiring.Component):
         for name, owner in (("events", events), ("counters", counters), ("channels", channels)):
             connect(m, getattr(registers, f"read_{name}"), owner.read)
             connect(m, owner.value, getattr(registers, f"value_{name}"))
-        link(doorbells.tx, fetch.doorbell)
+        connect(m, doorbells.tx, fetch.doorbell)
+        connect(m, doorbells.push_write, fetch.push_write)
+        connect(m, fetch.push_free, doorbells.push_free)
         link(doorbells.rx, receive.doorbell)
         link(doorbells.arm, events.arm)
 

@@ -1,6 +1,6 @@
-"""A shallow FIFO in distributed RAM."""
+"""Shallow FIFOs in distributed RAM."""
 
-from amaranth.hdl import Module, Signal, Value
+from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -60,4 +60,44 @@ class SmallFifo(wiring.Component):
             m.d.sync += [self.o.valid.eq(1), full.eq((tail + 1)[:len(head)] == head)]
         with m.Elif(leave & ~enter):
             m.d.sync += [full.eq(0), self.o.valid.eq((head + 1)[:len(head)] != tail)]
+        return m
+
+
+class BypassFifo(wiring.Component):
+    """A shallow FIFO with a registered output, which what enters an empty one goes to directly.
+
+    Latency 1 cycle, throughput one a cycle. Holds one word more than its depth.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Payload.
+    depth : int
+        Words, a power of two of at least 2.
+
+    Members
+    -------
+    i, o : streams in and out.
+    active : a word enters, moves or leaves.
+    """
+
+    def __init__(self, *, shape, depth):
+        self.shape, self.depth = shape, depth
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)), "active": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.fifo = fifo = SmallFifo(shape=self.shape, depth=self.depth)
+        free, passes = Signal(), Signal()
+        m.d.comb += [
+            free.eq(~self.o.valid | self.o.ready), passes.eq(self.i.valid & free & ~fifo.o.valid),
+            self.i.ready.eq(fifo.i.ready), fifo.i.valid.eq(self.i.valid & ~passes),
+            fifo.i.payload.eq(self.i.payload), fifo.o.ready.eq(free),
+            self.active.eq(fifo.active | passes | (self.o.valid & self.o.ready)),
+        ]
+        with m.If(free):
+            m.d.sync += self.o.valid.eq(self.i.valid | fifo.o.valid)
+        with m.If(free & (self.i.valid | fifo.o.valid)):
+            m.d.sync += Value.cast(self.o.payload).eq(
+                Mux(fifo.o.valid, Value.cast(fifo.o.payload), Value.cast(self.i.payload)))
         return m

@@ -99,7 +99,7 @@ class NicConfig:
         """What this device has, as its FEATURES register shows it."""
         return (Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6 | Feature.TX_CHECKSUM | Feature.RX_CHECKSUM
                 | Feature.TIMESTAMP | Feature.RSS | Feature.FLOW_RULES | Feature.PAUSE
-                | Feature.COALESCE | Feature.VLAN)
+                | Feature.COALESCE | Feature.VLAN | Feature.PUSH)
 
 
 CONFIGS: dict[str, NicConfig] = {

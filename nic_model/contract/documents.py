@@ -41,6 +41,7 @@ LIMITS: dict[str, int] = {
     "MAX_KEYS": MAX_KEYS,
     "MAX_FLOW_RULES": MAX_FLOW_RULES, "RULES_PER_BUCKET": RULES_PER_BUCKET,
     "RSS_INDIRECTION_ENTRIES": RSS_INDIRECTION_ENTRIES,
+    **{name: getattr(registers, name) for name in ("PUSH_WINDOW_BYTES", "PUSH_WINDOW_SLOTS", "PUSH_BLOCK_BYTES")},
 }
 
 _BLOCKS = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from nic_model.contract.codes import HashType
-from nic_model.contract.descriptors import KEY_GENERATION_BITS, Field, Layout
+from nic_model.contract.descriptors import KEY_GENERATION_BITS, SUBMISSION_SLOT_BYTES, Field, Layout
 from nic_model.contract.steering import FLOW_KEY_WORDS, MICROSOFT_RSS_KEY, RSS_INDIRECTION_ENTRIES, key_words
 
 MAGIC = 0x434E_4D4D
@@ -41,6 +41,12 @@ MAX_KEYS = (REGISTER_SPACE_BYTES - KEYS_BASE) // KEY_STRIDE
 
 DOORBELL_BASE = 0x10_0000
 DOORBELL_STRIDE = 0x1000
+
+PUSH_WINDOW_BYTES = 0x400
+PUSH_WINDOW_SLOTS = PUSH_WINDOW_BYTES // SUBMISSION_SLOT_BYTES
+"""Submission slots that the push window has places for; the slot of ring index i has place i modulo this."""
+PUSH_BLOCK_BYTES = 64
+"""A pushed block, and its alignment."""
 
 
 CHANNEL_STATUS = Layout("channel status", 4, {
@@ -231,7 +237,11 @@ _ALL = [
         ("TX_DOORBELL", 0x00, _WO, 0, "slots", "submission producer index, free-running modulo 2^16"),
         ("RX_DOORBELL", 0x04, _WO, 0, "slots", "receive producer index, free-running modulo 2^16"),
         ("CQ_ARM", 0x08, _WO, 0, "entries", "bits 15:0 completions consumed, modulo 2^16: arms the ring"),
-        ("PUSH", 0x400, _WO, 0, "", "1 KB window of 64-byte blocks for pushed descriptors (Feature.PUSH)"),
+        ("PUSH", 0x400, _WO, 0, "", "1 KB window of 64-byte blocks for pushed descriptors (Feature.PUSH): the slot of"
+         " ring index i at 0x400 + (i mod 32) * 32, a block's other slot zeros, whole blocks in order, after the slots"
+         " were written to the ring. A descriptor all of whose blocks came is taken as if its doorbell had been rung,"
+         " if it is the next and the device has nothing else of this ring to do; otherwise nothing happens. TX_DOORBELL"
+         " follows always, and ends what is unfinished"),
     ),
 ]
 

@@ -113,7 +113,7 @@ def test_reads_take_their_latency_and_blocks_are_checked() -> None:
     setup.kernel.run_until(before + DEFAULT_READ_LATENCY_PS)
     assert future.result() == CONFIG.clock_hz
     push = doorbell("PUSH", 0)
-    setup.port.write_block(push, bytes(64))  # without Feature.PUSH it has no effect
+    setup.port.write_block(push, bytes(64))  # zeros are no descriptor
     assert setup.mac.frames == []
     for address, length in ((push, 60), (push + 4, 64), (register("DRAIN"), 64)):
         with pytest.raises(ValueError, match="64 aligned bytes"):

@@ -21,7 +21,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop  # no
 from scapy.layers.l2 import ARP, Dot1Q, Ether  # noqa: E402
 
 from host_driver.account import NullAccount  # noqa: E402
-from host_driver.channel import Channel  # noqa: E402
+from host_driver.channel import Channel, push_blocks  # noqa: E402
 from host_driver.flow_rules import FlowRule  # noqa: E402
 from host_driver.nic import MemoryKey, Nic  # noqa: E402
 from host_driver.rings import Piece  # noqa: E402
@@ -72,6 +72,9 @@ STILL_PS = 120 * US
 """Long enough for a burst of received frames to be delivered, on the slowest bus and beside all sends."""
 
 S_IN_US = 10**6
+PUSHES = ("whole", "whole", "in part", "shuffled", "twice", "too early")
+"""Ways to push a descriptor: all its blocks; all but one; in any order; all twice; or the second send's, which is not
+next."""
 
 MODERATIONS = ((0, 0), (0, 1), (3, 0), (3, 4), (20, 0), (20, 4), (20, 1))
 """Microseconds and count."""
@@ -108,6 +111,9 @@ class Batch:
 
     sends: tuple[Send, ...]
     pause_ps: int
+    push: str = ""
+    """How the first of them is pushed before: "" (not), or one of `PUSHES`."""
+    push_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -234,6 +240,10 @@ def _channel_program(rng: random.Random, number: int, vectors: int, sends: int) 
         made.steps.append(Batch(tuple(batch), rng.choice((0, 0, 0, 1, 5)) * US))
         if rekey:
             made.steps.append(Rekey())
+    # what is pushed comes from another source, so that programs of one seed do not depend on it
+    pushing = random.Random(f"push {number} {len(area.memory)}")
+    made.steps = [replace(step, push=pushing.choice(PUSHES), push_seed=pushing.randrange(1 << 16))
+                  if isinstance(step, Batch) and pushing.random() < 0.5 else step for step in made.steps]
     made.memory = area.memory
     if rng.random() < 0.5:
         made.bad_blocks = [rng.randrange(0, len(area.memory) + 1, BURST_BYTES) for _ in range(rng.choice((1, 3)))]
@@ -538,20 +548,39 @@ class _Runner:
 
     async def _submit(self, batch: Batch) -> None:
         submissions = self.channel.submissions
+        waiting: list[tuple[int, bytes]] = []
         for send in batch.sends:
             if submissions.free < send.slots:
                 self.channel.ring_doorbell(NOBODY)
+                waiting.clear()
                 await self._until(lambda slots=send.slots: submissions.free >= slots)  # type: ignore[misc]
             slots = send.pack(self._tag, self._keys)
+            waiting.append((submissions.producer, slots))
             self._tag = self._tag + 1 & 0xFFFF
             for at in range(0, len(slots), SUBMISSION_SLOT_BYTES):
                 place = ring.slot(submissions.producer, submissions.log2) * SUBMISSION_SLOT_BYTES
                 self._rig.memory.view(submissions.address + place, SUBMISSION_SLOT_BYTES)[:] = (
                     slots[at : at + SUBMISSION_SLOT_BYTES])
                 submissions.producer = ring.advance(submissions.producer)
+        if batch.push:
+            self._push(batch, waiting)
         self.channel.ring_doorbell(NOBODY)
         if batch.pause_ps:
             await self._rig.port.sleep(batch.pause_ps)
+
+    def _push(self, batch: Batch, waiting: list[tuple[int, bytes]]) -> None:
+        """Push a descriptor that the doorbell has not told of, well or badly."""
+        rng = random.Random(batch.push_seed)
+        blocks = push_blocks(*waiting[min(batch.push == "too early", len(waiting) - 1)])
+        if batch.push == "in part":
+            del blocks[rng.randrange(len(blocks))]
+        elif batch.push == "shuffled":
+            rng.shuffle(blocks)
+        elif batch.push == "twice":
+            blocks *= 2
+        self._rig.port.wmb()
+        for offset, block in blocks:
+            self._rig.port.write_block(doorbell("PUSH", self.program.number) + offset, block)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Take completions, as interrupts tell of them or by polling, until something holds."""

@@ -112,6 +112,81 @@ def test_one_doorbell_for_many_sends_and_none_for_nothing() -> None:
     bench.run(run())
 
 
+def pushes_of(bench: Bench, channel: Channel, sends: list[Descriptor]) -> list[tuple[int, bytes]]:
+    """Submit sends and ring; the blocks that are written (offset in the window, bytes)."""
+    blocks: list[tuple[int, bytes]] = []
+    write = bench.port.write_block
+
+    def keep(address: int, data: bytes) -> None:
+        blocks.append((address - doorbell("PUSH", channel.number), bytes(data)))
+        write(address, data)
+
+    bench.port.write_block = keep  # type: ignore[method-assign]
+    for number, send in enumerate(sends):
+        channel.submit(send, number)
+    channel.ring_doorbell(bench.process)
+    bench.port.write_block = write  # type: ignore[method-assign]
+    return blocks
+
+
+def test_a_short_send_alone_on_the_ring_is_pushed() -> None:
+    """Its slots as they stand in the ring, zeros beside them, wherever it lies in ring and window."""
+    bench = Bench(barriers=True)
+
+    async def run() -> None:
+        _nic, channel = await opened(bench)
+        index = 0
+        for round_number in range(40):
+            inline = bytes([round_number]) * (14 + 5 * round_number % 115)
+            send = Descriptor(Opcode.SEND_FRAME, inline)
+            blocks = pushes_of(bench, channel, [send])
+            image = bytearray(1024)
+            for offset, data in blocks:
+                assert not any(image[offset : offset + 64])
+                image[offset : offset + 64] = data
+            slots = [channel.submissions.waiting(index)[32 * n : 32 * n + 32] for n in range(send.slots)]
+            for number, slot in enumerate(slots):
+                place = (index + number) % 32 * 32
+                assert image[place : place + 32] == slot
+                image[place : place + 32] = bytes(32)
+            assert not any(image)
+            index += send.slots
+            await bench.kernel.sleep(10**9)
+            assert [f.handle for f in channel.completions()] == [0]
+            assert bench.wire.frames[-1] == inline
+        assert channel.pushed == len(bench.wire.frames) == 40
+        assert bench.process.counts["driver", "block_write"] > 40
+        assert bench.process.counts["driver", "mmio_write"] == 40, "the doorbell follows"
+
+    bench.run(run())
+
+
+def test_what_is_not_pushed() -> None:
+    """Several sends, one with pieces, one that is long, one behind another; and none at all if it is switched off."""
+    bench = Bench()
+
+    async def run() -> None:
+        nic, channel = await opened(bench)
+        address = bench.port.memory.allocate(256)
+        key = nic.register_memory(address, 256, KeyRight.READ, 0, NOBODY)
+        short = Descriptor(Opcode.SEND_FRAME, bytes(60))
+        channel.push_bytes = 60
+        for sends in ([short, short], [Descriptor(Opcode.SEND_FRAME, bytes(14), [Piece(key.value, 0, 60)])],
+                      [Descriptor(Opcode.SEND_FRAME, bytes(61))]):
+            assert pushes_of(bench, channel, sends) == []
+            await bench.kernel.sleep(10**9)
+            list(channel.completions())
+        assert len(pushes_of(bench, channel, [short])) == 2
+        assert pushes_of(bench, channel, [short]) == [], "the first has not come back"
+        await bench.kernel.sleep(10**9)
+        list(channel.completions())
+        channel.push_bytes = 0
+        assert pushes_of(bench, channel, [short]) == []
+        assert channel.pushed == 1
+
+    bench.run(run())
+
+
 def test_receive_buffers_come_back_with_their_handles() -> None:
     bench = Bench(barriers=True)
 

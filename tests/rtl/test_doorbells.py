@@ -51,6 +51,12 @@ class Burst:
                         yield kind, channel, word[0] | word[1] << 8
 
 
+def plain_doorbell(doorbell):
+    """Channel and index of a doorbell of the submission ring that is not pushed."""
+    assert not doorbell["pushed"]
+    return {"channel": doorbell["channel"], "index": doorbell["index"]}
+
+
 @pytest.mark.parametrize("width", DEVICES)
 @pytest.mark.parametrize("stall", [0.0, 0.7])
 def test_random_bursts(width, stall):
@@ -79,6 +85,7 @@ def test_random_bursts(width, stall):
     for burst in bursts:
         for kind, channel, index in burst.doorbells(config.channels):
             expected[kind].append({"channel": channel, "index": index})
+    rung["tx"] = [plain_doorbell(d) for d in rung["tx"] if not d["pushed"]]  # random bytes may make a descriptor
     assert rung == expected
     assert all(len(doorbells) > 10 for doorbells in expected.values())
     assert answers == [{"id": b.id, "resp": OKAY if b.kind == INCR else SLVERR} for b in bursts]
@@ -109,11 +116,102 @@ def test_a_full_fifo_holds_the_bus_and_loses_nothing():
             _, _, valid, payload = await ctx.tick().sample(dut.rx.valid, dut.rx.payload)
             if valid:
                 taken["rx"].append({"channel": payload.channel, "index": payload.index})
+        await idle(ctx, 8)
     bench.add(check)
     bench.run()
+    taken["tx"] = [plain_doorbell(doorbell) for doorbell in taken["tx"]]
     for kind in KINDS:
         assert taken[kind] == [{"channel": 0, "index": n} for n in range(count)]
     assert [a["id"] for a in answers] == list(range(count))
+
+
+@pytest.mark.parametrize("width", DEVICES)
+@pytest.mark.parametrize("stall", [0.0, 0.5])
+def test_pushed_descriptors_among_doorbells(width, stall):
+    """Two channels push in turn, some descriptors in part or with a hole, each before its doorbell. What is whole comes
+    out before the doorbell, in a buffer that holds its bytes."""
+    config = DEVICES[width]
+    seed = 100 + width + round(10 * stall)
+    rng = random.Random(seed)
+    dut = Doorbells(config)
+    bench = Bench(dut, seed=seed)
+    addresses, beats, expected, contents = [], [], [], []
+
+    def write(address, data, *, hole=None):
+        """One burst; the byte at offset `hole` is not written."""
+        size = min(width, len(data))
+        count = len(data) // size
+        addresses.append({"id": 5, "addr": address, "len": count - 1, "size": size.bit_length() - 1, "burst": INCR})
+        for n in range(count):
+            lane = (address + n * size) % width
+            strobes = sum(1 << lane + i for i in range(size) if n * size + i != hole)
+            beats.append({"data": int.from_bytes(data[n * size:(n + 1) * size], "little") << 8 * lane, "strb": strobes,
+                          "last": n == count - 1})
+
+    indices = [rng.randrange(1 << 16) for _ in range(2)]
+    for _ in range(40):
+        channel = rng.randrange(2)
+        index, slots = indices[channel], rng.choice((1, 2, 3, 3, 5, 16))
+        page, first = channel * DOORBELL_STRIDE, index % 32
+        data = bytearray(rng.randbytes(32 * slots))
+        data[1::32] = bytes([slots] + [0xEE] * (slots - 1))  # no other slot looks like a head
+        padded = bytes(32 * (first % 2)) + data
+        padded += bytes(-len(padded) % 64)
+        blocks = [(page + 0x400 + (32 * (first & -2) + at) % 0x400, padded[at:at + 64])
+                  for at in range(0, len(padded), 64)]
+        how = rng.choice(("whole", "whole", "whole", "lacks one", "hole", "in two bursts"))
+        lost = rng.randrange(len(blocks))
+        for n, (address, block) in enumerate(blocks):
+            if n == lost and how == "in two bursts":
+                write(address, block[:32])
+                write(address + 32, block[32:])
+            elif n != lost or how != "lacks one":
+                write(address, block, hole=rng.randrange(64) if n == lost and how == "hole" else None)
+        if how == "whole":
+            expected.append({"channel": channel, "index": first, "pushed": 1, "slots": slots})
+            contents.append(data)
+        index = indices[channel] = (index + slots) % (1 << 16)
+        write(page, index.to_bytes(4, "little"))
+        expected.append({"channel": channel, "index": index, "pushed": 0, "slots": 0})
+
+    memory = [bytearray(1024) for _ in range(4)]
+    found, kept = [], []
+    bench.source(dut.axi.aw, addresses, stall=stall)
+    bench.source(dut.axi.w, beats, stall=stall / 2)
+    answers = []
+    bench.sink(dut.axi.b, answers, stall=stall)
+
+    async def take(ctx):
+        to_free = []
+        while True:
+            ctx.set(dut.tx.ready, rng.random() >= stall)
+            ctx.set(dut.push_free.valid, bool(to_free))
+            if to_free:
+                ctx.set(dut.push_free.payload, {"buffer": to_free.pop(0)})
+            _, _, valid, ready, doorbell, writes, write = await ctx.tick().sample(
+                dut.tx.valid, dut.tx.ready, dut.tx.payload, dut.push_write.valid, dut.push_write.payload)
+            if writes:
+                at = write.place * width
+                memory[write.buffer][at:at + width] = write.data.to_bytes(width, "little")
+            if valid and ready:
+                found.append({name: int(doorbell[name]) for name in ("channel", "index", "pushed", "slots")})
+                if doorbell.pushed:
+                    image = memory[doorbell.buffer] * 2
+                    at = 32 * doorbell.index
+                    kept.append(bytes(image[at:at + 32 * doorbell.slots]))
+                    to_free.append(int(doorbell.buffer))
+
+    async def end(ctx):
+        while len(answers) < len(addresses):
+            await ctx.tick()
+        await idle(ctx, 100)
+
+    bench.background(take)
+    bench.add(end)
+    bench.run()
+    assert found == expected
+    assert kept == contents
+    assert 5 < len(kept) < 40
 
 
 def test_throughput_within_a_burst():

@@ -1,5 +1,6 @@
 """The transmit front against the executable model's reading of the same descriptors; channels' life and faults."""
 
+import bisect
 import collections
 import itertools
 import random
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from host_driver.channel import push_blocks
 from nic_model.contract import (
     PIECE,
     SUBMISSION_HEAD,
@@ -24,6 +26,7 @@ from nic_model.contract import (
 )
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.submission import read_submission
+from rtl.descriptor import QUEUE_SLOTS, DescriptorCheck, DescriptorCutter, DescriptorParser
 from rtl.fetch import DrainWatch, FetchScheduler, TransmitFetch
 from tests.rtl.harness import Bench, idle, until
 
@@ -127,7 +130,7 @@ class Host:
         end = address + length
         assert end <= ring.base + len(ring.memory), "a fetch goes beyond its ring"
         assert length % SUBMISSION_SLOT_BYTES == 0
-        assert 0 < length <= 32 * SUBMISSION_SLOT_BYTES
+        assert 0 < length <= QUEUE_SLOTS * SUBMISSION_SLOT_BYTES
         while address < end:
             lane = address % self.width
             count = min(self.width - lane, end - address)
@@ -624,97 +627,202 @@ def test_doorbell_counts_slots_that_are_not_yet_parsed(wrong):
     assert len(host.jobs) == 16
 
 
-async def give_back(bench, ctx, scheduler, channel, slots):
-    """Say that so many slots of a channel are over, as jobs of up to 16."""
-    while slots:
-        count = min(slots, 16)
-        await bench.strobe(ctx, scheduler.freed, {"channel": channel, "slots": count})
-        slots -= count
+class SchedulerBench:
+    """A FetchScheduler alone, with a plain reading of everything behind it.
+
+    Fetches are answered after a while, in order; descriptors of known sizes are cut out of them, and freed later.
+
+    Parameters
+    ----------
+    sizes : slots of each channel's descriptors, in order.
+    log2 : log2 of the rings' entries.
+    """
+
+    def __init__(self, sizes, *, seed, log2, base=0x7_FFFF_F000, answer_cycles=(0, 60), free_cycles=(2, 60)):
+        self.scheduler = FetchScheduler(NicConfig(name="test", channels=CHANNELS, vectors=4))
+        self.bench = Bench(self.scheduler, seed=seed)
+        self.rng = random.Random(seed)
+        self.sizes, self.log2, self.base = sizes, log2, base
+        self.ends = [list(itertools.accumulate(s)) for s in sizes]
+        self.produced, self.consumed, self.freed = ([0] * len(sizes) for _ in range(3))
+        self.cut_off = self.thrown_away = 0
+        self.faults, self.asked = [], []
+        self.fetches, self.commands, self.waiting, self.to_free = (collections.deque() for _ in range(4))
+        self._answer_cycles, self._free_cycles = answer_cycles, free_cycles
+        self.bench.sink(self.scheduler.fault, self.faults)
+        for testbench in (self._take_fetches, self._take_commands, self._answer, self._free):
+            self.bench.background(testbench)
+
+    async def start(self, ctx):
+        for c in range(len(self.sizes)):
+            base = self.base + 0x10_0000 * c
+            for name, value in (("TX_BASE_LO", base & 0xFFFF_FFFF), ("TX_BASE_HI", base >> 32), ("TX_LOG2", self.log2)):
+                await self.bench.strobe(ctx, self.scheduler.write,
+                                        {"address": channel_register(name, c), "data": value})
+            await self.bench.strobe(ctx, self.scheduler.start, {"channel": c})
+        ctx.set(self.scheduler.running, (1 << len(self.sizes)) - 1)
+        await ctx.tick()
+
+    def post(self, c, count):
+        """Let the ring have up to `count` descriptors more, as many as there is room for; returns whether any."""
+        place = bisect.bisect_right(self.ends[c], self.produced[c])
+        wanted = [end for end in self.ends[c][place:place + count] if end - self.freed[c] <= 1 << self.log2]
+        self.produced[c] = max([self.produced[c], *wanted])
+        return bool(wanted)
+
+    async def ring_doorbell(self, ctx, c):
+        await self.bench.send(ctx, self.scheduler.doorbell, {"channel": c, "index": self.produced[c] % (1 << 16)})
+
+    async def _take_commands(self, ctx):
+        cmd = self.scheduler.cmd
+        while True:
+            ctx.set(cmd.ready, self.rng.random() < 0.7)
+            _, _, valid, ready, payload = await ctx.tick().sample(cmd.valid, cmd.ready, cmd.payload)
+            if valid and ready:
+                self.commands.append((payload.address, payload.length))
+
+    async def _take_fetches(self, ctx):
+        """Each fetch as it is described, against what may be asked for."""
+        ctx.set(self.scheduler.fetch.ready, 1)
+        freed = list(self.freed)
+        while True:
+            before, freed = freed, list(self.freed)
+            _, _, valid, fetch = await ctx.tick().sample(self.scheduler.fetch.valid, self.scheduler.fetch.payload)
+            if valid:
+                c = fetch.channel
+                start = self.consumed[c] + (fetch.index - self.consumed[c]) % (1 << 16)
+                end = start + fetch.count
+                assert fetch.count > 0
+                assert end <= self.produced[c]
+                assert end - before[c] <= QUEUE_SLOTS, "more slots than there is room for"
+                self.asked.append(c)
+                self.waiting.append((self.bench.cycle + self.rng.randint(*self._answer_cycles), c, start, fetch.count,
+                                     fetch.more))
+
+    async def _answer(self, ctx):
+        while True:
+            while not self.waiting:
+                await ctx.tick()
+            due, c, start, count, more = self.waiting.popleft()
+            await idle(ctx, max(0, due - self.bench.cycle))
+            await self._check_commands(ctx, c, start, count)
+            cut = False
+            if start != self.consumed[c]:
+                self.thrown_away += 1
+            else:
+                end = start + count
+                for descriptor_end in self.ends[c][bisect.bisect_right(self.ends[c], start):]:
+                    if self.consumed[c] == end:
+                        break
+                    if descriptor_end > end:
+                        assert more, "a descriptor is cut off, and nothing said to stand behind it"
+                        cut = True
+                        break
+                    slots = descriptor_end - self.consumed[c]
+                    self.to_free.append((self.bench.cycle + self.rng.randint(*self._free_cycles), c, slots))
+                    await self.bench.strobe(ctx, self.scheduler.consumed,
+                                            {"channel": c, "index": descriptor_end % (1 << 16)})
+                    self.consumed[c] = descriptor_end
+            self.cut_off += cut
+            await self.bench.strobe(ctx, self.scheduler.finished, {
+                "channel": c, "cut": cut, "index": self.consumed[c] % (1 << 16)})
+
+    async def _check_commands(self, ctx, c, start, count):
+        """The commands of a fetch: its slots, in order, not beyond the ring's end."""
+        size, base = 1 << self.log2, self.base + 0x10_0000 * c
+        at = start % size
+        parts = [(at, min(count, size - at)), (0, count - (size - at))]
+        for first, slots in parts:
+            if slots > 0:
+                while not self.commands:
+                    await ctx.tick()
+                assert self.commands.popleft() == (base + first * SUBMISSION_SLOT_BYTES, slots * SUBMISSION_SLOT_BYTES)
+
+    async def _free(self, ctx):
+        while True:
+            await ctx.tick()
+            if self.to_free and self.to_free[0][0] <= self.bench.cycle:
+                _, c, slots = self.to_free.popleft()
+                await self.bench.strobe(ctx, self.scheduler.freed, {"channel": c, "slots": slots})
+                self.freed[c] += slots
+
+
+@pytest.mark.parametrize(("seed", "free_cycles"), [(31, (2, 60)), (32, (150, 400))], ids=["room", "little room"])
+def test_scheduler_loses_no_doorbell_and_keeps_to_the_credits(seed, free_cycles):
+    """Doorbells at all distances, to channels that are being looked at; descriptors of all sizes, cut off or not."""
+    rng = random.Random(seed)
+    sizes = [[rng.choice((1, 1, 3, 4, 16, rng.randint(1, 16))) for _ in range(300)] for _ in range(3)]
+    rig = SchedulerBench(sizes, seed=seed, log2=8, free_cycles=free_cycles)
+
+    async def testbench(ctx):
+        await rig.start(ctx)
+        idle_since = 0
+        while any(p < ends[-1] for p, ends in zip(rig.produced, rig.ends, strict=True)):
+            c = rng.randrange(3)
+            if rig.post(c, rng.choice((1, 1, 2, 8, 40))):
+                await rig.ring_doorbell(ctx, c)
+            if rng.random() < 0.03:
+                idle_since = rig.bench.cycle
+                while rig.freed != rig.produced:
+                    await ctx.tick()
+                    assert rig.bench.cycle - idle_since < 6000, f"seed {seed}: {rig.produced}, but {rig.consumed} taken"
+            await idle(ctx, rng.randrange(3))
+        while rig.freed != rig.produced:
+            await ctx.tick()
+        await idle(ctx, 20)
+
+    rig.bench.add(testbench)
+    rig.bench.run(max_cycles=200_000)
+    assert rig.consumed == [ends[-1] for ends in rig.ends]
+    assert not rig.faults
+    assert not rig.commands
+    assert not rig.waiting
+    assert rig.cut_off > 5
+    assert rig.thrown_away > 5
 
 
 def test_indices_wrap_at_16_bits():
-    """The scheduler alone, given the parser's answers: a ring of 2^12 entries is filled and emptied 20 times."""
-    config = NicConfig(name="test", channels=CHANNELS, vectors=4)
-    scheduler = FetchScheduler(config)
-    bench = Bench(scheduler)
-    base, size, commands, fetches, faults = 0x7_FFFF_F000, 1 << 12, [], [], []
-    bench.sink(scheduler.cmd, commands)
-    bench.sink(scheduler.fetch, fetches)
-    bench.sink(scheduler.fault, faults)
+    """2^16 slots and more through a ring of 2^12 entries, and then a doorbell that is one too far."""
+    rig = SchedulerBench([[16] * 4200], seed=33, log2=12, answer_cycles=(0, 0), free_cycles=(0, 0))
 
     async def testbench(ctx):
-        for name, value in (("TX_BASE_LO", base & 0xFFFF_FFFF), ("TX_BASE_HI", base >> 32), ("TX_LOG2", 12)):
-            await bench.strobe(ctx, scheduler.write, {"address": channel_register(name, 3), "data": value})
-        ctx.set(scheduler.running, 1 << 3)
-        await bench.strobe(ctx, scheduler.start, {"channel": 3})
-        index = 0
-        for _ in range(20):
-            # the parser takes all but 8 of the entries, and a second fetch brings those 8
-            for taken, count, more in ((0, 32, 1), (size - 8, 8, 0)):
-                await bench.send(ctx, scheduler.doorbell, {"channel": 3, "index": (index + size) % (1 << 16)})
-                await idle(ctx, 20)
-                at = (index + taken) % (1 << 16)
-                assert fetches.pop() == {"channel": 3, "count": count, "more": more, "index": at}
-                assert commands.pop() == {"address": base + at % size * 32, "length": count * 32}
-                consumed = index + (size - 8 if more else size)
-                await bench.strobe(ctx, scheduler.consumed, {"channel": 3, "index": consumed % (1 << 16)})
-                await give_back(bench, ctx, scheduler, 3, size - 8 if more else 8)
-                await bench.strobe(ctx, scheduler.finished, {"channel": 3, "faulty": 0})
-                if more:
-                    await idle(ctx, 20)
-                    assert fetches
-            index += size
-        assert not faults
-        await bench.send(ctx, scheduler.doorbell, {"channel": 3, "index": (index + size + 1) % (1 << 16)})
+        await rig.start(ctx)
+        while rig.produced[0] < rig.ends[0][-1]:
+            if rig.post(0, 200):
+                await rig.ring_doorbell(ctx, 0)
+            await idle(ctx, 20)
+        while rig.freed != rig.produced:
+            await ctx.tick()
+        assert not rig.faults
+        rig.produced[0] += (1 << 12) + 1
+        await rig.ring_doorbell(ctx, 0)
         await idle(ctx, 20)
-        assert faults == [{"channel": 3, "code": ChannelError.DOORBELL_OVERRUN}]
+        assert rig.faults == [{"channel": 0, "code": ChannelError.DOORBELL_OVERRUN}]
 
-    bench.add(testbench)
-    bench.run()
-    assert not fetches
+    rig.bench.add(testbench)
+    rig.bench.run(max_cycles=100_000)
+    assert rig.consumed[0] == 16 * 4200
 
 
-def test_no_doorbell_is_lost_however_it_meets_a_fetch():
-    """The scheduler alone: doorbells for one slot each, at all distances, to channels that are being looked at."""
-    seed = 31
-    rng = random.Random(seed)
-    scheduler = FetchScheduler(NicConfig(name="test", channels=CHANNELS, vectors=4))
-    bench = Bench(scheduler, seed=seed)
-    commands = []
-    bench.sink(scheduler.cmd, commands)
-    produced, consumed = [0] * CHANNELS, [0] * CHANNELS
-
-    async def take_fetches(ctx):
-        while True:
-            ctx.set(scheduler.fetch.ready, 1)
-            fetch, = await until(ctx, scheduler.fetch.valid, scheduler.fetch.payload)
-            ctx.set(scheduler.fetch.ready, 0)
-            channel, index = fetch.channel, fetch.index + fetch.count
-            assert fetch.index == consumed[channel]
-            await idle(ctx, rng.randrange(4))
-            await bench.strobe(ctx, scheduler.consumed, {"channel": channel, "index": index})
-            consumed[channel] = index
-            await give_back(bench, ctx, scheduler, channel, fetch.count)
-            await bench.strobe(ctx, scheduler.finished, {"channel": channel, "faulty": 0})
+def test_no_channel_starves():
+    """All channels always have work; each is asked for in turn, whatever the others have."""
+    rig = SchedulerBench([[1] * 4000, [16] * 400, [3] * 1000], seed=34, log2=9, answer_cycles=(40, 40),
+                         free_cycles=(2, 20))
 
     async def testbench(ctx):
-        ctx.set(scheduler.running, (1 << CHANNELS) - 1)
-        for channel in range(CHANNELS):
-            await bench.strobe(ctx, scheduler.write, {"address": channel_register("TX_LOG2", channel), "data": 12})
-            await bench.strobe(ctx, scheduler.start, {"channel": channel})
-        for _ in range(400):
-            channel = rng.randrange(2)
-            produced[channel] += 1
-            await bench.send(ctx, scheduler.doorbell, {"channel": channel, "index": produced[channel]})
-            if rng.random() < 0.3:
-                await idle(ctx, 50)
-                assert consumed == produced, f"seed {seed}: a doorbell was lost"
-            await idle(ctx, rng.randrange(3))
+        await rig.start(ctx)
+        while rig.bench.cycle < 6000:
+            for c in range(3):
+                if rig.post(c, 400):
+                    await rig.ring_doorbell(ctx, c)
+            await idle(ctx, 10)
 
-    bench.background(take_fetches)
-    bench.add(testbench)
-    bench.run()
-    assert sum(consumed) > 300
+    rig.bench.add(testbench)
+    rig.bench.run(max_cycles=10_000)
+    turns = [[n for n, asked in enumerate(rig.asked) if asked == c] for c in range(3)]
+    gaps = [later - earlier for mine in turns for earlier, later in itertools.pairwise(mine)]
+    assert max(gaps) <= 12, gaps
+    assert len(rig.asked) > 100
 
 
 # ---------------------------------------------------------------------------------------------- life of a channel
@@ -957,12 +1065,260 @@ def test_a_descriptor_that_wraps_round_the_rings_end():
     assert [(r["address"] - ring.base, r["length"]) for r in host.reads[1:]] == [(15 * 32, 32), (0, 15 * 32)]
 
 
-def test_a_fetch_that_cuts_a_descriptor_is_continued():
-    """32 slots a fetch; descriptors of 3 slots, so the 11th is cut off by the first fetch."""
-    host, ring = run_one_channel([LONG] * 20, log2=6)
+def test_a_descriptor_that_a_fetch_cuts_off_goes_on_into_the_next():
+    """64 slots a fetch; descriptors of 3 slots, so the 22nd is cut off by the first fetch, and the second is there."""
+    host, ring = run_one_channel([LONG] * 40, log2=7, latency=(60, 60))
     host.check()
-    assert len(host.jobs) == 20
-    assert [(r["address"] - ring.base) // 32 for r in host.reads] == [0, 30]
+    assert len(host.jobs) == 40
+    starts = [(r["address"] - ring.base) // 32 for r in host.reads]
+    lengths = [r["length"] // 32 for r in host.reads]
+    assert lengths[0] == 64
+    assert starts == [0, *itertools.accumulate(lengths[:-1])], "nothing is fetched twice"
+
+
+def test_a_descriptor_that_a_fetch_cuts_off_is_fetched_again():
+    """The bus takes no command for so long that the second fetch is not there when the first ends: it is of another
+    channel. So the 22nd descriptor is left, and fetched with what follows."""
+    rings = [Ring(channel=c, log2=7, base=0x10000 * (c + 1)) for c in (1, 2)]
+    host = Host(rings, latency=(60, 60))
+    named_keys(host)
+
+    async def testbench(ctx):
+        for ring, descriptor in zip(rings, (LONG, make_descriptor(inline=HEADER)), strict=True):
+            await host.enable(ctx, ring)
+            for _ in range(40):
+                ring.post(descriptor)
+        for ring in rings:
+            await host.ring_doorbell(ctx, ring)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    assert len(host.jobs) == 80
+    starts = [(r["address"] - rings[0].base) // 32 for r in host.reads if r["address"] < rings[1].base]
+    assert starts[0] == 0
+    assert 63 in starts, "the descriptor at 63 was cut off"
+
+
+async def push(ctx, host, ring, descriptor, *, buffer=1, position=None):
+    """Write a descriptor into a push buffer, and tell that it is complete."""
+    for offset, block in push_blocks(ring.producer, descriptor):
+        for at in range(0, len(block), host.width):
+            await host.bench.strobe(ctx, host.front.push_write, {
+                "buffer": buffer, "place": (offset + at) // host.width,
+                "data": int.from_bytes(block[at:at + host.width], "little")})
+    position = ring.producer if position is None else position
+    await host.bench.send(ctx, host.front.doorbell, {
+        "channel": ring.channel, "index": position % 32, "pushed": 1,
+        "slots": len(descriptor) // SUBMISSION_SLOT_BYTES, "buffer": buffer})
+
+
+FRAME = make_descriptor(inline=bytes(range(60)))
+
+
+@pytest.mark.parametrize("host_bytes", [16, 32, 64])
+def test_pushed_descriptors_need_no_read(host_bytes):
+    """Descriptors of all shapes, one after the other, each with its doorbell behind it."""
+    rng = random.Random(host_bytes)
+    ring = Ring(channel=1, log2=6, base=0x10000)
+    host = Host([ring], host_bytes=host_bytes)
+    named_keys(host)
+    host.add_key(1, address=0x4000, length=0x3000, owner=1)
+    freed, begun, offered = [], [], []
+    host.bench.strobes(host.front.push_free, freed)
+
+    async def watch(ctx):
+        async for _, _, valid in ctx.tick().sample(host.front.job.valid):
+            if valid:
+                offered.append(host.bench.cycle)
+
+    async def testbench(ctx):
+        await host.enable(ctx, ring)
+        for n in range(30):
+            descriptor = FRAME if n % 5 == 0 else random_descriptor(rng, 1)
+            if not 1 <= descriptor[1] <= 16 or descriptor[1] * 32 != len(descriptor):
+                continue
+            await push(ctx, host, ring, descriptor, buffer=n % 4)
+            begun.append((n % 5 == 0, host.bench.cycle))
+            ring.post(descriptor)
+            await host.ring_doorbell(ctx, ring)
+            await host.settle(ctx)
+
+    host.bench.background(watch)
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    assert not host.reads
+    assert not host.faults
+    assert len(host.jobs) == len(freed) == len(begun) > 20
+    assert ring.producer > 64, "the ring did not wrap"
+    latencies = [min(at for at in offered if at > told) - told for is_frame, told in begun if is_frame]
+    assert max(latencies) <= 11, "cycles from a pushed descriptor, whose frame is inline, to its job"
+
+
+@pytest.mark.parametrize("why", ["not the next", "others wait", "it does not run"])
+def test_a_push_that_comes_at_the_wrong_time_is_forgotten(why):
+    """Its buffer is free again, and the doorbell behind it makes the device fetch."""
+    ring = Ring(channel=1, log2=5, base=0x10000)
+    host = Host([ring], latency=(60, 60))
+    named_keys(host)
+    freed = []
+    host.bench.strobes(host.front.push_free, freed)
+
+    async def testbench(ctx):
+        if why != "it does not run":
+            await host.enable(ctx, ring)
+        if why == "others wait":
+            ring.post(GOOD)
+            await host.ring_doorbell(ctx, ring)
+        await push(ctx, host, ring, FRAME, position=ring.producer + (why == "not the next"))
+        ring.post(FRAME)
+        await idle(ctx, 20)
+        assert freed == [{"buffer": 1}]
+        assert not host.jobs
+        if why == "it does not run":
+            await host.enable(ctx, ring)
+        await host.ring_doorbell(ctx, ring)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    assert len(host.reads) == (2 if why == "others wait" else 1)
+    assert freed == [{"buffer": 1}]
+
+
+def test_a_push_waits_for_what_was_asked_for_before():
+    """Another channel's fetch is under way: the pushed descriptor follows it, and both give what they should."""
+    rings = [Ring(channel=c, log2=5, base=0x10000 * (c + 1)) for c in (1, 2)]
+    host = Host(rings, latency=(100, 100))
+    named_keys(host)
+
+    async def testbench(ctx):
+        for ring in rings:
+            await host.enable(ctx, ring)
+        rings[0].post(LONG)
+        await host.ring_doorbell(ctx, rings[0])
+        await idle(ctx, 20)
+        await push(ctx, host, rings[1], FRAME)
+        rings[1].post(FRAME)
+        await host.settle(ctx)
+
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    assert [job["channel"] for job in host.jobs] == [1, 2]
+    assert len(host.reads) == 1
+
+
+def steady_cycles(host, rings):
+    """Cycles for each of many descriptors of one slot that stand in `rings`, once the first have come."""
+    jobs = []
+
+    async def watch(ctx):
+        async for _, _, valid, ready in ctx.tick().sample(host.front.job.valid, host.front.job.ready):
+            if valid and ready:
+                jobs.append(host.bench.cycle)
+
+    async def testbench(ctx):
+        for ring in rings:
+            await host.enable(ctx, ring)
+            while ring.free:
+                ring.post(make_descriptor(pieces=[(make_key(6 + ring.channel, 1), 0, 60)]))
+        for ring in rings:
+            await host.ring_doorbell(ctx, ring)
+        while len(jobs) < sum(len(ring.posted) for ring in rings):
+            await ctx.tick()
+        await host.settle(ctx)
+
+    host.bench.background(watch)
+    host.bench.add(testbench)
+    host.bench.run()
+    host.check()
+    first = 64 * len(rings)
+    return (jobs[-1] - jobs[first]) / (len(jobs) - 1 - first)
+
+
+def test_rate_of_one_channel_with_memory_far_away():
+    """64 slots of a channel in a round trip of 250 cycles and what the blocks take."""
+    ring = Ring(channel=1, log2=9, base=0x10000)
+    host = Host([ring], latency=(250, 250))
+    named_keys(host)
+    assert steady_cycles(host, [ring]) <= 7
+
+
+def test_rate_of_several_channels_with_memory_far_away():
+    """As fast as JobIssue, which takes 4 cycles for a descriptor."""
+    rings = [Ring(channel=c, log2=8, base=0x10000 * (c + 1)) for c in (1, 2)]
+    host = Host(rings, host_bytes=64, latency=(250, 250))
+    named_keys(host)
+    assert steady_cycles(host, rings) <= 4.0
+
+
+def one_slot_descriptors(count):
+    """Slots of `count` descriptors with one piece each."""
+    return [int.from_bytes(make_descriptor(pieces=[(KEY, 0, 60)], tag=n), "little") for n in range(count)]
+
+
+def test_throughput_of_the_cutter():
+    """A slot a cycle, 2 cycles more for each fetch; with or without the refusals of what follows."""
+    cutter = DescriptorCutter(channels=CHANNELS)
+    bench = Bench(cutter)
+    parts, finished = [], []
+    bench.source(cutter.fetch, [{"channel": 1, "count": 64, "more": n == 0, "index": 64 * n} for n in range(2)])
+    bench.source(cutter.slot, [{"data": data} for data in one_slot_descriptors(128)])
+    bench.sink(cutter.part, parts)
+    bench.strobes(cutter.finished, finished, with_cycle=True)
+
+    async def testbench(ctx):
+        ctx.set(cutter.running, 0xF)
+        while len(parts) < 128:
+            await ctx.tick()
+        await idle(ctx, 2)
+
+    bench.add(testbench)
+    bench.run()
+    assert [part["ring_index"] for part in parts] == [n + 1 for n in range(128)]
+    assert finished[1][0] - finished[0][0] == 64 + 2
+
+
+def pass_through(dut, source, sink, given, inputs):
+    """Give a block what it takes without a pause; what leaves it, and the cycles from the first to the last.
+
+    `inputs`: (signal, value) of its other inputs.
+    """
+    bench = Bench(dut)
+    taken, times = [], []
+    bench.source(source, given)
+    bench.sink(sink, taken)
+
+    async def testbench(ctx):
+        for signal, value in inputs:
+            ctx.set(signal, value)
+        while len(times) < len(given):
+            _, _, valid, ready = await ctx.tick().sample(sink.valid, sink.ready)
+            if valid and ready:
+                times.append(bench.cycle)
+        await ctx.tick()
+
+    bench.add(testbench)
+    bench.run()
+    return taken, times[-1] - times[0]
+
+
+def test_throughput_of_parser_and_check():
+    """A descriptor of one slot in each cycle."""
+    parser, check = DescriptorParser(), DescriptorCheck()
+    parts = [{"channel": 1, "ring_index": n + 1, "data": data, "first": 1, "last": 1}
+             for n, data in enumerate(one_slot_descriptors(40))]
+    parsed, cycles = pass_through(parser, parser.part, parser.parsed, parts,
+                                  [(parser.operations, int(ALL_OPERATIONS)), (parser.piece.ready, 1)])
+    assert cycles == 39
+    checked, cycles = pass_through(check, check.i, check.o, parsed, [])
+    assert cycles == 39
+    assert [descriptor["job"]["ring_index"] for descriptor in checked] == [n + 1 for n in range(40)]
+    assert not any(descriptor["job"]["status"] for descriptor in checked)
 
 
 @pytest.mark.parametrize("host_bytes", [16, 32, 64])
@@ -992,8 +1348,8 @@ def test_rate_and_latency(host_bytes):
     host.bench.run()
     host.check()
     assert len(jobs) == 28
-    assert (jobs[-1] - jobs[0]) / 27 <= 6
-    assert jobs[0] - beats[0 if host_bytes > 16 else 1] <= 14
+    assert (jobs[-1] - jobs[0]) / 27 <= 4
+    assert jobs[0] - beats[0 if host_bytes > 16 else 1] <= 12
 
 
 def test_parameters_are_checked():
