@@ -157,9 +157,12 @@ def _build_amba_verilator(config: NicConfig, work: Path, target: Target) -> None
 
 
 def _build_lean_icarus(config: NicConfig, work: Path, target: Target) -> None:
-    from rtl.verilog import for_icarus, simulation_verilog
+    """With waves from the Verilog that Amaranth writes, as `_build_library`."""
+    from rtl.verilog import for_icarus, interpreted_verilog, simulation_verilog
 
-    _build_icarus(work, target, for_icarus(simulation_verilog(config, registered=True)))
+    fast = not target.waves
+    _build_icarus(work, target, interpreted_verilog(config) if fast else
+                  for_icarus(simulation_verilog(config, registered=True)))
 
 
 def _build_amba_icarus(config: NicConfig, work: Path, target: Target) -> None:

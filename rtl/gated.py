@@ -18,20 +18,8 @@ from rtl.expressions import own_cost
 from rtl.netlist import Piece, Set, Unsupported, Write, written
 from rtl.systemverilog import Writer, branches_of, count_uses, expressions, indented, own_expressions, vector
 
-WORTH_KEEPING = 3
-"""An expression of so many operations is computed once and kept in a variable, if several places need it."""
-
-WORTH_A_TEST = 4
-"""One of so many operations is not computed with another that changes more often."""
-
 IDLE = 0.03
 """Part of all cycles in which a gated component is thought to be active."""
-
-TEST_COST = 3.5
-"""Operations that a test for changes costs."""
-
-WORD_BITS = 64
-"""Change bits that stand in one variable."""
 
 ALWAYS = 1
 """The support of what may change in each cycle: bit 0 of the change bits is always set."""
@@ -40,12 +28,60 @@ ALWAYS = 1
 class GatedWriter(Writer):
     """See above. `busy`: paths of components that are not gated."""
 
+    WORTH_KEEPING = 3
+    """An expression of so many operations is computed once and kept in a variable, if several places need it."""
+
+    WORTH_A_TEST = 4
+    """One of so many operations is not computed with another that changes more often."""
+
+    TEST_COST = 3.5
+    """Operations that a test for changes costs."""
+
+    WORD_BITS = 64
+    """Change bits that stand in one variable."""
+
+    differs, show = "!=", "="
+    """How an input is compared with what it was, and how an output is assigned that is no register."""
+
     def __init__(self, netlist, name, busy):
         super().__init__(netlist, name)
         self._analyse(set(busy))
         self._kept = {}  # expressions that the combinational process keeps -> their variables
         self._hazards = None  # while statements at the clock are written: see `read`
         self._aside = set()  # registers whose old value another gate needs
+        self._declared = []  # lines that declare variables
+
+    # ---- variables
+
+    def variable(self, name, width, init=None):
+        """How a variable is written that is declared here, for the whole module."""
+        self._declared.append(f"{vector(width)}{name}{'' if init is None else f' = {init}'};")
+        return name
+
+    def local(self, lines, name, width):
+        """How a variable is written that is declared at the head of a block, in `lines`."""
+        lines.append(f"automatic {vector(width)}{name};")
+        return name
+
+    def old(self, piece):
+        """How the value is written that a register had before the clock, in a gate that reads it."""
+        return f"_old{self.names[piece]}"
+
+    def saved(self, piece):
+        """The same, of a register that its gate may have written when another reads it."""
+        return f"_save{self.names[piece]}"
+
+    def changed(self, word):
+        """How a variable of bits is written that say what changed at the last edge."""
+        return f"_changed_{word}"
+
+    def now(self, word):
+        """The same, with what has changed since then."""
+        return f"now_{word}"
+
+    def bits_of(self, value):
+        """A constant of as many bits as such a variable."""
+        return f"{self.WORD_BITS}'h{value:x}"
 
     # ---- what depends on what
 
@@ -66,10 +102,10 @@ class GatedWriter(Writer):
                 parents.setdefault(arg, []).append(node)
         known = set(order)
         self._needed = set().union(*(self._known_before(gate, known) for gate in netlist.gates))
-        kept = {node for node in roots if make.cost(node) >= WORTH_KEEPING} | self._needed
-        kept |= {node for node in order if uses[node] > 1 and make.cost(node) >= WORTH_KEEPING}
+        kept = {node for node in roots if make.cost(node) >= self.WORTH_KEEPING} | self._needed
+        kept |= {node for node in order if uses[node] > 1 and make.cost(node) >= self.WORTH_KEEPING}
         for node in reversed(order):
-            if make.cost(node) >= WORTH_A_TEST and self._support(node) != ALWAYS and any(
+            if make.cost(node) >= self.WORTH_A_TEST and self._support(node) != ALWAYS and any(
                     self._support(parent) != self._support(node) for parent in parents.get(node, ())):
                 kept.add(node)
         self._order = [node for node in order if node in kept]
@@ -83,7 +119,7 @@ class GatedWriter(Writer):
             if node in seen:
                 continue
             seen.add(node)
-            if node in known and self.netlist.make.cost(node) >= WORTH_KEEPING:
+            if node in known and self.netlist.make.cost(node) >= self.WORTH_KEEPING:
                 found.add(node)
             else:
                 stack.extend(node.args)
@@ -196,7 +232,7 @@ class GatedWriter(Writer):
             if found and found[-1][0] == block:
                 _block, before, nodes, total = found[-1]
                 both = chance(before | support)
-                if (both - chance(before)) * total + (both - chance(support)) * cost < TEST_COST:
+                if (both - chance(before)) * total + (both - chance(support)) * cost < self.TEST_COST:
                     found[-1] = (block, before | support, nodes + cluster, total + cost)
                     continue
             found.append((block, support, cluster, cost))
@@ -212,21 +248,21 @@ class GatedWriter(Writer):
         return cost
 
     def _words(self):
-        return range(len(self._bits) // WORD_BITS + 1)
+        return range(len(self._bits) // self.WORD_BITS + 1)
 
     def _test(self, support, variable):
-        """Whether something of a support has changed."""
-        masks = [(word, support >> word * WORD_BITS & ((1 << WORD_BITS) - 1)) for word in self._words()]
-        return " || ".join(f"({variable}_{word} & 64'h{mask:x}) != 0" for word, mask in masks if mask)
+        """Whether something of a support has changed; `variable`: `changed` or `now`."""
+        masks = [(word, support >> word * self.WORD_BITS & ((1 << self.WORD_BITS) - 1)) for word in self._words()]
+        return " || ".join(f"({variable(word)} & {self.bits_of(mask)}) != 0" for word, mask in masks if mask)
 
     def _combinational(self):
-        """Declarations of variables, and the lines of the process."""
+        """The lines of the process."""
         clusters, users = self._schedule()
         ports = {}
         for port, node in self._computed:
             ports.setdefault(node, []).append(port)
         known_outside = self._needed | set(ports) | {g.active for g in self._bits if not isinstance(g, Piece)}
-        declared, lines, at = [], [], 0
+        lines, at = [], 0
         while at < len(clusters):
             end, union = at, 0
             while end < len(clusters) and clusters[end][0] == clusters[at][0]:
@@ -234,30 +270,29 @@ class GatedWriter(Writer):
                 end += 1
             inner = []
             for _block, support, cluster in clusters[at:end]:
-                body = self._cluster(cluster, users, known_outside, ports, declared)
+                body = self._cluster(cluster, users, known_outside, ports)
                 if support != union:
-                    body = [f"if ({self._test(support, 'now')}) begin", *indented(body), "end"]
+                    body = [f"if ({self._test(support, self.now)}) begin", *indented(body), "end"]
                 inner += body
-            lines += [f"if ({self._test(union, 'now')}) begin", *indented(inner), "end"]
+            lines += [f"if ({self._test(union, self.now)}) begin", *indented(inner), "end"]
             at = end
         for node, names in ports.items():
-            copies = [f"{port} = {self.text(node, self._kept)};" for port in names if self._kept.get(node) != port]
+            text = self.text(node, self._kept)
+            copies = [f"{port} {self.show} {text};" for port in names if self._kept.get(node) != port]
             if copies:
-                lines += [f"if ({self._test(self._support(node) or ALWAYS, 'now')}) begin", *indented(copies), "end"]
-        return declared, lines
+                lines += [f"if ({self._test(self._support(node) or ALWAYS, self.now)}) begin", *indented(copies), "end"]
+        return lines
 
-    def _cluster(self, cluster, users, known_outside, ports, declared):
+    def _cluster(self, cluster, users, known_outside, ports):
         local, lines, inside = [], [], set(cluster)
         for node in cluster:
             text = self.text(node, self._kept)
-            if node in ports:
+            if node in ports and self.show == "=":
                 name = ports[node][0]
             elif node in known_outside or not inside.issuperset(users[node]):
-                name = f"_c_{node.serial}"
-                declared.append(f"{vector(node.width)}{name};")
+                name = self.variable(f"_c_{node.serial}", node.width)
             else:
-                name = f"_t_{node.serial}"
-                local.append(f"automatic {vector(node.width)}{name};")
+                name = self.local(local, f"_t_{node.serial}", node.width)
             self._kept[node] = name
             lines.append(f"{name} = {text};")
         return ["begin", *indented(local + lines), "end"] if local else lines
@@ -316,7 +351,7 @@ class GatedWriter(Writer):
         if hazards is None or piece not in hazards.written:
             return self.names[piece]
         (hazards.old_there if piece in hazards.before else hazards.old_here).add(piece)
-        return f"_old{self.names[piece]}"
+        return self.old(piece)
 
     def text(self, node, names):
         hazards = self._hazards
@@ -343,30 +378,35 @@ class GatedWriter(Writer):
         for group in groups:
             inner = []
             for gate in group:
-                saves = [f"_save{self.names[p]} = {self.names[p]};"
+                saves = [f"{self.saved(p)} = {self.names[p]};"
                          for p in sorted(self._aside, key=self.names.get) if p.gate is gate]
                 declarations = [line for line in bodies[gate] if line.startswith("automatic ")]
                 rest = saves + bodies[gate][len(declarations):]
                 if gate.active is not None:
-                    word, bit = divmod(self._bits[gate], WORD_BITS)
-                    rest.insert(0, f"_changed_{word} = _changed_{word} | 64'h{1 << bit:x};")
-                head = "" if gate.active is None else f"if ({self.text(gate.active, self._kept)}) "
+                    word, bit = divmod(self._bits[gate], self.WORD_BITS)
+                    changed = self.changed(word)
+                    rest.insert(0, f"{changed} = {changed} | {self.bits_of(1 << bit)};")
+                head = "" if gate.active is None else f"if ({self.holds(gate.active)}) "
                 inner += [f"{head}begin  // {'.'.join(gate.path)}", *indented(declarations + rest), "end"]
             if len(group) > 1:
                 outer = min(group, key=lambda gate: len(gate.path))
-                inner = [f"if ({self.text(outer.active, self._kept)}) begin", *indented(inner), "end"]
+                inner = [f"if ({self.holds(outer.active)}) begin", *indented(inner), "end"]
             lines += inner
         return lines
 
+    def holds(self, active):
+        """Whether a gate's statements must be executed."""
+        return self.text(active, self._kept)
+
     def _old(self, piece, value):
-        return f"automatic {vector(piece.width)}_old{self.names[piece]} = {value};"
+        return f"automatic {vector(piece.width)}{self.old(piece)} = {value};"
 
     def _before(self, piece):
         """The value before the clock of a register that another gate may have written."""
         if piece.gate.active is None:
-            return f"_save{self.names[piece]}"
-        word, bit = divmod(self._bits[piece.gate], WORD_BITS)
-        return f"_changed_{word}[{bit}] ? _save{self.names[piece]} : {self.names[piece]}"
+            return self.saved(piece)
+        word, bit = divmod(self._bits[piece.gate], self.WORD_BITS)
+        return f"{self.changed(word)}[{bit}] ? {self.saved(piece)} : {self.names[piece]}"
 
     def _gate_body(self, gate):
         root = _Block(self._ordered(gate.statements), None, 0)
@@ -396,7 +436,7 @@ class GatedWriter(Writer):
             if node in self._kept or node.op in ("leaf", "const"):
                 continue
             spots = places[node]
-            if len(spots) > 1 and self.netlist.make.cost(node) >= WORTH_KEEPING:
+            if len(spots) > 1 and self.netlist.make.cost(node) >= self.WORTH_KEEPING:
                 spot = spots[0]
                 for other in spots[1:]:
                     spot = _last_before(spot, other)
@@ -413,9 +453,9 @@ class GatedWriter(Writer):
         for index, statement in enumerate(block.statements):
             for node in block.temporaries.get(index, ()):
                 name = names.pop(node)
-                local.append(f"automatic {vector(node.width)}{name};")
-                lines.append(f"{name} = {self.text(node, names)};")
-                names[node] = name
+                text = self.text(node, names)
+                names[node] = name = self.local(local, name, node.width)
+                lines.append(f"{name} = {text};")
             if isinstance(statement, (Set, Write)):
                 lines.append(self.set(statement, names))
                 hazards.written.add(statement.piece if isinstance(statement, Set) else statement.column)
@@ -435,35 +475,52 @@ class GatedWriter(Writer):
 
     def body(self):
         netlist = self.netlist
-        declared, combinational = self._combinational()
+        combinational = self._combinational()
         clocked = self._clocked()
-        lines = [*declared]
-        lines += [f"{vector(p.width)}_save{self.names[p]};" for p in sorted(self._aside, key=self.names.get)]
-        lines += [f"logic [63:0] _changed_{word} = '1;" for word in self._words()]
-        before, entered = {}, {word: [f"_changed_{word}"] for word in self._words()}
+        self._declared += [f"{vector(p.width)}{self.saved(p)};" for p in sorted(self._aside, key=self.names.get)]
+        self._declared += [f"logic [{self.WORD_BITS - 1}:0] {self.changed(word)} = '1;" for word in self._words()]
+        before, entering = self._entering()
+        lines = ["always_comb begin",
+                 *(f"  automatic logic [{self.WORD_BITS - 1}:0] {self.now(word)};" for word in self._words())]
+        lines += [*indented(entering + combinational), "end"]
+        if netlist.clock is None:
+            return self._declared + lines
+        lines += [f"initial {line}" for line in self._registered()]
+        lines += [f"always @(posedge {netlist.clock}) begin", *indented(self._edge(clocked, before)), "end"]
+        return self._declared + lines
+
+    def _entering(self):
+        """Inputs that expressions depend on -> the variables with what they were; lines that say what has changed."""
+        before, entered = {}, {word: [self.changed(word)] for word in self._words()}
         for piece, bit in self._bits.items():
             if isinstance(piece, Piece):
-                before[piece] = self.unique("_before", self.names[piece])
-                lines.append(f"{vector(piece.width)}{before[piece]} = 0;")
-                word, bit = divmod(bit, WORD_BITS)
-                entered[word].append(f"({before[piece]} != {self.names[piece]} ? 64'h{1 << bit:x} : 64'h0)")
-        lines += ["always_comb begin", *(f"  automatic logic [63:0] now_{word};" for word in self._words())]
-        lines += [f"  now_{word} = {' | '.join(parts)};" for word, parts in entered.items()]
-        lines += [*indented(combinational), "end"]
-        if netlist.clock is None:
-            return lines
-        registered = [(port, node) for port, _width, node in netlist.outputs if _is_register(node)]
-        lines += [f"initial {port} = {self.text(node, {})};" for port, node in registered]
-        lines.append(f"always @(posedge {netlist.clock}) begin")
-        lines += [f"  _changed_{word} = 64'h{ALWAYS if word == 0 else 0};" for word in self._words()]
-        lines += [f"  {name} = {self.names[piece]};" for piece, name in before.items()]
-        lines += indented(clocked)
+                before[piece] = self.variable(self.unique("_before", self.names[piece]), piece.width, 0)
+                word, bit = divmod(bit, self.WORD_BITS)
+                entered[word].append(f"({before[piece]} {self.differs} {self.names[piece]} ? "
+                                     f"{self.bits_of(1 << bit)} : {self.bits_of(0)})")
+        return before, [f"{self.now(word)} = {' | '.join(parts)};" for word, parts in entered.items()]
+
+    def _edge(self, clocked, before):
+        """All that happens at the clock."""
+        netlist = self.netlist
+        lines = [f"{self.changed(word)} = {self.bits_of(ALWAYS if word == 0 else 0)};" for word in self._words()]
+        lines += [f"{name} = {self.names[piece]};" for piece, name in before.items()]
+        lines += clocked
         if netlist.reset is not None:
-            lines += [f"  if ({self.text(netlist.reset, {})}) begin", *indented(indented(self.resets()))]
-            lines += [*(f"    _changed_{word} = '1;" for word in self._words()), "  end"]
-        for port, node in registered:
-            lines.append(f"  if ({self._test(self._support(node), '_changed')}) {port} <= {self.text(node, {})};")
-        return [*lines, "end"]
+            lines += self._reset([f"{self.changed(word)} = '1;" for word in self._words()])
+        for port, _width, node in netlist.outputs:
+            if _is_register(node):
+                lines.append(f"if ({self._test(self._support(node), self.changed)}) {port} <= {self.text(node, {})};")
+        return lines
+
+    def _reset(self, marks):
+        """What happens in reset; `marks`: lines that say that all has changed."""
+        return [f"if ({self.text(self.netlist.reset, {})}) begin", *indented(self.resets() + marks), "end"]
+
+    def _registered(self):
+        """Assignments of their initial values to outputs that are registers."""
+        return [f"{port} = {self.text(node, {})};" for port, _width, node in self.netlist.outputs
+                if _is_register(node)]
 
 
 class _Hazards:

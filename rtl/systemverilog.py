@@ -56,9 +56,10 @@ def vector(width: int) -> str:
 
 
 class Writer:
-    """What both forms have in common: names, expressions and statements as text."""
+    """What all forms have in common: names, expressions and statements as text."""
 
     assign = "="
+    header = HEADER
 
     def __init__(self, netlist: Netlist, name: str):
         self.netlist, self.name = netlist, name
@@ -133,7 +134,7 @@ class Writer:
     def _slice(self, node, names):
         whole, low, width = node.args[0], node.value, node.width
         text = self.text(whole, names)
-        if re.fullmatch(r"\w+", text):
+        if re.fullmatch(r"\w+(\[\d+\])?", text):
             return f"{text}[{low}]" if width == 1 else f"{text}[{low + width - 1}:{low}]"
         return f"{width}'({text} >> {low})" if low else f"{width}'({text})"
 
@@ -183,25 +184,32 @@ class Writer:
         for port in dict.fromkeys(port for port, _piece in netlist.inputs):
             ports.append(f"input {vector(sum(p.width for name, p in netlist.inputs if name == port))}{port}")
         ports += [f"output {vector(width)}{port}" for port, width, _node in netlist.outputs]
-        lines = [f"// {self.name}: written from Amaranth's statements", HEADER, f"module {self.name} ("]
-        lines += [",\n".join("  " + port for port in ports), ");"]
-        for piece in netlist.registers:
-            lines.append(f"  {vector(piece.width)}{self.names[piece]} = {piece.width}'h{piece.init:x};")
-        for memory in netlist.memories:
+        lines = [f"// {self.name}: written from Amaranth's statements", self.header, f"module {self.name} ("]
+        lines += [",\n".join("  " + port for port in ports), ");", *indented(self.state())]
+        return "\n".join([*lines, *indented(body), "endmodule"]) + "\n"
+
+    def state(self) -> list[str]:
+        """Declarations of registers, memories and tables, with their initial values."""
+        lines = [f"{vector(p.width)}{self.names[p]} = {p.width}'h{p.init:x};" for p in self.netlist.registers]
+        for declaration, statements in self.arrays():
+            lines += [declaration, *(f"initial {statement}" for statement in statements)]
+        return lines
+
+    def arrays(self):
+        """Of each memory's column and each table: its declaration, and the statements that fill it."""
+        for memory in self.netlist.memories:
             for column in memory.columns:
                 name = self.names[column]
-                lines += [f"  {vector(column.width)}{name} [0:{memory.depth - 1}];",
-                          f"  initial for (int i = 0; i < {memory.depth}; i++) {name}[i] = 0;"]
-                for index, word in enumerate(memory.words):
-                    value = word >> column.low & ((1 << column.width) - 1)
-                    if value:
-                        lines.append(f"  initial {name}[{index}] = {column.width}'h{value:x};")
+                words = [(index, word >> column.low & ((1 << column.width) - 1))
+                         for index, word in enumerate(memory.words)]
+                yield f"{vector(column.width)}{name} [0:{memory.depth - 1}];", [
+                    f"for (int i = 0; i < {memory.depth}; i++) {name}[i] = 0;",
+                    *(f"{name}[{index}] = {column.width}'h{value:x};" for index, value in words if value)]
         for count, width in sorted(self.tables):
             name = f"_spread_{count}_{width}"
-            lines += [f"  {vector(count * width)}{name} [0:{(1 << count) - 1}];",
-                      f"  initial for (int i = 0; i < {1 << count}; i++) for (int j = 0; j < {count}; j++) "
-                      f"{name}[i][{width} * j +: {width}] = {{{width}{{i[j]}}}};"]
-        return "\n".join([*lines, *indented(body), "endmodule"]) + "\n"
+            yield f"{vector(count * width)}{name} [0:{(1 << count) - 1}];", [
+                f"for (int i = 0; i < {1 << count}; i++) for (int j = 0; j < {count}; j++) "
+                f"{name}[i][{width} * j +: {width}] = {{{width}{{i[j]}}}};"]
 
     def resets(self) -> list[str]:
         """Every register's value after a reset."""

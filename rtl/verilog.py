@@ -5,7 +5,7 @@ import re
 from amaranth.back import verilog
 
 from nic_model.contract import NicConfig
-from rtl import systemverilog
+from rtl import interpreted, systemverilog
 from rtl.amba import AmbaNic
 from rtl.simulation import SimulationTop
 
@@ -35,6 +35,12 @@ def compiled_verilog(config: NicConfig) -> str:
     """The same device for the compiled engine, in SystemVerilog that Verilator runs fast; without names inside."""
     return each_edge(
         systemverilog.convert(SimulationTop(config, probed=True), name="simulation_top", gated=True, busy=BUSY))
+
+
+def interpreted_verilog(config: NicConfig) -> str:
+    """The same device for Icarus, in Verilog that it runs fast and with four values; without names inside."""
+    top = SimulationTop(config, registered=True)
+    return interpreted.convert(top, name="simulation_top")
 
 
 def each_edge(text: str) -> str:
