@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from nic_model.contract import NicConfig
+from rtl.clock_crossing import MacClockCrossing
 from rtl.doorbells import BURST_INCR
 from rtl.nic import Nic
 from rtl.simulation import streams
@@ -47,6 +48,9 @@ class AmbaNic(wiring.Component):
     ----------
     config : NicConfig
         Sizes, from the contract.
+    mac_clock : bool
+        m_axis_tx and s_axis_rx belong to another clock, `mac_clk`, with a synchronous active-high reset `mac_rst` that
+        is to be given together with `rst`. Then frames cross as `rtl.clock_crossing.MacClockCrossing` says.
 
     Members
     -------
@@ -59,8 +63,8 @@ class AmbaNic(wiring.Component):
     irq, now, quiet, next_deadline, deadline_valid, pause_active, pause_request : as in `Nic`.
     """
 
-    def __init__(self, config: NicConfig):
-        self.config = config
+    def __init__(self, config: NicConfig, *, mac_clock: bool = False):
+        self.config, self.mac_clock = config, mac_clock
         self.nic = nic = Nic(config)
         self.id_bits = max(nic.dma_read.id_bits, nic.dma_write.id_bits)
         members = {
@@ -92,7 +96,13 @@ class AmbaNic(wiring.Component):
             self.next_deadline.eq(nic.next_deadline), self.deadline_valid.eq(nic.deadline_valid),
             self.pause_active.eq(nic.pause_active), self.pause_request.eq(nic.pause_request),
         ]
-        for name, port in streams(nic).items():
+        ports = streams(nic)
+        if self.mac_clock:
+            m.submodules.crossing = crossing = MacClockCrossing(self.config)
+            wiring.connect(m, nic.m_axis_tx, crossing.tx)
+            wiring.connect(m, crossing.rx, nic.s_axis_rx)
+            ports |= {"m_axis_tx": crossing.m_axis_tx, "s_axis_rx": crossing.s_axis_rx}
+        for name, port in ports.items():
             pairs = [(getattr(self, port_name(name, field)), port.payload[field]) for field, _ in port.payload.shape()]
             pairs.append((getattr(self, port_name(name, "valid")), port.valid))
             outside_ready = getattr(self, port_name(name, "ready"))

@@ -10,9 +10,9 @@ from rtl.amba import AmbaNic
 from rtl.simulation import SimulationTop
 
 
-def nic_verilog(config: NicConfig) -> str:
+def nic_verilog(config: NicConfig, *, mac_clock: bool = False) -> str:
     """The device with AMBA's port names (see `rtl.amba.AmbaNic`), for other designs; module name `memnic`."""
-    return verilog.convert(AmbaNic(config), name="memnic", emit_src=False)
+    return verilog.convert(AmbaNic(config, mac_clock=mac_clock), name="memnic", emit_src=False)
 
 
 def simulation_verilog(config: NicConfig, *, registered: bool = False, probed: bool = False) -> str:

@@ -110,6 +110,8 @@ def test_synth_prints_what_a_block_takes(tmp_path: Path, capsys: pytest.CaptureF
     (["regs", "--format", "pdf"], "--format must be markdown or c, not 'pdf'"),
     (["regs", "--device", "huge"], "no device 'huge': choose from tiny, default, wide"),
     (["verilog", "huge"], "no device 'huge': choose from tiny, default, wide"),
+    (["verilog", "tiny", "--constraints", "{tmp}/c"], "are for --mac-clock"),
+    (["verilog", "tiny", "--mac-clock", "--mac-clock-hz", "0"], "--mac-clock-hz must be positive, not 0"),
     (["verilog", "tiny", "-o", "{tmp}/none/x.v"], "none/x.v: No such file or directory"),
     (["synth", "huge"], "no device 'huge': choose from tiny, default, wide"),
     (["synth", "tiny", "--block", "turbo"], "no block 'turbo': choose from nic, registers"),

@@ -250,7 +250,8 @@ def test_streams_know_who_takes_them(device: tuple[Fragment, Probes]) -> None:
     takers = {stream.name: stream.taker for stream in probes.streams}
     assert takers["scheduler.walker.cmd"] == "link_scheduler_payload_cmd"
     assert takers["link_scheduler_payload_cmd"] == "dma_read.payload.cutter"
-    assert takers["transmit.mac_tx.mac"] == "port m_axis_tx"
+    assert takers["transmit.mac_tx.mac"] == "pause"
+    assert takers["pause"] == "port m_axis_tx"
     assert takers["registers.accesses.request"] == "registers"
     assert all(takers.values())
 

@@ -84,6 +84,22 @@ def top_module(text: str) -> str:
     return found[0]
 
 
+def test_a_mac_clock_of_its_own() -> None:
+    """Two clocks and resets more; what the constraints name is there, by the names that Vivado makes of it."""
+    text = nic_verilog(CONFIGS["tiny"], mac_clock=True)
+    top = top_module(text)
+    for port in ("clk", "rst", "mac_clk", "mac_rst"):
+        assert re.search(rf"^  input {port};", top, re.MULTILINE), port
+    for direction in ("tx", "rx"):
+        for synchronizer in ("frames", "heads"):
+            module = re.search(rf"^module \\memnic\.crossing\.{direction}_crossing\.{synchronizer} *\(.*?^endmodule",
+                               text, re.MULTILINE | re.DOTALL)
+            assert module
+            for register in ("code", "first"):
+                assert re.search(rf"^  reg \[\d+:0\] {register} ", module[0], re.MULTILINE)
+    assert len(re.findall(r'ASYNC_REG = "TRUE"', text)) >= 4
+
+
 @pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 def test_ports_of_each_device(config: NicConfig) -> None:
