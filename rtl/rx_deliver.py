@@ -128,18 +128,18 @@ class RxDeliver(wiring.Component):
         start, tail = Signal(lanes), Signal(lanes)
         entry = asked.i.payload
         order, part = entry.order, entry.part
-        dropped = Signal.like(order.rows)
-        is_one = Signal()
+        rows, dropped = Signal.like(order.rows), Signal.like(order.rows)
+        is_one, shares = Signal(), Signal()
         frame_rows = matched.frame.length[lanes:] + matched.frame.length[:lanes].any()
         m.d.comb += [
             begin.eq(at + matched.skip), start.eq(begin[:lanes]), end.eq(start + matched.length), tail.eq(end[:lanes]),
-            order.rows.eq(end[lanes:] + tail.any()), is_one.eq(end <= width),
+            rows.eq(end[lanes:] + tail.any()), order.rows.eq(rows), is_one.eq(end <= width),
             dropped.eq(begin[lanes:]), order.start.eq(start),
             order.first_count.eq(Mux(is_one, matched.length, width - start)),
             order.last_count.eq(Mux(tail.any(), tail, width)),
-            order.shares.eq(~matched.last & tail.any()),
+            shares.eq(~matched.last & tail.any()), order.shares.eq(shares),
             order.advance.eq(Mux(has_buffer, dropped, frame_rows)),
-            entry.rows_in_all.eq(Mux(has_buffer, dropped + order.rows - order.shares, frame_rows)),
+            entry.rows_in_all.eq(Mux(has_buffer, dropped + rows - shares, frame_rows)),
             entry.match.eq(matched.match), entry.frame_bytes.eq(matched.frame.length),
             part.close.eq(matched.match == Match.CLOSE),
             part.channel.eq(matched.frame.channel), part.info.eq(matched.frame.info),
