@@ -17,6 +17,7 @@ from nic_model.contract import (
 from nic_model.contract.protocols import MAC_ADDRESSES_BYTES, VLAN_TAG_BYTES, EtherType
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import (
+    BURST,
     LENGTH_BITS,
     TIME_BITS,
     CountAmount,
@@ -38,10 +39,6 @@ from rtl.tx_queues import JOB_INDEX_BITS, PIECE_INDEX_BITS, StoredPiece, TxQueue
 STORED_ROW_BYTES = 4096
 """Inline bytes of frames that are decided and whose payload is on its way."""
 
-AHEAD_CYCLES = 512
-"""What frames that are decided take on the wire, at most, and one frame more: the latency of host memory (250 cycles)
-and of the blocks, half as much again."""
-
 WEIGHT_BITS = MAX_TX_WEIGHT.bit_length()
 
 CREDIT_BITS = WEIGHT_BITS + 2
@@ -62,6 +59,12 @@ def decision(config: NicConfig) -> data.StructLayout:
     })
 
 
+def bytes_ahead(config: NicConfig) -> int:
+    """What frames that are decided and have not begun to leave may be, and one frame more: as much as the read engine
+    may have in flight, which is what hides the latency of host memory."""
+    return config.payload_reads * BURST
+
+
 def weight_in_force(value):
     """What a value of TX_WEIGHT counts as, where not all are 0."""
     wanted = Mux(value[WEIGHT_BITS:].any(), MAX_TX_WEIGHT, value[:WEIGHT_BITS])
@@ -79,7 +82,7 @@ class FrameScheduler(wiring.Component):
     which each has its weight as new credit, less what it sent too much in the rounds before.
 
     Decisions run ahead of the wire so far that the latency of host memory is hidden, and no further: none is made while
-    frames that have not begun to leave would take it `AHEAD_CYCLES` or more.
+    frames that have not begun to leave are `bytes_ahead` or more.
 
     A decision every 4 cycles; 5 cycles from `arrived` to the decision if nothing else is to be done, else 8.
 
@@ -222,7 +225,7 @@ class FrameScheduler(wiring.Component):
 
         # How far decisions are ahead of the wire. `adds` and `leaves` are registers, so that no addition waits for
         # another.
-        most_ahead = AHEAD_CYCLES * self.config.mac_bytes
+        most_ahead = bytes_ahead(self.config)
         ahead = Signal(range(most_ahead + 2 * MAX_FRAME_BYTES))
         adds, leaves, counting = Signal(SEGMENT_BITS), Signal(SEGMENT_BITS + 1), Signal()
         gone = sum(Mux(strobe.valid, strobe.payload.amount, 0) for strobe in (self.begun, self.dropped))

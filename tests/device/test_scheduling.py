@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cosim.engines.bus import BusTiming
-from rtl.tx_scheduler import AHEAD_CYCLES
+from rtl.tx_scheduler import bytes_ahead
 from tests.device.rig import DEVICES, FAR, FAST, RigSpec, on_rtl
 from tests.device.scheduling import HEADER_BYTES, MSS
 
@@ -27,14 +27,14 @@ def run(channels: list[dict[str, Any]], timing: BusTiming = FAST) -> tuple[list[
 
 @pytest.mark.parametrize("timing", [FAST, FAR], ids=["fast", "far"])
 def test_a_late_channel_waits_for_one_frame_of_each_other(tiny_compiled: Path, timing: BusTiming) -> None:
-    """Beyond what is under way: frames for `AHEAD_CYCLES` of the wire and one more, the one that leaves, and what
+    """Beyond what is under way: `bytes_ahead` and one frame more, the one that leaves, and what
     leaves while the descriptor is fetched."""
     size = 300 * MSS
     frames, rung = run([{"bytes": size}, {"bytes": size}, {"bytes": size}, {"bytes": MSS, "after_us": 100}], timing)
     late = next(time for time, channel, _ in frames if channel == 3)
     before = [channel for time, channel, _ in frames if rung["3"] < time < late]
     fetch_cycles = 2 * timing.read_latency_cycles + 100
-    under_way = -(-8 * (AHEAD_CYCLES + fetch_cycles) // FRAME_BYTES) + 2
+    under_way = -(-(bytes_ahead(DEVICES["tiny"]) + 8 * fetch_cycles) // FRAME_BYTES) + 2
     assert len(before) <= under_way + 3
     order = [channel for _, channel, _ in frames if channel != 3]
     for first, second in itertools.pairwise(order[9:-60]):

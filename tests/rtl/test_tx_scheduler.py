@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from nic_model.contract import NicConfig, Status, channel_register, slots_needed
-from rtl.tx_scheduler import AHEAD_CYCLES, TransmitScheduler
+from rtl.tx_scheduler import TransmitScheduler, bytes_ahead
 from tests.rtl.harness import Bench, idle, plain
 
 QUEUE_SLOTS = 64
@@ -19,6 +19,9 @@ DECIDED = 3
 
 def config_of(channels: int = 4, host_bytes: int = 16) -> NicConfig:
     return NicConfig(name="test", mac_bytes=8, host_bytes=host_bytes, channels=channels, vectors=4, keys=64)
+
+
+AHEAD_BYTES = bytes_ahead(config_of())
 
 
 @dataclass
@@ -352,9 +355,9 @@ def test_weights_against_a_reference(seed):
     host.check()
     order = [s["job"]["channel"] for _, s in host.slices]
     reference = Reference(in_force, frames, 4)
-    # what is decided, or about to be, before the others come: as much as may be ahead of the wire
-    alone = DECIDED if 2 * frames[0][0] < 8 * AHEAD_CYCLES else 2
-    wanted = [reference.next({0} if n < alone else set(range(4))) for n in range(len(order))]
+    # decided, or about to be, before the others come; two of the longest frames may be ahead of the wire
+    assert max(max(lengths) for lengths in frames.values()) < AHEAD_BYTES
+    wanted = [reference.next({0} if n < DECIDED else set(range(4))) for n in range(len(order))]
     assert order == wanted
 
 
@@ -396,7 +399,7 @@ def test_decisions_do_not_run_far_ahead_of_the_wire():
         await host.store(ctx, Job(1, [(0, 20 * 1000)], bytes(54), 1000))
         await host.settle(ctx)
         decided = len(host.slices)
-        assert (decided - 1) * 1054 < 8 * AHEAD_CYCLES <= decided * 1054
+        assert (decided - 1) * 1054 < AHEAD_BYTES <= decided * 1054
         await host.bench.strobe(ctx, host.dut.dropped, {"amount": 1054})
         await host.settle(ctx)
         assert len(host.slices) == decided + 1
