@@ -49,7 +49,7 @@ from rtl.interfaces import (
     row,
     tx_row,
 )
-from rtl.primitives import SmallRam, StreamFifo
+from rtl.primitives import SkidBuffer, SmallRam, StreamFifo
 from rtl.small_fifo import SmallFifo
 
 SLOT_BITS = 8 * SUBMISSION_SLOT_BYTES
@@ -137,9 +137,12 @@ class SlotReader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        beat, slot = self.i.payload, self.o.payload
+        # whoever takes slots may look at them first, which must not reach back to the bus
+        m.submodules.output = output = SkidBuffer(shape=Slot)
+        wiring.connect(m, output.o, wiring.flipped(self.o))
+        beat, slot = self.i.payload, output.i.payload
         free, fills = Signal(), Signal()
-        m.d.comb += free.eq(~self.o.valid | self.o.ready)
+        m.d.comb += [free.eq(output.i.ready), output.i.valid.eq(fills)]
         taken = self.i.valid & self.i.ready
 
         if self.config.host_bytes == 16:
@@ -150,12 +153,10 @@ class SlotReader(wiring.Component):
                 m.d.sync += has_lower.eq(~has_lower)
             with m.If(taken & ~has_lower):
                 m.d.sync += lower.eq(beat.data)
-            with m.If(fills):
-                m.d.sync += [slot.data.eq(Cat(lower, beat.data)), slot.error.eq(beat.error)]
+            m.d.comb += [slot.data.eq(Cat(lower, beat.data)), slot.error.eq(beat.error)]
         elif self.config.host_bytes == 32:
             m.d.comb += [self.i.ready.eq(free), fills.eq(taken)]
-            with m.If(fills):
-                m.d.sync += [slot.data.eq(beat.data), slot.error.eq(beat.error)]
+            m.d.comb += [slot.data.eq(beat.data), slot.error.eq(beat.error)]
         else:
             lower_given, has_two, takes_upper = Signal(), Signal(), Signal()
             m.d.comb += [
@@ -163,16 +164,13 @@ class SlotReader(wiring.Component):
                 takes_upper.eq(lower_given | (beat.start == SUBMISSION_SLOT_BYTES)),
                 self.i.ready.eq(free & (~has_two | lower_given)),
                 fills.eq(self.i.valid & free),
+                slot.data.eq(Mux(takes_upper, beat.data[SLOT_BITS:], beat.data[:SLOT_BITS])),
+                slot.error.eq(beat.error),
             ]
             with m.If(fills):
-                m.d.sync += [
-                    slot.data.eq(Mux(takes_upper, beat.data[SLOT_BITS:], beat.data[:SLOT_BITS])),
-                    slot.error.eq(beat.error), lower_given.eq(has_two & ~lower_given),
-                ]
+                m.d.sync += lower_given.eq(has_two & ~lower_given)
 
-        with m.If(free):
-            m.d.sync += self.o.valid.eq(fills)
-        m.d.comb += self.active.eq(taken | fills | (self.o.valid & self.o.ready))
+        m.d.comb += self.active.eq(taken | output.active)
         return m
 
 
@@ -278,7 +276,9 @@ class DescriptorCutter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        part, fetch = self.part.payload, self.fetch.payload
+        m.submodules.output = output = SkidBuffer(shape=Part)
+        wiring.connect(m, output.o, wiring.flipped(self.part))
+        part, fetch = output.i.payload, self.fetch.payload
         moves = Signal()
 
         # The fetch under way.
@@ -306,6 +306,7 @@ class DescriptorCutter(wiring.Component):
             self.slot.ready.eq(takes_slot & ~pushed), self.pushed_slot.ready.eq(takes_slot & pushed),
         ]
 
+        ended, accepts, ends_descriptor = Signal(), Signal(), Signal()
         is_head, runs, impossible, cut_off, is_last = Signal(), Signal(), Signal(), Signal(), Signal()
         part_free, breaks, claimed = Signal(), Signal(), Signal(8)
         end_of_head = Signal(INDEX_BITS)
@@ -315,19 +316,16 @@ class DescriptorCutter(wiring.Component):
             impossible.eq((claimed == 0) | (claimed > MAX_DESCRIPTOR_SLOTS)), cut_off.eq(claimed > left),
             is_last.eq(Mux(is_head, claimed == 1, rest == 1)),
             end_of_head.eq(index + claimed[:5]),
-            part_free.eq(~self.part.valid | self.part.ready),
+            part_free.eq(output.i.ready), output.i.valid.eq(accepts),
             breaks.eq(slot.error | (broken & ~is_head)),
             self.fault.payload.channel.eq(channel),
+            part.channel.eq(channel), part.data.eq(slot.data), part.first.eq(is_head), part.last.eq(is_last),
+            part.broken.eq(breaks), part.pushed.eq(pushed), part.ring_index.eq(Mux(is_head, end_of_head, behind)),
         ]
-        ended, accepts, ends_descriptor = Signal(), Signal(), Signal()
 
         def accept():
             m.d.comb += [accepts.eq(1), takes_slot.eq(1), moves.eq(1), ends_descriptor.eq(is_last)]
-            m.d.sync += [
-                rest.eq(Mux(is_head, claimed, rest) - 1), broken.eq(breaks),
-                part.channel.eq(channel), part.data.eq(slot.data), part.first.eq(is_head), part.last.eq(is_last),
-                part.broken.eq(breaks), part.pushed.eq(pushed), part.ring_index.eq(Mux(is_head, end_of_head, behind)),
-            ]
+            m.d.sync += [rest.eq(Mux(is_head, claimed, rest) - 1), broken.eq(breaks)]
             with m.If(is_head):
                 m.d.sync += [behind.eq(end_of_head), slots.eq(claimed)]
             with m.If(is_last):
@@ -344,8 +342,6 @@ class DescriptorCutter(wiring.Component):
 
         with m.If(has_slot & takes_slot):
             m.d.sync += left.eq(left - 1)
-        with m.If(part_free):
-            m.d.sync += self.part.valid.eq(accepts)
         m.d.sync += [
             self.begun.eq(ends_descriptor), self.consumed.valid.eq(ends_descriptor & ~breaks),
             self.finished.valid.eq(ended),
@@ -418,7 +414,7 @@ class DescriptorCutter(wiring.Component):
                     m.next = "WAIT_FOR_FETCH"
 
         m.d.comb += self.active.eq(
-            moves | (self.part.valid & self.part.ready) | self.begun | self.finished.valid | self.empties.valid)
+            moves | output.active | self.begun | self.finished.valid | self.empties.valid)
         return m
 
 

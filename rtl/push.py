@@ -22,7 +22,7 @@ from nic_model.contract import (
 )
 from rtl.descriptor import SLOT_BITS, Slot
 from rtl.interfaces import CHANNEL_BITS, PUSH_BUFFERS, Strobe, SubmissionDoorbell, lane_bits
-from rtl.primitives import Ram
+from rtl.primitives import Ram, SkidBuffer
 from rtl.small_fifo import SmallFifo
 
 BUFFER_BITS = exact_log2(PUSH_BUFFERS)
@@ -106,12 +106,13 @@ class PushCollector(wiring.Component):
         filling, handed = Signal(PUSH_BUFFERS), Signal(PUSH_BUFFERS)
 
         # Which buffer a block is for is decided at its first beat, and stays.
+        beats = PUSH_BLOCK_BYTES // width
         begins, ends = Signal(), Signal()
         own, continued, idle = Signal(PUSH_BUFFERS), Signal(PUSH_BUFFERS), Signal(PUSH_BUFFERS)
         chosen, kept, target = Signal(PUSH_BUFFERS), Signal(PUSH_BUFFERS), Signal(PUSH_BUFFERS)
         continues, kept_continues = Signal(), Signal()
         m.d.comb += [
-            begins.eq(beat.beat == 0), ends.eq(beat.beat == PUSH_BLOCK_BYTES // width - 1),
+            begins.eq(beat.beat == 0), ends.eq(beat.beat == beats - 1),
             own.eq(Cat((push.channel == self.channel) & filling[n] for n, push in enumerate(pushes))),
             continued.eq(own & Cat(push.next == beat.block for push in pushes)),
             idle.eq(~filling & ~handed),
@@ -119,32 +120,37 @@ class PushCollector(wiring.Component):
             target.eq(Mux(begins, chosen, kept)), continues.eq(Mux(begins, continued.any(), kept_continues)),
         ]
 
-        # What its slots say of themselves.
+        # What its slots say of themselves. It is needed at the block's last beat, so it mostly stands in registers.
+        Claim = data.StructLayout({"slots": SLOTS_BITS, "none": 1, "good": 1})
         slots_at = SUBMISSION_HEAD.fields["slots"].offset
         claims = []
         for offset in (0, SUBMISSION_SLOT_BYTES):
-            now, before = Signal(8, name=f"claim_{offset}"), Signal(8, name=f"claim_before_{offset}")
             lane = 8 * (offset % width) + slots_at
-            m.d.comb += now.eq(Mux(beat.beat == offset // width, beat.data[lane:lane + 8], before))
-            with m.If(self.beat.valid):
+            byte = beat.data[lane:lane + 8]
+            now, before = Signal(Claim, name=f"claim_{offset}"), Signal(Claim, name=f"claim_before_{offset}")
+            m.d.comb += [
+                now.slots.eq(byte), now.none.eq(byte == 0), now.good.eq((byte != 0) & (byte <= MAX_DESCRIPTOR_SLOTS)),
+            ]
+            with m.If(self.beat.valid & (beat.beat == offset // width)):
                 m.d.sync += before.eq(now)
-            claims.append(now)
-        in_second, claimed, is_head = Signal(), Signal(8), Signal()
+            claims.append(now if offset // width == beats - 1 else before)
+        in_second, claimed, is_head = Signal(), Signal(SLOTS_BITS), Signal()
         m.d.comb += [
-            in_second.eq(claims[0] == 0), claimed.eq(Mux(in_second, claims[1], claims[0])),
-            is_head.eq((claimed != 0) & (claimed <= MAX_DESCRIPTOR_SLOTS)),
+            in_second.eq(claims[0].none), claimed.eq(Mux(in_second, claims[1].slots, claims[0].slots)),
+            is_head.eq(Mux(in_second, claims[1].good, claims[0].good)),
         ]
+        last_target, last_continues = (kept, kept_continues) if beats > 1 else (target, continues)
 
         pushed, now = Signal(Push), Signal(Push)
         lacks, completes, hands, forgets = Signal(), Signal(), Signal(), Signal()
-        m.d.comb += pushed.eq(_selected(target, pushes))
+        m.d.comb += pushed.eq(_selected(last_target, pushes))
         m.d.comb += [
             now.channel.eq(self.channel), now.next.eq(beat.block + 1),
-            now.left.eq(Mux(continues, pushed.left, (claimed[:SLOTS_BITS] + in_second + 1) >> 1) - 1),
-            now.first.eq(Mux(continues, pushed.first, Cat(in_second, beat.block))),
-            now.slots.eq(Mux(continues, pushed.slots, claimed)),
-            lacks.eq(Mux(continues, pushed.left != 1, claimed[:SLOTS_BITS] + in_second > 2)),
-            completes.eq(self.beat.valid & beat.whole & ends & (continues | is_head) & target.any()),
+            now.left.eq(Mux(last_continues, pushed.left - 1, (claimed + in_second - 1) >> 1)),
+            now.first.eq(Mux(last_continues, pushed.first, Cat(in_second, beat.block))),
+            now.slots.eq(Mux(last_continues, pushed.slots, claimed)),
+            lacks.eq(Mux(last_continues, pushed.left != 1, claimed + in_second > 2)),
+            completes.eq(self.beat.valid & beat.whole & ends & (last_continues | is_head) & last_target.any()),
             hands.eq(completes & ~lacks & (~self.complete.valid | self.complete.ready)),
             forgets.eq(self.rung | (self.beat.valid & ~beat.whole)),
         ]
@@ -153,22 +159,22 @@ class PushCollector(wiring.Component):
             with m.If(begins & ~continues & beat.whole):
                 m.d.sync += filling.eq(filling & ~target)
         with m.If(completes):
-            m.d.sync += filling.eq(Mux(lacks, filling | target, filling & ~target))
+            m.d.sync += filling.eq(Mux(lacks, filling | last_target, filling & ~last_target))
             for n, push in enumerate(pushes):
-                with m.If(target[n]):
+                with m.If(last_target[n]):
                     m.d.sync += push.eq(now)
         with m.If(forgets):
             m.d.sync += filling.eq(filling & ~own)
 
         freed = Signal(PUSH_BUFFERS)
         m.d.comb += freed.eq(Mux(self.free.valid, (1 << self.free.payload.buffer)[:PUSH_BUFFERS], 0))
-        m.d.sync += handed.eq((handed & ~freed) | Mux(hands, target, 0))
-        token, number = self.complete.payload, Signal(BUFFER_BITS)
-        m.d.comb += number.eq(_number(target))
+        m.d.sync += handed.eq((handed & ~freed) | Mux(hands, last_target, 0))
+        token, number, last_number = self.complete.payload, Signal(BUFFER_BITS), Signal(BUFFER_BITS)
+        m.d.comb += [number.eq(_number(target)), last_number.eq(_number(last_target))]
         with m.If(hands):
             m.d.sync += [
                 self.complete.valid.eq(1), token.channel.eq(self.channel), token.index.eq(now.first),
-                token.pushed.eq(1), token.slots.eq(now.slots), token.buffer.eq(number),
+                token.pushed.eq(1), token.slots.eq(now.slots), token.buffer.eq(last_number),
             ]
         with m.Elif(self.complete.ready):
             m.d.sync += self.complete.valid.eq(0)
@@ -220,6 +226,8 @@ class PushReader(wiring.Component):
         beats, slots = row_bytes // width, row_bytes // SUBMISSION_SLOT_BYTES
         m.submodules.ram = ram = Ram(shape=8 * row_bytes, depth=PUSH_BUFFERS * PUSH_WINDOW_BYTES // row_bytes,
                                      granularity=8 * width)
+        m.submodules.output = output = SkidBuffer(shape=Slot)
+        wiring.connect(m, output.o, wiring.flipped(self.o))
         m.submodules.waiting = waiting = SmallFifo(shape=PushedDescriptor, depth=PUSH_BUFFERS)
         write = self.write.payload
         lane = exact_log2(beats)
@@ -235,7 +243,8 @@ class PushReader(wiring.Component):
         fetch, advance, begin, finish = Signal(), Signal(), Signal(), Signal()
         chosen = Mux(waiting.o.valid, waiting.o.payload.as_value(), self.i.payload.as_value())
         m.d.comb += [
-            advance.eq(fetched & (~self.o.valid | self.o.ready)),
+            advance.eq(fetched & output.i.ready), output.i.valid.eq(fetched),
+            output.i.payload.data.eq(ram.read_data.word_select(half, SLOT_BITS)),
             # a descriptor is read from the cycle in which it comes
             begin.eq((waiting.o.valid | self.i.valid) & ~reading),
             wanted.as_value().eq(Mux(reading, current.as_value(), chosen)),
@@ -254,16 +263,12 @@ class PushReader(wiring.Component):
             m.d.sync += [fetched.eq(1), position.eq(at + 1), left.eq(remaining - 1), half.eq(at[:exact_log2(slots)])]
         with m.Elif(advance):
             m.d.sync += fetched.eq(0)
-        with m.If(advance):
-            m.d.sync += [self.o.valid.eq(1), self.o.payload.data.eq(ram.read_data.word_select(half, SLOT_BITS))]
-        with m.Elif(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
         m.d.sync += [
             self.free.valid.eq(finish | self.forgotten.valid),
             self.free.payload.buffer.eq(Mux(finish, wanted.buffer, self.forgotten.payload.buffer)),
         ]
         m.d.comb += self.active.eq(
-            self.write.valid | begin | fetch | advance | (self.o.valid & self.o.ready) | waiting.active
+            self.write.valid | begin | fetch | advance | output.active | waiting.active
             | self.forgotten.valid | self.free.valid)
         return m
 
