@@ -58,6 +58,10 @@ class PostedPort(ModelPort):
         write = super().write32
         self.kernel.call_at(self.kernel.now + POSTED_PS, lambda: write(address, value))
 
+    def write_block(self, address: int, data: bytes) -> None:
+        write, block = super().write_block, bytes(data)
+        self.kernel.call_at(self.kernel.now + POSTED_PS, lambda: write(address, block))
+
     def read32(self, address: int) -> Future[int]:
         read, future = super().read32, Future[int](f"read of register {address:#x}")
         self.kernel.call_at(self.kernel.now + POSTED_PS, lambda: read(address).add_callback(

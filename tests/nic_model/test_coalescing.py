@@ -32,7 +32,7 @@ def events_of(segments: list[Segment], **settings: int) -> list[tuple[object, ..
     events: list[tuple[object, ...]] = []
     for number, segment in enumerate(segments):
         frame = segment.frame()
-        verdict = coalescer.judge(frame, parse_received(frame), 0, may_open=True)
+        verdict = coalescer.judge(frame, parse_received(frame).info, 0, may_open=True)
         events += [("end", aggregate.receive) for aggregate in verdict.ended]
         if verdict.aggregate is None:
             events.append(("alone", number))

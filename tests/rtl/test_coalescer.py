@@ -53,7 +53,7 @@ class Surroundings:
 
     async def send(self, ctx, segment: Segment, *, time=0, kept=True):
         frame = segment.frame()
-        info = parse_received(frame)
+        info = parse_received(frame).info
         right = RxInfo.TCP in info and RxInfo.CHECKSUM_BAD not in info and not segment.ip_options
         header = right and kept
         if header:
