@@ -8,6 +8,7 @@ from nic_model.contract import NicConfig
 from rtl import interpreted, systemverilog
 from rtl.amba import AmbaNic
 from rtl.simulation import SimulationTop
+from rtl.wrapper import packed
 
 
 def nic_verilog(config: NicConfig) -> str:
@@ -31,10 +32,23 @@ BUSY = (
 """Blocks that are active in most cycles when traffic runs at full rate both ways: testing for that would cost more."""
 
 
+LIVELY = (
+    "now*", "*.head", "*.tail", "*.beat", "*.unclaimed", "*.rows_left", "*.stored", "*.full", "*.empties", "*.state",
+    "nic.receive.row__valid*", "nic.receive.parser.valid_*", "nic.receive.parsed__valid",
+    "nic.transmit.segmenter.beat_*", "nic.transmit.segmenter.$signal$12", "nic.transmit.checksum.level?_valid",
+    "nic.transmit.checksum.$signal$4[45]", "nic.transmit.aligned.$signal$8", "nic.transmit.framer.$signal",
+    "nic.transmit.framer.$signal$39", "nic.transmit.framer.leaving.$signal$8",
+)
+"""Small registers of these that change in many cycles, as measured. Between the ends of frames, and where a stream has
+no pauses, the others stand still, and what depends on them need not be computed."""
+
+
 def compiled_verilog(config: NicConfig) -> str:
-    """The same device for the compiled engine, in SystemVerilog that Verilator runs fast; without names inside."""
-    return each_edge(
-        systemverilog.convert(SimulationTop(config, probed=True), name="simulation_top", gated=True, busy=BUSY))
+    """The same device for the compiled engine, in SystemVerilog that Verilator runs fast; without names inside. It
+    needs no wrapper: its ports are `clk` and the vectors of `rtl.wrapper`."""
+    return each_edge(systemverilog.convert(SimulationTop(config, probed=True), name="memnic_wrapper", gated=True,
+                                           busy=BUSY, seldom=("asked",), lively=LIVELY,
+                                           packed=packed(config)))
 
 
 def interpreted_verilog(config: NicConfig) -> str:
