@@ -543,7 +543,9 @@ class GatedWriter(Writer):
             if not part.reads.isdisjoint(changes):
                 place(part)
         if seldom:
-            lines += [self._mark(self._seldom), *seldom]
+            asked = " || ".join({self.text(test, {}): None for statement in self._seldom.statements
+                                 for test, _inner in statement.branches})
+            lines += [f"if ({asked}) begin", *indented([self._mark(self._seldom), *seldom]), "end"]
         for group in groups:
             needed = self._kept_of([node for gate in group for node in expressions(gate.statements)]
                                    + [gate.active for gate in group if gate.active is not None])

@@ -449,6 +449,8 @@ def test_what_decides_ends_a_long_sum():
     assert re.search(r"if \(\([^)]*_r_stored_\d+[^)]*\) == 0\) begin if ", text)
     process = text.partition("always @")[2]
     assert process.index("if (flag)") < process.index("_r_stored_0 = ")
+    # what is seldom asked for has changed only then
+    assert re.search(r"if \(flag\) begin\s+_changed_0 = _changed_0 \|", process)
 
 
 def test_ports_may_stand_in_two_vectors():
