@@ -118,12 +118,13 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
     """With waves from the Verilog that Amaranth writes, which has all names; without, from our own, which is faster."""
     fast = not target.waves
     _write_device(config, work, fast=fast)
-    flags = f"-fPIC -std=c++17 -DVL_USER_FATAL -DMEMNIC_EACH_EDGE={int(fast)} -I{work} -I{TRANSACTORS}"
+    flags = f"-fPIC -std=c++17 -DVL_USER_FATAL -DMEMNIC_DIRECT={int(fast)} -I{work} -I{TRANSACTORS}"
     _verilate(work, target, [TRANSACTORS / "engine.cpp", TRANSACTORS / "interface.cpp"], prefix="Vwrapper",
               options=[*(WHOLE if fast else SPLIT), "-CFLAGS", flags, "-LDFLAGS", "-shared", "-o", LIBRARY_NAME])
     if not fast or not target.trained:
         _compile(work, "Vwrapper", "-O1")
         return
+    _check_one_process(work)
     # Compiled twice: the second time g++ knows which way the branches of a device under full load go.
     profile = f"-fprofile-dir={work / 'profile'}"
     _compile(work, "Vwrapper", "-O2", f"-fprofile-generate -fprofile-update=single {profile}")
@@ -133,6 +134,17 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
         if path.suffix in (".o", ".a", ".so", ".fast", ".slow", ".gch"):
             path.unlink()
     _compile(work, "Vwrapper", "-O2", f"-fprofile-use -Wno-missing-profile {profile}")
+
+
+def _check_one_process(work: Path) -> None:
+    """engine.cpp calls the device's process itself: nothing else may happen at an edge."""
+    texts = [path.read_text() for path in (work / "obj").glob("Vwrapper___024root*.cpp")]
+    bodies = [body for text in texts for body in re.findall(r"^void Vwrapper___024root___eval_nba\(.*?^}", text,
+                                                            re.MULTILINE | re.DOTALL)]
+    called = [name for body in bodies for name in re.findall(r"^ +(Vwrapper___024root___\w+)\(vlSelf\);", body,
+                                                             re.MULTILINE)]
+    if called != ["Vwrapper___024root___nba_sequent__TOP__0"]:
+        raise ToolError(f"Verilator has not made one process of the device, but {', '.join(called)}; see {work}")
 
 
 def _build_for_cocotb(config: NicConfig, work: Path, target: Target) -> None:
@@ -206,14 +218,14 @@ def with_waves(target: Target, wave_format: str = "vcd") -> Target:
 
 def _write_device(config: NicConfig, work: Path, *, fast: bool) -> None:
     """The device, its wrapper, and the C++ of the wrapper's structs."""
-    from rtl.verilog import compiled_verilog, each_edge, hide_unnamed, simulation_verilog
+    from rtl.verilog import compiled_verilog, hide_unnamed, simulation_verilog
     from rtl.wrapper import pins_header, probes_header, wrapper
 
     if fast:
         (work / "top.sv").write_text(compiled_verilog(config))
     else:
         (work / "top.v").write_text(hide_unnamed(simulation_verilog(config, probed=True)))
-    (work / "wrapper.sv").write_text(each_edge(wrapper(config)) if fast else wrapper(config))
+        (work / "wrapper.sv").write_text(wrapper(config))
     (work / "pins.h").write_text(pins_header(config))
     (work / "probes.h").write_text(probes_header(config))
 

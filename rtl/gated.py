@@ -4,22 +4,41 @@ One process at the clock executes the statements of each component under `if (ac
 inside, before its first use. It assigns at once rather than at the end of the time step, so statements stand in an
 order in which a register is read before it is written; where there is no such order, its old value is kept aside.
 
-One combinational process computes what must be known before the clock: each `active`, and the outputs. Every gated
+Before them it computes what must be known first: each `active`, and the outputs. So an edge is one pass over a text,
+without a second for what hangs on the registers; the outputs are those of the cycle that the edge ends. Every gated
 component and every input has a bit that says whether it changed at the last edge. An expression is computed anew only
 if something that it depends on has changed; neighbours that depend on the same things share the test, and so does a
-group of them that belongs to one block.
-
-Verilator runs the process at the clock, as any other at that edge, before it computes what hangs on its registers. All
-combinational assignments stand under a condition; so Verilator cannot copy an output's expression to where it is read,
-which may be a process that runs after this one. Outputs that are registers are assigned at the end of the time step.
+group of them that belongs to one block. What may change in each cycle lives in variables of the process, which a
+compiler keeps in registers or moves to where they are needed; the rest in variables of the module.
 """
 
+import fnmatch
+import re
+
 from rtl.expressions import own_cost
-from rtl.netlist import Piece, Set, Unsupported, Write, written
+from rtl.netlist import Gate, If, Piece, Set, Unsupported, Write, written
 from rtl.systemverilog import Writer, branches_of, count_uses, expressions, indented, own_expressions, vector
+
+WORTH_KEEPING = 3
+"""An expression of so many operations is computed once and kept in a variable, if several places need it."""
+
+WORTH_A_TEST = 4
+"""One of so many operations is not computed with another that changes more often."""
 
 IDLE = 0.03
 """Part of all cycles in which a gated component is thought to be active."""
+
+TEST_COST = 3.5
+"""Operations that a test for changes costs."""
+
+WORTH_A_GROUP = 6
+"""Terms of so many operations that hardly ever change are brought together."""
+
+WIDEST_CALM = 8
+"""A register with more bits is a counter or data, which change all the time."""
+
+EXIT_TERMS = 6
+"""Terms that are looked at together."""
 
 ALWAYS = 1
 """The support of what may change in each cycle: bit 0 of the change bits is always set."""
@@ -28,62 +47,84 @@ ALWAYS = 1
 class GatedWriter(Writer):
     """See above. `busy`: paths of components that are not gated."""
 
-    WORTH_KEEPING = 3
-    """An expression of so many operations is computed once and kept in a variable, if several places need it."""
-
-    WORTH_A_TEST = 4
-    """One of so many operations is not computed with another that changes more often."""
-
-    TEST_COST = 3.5
-    """Operations that a test for changes costs."""
-
     WORD_BITS = 64
     """Change bits that stand in one variable."""
 
-    differs, show = "!=", "="
-    """How an input is compared with what it was, and how an output is assigned that is no register."""
+    WORTH_AN_EXIT = 16
+    """A sum of so many terms is not computed beyond the first that decide it."""
 
-    def __init__(self, netlist, name, busy):
-        super().__init__(netlist, name)
+    differs, show = "!=", "="
+    """How a value is compared with what it was, and how an output is assigned."""
+
+    def __init__(self, netlist, name, busy, packed=None, seldom=(), lively=()):
+        super().__init__(netlist, name, packed)
+        self._lively = re.compile("|".join(map(fnmatch.translate, lively)) or "(?!)")
+        self._seldom = self._take_seldom(set(seldom))
         self._analyse(set(busy))
         self._kept = {}  # expressions that the combinational process keeps -> their variables
         self._hazards = None  # while statements at the clock are written: see `read`
         self._aside = set()  # registers whose old value another gate needs
-        self._declared = []  # lines that declare variables
+        self._variables = {}  # of the module -> (width, initial value or None)
+        self._temporaries = {}  # variables of the process -> their widths
 
     # ---- variables
 
     def variable(self, name, width, init=None):
-        """How a variable is written that is declared here, for the whole module."""
-        self._declared.append(f"{vector(width)}{name}{'' if init is None else f' = {init}'};")
+        """How a variable of the module is written, which is declared when it is asked for first."""
+        self._variables.setdefault(name, (width, init))
         return name
 
-    def local(self, lines, name, width):
-        """How a variable is written that is declared at the head of a block, in `lines`."""
-        lines.append(f"automatic {vector(width)}{name};")
+    def temporary(self, name, width):
+        """The same, of the process. It has a value from the beginning: otherwise Verilator would take it for one that
+        keeps its own from edge to edge."""
+        self._temporaries.setdefault(name, width)
         return name
 
-    def old(self, piece):
-        """How the value is written that a register had before the clock, in a gate that reads it."""
-        return f"_old{self.names[piece]}"
+    def _changed(self, word):
+        """Bits that say what changed at the last edge."""
+        return self.variable(f"_changed_{word}", self.WORD_BITS, "'1")
 
-    def saved(self, piece):
-        """The same, of a register that its gate may have written when another reads it."""
-        return f"_save{self.names[piece]}"
+    def _now(self, word):
+        """The same, with inputs that have changed since then."""
+        return self.temporary(f"now_{word}", self.WORD_BITS)
 
-    def changed(self, word):
-        """How a variable of bits is written that say what changed at the last edge."""
-        return f"_changed_{word}"
+    def _old(self, piece):
+        """The value that a register had before the clock, in a gate that reads it after it is written."""
+        return self.temporary("_old" + self.names[piece], piece.width)
 
-    def now(self, word):
-        """The same, with what has changed since then."""
-        return f"now_{word}"
+    def _saved(self, piece):
+        """The same, kept by the gate that writes it, if another reads it later."""
+        return self.temporary("_save" + self.names[piece], piece.width)
 
-    def bits_of(self, value):
-        """A constant of as many bits as such a variable."""
+    def _was(self, piece):
+        """A calm register's value before what may write it more than once."""
+        return self.temporary("_was" + self.names[piece], piece.width)
+
+    def _bits_text(self, value):
+        """A constant of as many bits as say what changed."""
         return f"{self.WORD_BITS}'h{value:x}"
 
+    def _mark(self, source, word_of=None):
+        """A statement that sets the bit of a gate or an input."""
+        word, bit = divmod(self._bits[source], self.WORD_BITS)
+        target = (word_of or self._changed)(word)
+        return f"{target} = {target} | {self._bits_text(1 << bit)};"
+
     # ---- what depends on what
+
+    def _take_seldom(self, seldom):
+        """Statements under inputs that are seldom 1, taken out of their gates; what they need is computed there."""
+        found = Gate(())
+        for gate in self.netlist.gates:
+            mine = [statement for statement in gate.statements
+                    if isinstance(statement, If) and len(statement.branches) == 1
+                    and statement.branches[0][0].op == "leaf" and statement.branches[0][0].value.kind == "input"
+                    and statement.branches[0][0].value.signal.name in seldom]
+            found.statements += mine
+            gate.statements = [statement for statement in gate.statements if statement not in mine]
+        for piece in set(written(found.statements)).difference(*(written(g.statements) for g in self.netlist.gates)):
+            piece.gate = found
+        return found
 
     def _analyse(self, busy):
         netlist, make = self.netlist, self.netlist.make
@@ -91,25 +132,93 @@ class GatedWriter(Writer):
             if ".".join(gate.path) in busy:
                 gate.active = None
         gated = [gate for gate in netlist.gates if gate.active is not None]
-        self._bits = {gate: bit for bit, gate in enumerate(gated, start=1)}  # of gates, then of pieces of inputs
+        # of gates, then of pieces of inputs
+        self._bits = {gate: bit for bit, gate in enumerate([*gated, self._seldom], start=1)}
+        self._calm = self._find_calm(gated)
+        for piece in self._calm:
+            self._bits.setdefault(piece.gate, len(self._bits) + 1)
         self._supports = {}
-        self._computed = [(port, node) for port, _width, node in netlist.outputs if not _is_register(node)]
-        roots = [gate.active for gate in gated] + [node for _port, node in self._computed]
-        uses, order = count_uses(roots)
-        parents = {}
-        for node in order:
-            for arg in node.args:
-                parents.setdefault(arg, []).append(node)
+        self._terms = {}  # and, or, or nor of many -> (operation, operands) in another order
+        # what is shown only while it counts needs no value otherwise, and none that is kept
+        self._shown = [(target, node, guard if self._support(node) == ALWAYS else None)
+                       for target, node, guard in self.targets()]
+        roots = [gate.active for gate in gated]
+        roots += [node if guard is None else guard for _target, node, guard in self._shown]
+        uses, order = count_uses(roots, self._args)
         known = set(order)
         self._needed = set().union(*(self._known_before(gate, known) for gate in netlist.gates))
-        kept = {node for node in roots if make.cost(node) >= self.WORTH_KEEPING} | self._needed
-        kept |= {node for node in order if uses[node] > 1 and make.cost(node) >= self.WORTH_KEEPING}
+        self._regroup(order, uses, {gate.active for gate in gated})
+        uses, order = count_uses(roots, self._args)
+        parents = {}
+        for node in order:
+            for arg in self._args(node):
+                parents.setdefault(arg, []).append(node)
+        kept = {node for node in roots if make.cost(node) >= WORTH_KEEPING} | self._needed
+        kept |= {node for node in order if uses[node] > 1 and make.cost(node) >= WORTH_KEEPING}
+        kept |= self._terms.keys() & set(order)
         for node in reversed(order):
-            if make.cost(node) >= self.WORTH_A_TEST and self._support(node) != ALWAYS and any(
+            if make.cost(node) >= WORTH_A_TEST and self._support(node) != ALWAYS and any(
                     self._support(parent) != self._support(node) for parent in parents.get(node, ())):
                 kept.add(node)
         self._order = [node for node in order if node in kept]
         self._is_kept = kept
+
+    def _find_calm(self, gated):
+        """Registers of components that are not gated, which nevertheless change in few cycles: when one is written, it
+        is compared first."""
+        found, seen = {}, set()
+        stack = [gate.active for gate in gated] + [node for _port, _width, node in self.netlist.outputs]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            stack.extend(node.args)
+            piece = node.value
+            if (node.op == "leaf" and piece.kind == "register" and piece.gate.active is None
+                    and piece.gate is not self._seldom and piece.width <= WIDEST_CALM):
+                path, name = self.netlist.names.get(id(piece.signal), ((), piece.signal.name))
+                if not self._lively.fullmatch(".".join((*path, name))):
+                    found[piece] = None
+        return found
+
+    def _args(self, node):
+        """An expression's operands; all terms of one that was regrouped."""
+        return self._terms[node][1] if node in self._terms else node.args
+
+    def _regroup(self, order, uses, actives):
+        """Long sums of terms of which some may always change and others hardly do: those become one term, which is
+        computed only when it may have changed. A bit that is shown, but hardly ever 1, is looked at from its most
+        lively terms on, no further than to the first that decides."""
+        make = self.netlist.make
+        apart = actives | self._needed | {node for node in order if uses[node] > 1}
+
+        def terms(node, op):
+            """What the node's operation joins; `nor` of what must be 0."""
+            if op == "nor" and node.op == "not":
+                return terms(node.args[0], "or")
+            if node.op != ("and" if op == "nor" else op):
+                return [make.not_(node) if op == "nor" else node]
+            return [term for arg in node.args
+                    for term in (([make.not_(arg)] if op == "nor" else [arg]) if arg in apart else terms(arg, op))]
+
+        for _target, shown, guard in self._shown:
+            for node in (shown.args if shown.op == "cat" else (shown,)) if guard is None else ():
+                if node.op == "and" and self._support(node) == ALWAYS and node not in apart:
+                    found = terms(node, "nor")
+                    if len(found) >= self.WORTH_AN_EXIT:
+                        found.sort(key=lambda term: (self._support(term) != ALWAYS, make.cost(term), term.serial))
+                        self._terms[node] = "nor", found
+        for node in order:
+            if node.op not in ("and", "or") or node.width > 1 or self._support(node) != ALWAYS or node not in apart:
+                continue
+            found = terms(node, node.op)
+            quiet = [term for term in found if self._support(term) != ALWAYS]
+            if len(quiet) > 1 and sum(make.cost(term) for term in quiet) >= WORTH_A_GROUP:
+                joined = quiet[0]
+                for term in quiet[1:]:
+                    joined = make.bitwise(node.op, joined, term)
+                self._terms[node] = node.op, [joined, *(term for term in found if self._support(term) == ALWAYS)]
 
     def _known_before(self, gate, known):
         """Expressions of those that the combinational process computes that a gate's statements use."""
@@ -119,7 +228,7 @@ class GatedWriter(Writer):
             if node in seen:
                 continue
             seen.add(node)
-            if node in known and self.netlist.make.cost(node) >= self.WORTH_KEEPING:
+            if node in known and self.netlist.make.cost(node) >= WORTH_KEEPING:
                 found.add(node)
             else:
                 stack.extend(node.args)
@@ -134,11 +243,13 @@ class GatedWriter(Writer):
                 piece = node.value
                 if piece.kind == "input":
                     found = 1 << self._bits.setdefault(piece, len(self._bits) + 1)
+                elif piece.gate.active is not None or piece.gate is self._seldom or piece in self._calm:
+                    found = 1 << self._bits[piece.gate]
                 else:
-                    found = 1 << self._bits.get(piece.gate, 0)
+                    found = ALWAYS
             elif node.op == "word":
                 for gate in node.value.memory.gates:
-                    found |= 1 << self._bits.get(gate, 0)
+                    found |= ALWAYS if gate.active is None else 1 << self._bits[gate]
             for arg in node.args:
                 found |= self._support(arg)
             if found & ALWAYS:
@@ -200,7 +311,7 @@ class GatedWriter(Writer):
         return self._joined(clusters), users
 
     def _kept_operands(self, node):
-        found, stack = set(), list(node.args)
+        found, stack = set(), list(self._args(node))
         while stack:
             arg = stack.pop()
             if arg in self._is_kept:
@@ -232,7 +343,7 @@ class GatedWriter(Writer):
             if found and found[-1][0] == block:
                 _block, before, nodes, total = found[-1]
                 both = chance(before | support)
-                if (both - chance(before)) * total + (both - chance(support)) * cost < self.TEST_COST:
+                if (both - chance(before)) * total + (both - chance(support)) * cost < TEST_COST:
                     found[-1] = (block, before | support, nodes + cluster, total + cost)
                     continue
             found.append((block, support, cluster, cost))
@@ -244,58 +355,96 @@ class GatedWriter(Writer):
         while stack:
             this = stack.pop()
             cost += own_cost(this)
-            stack.extend(arg for arg in this.args if arg not in self._is_kept)
+            stack.extend(arg for arg in self._args(this) if arg not in self._is_kept)
         return cost
 
     def _words(self):
         return range(len(self._bits) // self.WORD_BITS + 1)
 
-    def _test(self, support, variable):
-        """Whether something of a support has changed; `variable`: `changed` or `now`."""
+    def _test(self, support):
+        """Whether something of a support has changed."""
         masks = [(word, support >> word * self.WORD_BITS & ((1 << self.WORD_BITS) - 1)) for word in self._words()]
-        return " || ".join(f"({variable(word)} & {self.bits_of(mask)}) != 0" for word, mask in masks if mask)
+        return " || ".join(f"({self._now(word)} & {self._bits_text(mask)}) != 0" for word, mask in masks if mask)
 
     def _combinational(self):
-        """The lines of the process."""
+        """The parts of what is computed before the clock."""
         clusters, users = self._schedule()
-        ports = {}
-        for port, node in self._computed:
-            ports.setdefault(node, []).append(port)
-        known_outside = self._needed | set(ports) | {g.active for g in self._bits if not isinstance(g, Piece)}
-        lines, at = [], 0
+        known_outside = self._needed | {g.active for g in self._bits if not isinstance(g, Piece)}
+        for target, node, guard in self._shown:
+            known_outside.add(node if guard is None else guard)
+        parts, at = [], 0
         while at < len(clusters):
             end, union = at, 0
             while end < len(clusters) and clusters[end][0] == clusters[at][0]:
                 union |= clusters[end][1]
                 end += 1
-            inner = []
+            inner, computed = [], []
             for _block, support, cluster in clusters[at:end]:
-                body = self._cluster(cluster, users, known_outside, ports)
-                if support != union:
-                    body = [f"if ({self._test(support, self.now)}) begin", *indented(body), "end"]
-                inner += body
-            lines += [f"if ({self._test(union, self.now)}) begin", *indented(inner), "end"]
+                body = self._cluster(support, cluster, users, known_outside)
+                if support == ALWAYS:
+                    parts += [self._part(lines, [node]) for lines, node in zip(body, cluster, strict=True)]
+                    continue
+                body = [line for lines in body for line in lines]
+                inner += body if support == union else self._tested(support, body)
+                computed += cluster
+            if computed:
+                parts.append(self._part(self._tested(union, inner), computed))
             at = end
-        for node, names in ports.items():
-            text = self.text(node, self._kept)
-            copies = [f"{port} {self.show} {text};" for port in names if self._kept.get(node) != port]
-            if copies:
-                lines += [f"if ({self._test(self._support(node) or ALWAYS, self.now)}) begin", *indented(copies), "end"]
-        return lines
+        shown = {}
+        for target, node, guard in self._shown:
+            support = ALWAYS if guard is not None else self._support(node) or ALWAYS
+            line = f"{target} {self.show} {self.text(node, self._kept)};"
+            shown.setdefault((support, guard), []).append((line, node))
+        for (support, guard), copies in shown.items():
+            lines, nodes = [line for line, _node in copies], [node for _line, node in copies]
+            if guard is not None:
+                lines = [f"if ({self.text(guard, self._kept)}) begin", *indented(lines), "end"]
+                nodes.append(guard)
+            parts.append(self._part(self._tested(support, lines), nodes, sink=True))
+        return parts
 
-    def _cluster(self, cluster, users, known_outside, ports):
-        local, lines, inside = [], [], set(cluster)
+    def _part(self, lines, nodes, sink=False):
+        """Lines that compute nodes, or show them."""
+        reads, operands = set(), set()
+        stack, seen = list(nodes), set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self._is_kept and (sink or node not in nodes):
+                operands.add(node)
+                continue
+            if node.op == "word" or (node.op == "leaf" and node.value.kind == "register"):
+                reads.add(node.value)
+            stack.extend(self._args(node))
+        return _Part(lines, () if sink else nodes, reads, operands)
+
+    def _tested(self, support, lines):
+        """Lines that are needed only if something of a support has changed."""
+        return lines if support == ALWAYS else [f"if ({self._test(support)}) begin", *indented(lines), "end"]
+
+    def _cluster(self, support, cluster, users, known_outside):
+        lines, inside = [], set(cluster)
         for node in cluster:
-            text = self.text(node, self._kept)
-            if node in ports and self.show == "=":
-                name = ports[node][0]
+            op, terms = self._terms.get(node, (None, ()))
+            texts = [self.text(term, self._kept) for term in terms] if op else [self.text(node, self._kept)]
+            name = f"_c_{node.serial}"
+            if support == ALWAYS:
+                name = self.temporary(name, node.width)
             elif node in known_outside or not inside.issuperset(users[node]):
-                name = self.variable(f"_c_{node.serial}", node.width)
+                name = self.variable(name, node.width)
             else:
-                name = self.local(local, f"_t_{node.serial}", node.width)
+                name = self.temporary(f"_t_{node.serial}", node.width)
             self._kept[node] = name
-            lines.append(f"{name} = {text};")
-        return ["begin", *indented(local + lines), "end"] if local else lines
+            if op == "nor":
+                line = f"{name} = 1;"
+                for at in reversed(range(0, len(texts), EXIT_TERMS)):
+                    line = f"if (({' | '.join(texts[at:at + EXIT_TERMS])}) == 0) begin {line} end"
+                lines.append([f"{name} = 0;", line])
+            else:
+                lines.append([f"{name} = {(' & ' if op == 'and' else ' | ').join(texts)};"])
+        return lines
 
     # ---- the process at the clock
 
@@ -351,7 +500,7 @@ class GatedWriter(Writer):
         if hazards is None or piece not in hazards.written:
             return self.names[piece]
         (hazards.old_there if piece in hazards.before else hazards.old_here).add(piece)
-        return self.old(piece)
+        return self._old(piece)
 
     def text(self, node, names):
         hazards = self._hazards
@@ -360,61 +509,103 @@ class GatedWriter(Writer):
             raise Unsupported(f"memory {name} is read after it was written, whatever the order of the gates")
         return super().text(node, names)
 
-    def _clocked(self):
+    def _clocked(self, parts):
+        """The statements at the clock, and each of `parts` that has not been placed yet: before the first statement
+        that needs it or would overwrite what it reads, and no sooner, so that little must be kept for long."""
+        part_of = {node: part for part in parts for node in part.nodes}
         lines, hazards = [], _Hazards()
+
+        def place(part):
+            if part.placed:
+                return
+            part.placed = True
+            for node in sorted(part.operands, key=lambda node: node.serial):
+                place(part_of[node])
+            lines.extend(part.lines)
+
         self._hazards = hazards
         bodies = {}
+        hazards.enter_gate()
+        seldom = self._gate_body(self._seldom, {})
         groups = self._groups()
         for group in groups:
             for gate in group:
                 hazards.enter_gate()
-                body = self._gate_body(gate)
+                body = self._gate_body(gate, self._kept)
                 there, here = (sorted(pieces, key=self.names.get) for pieces in (hazards.old_there, hazards.old_here))
-                aside = [self._old(piece, self._before(piece)) for piece in there]
-                aside += [self._old(piece, self.names[piece]) for piece in here]
+                aside = [f"{self._old(piece)} = {self._before(piece)};" for piece in there]
+                aside += [f"{self._old(piece)} = {self.names[piece]};" for piece in here]
                 self._aside |= hazards.old_there
                 bodies[gate] = aside + body
         self._hazards = None
+        changes = set(written(self._seldom.statements))
+        for part in parts:
+            if not part.reads.isdisjoint(changes):
+                place(part)
+        if seldom:
+            asked = " || ".join({self.text(test, {}): None for statement in self._seldom.statements
+                                 for test, _inner in statement.branches})
+            lines += [f"if ({asked}) begin", *indented([self._mark(self._seldom), *seldom]), "end"]
         for group in groups:
+            needed = self._kept_of([node for gate in group for node in expressions(gate.statements)]
+                                   + [gate.active for gate in group if gate.active is not None])
+            for node in needed:
+                place(part_of[node])
+            changes = {item for gate in group for item in written(gate.statements)}
+            for part in parts:
+                if not part.reads.isdisjoint(changes):
+                    place(part)
             inner = []
             for gate in group:
-                saves = [f"{self.saved(p)} = {self.names[p]};"
+                saves = [f"{self._saved(p)} = {self.names[p]};"
                          for p in sorted(self._aside, key=self.names.get) if p.gate is gate]
-                declarations = [line for line in bodies[gate] if line.startswith("automatic ")]
-                rest = saves + bodies[gate][len(declarations):]
+                rest = saves + bodies[gate]
                 if gate.active is not None:
-                    word, bit = divmod(self._bits[gate], self.WORD_BITS)
-                    changed = self.changed(word)
-                    rest.insert(0, f"{changed} = {changed} | {self.bits_of(1 << bit)};")
+                    rest.insert(0, self._mark(gate))
                 head = "" if gate.active is None else f"if ({self.holds(gate.active)}) "
-                inner += [f"{head}begin  // {'.'.join(gate.path)}", *indented(declarations + rest), "end"]
+                inner += [f"{head}begin  // {'.'.join(gate.path)}", *indented(rest), "end"]
             if len(group) > 1:
                 outer = min(group, key=lambda gate: len(gate.path))
                 inner = [f"if ({self.holds(outer.active)}) begin", *indented(inner), "end"]
             lines += inner
+        for part in parts:
+            place(part)
         return lines
 
     def holds(self, active):
         """Whether a gate's statements must be executed."""
         return self.text(active, self._kept)
 
-    def _old(self, piece, value):
-        return f"automatic {vector(piece.width)}{self.old(piece)} = {value};"
+    def _kept_of(self, nodes):
+        """The kept expressions that some are made of, in the order of their use."""
+        found, seen, stack = {}, set(), nodes[::-1]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self._is_kept:
+                found[node] = None
+            else:
+                stack.extend(reversed(node.args))
+        return list(found)
 
     def _before(self, piece):
         """The value before the clock of a register that another gate may have written."""
         if piece.gate.active is None:
-            return self.saved(piece)
+            return self._saved(piece)
         word, bit = divmod(self._bits[piece.gate], self.WORD_BITS)
-        return f"{self.changed(word)}[{bit}] ? {self.saved(piece)} : {self.names[piece]}"
+        return f"{self._changed(word)}[{bit}] ? {self._saved(piece)} : {self.names[piece]}"
 
-    def _gate_body(self, gate):
+    def _gate_body(self, gate, kept):
+        """Lines of a gate's statements; `kept`: expressions that stand in variables."""
         root = _Block(self._ordered(gate.statements), None, 0)
+        self._watch(root)
         places, order, seen = {}, [], set()
 
         def visit(node):
             seen.add(node)
-            if node not in self._kept:
+            if node not in kept:
                 for arg in node.args:
                     if arg not in seen:
                         visit(arg)
@@ -431,12 +622,12 @@ class GatedWriter(Writer):
                     scan(inner)
 
         scan(root)
-        names = dict(self._kept)
+        names = dict(kept)
         for node in reversed(order):
-            if node in self._kept or node.op in ("leaf", "const"):
+            if node in kept or node.op in ("leaf", "const"):
                 continue
             spots = places[node]
-            if len(spots) > 1 and self.netlist.make.cost(node) >= self.WORTH_KEEPING:
+            if len(spots) > 1 and self.netlist.make.cost(node) >= WORTH_KEEPING:
                 spot = spots[0]
                 for other in spots[1:]:
                     spot = _last_before(spot, other)
@@ -448,16 +639,37 @@ class GatedWriter(Writer):
                 places.setdefault(arg, []).extend(spots)
         return self._block_lines(root, names)
 
+    def _watch(self, root):
+        """Calm registers that more than one statement may write at an edge are compared when all is done."""
+        places = {}
+        for index, statement in enumerate(root.statements):
+            for piece in self._calm.keys() & set(written([statement])):
+                places.setdefault(piece, []).append(index)
+        self._watched = {piece for piece, indices in places.items()
+                         if len(indices) > 1 or not _once(root.statements[indices[0]], piece)}
+        for piece in sorted(self._watched, key=self.names.get):
+            root.begins.setdefault(places[piece][0], []).append(piece)
+            root.ends.setdefault(places[piece][-1], []).append(piece)
+
+    def set(self, statement, names):
+        text = super().set(statement, names)
+        if not isinstance(statement, Set) or statement.piece not in self._calm or statement.piece in self._watched:
+            return text
+        target, _, value = text.removesuffix(";").partition(f" {self.assign} ")
+        return f"if ({target} {self.differs} {value}) begin {text} {self._mark(statement.piece.gate)} end"
+
     def _block_lines(self, block, names):
-        lines, local, hazards = [], [], self._hazards
+        lines, hazards = [], self._hazards
         for index, statement in enumerate(block.statements):
+            lines += [f"{self._was(p)} = {self.names[p]};" for p in block.begins.get(index, ())]
+            ends = [f"if ({self._was(p)} {self.differs} {self.names[p]}) begin {self._mark(p.gate)} end"
+                    for p in block.ends.get(index, ())]
             for node in block.temporaries.get(index, ()):
-                name = names.pop(node)
-                text = self.text(node, names)
-                names[node] = name = self.local(local, name, node.width)
-                lines.append(f"{name} = {text};")
+                name = self.temporary(names.pop(node), node.width)
+                lines.append(f"{name} = {self.text(node, names)};")
+                names[node] = name
             if isinstance(statement, (Set, Write)):
-                lines.append(self.set(statement, names))
+                lines += [self.set(statement, names), *ends]
                 hazards.written.add(statement.piece if isinstance(statement, Set) else statement.column)
                 continue
             # the conditions are read before any branch writes
@@ -467,60 +679,65 @@ class GatedWriter(Writer):
                 bodies.append(self._block_lines(inner, names))
                 after |= hazards.written
             hazards.written = before
-            lines += self.branches(statement, names, bodies)
+            lines += self.branches(statement, names, bodies) + ends
             hazards.written = after
-        return local + lines
+        return lines
 
     # ---- the module
 
     def body(self):
+        """See `Writer.body`."""
         netlist = self.netlist
-        combinational = self._combinational()
-        clocked = self._clocked()
-        self._declared += [f"{vector(p.width)}{self.saved(p)};" for p in sorted(self._aside, key=self.names.get)]
-        self._declared += [f"logic [{self.WORD_BITS - 1}:0] {self.changed(word)} = '1;" for word in self._words()]
-        before, entering = self._entering()
-        lines = ["always_comb begin",
-                 *(f"  automatic logic [{self.WORD_BITS - 1}:0] {self.now(word)};" for word in self._words())]
-        lines += [*indented(entering + combinational), "end"]
+        parts = self._combinational()
         if netlist.clock is None:
-            return self._declared + lines
-        lines += [f"initial {line}" for line in self._registered()]
-        lines += [f"always @(posedge {netlist.clock}) begin", *indented(self._edge(clocked, before)), "end"]
-        return self._declared + lines
+            head = "always_comb begin"
+            process = [*(f"{self._now(word)} = '1;" for word in self._words()), *in_order(parts)]
+        else:
+            head = f"always @(posedge {netlist.clock}) begin"
+            process = [*self._entering(), *self._clocked(parts), *self._reset()]
+        lines = [f"{vector(width)}{name}{'' if init is None else f' = {init}'};"
+                 for name, (width, init) in self._variables.items()]
+        automatic = [f"automatic {vector(width)}{name} = 0;" for name, width in self._temporaries.items()]
+        return [*lines, head, *indented(automatic + process), "end"]
 
     def _entering(self):
-        """Inputs that expressions depend on -> the variables with what they were; lines that say what has changed."""
-        before, entered = {}, {word: [self.changed(word)] for word in self._words()}
-        for piece, bit in self._bits.items():
-            if isinstance(piece, Piece):
-                before[piece] = self.variable(self.unique("_before", self.names[piece]), piece.width, 0)
-                word, bit = divmod(bit, self.WORD_BITS)
-                entered[word].append(f"({before[piece]} {self.differs} {self.names[piece]} ? "
-                                     f"{self.bits_of(1 << bit)} : {self.bits_of(0)})")
-        return before, [f"{self.now(word)} = {' | '.join(parts)};" for word, parts in entered.items()]
+        """Lines that say what has changed since the last time: at the last edge, and of the inputs."""
+        lines = [f"{self._now(word)} = {self._changed(word)};" for word in self._words()]
+        for piece in self._entering_pieces():
+            before = self.variable(self.unique("_before", piece.signal.name, piece.low), piece.width, 0)
+            name = self.names[piece]
+            lines.append(f"if ({before} {self.differs} {name}) begin {before} = {name}; "
+                         f"{self._mark(piece, self._now)} end")
+        return lines + [f"{self._changed(word)} = {self._bits_text(0 if word else ALWAYS)};" for word in self._words()]
 
-    def _edge(self, clocked, before):
-        """All that happens at the clock."""
-        netlist = self.netlist
-        lines = [f"{self.changed(word)} = {self.bits_of(ALWAYS if word == 0 else 0)};" for word in self._words()]
-        lines += [f"{name} = {self.names[piece]};" for piece, name in before.items()]
-        lines += clocked
-        if netlist.reset is not None:
-            lines += self._reset([f"{self.changed(word)} = '1;" for word in self._words()])
-        for port, _width, node in netlist.outputs:
-            if _is_register(node):
-                lines.append(f"if ({self._test(self._support(node), self.changed)}) {port} <= {self.text(node, {})};")
-        return lines
+    def _entering_pieces(self):
+        """Inputs that what is computed before the clock depends on."""
+        return [source for source in self._bits if isinstance(source, Piece)]
 
-    def _reset(self, marks):
-        """What happens in reset; `marks`: lines that say that all has changed."""
-        return [f"if ({self.text(self.netlist.reset, {})}) begin", *indented(self.resets() + marks), "end"]
+    def _reset(self):
+        """What happens in reset."""
+        if self.netlist.reset is None:
+            return []
+        lines = self.resets() + self._all_changed()
+        return [f"if ({self.text(self.netlist.reset, {})}) begin", *indented(lines), "end"]
 
-    def _registered(self):
-        """Assignments of their initial values to outputs that are registers."""
-        return [f"{port} = {self.text(node, {})};" for port, _width, node in self.netlist.outputs
-                if _is_register(node)]
+    def _all_changed(self):
+        return [f"{self._changed(word)} = '1;" for word in self._words()]
+
+
+class _Part:
+    """Lines that compute expressions before the clock: `nodes`, from registers and memories, `reads`, and from other
+    kept expressions, `operands`."""
+
+    def __init__(self, lines, nodes, reads, operands):
+        self.lines, self.nodes, self.reads, self.operands, self.placed = lines, nodes, reads, operands, False
+
+
+def in_order(parts):
+    """Lines of all parts, which are placed so."""
+    for part in parts:
+        part.placed = True
+    return [line for part in parts for line in part.lines]
 
 
 class _Hazards:
@@ -540,6 +757,16 @@ class _Block:
         self.statements, self.parent, self.index = statements, parent, index
         self.depth = 0 if parent is None else parent.depth + 1
         self.temporaries, self.inner = {}, []
+        self.begins, self.ends = {}, {}  # registers that are compared from one statement to another
+
+
+def _once(statement, piece):
+    """Whether a statement writes a piece at most once, whatever happens."""
+    for inner in branches_of(statement):
+        mine = [other for other in inner if piece in set(written([other]))]
+        if len(mine) > 1 or (mine and not _once(mine[0], piece)):
+            return False
+    return True
 
 
 def _last_before(a, b):
@@ -550,13 +777,6 @@ def _last_before(a, b):
         else:
             b = (b[0].parent, b[0].index)
     return a[0], min(a[1], b[1])
-
-
-def _is_register(node):
-    """Whether an output is a register as it is."""
-    if node.op == "leaf":
-        return node.value.kind == "register"
-    return node.op in ("cat", "slice") and all(_is_register(arg) for arg in node.args)
 
 
 def _before_writers(items):

@@ -12,7 +12,9 @@ counts as 1, and then the conditions inside decide. Nothing is unknown by itself
 values, and what Amaranth reads beyond an end is 0. So an X comes from an input.
 """
 
-from rtl.gated import GatedWriter
+import sys
+
+from rtl.gated import GatedWriter, in_order
 from rtl.netlist import Case, If, Set, Write, read
 from rtl.systemverilog import branches_of, indented, vector
 
@@ -27,6 +29,7 @@ class InterpretedWriter(GatedWriter):
     """See above."""
 
     WORD_BITS = 32  # Icarus puts a wider constant together from two, each time
+    WORTH_AN_EXIT = sys.maxsize  # never: after an X the others may still decide
     differs, show = "!==", "<="
     header = "/* words of the arrays are registers and variables */"
 
@@ -34,7 +37,7 @@ class InterpretedWriter(GatedWriter):
         super().__init__(netlist, name, busy)
         self._arrays = {}  # width -> the array's name, and its words' names
         self._initial = []  # assignments of initial values
-        self._words_of = {}  # names -> words, of those that are asked for again
+        self._words_of = {}  # names -> words
         for piece in netlist.registers:
             self.names[piece] = self.variable(self.names[piece], piece.width, f"{piece.width}'h{piece.init:x}")
 
@@ -42,39 +45,19 @@ class InterpretedWriter(GatedWriter):
 
     def variable(self, name, width, init=None):
         """A word of an array."""
-        if width not in self._arrays:
-            self._arrays[width] = self.unique(f"w{width}"), []
-        array, words = self._arrays[width]
-        words.append(name)
-        text = f"{array}[{len(words) - 1}]"
-        if init is not None:
-            self._initial.append(f"{text} = {init};")
-        return text
-
-    def local(self, lines, name, width):
-        """The same: nothing here has a stack."""
-        return self.variable(name, width)
-
-    def _known(self, name, width, init=None):
         if name not in self._words_of:
-            self._words_of[name] = self.variable(name, width, init)
+            if width not in self._arrays:
+                self._arrays[width] = self.unique(f"w{width}"), []
+            array, words = self._arrays[width]
+            words.append(name)
+            self._words_of[name] = text = f"{array}[{len(words) - 1}]"
+            if init is not None:
+                self._initial.append(f"{text} = {init};")
         return self._words_of[name]
 
-    def old(self, piece):
-        """See `GatedWriter.old`."""
-        return self._known(f"old {self.names[piece]}", piece.width)
-
-    def saved(self, piece):
-        """See `GatedWriter.saved`."""
-        return self._known(f"save {self.names[piece]}", piece.width)
-
-    def changed(self, word):
-        """See `GatedWriter.changed`."""
-        return self._known(f"changed {word}", self.WORD_BITS, "'1")
-
-    def now(self, word):
-        """See `GatedWriter.now`."""
-        return self._known(f"now {word}", self.WORD_BITS)
+    def temporary(self, name, width):
+        """The same: nothing here has a stack."""
+        return self.variable(name, width)
 
     def state(self):
         """Nothing: `body` declares all, and gives it its initial values in the process that needs them."""
@@ -127,6 +110,8 @@ class InterpretedWriter(GatedWriter):
             if isinstance(item, Set):
                 part = "" if item.value.width == item.piece.width else f"[{item.low}+:{item.value.width}]"
                 lines[f"{self.names[item.piece]}{part} = 'x;"] = None
+                if item.piece in self._calm:
+                    lines[self._mark(item.piece.gate)] = None
             else:
                 lines[self._forget(item)] = None
         return list(lines)
@@ -137,39 +122,39 @@ class InterpretedWriter(GatedWriter):
         part = "" if width == column.width else f"[{item.low}+:{width}]"
         return f"for (int i = 0; i < {column.memory.depth}; i++) {self.names[column]}[i]{part} = 'x;"
 
-    def _old(self, piece, value):
-        return f"{self.old(piece)} = {value};"
-
-    def _reset(self, marks):
-        unknown = [f"{self.names[piece]} = 'x;" for piece in self.netlist.registers if piece.reset]
-        test = self.text(self.netlist.reset, {})
-        return [*super()._reset(marks), f"else if ({test} !== 1'b0) begin", *indented(unknown + marks), "end"]
+    def _reset(self):
+        found = super()._reset()
+        if found:
+            unknown = [f"{self.names[piece]} = 'x;" for piece in self.netlist.registers if piece.reset]
+            test = self.text(self.netlist.reset, {})
+            found += [f"else if ({test} !== 1'b0) begin", *indented(unknown + self._all_changed()), "end"]
+        return found
 
     # ---- the module
 
     def body(self):
-        """See `Writer.body`."""
+        """See `Writer.body`. What must be known before the clock is computed when the edge before, or an input's
+        change, is over: so the outputs are those of the cycle that has begun."""
         netlist = self.netlist
-        combinational = self._combinational()
-        clocked = self._clocked()
-        before, entering = self._entering()
-        edge = self._edge(clocked, before) if netlist.clock is not None else []
+        parts = self._combinational()
+        combinational = [*self._entering(), *in_order(parts)]
+        edge = [*self._clocked(parts), *self._reset()] if netlist.clock is not None else []
         lines, start = [], []
         for declaration, statements in self.arrays():
             lines.append(declaration)
             start += statements
-        start += [*self._initial, *self._registered()]
+        start += self._initial
         for width, (array, words) in self._arrays.items():
             lines.append(f"{vector(width)}{array} [0:{len(words) - 1}];")
             lines += [f"// {array}[{n}]: {name}" for n, name in enumerate(words)]
         task = self.unique("combinational")
-        lines += [f"task {task};", "  begin", *indented(indented(entering + combinational)), "  end", "endtask"]
+        lines += [f"task {task};", "  begin", *indented(indented(combinational)), "  end", "endtask"]
         lines += ["initial begin", *indented([*start, f"{task};"])]
         if edge:
             lines += [f"  forever @(posedge {netlist.clock}) begin", *indented(indented([*edge, f"{task};"])), "  end"]
         lines.append("end")
-        if before:
-            ports = dict.fromkeys(self.names[piece].split("[")[0] for piece in before)
+        ports = dict.fromkeys(self.names[piece].split("[")[0] for piece in self._entering_pieces())
+        if ports:
             lines.append(f"always @({' or '.join(ports)}) {task};")
         return lines
 

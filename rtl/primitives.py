@@ -158,7 +158,7 @@ class SkidBuffer(wiring.Component):
         m = Module()
         width = Shape.cast(self.shape).width
         slots = [Signal(width, name=f"slot_{index}") for index in range(2)]
-        head, tail, full = Signal(), Signal(), Signal()
+        head, tail, full = Signal(name="head"), Signal(name="tail"), Signal(name="full")
         enter, leave = Signal(), Signal()
         m.d.comb += [
             self.i.ready.eq(~full),

@@ -1,6 +1,7 @@
 """SystemVerilog of a component for Verilator, written from Amaranth's statements rather than from cells."""
 
 import re
+from typing import NamedTuple
 
 from rtl.netlist import Column, If, Netlist, Piece, Set, Write, read
 
@@ -13,7 +14,30 @@ HEADER = """\
 /* verilator lint_off CMPCONST */"""
 
 
-def convert(component, name: str, *, gated: bool, busy=()) -> str:
+class Place(NamedTuple):
+    """Where a part of a port, bits low .. low+width-1, stands in a vector: from bit `at` on, with zeros above it up to
+    `span` bits."""
+
+    port: str
+    low: int
+    width: int
+    at: int
+    span: int
+    guard: tuple[str, int] | None = None
+    """Of an output: the bit of another, (port, number), that must be 1 for this part to be looked at."""
+
+
+class Packed(NamedTuple):
+    """Two vectors in place of ports: `inputs` and `outputs`. Outputs without a place are left out."""
+
+    inputs: list[Place]
+    input_bits: int
+    outputs: list[Place]
+    output_bits: int
+
+
+def convert(component, name: str, *, gated: bool, busy=(), seldom=(), lively=(),
+            packed: Packed | None = None) -> str:
     """SystemVerilog of a component, written from Amaranth's statements, for Verilator; module `name`, ports as
     Amaranth's own back ends name them, with `clk` and `rst`.
 
@@ -23,12 +47,19 @@ def convert(component, name: str, *, gated: bool, busy=()) -> str:
         With one clock domain. A component inside it that has a port `active` promises (see `rtl.interfaces`) that
         nothing inside that component changes at the end of a cycle in which it is 0, with or without a reset.
     gated : bool
-        The fast form: what is not active costs next to nothing, but no signal inside has a name, and inputs may change
-        once between two rising edges of the clock. Otherwise, the form for waves: every named signal stands under its
-        name in a scope named as its component.
+        The fast form: what is not active costs next to nothing, but no signal inside has a name, and the outputs stand
+        still between two rising edges of the clock: after one they are what they were before it. Otherwise, the form
+        for waves: every named signal stands under its name in a scope named as its component.
     busy : collection of str
         Paths, with dots, of components that are active in most cycles; those are not gated. It is a hint: only the
         speed depends on it.
+    seldom : collection of str
+        Names of inputs that are hardly ever 1: a hint, too.
+    lively : collection of str
+        Patterns of paths, as `fnmatch` knows them, of busy components' small registers that change in many cycles; of
+        the others it is thought that they hardly do. A hint, too.
+    packed : Packed
+        Of the fast form: vectors in place of ports.
 
     Raises
     ------
@@ -40,7 +71,7 @@ def convert(component, name: str, *, gated: bool, busy=()) -> str:
 
     netlist = read(component, name, keep_all=not gated)
     if gated:
-        return GatedWriter(netlist, name, busy).module()
+        return GatedWriter(netlist, name, busy, packed, seldom, lively).module()
     return NamedWriter(netlist, name).module()
 
 
@@ -61,9 +92,9 @@ class Writer:
     assign = "="
     header = HEADER
 
-    def __init__(self, netlist: Netlist, name: str):
-        self.netlist, self.name = netlist, name
-        self._taken = {name}
+    def __init__(self, netlist: Netlist, name: str, packed: Packed | None = None):
+        self.netlist, self.name, self.packed = netlist, name, packed
+        self._taken = {name, "inputs", "outputs"}
         self._taken |= {port for port, _piece in netlist.inputs} | {port for port, _w, _node in netlist.outputs}
         self.tables: set[tuple[int, int]] = set()  # (bits, width) of tables that repeat each bit
         self.names: dict[Piece | Column, str] = {}
@@ -71,8 +102,7 @@ class Writer:
             self._taken.add(netlist.clock)
             self.names[netlist.clock_piece] = netlist.clock
         for port, piece in netlist.inputs:
-            whole = piece.width == len(piece.signal)
-            self.names[piece] = port if whole else f"{port}[{piece.low}+:{piece.width}]"
+            self.names[piece] = self._input_name(port, piece)
         for piece in netlist.registers:
             path, signal_name = netlist.names.get(id(piece.signal), ((), piece.signal.name))
             part = "" if piece.width == len(piece.signal) else piece.low
@@ -80,6 +110,41 @@ class Writer:
         for memory in netlist.memories:
             for column in memory.columns:
                 self.names[column] = self.unique("_m", memory.name, column.low)
+
+    def _input_name(self, port, piece) -> str:
+        places = [] if self.packed is None else [place for place in self.packed.inputs if place.port == port]
+        if not places:
+            return port if piece.width == len(piece.signal) else f"{port}[{piece.low}+:{piece.width}]"
+        found = []
+        for place in sorted(places, key=lambda place: -place.low):
+            low, high = max(piece.low, place.low), min(piece.low + piece.width, place.low + place.width)
+            if low < high:
+                found.append(f"inputs[{place.at + low - place.low}+:{high - low}]")
+        return found[0] if len(found) == 1 else "{" + ", ".join(found) + "}"
+
+    def targets(self) -> list:
+        """What is shown: (name, expression, expression of what says whether it counts or None) of each output or part
+        of one."""
+        make, nodes = self.netlist.make, {port: node for port, _width, node in self.netlist.outputs}
+        packed = [] if self.packed is None else self.packed.outputs
+        found = []
+        for place in packed:
+            node = make.bits(nodes[place.port], place.low, place.low + place.width)
+            guard = None if place.guard is None else make.bits(nodes[place.guard[0]], place.guard[1],
+                                                               place.guard[1] + 1)
+            found.append((f"outputs[{place.at}+:{place.span}]", make.extend(node, place.span), guard))
+        return found if packed else [(port, node, None) for port, node in nodes.items()]
+
+    def ports(self) -> list[str]:
+        """Declarations of all ports."""
+        netlist, packed = self.netlist, self.packed
+        found = [f"input {netlist.clock}"] if netlist.clock else []
+        if packed is not None:
+            found += [f"input {vector(packed.input_bits)}inputs", f"output {vector(packed.output_bits)}outputs"]
+            return found
+        for port in dict.fromkeys(port for port, _piece in netlist.inputs):
+            found.append(f"input {vector(sum(p.width for name, p in netlist.inputs if name == port))}{port}")
+        return found + [f"output {vector(width)}{port}" for port, width, _node in netlist.outputs]
 
     def unique(self, *parts) -> str:
         """A name that nothing else has."""
@@ -178,14 +243,9 @@ class Writer:
 
     def module(self) -> str:
         """The whole text."""
-        netlist = self.netlist
         body = self.body()
-        ports = [f"input {netlist.clock}"] if netlist.clock else []
-        for port in dict.fromkeys(port for port, _piece in netlist.inputs):
-            ports.append(f"input {vector(sum(p.width for name, p in netlist.inputs if name == port))}{port}")
-        ports += [f"output {vector(width)}{port}" for port, width, _node in netlist.outputs]
         lines = [f"// {self.name}: written from Amaranth's statements", self.header, f"module {self.name} ("]
-        lines += [",\n".join("  " + port for port in ports), ");", *indented(self.state())]
+        lines += [",\n".join("  " + port for port in self.ports()), ");", *indented(self.state())]
         return "\n".join([*lines, *indented(body), "endmodule"]) + "\n"
 
     def state(self) -> list[str]:
@@ -310,7 +370,7 @@ def branches_of(statement) -> list:
     return [] if isinstance(statement, (Set, Write)) else [inner for _head, inner in statement.branches]
 
 
-def count_uses(roots) -> tuple[dict, list]:
+def count_uses(roots, args_of=lambda node: node.args) -> tuple[dict, list]:
     """How often each expression is an operand or a root; and all of them, operands first."""
     uses: dict = {}
     order: list = []
@@ -318,7 +378,7 @@ def count_uses(roots) -> tuple[dict, list]:
     def visit(node):
         uses[node] = uses.get(node, 0) + 1
         if uses[node] == 1:
-            for arg in node.args:
+            for arg in args_of(node):
                 visit(arg)
             order.append(node)
 

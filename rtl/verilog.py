@@ -8,6 +8,7 @@ from nic_model.contract import NicConfig
 from rtl import interpreted, systemverilog
 from rtl.amba import AmbaNic
 from rtl.simulation import SimulationTop
+from rtl.wrapper import packed
 
 
 def nic_verilog(config: NicConfig, *, mac_clock: bool = False) -> str:
@@ -23,18 +24,28 @@ def simulation_verilog(config: NicConfig, *, registered: bool = False, probed: b
 
 BUSY = (
     "nic.transmit.segmenter", "nic.transmit.aligner", "nic.transmit.aligned", "nic.transmit.checksum",
-    "nic.transmit.framer", "nic.transmit.framer.leaving", "nic.transmit.mac_tx", "nic.receive.mac_rx",
-    "nic.receive.parser", "nic.receive.buffer", "nic.receive.deliver", "nic.receive.deliver.aligner", "nic.dma_read",
-    "nic.dma_read.payload", "nic.dma_write", "nic.dma_write.receive", "nic.dma_write.receive.rows",
-    "nic.link_dma_read_beat_payload", "skid_s_axis_rx",
+    "nic.transmit.framer", "nic.transmit.framer.leaving", "nic.transmit.mac_tx", "nic.pause", "nic.receive.pause_rx",
+    "nic.receive.mac_rx", "nic.receive.parser", "nic.receive.buffer", "nic.receive.deliver",
+    "nic.receive.deliver.aligner", "nic.dma_read", "nic.dma_read.payload", "nic.dma_write", "nic.dma_write.receive",
+    "nic.dma_write.receive.rows", "nic.link_dma_read_beat_payload", "skid_s_axis_rx",
 )
 """Blocks that are active in most cycles when traffic runs at full rate both ways: testing for that would cost more."""
 
 
+LIVELY = (
+    "*.head", "*.beat", "*.unclaimed", "*.stored", "nic.receive.row__valid*", "nic.receive.parser.valid_*",
+    "nic.receive.parsed__valid", "nic.transmit.framer.leaving.full",
+)
+"""Small registers of these that change in many cycles, as measured. Between the ends of frames, and where a stream has
+no pauses, the others stand still, and what depends on them need not be computed."""
+
+
 def compiled_verilog(config: NicConfig) -> str:
-    """The same device for the compiled engine, in SystemVerilog that Verilator runs fast; without names inside."""
-    return each_edge(
-        systemverilog.convert(SimulationTop(config, probed=True), name="simulation_top", gated=True, busy=BUSY))
+    """The same device for the compiled engine, in SystemVerilog that Verilator runs fast; without names inside. It
+    needs no wrapper: its ports are `clk` and the vectors of `rtl.wrapper`."""
+    return each_edge(systemverilog.convert(SimulationTop(config, probed=True), name="memnic_wrapper", gated=True,
+                                           busy=BUSY, seldom=("asked",), lively=LIVELY,
+                                           packed=packed(config)))
 
 
 def interpreted_verilog(config: NicConfig) -> str:

@@ -6,6 +6,9 @@ It holds all inputs of the device in registers, and at each rising edge calls on
 ends, `inputs` what it gets in the one that begins. Both are packed vectors, laid out as the structs that `pins_header`
 writes: each field of each stream in 32-bit words of its own, so that C++ shifts nothing.
 
+So it is under cocotb and where waves are written. Otherwise the compiled engine has no wrapper: the device itself has
+the two vectors as ports, see `packed`, and C++ reads and writes them in place.
+
 Two edges after C++ has asked, `void memnic_probe(const uint32_t *probes)` comes before it, with what `rtl.probes`
 explains; unless it asks, nothing of that is computed.
 """
@@ -19,6 +22,7 @@ from nic_model.contract import DOORBELL_BASE, NicConfig
 from nic_model.contract.config import BURST_BYTES
 from rtl.probes import probes_document, probes_width
 from rtl.simulation import FLAGS, INPUTS, OUTPUTS, port_widths, vector_fields
+from rtl.systemverilog import Packed, Place
 
 WORD_BITS = 32
 
@@ -78,6 +82,21 @@ def _placed(wanted: list[tuple[str, str, int, int]]) -> list[Field]:
 def words(fields: list[Field]) -> int:
     """Size of a struct."""
     return fields[-1].word + fields[-1].words
+
+
+def packed(config: NicConfig) -> Packed:
+    """The same two vectors in place of the ports of `SimulationTop` with probes, which stand behind the outputs."""
+    outputs, inputs = output_fields(config), input_fields(config)
+    end, width = WORD_BITS * words(outputs), probes_width(probes_document(config))
+
+    def place(field: Field, guard: tuple[str, int] | None = None) -> Place:
+        return Place(field.port, field.offset, field.width, WORD_BITS * field.word, WORD_BITS * field.words, guard)
+
+    probes = Place("probes", 0, width, end, -(-width // WORD_BITS) * WORD_BITS)
+    return Packed(
+        [place(field) for field in inputs if field.port != WAKE], WORD_BITS * words(inputs),
+        [*(place(field, ("flags", OUTPUTS.index(field.port)) if field.port in OUTPUTS else None) for field in outputs),
+         probes], end + probes.span)
 
 
 def wrapper(config: NicConfig) -> str:

@@ -12,9 +12,11 @@ using Trace = VerilatedVcdC;
 
 #include <chrono>
 
-#if MEMNIC_EACH_EDGE
+#if MEMNIC_DIRECT
 #include "Vwrapper___024root.h"
-void Vwrapper___024root___eval(Vwrapper___024root*);
+// The device's one process: all that Verilator calls at an edge, see `_check_one_process` in cosim/builds.py.
+void Vwrapper___024root___nba_sequent__TOP__0(Vwrapper___024root*);
+extern "C" void memnic_probe(const uint32_t* probes);
 #endif
 
 namespace memnic {
@@ -41,7 +43,7 @@ class Engine {
 #if VM_TRACE
     context_.traceEverOn(true);
 #endif
-    model_ = std::make_unique<Vwrapper>(&context_);
+    begin();
   }
   ~Engine() { close_wave(); }
   bool dumped() const { return dumped_; }
@@ -114,8 +116,7 @@ class Engine {
   // Give the device again what was recorded, `times` over, without transactors. Nanoseconds that it took.
   int64_t replay(int64_t times) {
     replaying_ = true;
-    model_ = std::make_unique<Vwrapper>(&context_);
-    begun_ = false;
+    begin();
     const auto begin = std::chrono::steady_clock::now();
     for (int64_t time = 0; time < times; ++time) {
       for (at_ = 0; at_ < recorded_.size(); ++at_) clock();
@@ -124,13 +125,12 @@ class Engine {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count();
   }
 
-  void tick(const uint32_t* outputs, uint32_t* inputs) {
+  void tick(const Outputs& out, Inputs& in) {
     if (replaying_) {
-      std::memcpy(inputs, &recorded_[at_], sizeof(Inputs));
+      in = recorded_[at_];
       return;
     }
-    Inputs& in = *reinterpret_cast<Inputs*>(inputs);
-    transactors->tick(*reinterpret_cast<const Outputs*>(outputs), in);
+    transactors->tick(out, in);
     if (recording_ > 0) {
       recorded_.push_back(in);
       --recording_;
@@ -138,17 +138,25 @@ class Engine {
   }
 
  private:
-  // One edge. Where both of the clock's are one (see rtl/verilog.py), one call does; and Verilator's own, which looks after
-  // threads and messages that are not there, may be passed by when it has set up the model.
+  void begin() {
+    model_ = std::make_unique<Vwrapper>(&context_);
+#if MEMNIC_DIRECT
+    model_->eval();  // sets it up, without an edge
+    answered_ = false;
+#endif
+  }
+
+  // One edge. Where the device is one process with all that crosses its border in two structs (see rtl/gated.py), that is
+  // called directly: then there is no clock to look for, and nothing to copy. The wrapper calls `tick` by itself.
   void clock() {
-#if MEMNIC_EACH_EDGE
-    model_->clk = !model_->clk;
-    if (begun_) {
-      Vwrapper___024root___eval(model_->rootp);
-    } else {
-      model_->eval();
-      begun_ = true;
-    }
+#if MEMNIC_DIRECT
+    Vwrapper___024root* const root = model_->rootp;
+    Vwrapper___024root___nba_sequent__TOP__0(root);
+    const uint32_t* const outputs = root->outputs.m_storage;
+    Inputs& in = *reinterpret_cast<Inputs*>(root->inputs.m_storage);
+    if (answered_) memnic_probe(outputs + sizeof(Outputs) / sizeof *outputs);
+    answered_ = in.asked;
+    tick(*reinterpret_cast<const Outputs*>(outputs), in);
 #else
     model_->clk = 1;
     model_->eval();
@@ -195,7 +203,7 @@ class Engine {
 
   VerilatedContext context_;
   std::unique_ptr<Vwrapper> model_;
-  bool begun_ = false;
+  bool answered_ = false;  // whether the device has taken the probes
   std::vector<Inputs> recorded_;
   int64_t recording_ = 0;
   size_t at_ = 0;
@@ -225,7 +233,9 @@ void vl_fatal(const char*, int, const char*, const char* message) {
 
 extern "C" {
 
-void memnic_tick(const uint32_t* outputs, uint32_t* inputs) { engine->tick(outputs, inputs); }
+void memnic_tick(const uint32_t* outputs, uint32_t* inputs) {
+  engine->tick(*reinterpret_cast<const Outputs*>(outputs), *reinterpret_cast<Inputs*>(inputs));
+}
 
 void memnic_start() {
   delete engine;

@@ -12,6 +12,7 @@
 
 namespace memnic {
 
+constexpr uint64_t ALL_LANES = ~UINT64_C(0) >> (64 - HOST_BYTES);
 constexpr uint32_t RESP_OKAY = 0, RESP_SLVERR = 2;
 
 // A burst that reached memory, for who watches. Laid out as `_BURST` in cosim/engines/library.py.
@@ -155,11 +156,14 @@ class HostBus {
 
   // Pair the oldest beat with the oldest address; a whole burst goes on its way to memory.
   void match(Edge edge) {
+    if (open_.capacity() == 0) open_.reserve(BURST_BYTES / HOST_BYTES + 1);
     open_.push_back(beats_.front());
     beats_.pop_front();
     if (!open_.back().last) return;
     int64_t length = 0;
-    for (const Beat& beat : open_) length += __builtin_popcountll(beat.strobes);
+    for (const Beat& beat : open_) {
+      length += beat.strobes == ALL_LANES ? HOST_BYTES : __builtin_popcountll(beat.strobes);
+    }
     write_bytes += length;
     written_.push_back({bus.write_arrives(edge, length), addresses_.front().address, addresses_.front().id,
                         std::move(open_)});

@@ -28,6 +28,8 @@ struct MacSettings {
   uint64_t seed;
 };
 
+constexpr uint64_t ALL_KEPT = ~UINT64_C(0) >> (64 - MAC_BYTES);
+
 // A frame that the device sent. Laid out as `_SENT_FRAME` in cosim/engines/library.py.
 struct SentFrame {
   int64_t length;
@@ -58,7 +60,10 @@ class Mac {
     const bool moves = (out.flags & M_AXIS_TX_VALID) && (in.ready & M_AXIS_TX_TAKEN);
     if (moves) {
       const uint64_t keep = out.m_axis_tx.keep;
-      bytes.insert(bytes.end(), out.m_axis_tx.data, out.m_axis_tx.data + __builtin_popcountll(keep));
+      const size_t at = bytes.size(), count = keep == ALL_KEPT ? MAC_BYTES : __builtin_popcountll(keep);
+      bytes.resize(at + MAC_BYTES);  // a size that the compiler knows
+      std::memcpy(bytes.data() + at, out.m_axis_tx.data, MAC_BYTES);
+      if (count != MAC_BYTES) bytes.resize(at + count);
       inside_ = !out.m_axis_tx.last;
       if (out.m_axis_tx.last) leave(edge);
     }
@@ -83,8 +88,12 @@ class Mac {
     source_credit_ -= 100;
     const Arriving& frame = arriving_.front();
     const size_t count = std::min<size_t>(MAC_BYTES, frame.data.size() - sent_);
-    std::memset(in.s_axis_rx.data, 0, MAC_BYTES);
-    std::memcpy(in.s_axis_rx.data, frame.data.data() + sent_, count);
+    if (count == MAC_BYTES) {
+      std::memcpy(in.s_axis_rx.data, frame.data.data() + sent_, MAC_BYTES);
+    } else {
+      std::memset(in.s_axis_rx.data, 0, MAC_BYTES);
+      std::memcpy(in.s_axis_rx.data, frame.data.data() + sent_, count);
+    }
     sent_ += count;
     const bool last = sent_ == frame.data.size();
     in.s_axis_rx.valid = 1;

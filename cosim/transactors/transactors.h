@@ -180,7 +180,7 @@ class Transactors {
     uint32_t stop = show_interrupts(edge, out);
     if (out.flags & ERROR_COMPLETION) ++status.error_completions;
 
-    const bool offered = offers();
+    const bool offered = (out.flags & QUIET) && offers();  // of interest only then
     const uint32_t ready = in_.ready;
     bool moved = taken(out) | host.take(edge, out);
     const int64_t read_cycles = host.bus.settings().mmio_read_cycles;
@@ -247,10 +247,14 @@ class Transactors {
   // Whether the device takes something of what is offered.
   bool taken(const Outputs& out) const {
     const auto moves = [&](uint32_t valid, uint32_t ready) { return valid && (out.flags & ready); };
-    return moves(in_.s_axil_aw.valid, S_AXIL_AW_READY) || moves(in_.s_axil_w.valid, S_AXIL_W_READY) ||
-           moves(in_.s_axil_ar.valid, S_AXIL_AR_READY) || moves(in_.s_axi_aw.valid, S_AXI_AW_READY) ||
-           moves(in_.s_axi_w.valid, S_AXI_W_READY) || moves(in_.m_axi_r.valid, M_AXI_R_READY) ||
-           moves(in_.m_axi_b.valid, M_AXI_B_READY) || moves(in_.s_axis_rx.valid, S_AXIS_RX_READY);
+    if (moves(in_.s_axis_rx.valid, S_AXIS_RX_READY) || moves(in_.m_axi_r.valid, M_AXI_R_READY) ||
+        moves(in_.m_axi_b.valid, M_AXI_B_READY)) {
+      return true;
+    }
+    return registers.busy() &&  // otherwise it offers nothing
+           (moves(in_.s_axil_aw.valid, S_AXIL_AW_READY) || moves(in_.s_axil_w.valid, S_AXIL_W_READY) ||
+            moves(in_.s_axil_ar.valid, S_AXIL_AR_READY) || moves(in_.s_axi_aw.valid, S_AXI_AW_READY) ||
+            moves(in_.s_axi_w.valid, S_AXI_W_READY));
   }
 
   uint32_t show_interrupts(Edge edge, const Outputs& out) {

@@ -82,6 +82,8 @@ def icarus(tmp_path_factory):
         f"reg [{in_bits - 1}:0] rows [0:{CYCLES - 1}];", *lines, "integer n;", "reg [8*16-1:0] kind;", "initial begin",
         '  n = $value$plusargs("kind=%s", kind); $readmemb(kind, rows);',
         f"  for (n = 0; n < {CYCLES}; n = n + 1) begin",
+        # inputs change more than once in a cycle, some there and back
+        f"    i = rows[{CYCLES - 1} - n]; #1 ;",
         f'    i = rows[n]; clk = 0; #1 $display("%b", {{{", ".join(shown)}}}); clk = 1; #1;',
         "  end", "end", "endmodule\n"]))
     done = subprocess.run(["iverilog", "-g2012", "-Wall", "-Wno-timescale", "-s", "bench", "-o", "bench.vvp", "bench.v",

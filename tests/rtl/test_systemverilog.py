@@ -7,6 +7,7 @@ Both forms of every design stand side by side in one library, which is built onc
 import importlib.util
 import os
 import random
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,7 +39,7 @@ from rtl.interfaces import ReadCommand
 from rtl.netlist import Unsupported
 from rtl.parser import Parser
 from rtl.primitives import SkidBuffer, StreamArbiter
-from rtl.systemverilog import convert
+from rtl.systemverilog import Packed, Place, convert
 
 CYCLES = 300
 SEED = 20
@@ -202,6 +203,20 @@ def pipeline(m, x, y, flag):
     return {"total": total, "last": ring[-1]}
 
 
+def hints(m, flags, flag):
+    """What is shown is 1 only when many are 0; what is kept is kept under a condition of its own."""
+    stored, kept = [Signal(name=f"stored_{n}") for n in range(24)], Signal(24)
+    calm, late = Signal(4), Signal()
+    m.d.sync += [Cat(stored).eq(flags), calm[1].eq(0), late.eq(calm.any() & stored[5])]
+    with m.If(flags[7]):
+        m.d.sync += calm.eq(flags[:2])
+    with m.If(flags[8]):
+        m.d.sync += calm[2:].eq(flags[2:4])
+    with m.If(flag):
+        m.d.sync += kept.eq(Cat(*stored[1:], late))
+    return {"quiet": ~Cat(stored).any() & ~flags[3], "kept": kept, "late": late, "calm": (calm == 5) & ~late}
+
+
 class Worker(wiring.Component):
     """Counts while it is enabled."""
 
@@ -254,6 +269,7 @@ DESIGNS = {
     "memories": lambda: Design(memories, address=unsigned(3), other=unsigned(3), word=32, enable=4, flag=1),
     "lanes": lambda: Design(lanes, x=128, y=128, mask=16, border=unsigned(5), flag=1),
     "pipeline": lambda: Design(pipeline, x=8, y=8, flag=1),
+    "hints": lambda: Design(hints, flags=24, flag=1),
     "random_1": lambda: Design(random_design(1), **FUZZ),
     "random_2": lambda: Design(random_design(2), **FUZZ),
     "random_3": lambda: Design(random_design(3), **FUZZ),
@@ -263,6 +279,7 @@ DESIGNS = {
     "parser": lambda: Parser(CONFIG),
     "skid": lambda: SkidBuffer(shape=data.StructLayout({"data": 128, "last": 1, "tag": 9})),
 }
+HINTS = {"pipeline": {"busy": ("worker_1",)}, "hints": {"seldom": ("flag",), "lively": ("stored_*",)}}
 
 
 def ports(component, flow):
@@ -339,8 +356,7 @@ def verilated(tmp_path_factory):
                 rows[cycle] += [value >> 32 * n & 0xFFFFFFFF for n in range(words(len(signal)))]
         for form in ("gated", "named"):
             component = DESIGNS[name]()
-            texts.append(convert(component, f"{name}_{form}", gated=form == "gated",
-                                 busy=("worker_1",) if name == "pipeline" else ()))
+            texts.append(convert(component, f"{name}_{form}", gated=form == "gated", **HINTS.get(name, {})))
             at, pins, span = start, [".clk(clk)"], []
             for port, value in [("rst", Signal()), *ports(component, In)]:
                 pins.append(f".{port}(i[{32 * at} +: {len(value)}])")
@@ -369,6 +385,7 @@ int main() {{
         fwrite(&top.o, 4, {out_words}, stdout);
         top.clk = 1;
         top.eval();
+        fwrite(&top.o, 4, {out_words}, stdout);
     }}
 }}
 """)
@@ -385,12 +402,14 @@ int main() {{
     stream = b"".join(word.to_bytes(4, "little") for row in rows for word in row)
     done = subprocess.run([folder / "obj" / "Vbench"], input=stream, capture_output=True, check=True)
     size = 4 * out_words
-    assert len(done.stdout) == size * CYCLES
+    assert len(done.stdout) == 2 * size * CYCLES
 
     def outputs(name, form):
         found = []
         for cycle in range(CYCLES):
-            row = done.stdout[cycle * size:cycle * size + size]
+            # what the fast form shows after an edge are the outputs before it
+            at = 2 * cycle + (form == "gated")
+            row = done.stdout[at * size:at * size + size]
             found.append([int.from_bytes(row[4 * at:4 * at + 4 * words(width)], "little") & ((1 << width) - 1)
                           for at, width in spans[name, form]])
         return found
@@ -423,6 +442,28 @@ def test_a_gated_component_costs_one_test():
     assert text.count("always ") == 1
     # one that is busy is not gated
     assert "\n    begin  // worker_1" in convert(DESIGNS["pipeline"](), "top", gated=True, busy=["worker_1"])
+
+
+def test_what_decides_ends_a_long_sum():
+    text = convert(DESIGNS["hints"](), "top", gated=True, **HINTS["hints"])
+    assert re.search(r"if \(\([^)]*_r_stored_\d+[^)]*\) == 0\) begin if ", text)
+    process = text.partition("always @")[2]
+    assert process.index("if (flag)") < process.index("_r_stored_0 = ")
+    # what is seldom asked for has changed only then
+    assert re.search(r"if \(flag\) begin\s+_changed_0 = _changed_0 \|", process)
+
+
+def test_ports_may_stand_in_two_vectors():
+    text = convert(DESIGNS["skid"](), "top", gated=True, packed=Packed(
+        [Place("rst", 0, 1, 0, 32), Place("i__valid", 0, 1, 32, 32), Place("o__ready", 0, 1, 64, 32),
+         Place("i__payload", 0, 40, 96, 64), Place("i__payload", 40, 98, 160, 128)], 288,
+        [Place("o__valid", 0, 1, 0, 32), Place("o__payload", 128, 10, 32, 32, ("o__valid", 0))], 64))
+    assert "input logic [287:0] inputs,\n  output logic [63:0] outputs\n);" in text
+    assert "{inputs[160+:24], inputs[96+:40]}" in text  # 64 bits of the payload, from both places
+    assert "if (inputs[0+:1]) begin" in text
+    assert re.search(r"outputs\[32\+:32\] = _c_\d+;", text)
+    assert re.search(r"_c_\d+ = \{22'h0, ", text)
+    assert "o__payload" not in text.partition(");")[0]
 
 
 def instance(m, a):
