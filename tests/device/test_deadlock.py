@@ -155,7 +155,7 @@ class TestReport:
         assert said.startswith("nothing has moved for 5,000 idle cycles, though something is under way at ")
         for part in ("scenario waits for interrupt of vector 0",
                      "channel 1 has 3 sends on the submission ring without completion, nothing on the completion ring",
-                     "1 DMA read without an answer of host memory", "fetch.parser is in HEAD"):
+                     "1 DMA read without an answer of host memory", "fetch.cutter is in SLOTS"):
             assert part in parts(said), said
 
     def test_the_same_when_the_driver_keeps_asking(self) -> None:
