@@ -192,8 +192,11 @@ class DmaRead(wiring.Component):
             connect(m, flipped(getattr(self, f"cmd_{name}")), client.cmd)
             connect(m, client.beat, flipped(getattr(self, f"beat_{name}")))
             clients.append(client)
-        # Slot numbers are global: each client's start where those of the one before it end.
-        first_ids = [sum(c.slots for c in clients[:index]) for index in range(len(clients))]
+        # Slot numbers are global. The larger a client, the lower its first, so that each begins at a multiple of its
+        # power of two, and the lowest bits of an ID are the client's own number.
+        first_ids, behind = [0] * len(clients), 0
+        for index in sorted(range(len(clients)), key=lambda index: -clients[index].slots):
+            first_ids[index], behind = behind, behind + clients[index].slots
 
         # AR: round robin, one burst a cycle.
         ar = self.axi.ar

@@ -4,10 +4,10 @@
 #include "verilated.h"
 #if VM_TRACE_FST
 #include "verilated_fst_c.h"
-using Trace = VerilatedFstC;
+using WaveFile = VerilatedFstC;
 #elif VM_TRACE_VCD
 #include "verilated_vcd_c.h"
-using Trace = VerilatedVcdC;
+using WaveFile = VerilatedVcdC;
 #endif
 
 #include <chrono>
@@ -53,7 +53,7 @@ class Engine {
   // `jump` no time is jumped over in it.
   int open_wave(const char* path, const Window& window) {
 #if VM_TRACE
-    wave_ = std::make_unique<Trace>();
+    wave_ = std::make_unique<WaveFile>();
     model_->trace(wave_.get(), 99);
     try {
       wave_->open(path);
@@ -210,7 +210,7 @@ class Engine {
   bool replaying_ = false;
   bool dumped_ = false;  // whether the wave's beginning has come
 #if VM_TRACE
-  std::unique_ptr<Trace> wave_;
+  std::unique_ptr<WaveFile> wave_;
   Window window_{};
   bool dumping_ = false;
   Ps end_ = 0;

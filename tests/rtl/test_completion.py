@@ -310,7 +310,7 @@ def test_entries_that_wait_are_written_together_and_none_waits_for_another() -> 
     done: list[int] = []
 
     def token(channel: int, **fields: int) -> dict:
-        return random_tx(rng) | {"channel": channel, "complete": 1, "status": 0} | fields
+        return random_tx(rng) | {"channel": channel, "complete": 1, "status": 0, "discarded": 0} | fields
 
     async def talk(ctx):
         await set_up(ctx, bench)
@@ -473,7 +473,7 @@ def written(width: int, *, seed: int, tokens: int = 160, latency: int = 20) -> t
             await ctx.tick()
             ctx.set(axi.b.valid, 0)
 
-    sent = {"tx": [random_tx(rng) | {"channel": 3, "complete": 1} for _ in range(tokens // 2)],
+    sent = {"tx": [random_tx(rng) | {"channel": 3, "complete": 1, "discarded": 0} for _ in range(tokens // 2)],
             "rx": [random_rx(rng) | {"channel": 3} for _ in range(tokens // 2)]}
     ready = []
 
