@@ -142,12 +142,15 @@ class Coalescer:
         self._contexts = contexts
         self._open: dict[bytes, Aggregate] = {}  # by flow, in the order in which they were opened
 
-    def judge(self, frame: bytes, info: RxInfo, now_cycles: int, *, may_open: bool, l4_offset: int = 0) -> Verdict:
-        """What becomes of a frame. `may_open`: its channel coalesces; `l4_offset`: see `find_headers`."""
+    def judge(self, frame: bytes, info: RxInfo, now_cycles: int, *, may_open: bool, l4_offset: int = 0,
+              tag: bytes | None = None) -> Verdict:
+        """What becomes of a frame. `may_open`: its channel coalesces; `l4_offset`: see `find_headers`. `tag` stands for
+        the frame's flow: the device's is the receive hash, which flows share that RSS_CONTROL does not tell apart; then
+        each ends the other's aggregate. None: addresses and ports."""
         if RxInfo.TCP not in info:
             return Verdict([])
         headers = find_headers(frame, info, l4_offset)
-        flow = self._flow(frame, headers)
+        flow = self._flow(frame, headers) if tag is None else tag
         found = self._open.get(flow)
         candidate = may_open and self.ticks > 0 and is_candidate(frame, info, headers)
         if found is not None and candidate and found.takes(frame, headers, self.limit_bytes):

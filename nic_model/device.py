@@ -559,7 +559,7 @@ class Device:
         channel, info = self._channels[steered.channel], parsed.info
         may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & OperationMask.COALESCE)
         verdict = self._coalescer.judge(frame, info, self.now_cycles, may_open=may_open,
-                                        l4_offset=parsed.l4_offset)
+                                        l4_offset=parsed.l4_offset, tag=steered.hash_value.to_bytes(4, "big"))
         self._end(verdict.ended)
         aggregate = verdict.aggregate
         if aggregate is not None and not verdict.opens and aggregate.receive is not None:

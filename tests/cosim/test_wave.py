@@ -43,7 +43,7 @@ DATA, KEEP = (f"{STREAM}payload.{field}[{width - 1}:0]"
 
 LOOKED_AT = tuple(f"{NIC}.{name}" for name in (
     "s_axil__aw__payload.addr[16:0]", "m_axi_read__ar__payload.addr[63:0]", "m_axi_write__w__payload.last", "irq[4:0]",
-    "quiet", "transmit.headers.send.segments[15:0]"))
+    "quiet", "transmit.headers.template.l4_sum[16:0]"))
 """Other signals that a person looks for."""
 
 

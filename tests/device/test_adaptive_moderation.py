@@ -29,6 +29,7 @@ async def load_then_turns(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]
     interface = await host.interface(Offloads(), notification)
     found: dict[str, Any] = {}
     seen = []
+    await rig.port.sleep(10 * US)  # the device has been told to receive
     for number in range(LOAD_FRAMES):
         if number == LOAD_FRAMES - LAST_FRAMES:
             before = interface.interrupts
