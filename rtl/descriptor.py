@@ -257,7 +257,7 @@ class DescriptorCutter(wiring.Component):
     empties : strobe, the channel's index is 0 now. `hold` must be 1 then, and may be before: no slot is taken.
     part : slots of descriptors.
     begun : strobe, with or before the strobe `finished` of its fetch: a descriptor's last slot was taken.
-    consumed, finished : strobes, see above. `consumed_slots` belongs to `consumed`.
+    consumed, finished : strobes, see above.
     fault : TRUNCATED_DESCRIPTOR or FETCH_BUS_ERROR.
     """
 
@@ -270,7 +270,7 @@ class DescriptorCutter(wiring.Component):
             "pushed_slot": In(stream.Signature(Slot)), "running": In(channels),
             "empties": In(Strobe(ChannelNumber)), "hold": In(1),
             "part": Out(stream.Signature(Part)), "begun": Out(1),
-            "consumed": Out(Strobe(IndexReport)), "consumed_slots": Out(5), "finished": Out(Strobe(FetchEnd)),
+            "consumed": Out(Strobe(IndexReport)), "finished": Out(Strobe(FetchEnd)),
             "fault": Out(stream.Signature(ChannelFault)), "active": Out(1),
         })
 
@@ -350,7 +350,6 @@ class DescriptorCutter(wiring.Component):
             m.d.sync += [
                 self.consumed.payload.channel.eq(channel),
                 self.consumed.payload.index.eq(Mux(is_head, end_of_head, behind)),
-                self.consumed_slots.eq(Mux(is_head, claimed, slots)),
             ]
         with m.If(ended):
             m.d.sync += [

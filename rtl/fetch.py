@@ -50,7 +50,7 @@ from rtl.interfaces import (
     row,
     tx_row,
 )
-from rtl.primitives import SmallRam, StreamArbiter, StreamFifo, round_robin
+from rtl.primitives import SmallRam, StreamArbiter, StreamFifo, number_of, round_robin
 from rtl.push import PushBuffer, PushedDescriptor, PushReader, PushWrite
 from rtl.small_fifo import SmallFifo
 
@@ -372,7 +372,7 @@ class FetchScheduler(wiring.Component):
                     m.next = "LOOK"
             with m.State("NAME"):
                 m.d.comb += busy.eq(1)
-                m.d.sync += [channel.eq(_number(chosen)), last.eq(_number(chosen))]
+                m.d.sync += [channel.eq(number_of(chosen)), last.eq(number_of(chosen))]
                 m.next = "LOOK"
             with m.State("LOOK"):
                 m.d.comb += busy.eq(1)
@@ -679,12 +679,6 @@ class TransmitFetch(wiring.Component):
 def _one_hot(number, count):
     """Bit `number` of `count`."""
     return (1 << number)[:count]
-
-
-def _number(one_hot):
-    """The number of the only bit that is set."""
-    bits = exact_log2(len(one_hot))
-    return Cat(Cat(one_hot[n] for n in range(len(one_hot)) if n >> bit & 1).any() for bit in range(bits))
 
 
 def _mask(log2, width):

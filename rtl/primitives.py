@@ -250,6 +250,12 @@ class EarliestDeadline(wiring.Component):
         return m
 
 
+def number_of(one_hot):
+    """The number of the only bit that is set; 0 when none is. Combinational."""
+    bits = ceil_log2(len(one_hot))
+    return Cat(Cat(one_hot[n] for n in range(len(one_hot)) if n >> bit & 1).any() for bit in range(bits))
+
+
 def round_robin(m, requests, last):
     """One-hot grant of the first request behind number `last`, cyclically; 0 when nobody asks. Combinational.
 

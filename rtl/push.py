@@ -22,7 +22,7 @@ from nic_model.contract import (
 )
 from rtl.descriptor import SLOT_BITS, Slot
 from rtl.interfaces import CHANNEL_BITS, PUSH_BUFFERS, Strobe, SubmissionDoorbell, lane_bits
-from rtl.primitives import Ram, SkidBuffer
+from rtl.primitives import Ram, SkidBuffer, number_of
 from rtl.small_fifo import SmallFifo
 
 BUFFER_BITS = exact_log2(PUSH_BUFFERS)
@@ -170,7 +170,7 @@ class PushCollector(wiring.Component):
         m.d.comb += freed.eq(Mux(self.free.valid, (1 << self.free.payload.buffer)[:PUSH_BUFFERS], 0))
         m.d.sync += handed.eq((handed & ~freed) | Mux(hands, last_target, 0))
         token, number, last_number = self.complete.payload, Signal(BUFFER_BITS), Signal(BUFFER_BITS)
-        m.d.comb += [number.eq(_number(target)), last_number.eq(_number(last_target))]
+        m.d.comb += [number.eq(number_of(target)), last_number.eq(number_of(last_target))]
         with m.If(hands):
             m.d.sync += [
                 self.complete.valid.eq(1), token.channel.eq(self.channel), token.index.eq(now.first),
@@ -276,12 +276,6 @@ class PushReader(wiring.Component):
 def _first(bits):
     """The lowest bit of `bits` that is set, alone."""
     return (bits & (~bits + 1))[:len(bits)]
-
-
-def _number(one_hot):
-    """The number of the only bit that is set."""
-    return Cat(Cat(one_hot[n] for n in range(len(one_hot)) if n >> bit & 1).any()
-               for bit in range(exact_log2(len(one_hot))))
 
 
 def _selected(one_hot, values):

@@ -31,7 +31,7 @@ from rtl.interfaces import (
     Strobe,
     read_beat,
 )
-from rtl.primitives import Ram, SkidBuffer, SmallRam, StreamArbiter, round_robin
+from rtl.primitives import Ram, SkidBuffer, SmallRam, StreamArbiter, number_of, round_robin
 from rtl.rx_buffer import LENGTH_BITS, RxFrame
 from rtl.rx_gather import MERGED_INFO
 from rtl.small_fifo import SmallFifo
@@ -499,7 +499,7 @@ class RxRings(wiring.Component):
                     m.next = "PICK"
             with m.State("PICK"):
                 picked = Signal.like(channel)
-                m.d.comb += [moves.eq(1), picks.eq(1), picked.eq(_number_of(grants))]
+                m.d.comb += [moves.eq(1), picks.eq(1), picked.eq(number_of(grants))]
                 m.d.sync += [channel.eq(picked), last.eq(picked)]
                 m.next = "LOAD"
             with m.State("LOAD"):
@@ -727,9 +727,3 @@ def _buffer_of(slot):
     largest = (1 << BUFFER_LENGTH_BITS) - 1
     found["length"] = Mux(length[BUFFER_LENGTH_BITS:].any(), largest, length)[:BUFFER_LENGTH_BITS]
     return data.View(Buffer, Cat(found[name] for name, _ in Buffer))
-
-
-def _number_of(grants):
-    """Number of the one bit that is set."""
-    return Cat(
-        Cat(grant for n, grant in enumerate(grants) if n >> bit & 1).any() for bit in range(exact_log2(len(grants))))

@@ -10,7 +10,7 @@ from amaranth.utils import exact_log2
 from nic_model.contract import TX_BYTE_TIME_FRACTION_BITS, NicConfig
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import TIME_BITS, RegisterWrite, Strobe
-from rtl.primitives import SmallRam
+from rtl.primitives import SmallRam, number_of
 from rtl.segmenter import SEGMENT_BITS
 from rtl.small_fifo import SmallFifo
 
@@ -200,8 +200,7 @@ class TokenBuckets(wiring.Component):
                 first = to_scan & (~to_scan + 1)
                 m.d.sync += [
                     channel_bit.eq(first), to_scan.eq(to_scan & ~first),
-                    channel.eq(Cat(Cat(first[n] for n in range(channels) if n >> bit & 1).any()
-                                   for bit in range(self.channel_bits))),
+                    channel.eq(number_of(first[:channels])),
                 ]
                 with m.If(to_scan.any()):
                     m.next = "LOOK"

@@ -31,7 +31,7 @@ from rtl.interfaces import (
     row,
     tx_row,
 )
-from rtl.primitives import SmallRam, StreamFifo, round_robin
+from rtl.primitives import SmallRam, StreamFifo, number_of, round_robin
 from rtl.segmenter import SEGMENT_BITS
 from rtl.token_buckets import TokenBuckets, sent_frame
 from rtl.tx_queues import JOB_INDEX_BITS, PIECE_INDEX_BITS, StoredPiece, TxQueues, row_index_bits, stored_job
@@ -162,8 +162,7 @@ class FrameScheduler(wiring.Component):
         m.d.comb += choosing.eq((first != grants) | (grants != next_bit))
         m.d.sync += [
             grants.eq(first), next_bit.eq(grants), next_valid.eq(grants.any()),
-            next_channel.eq(Cat(Cat(grants[n] for n in range(channels) if n >> bit & 1).any()
-                                for bit in range(self.channel_bits))),
+            next_channel.eq(number_of(grants)),
         ]
 
         # The job and how far it has come.
