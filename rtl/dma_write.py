@@ -14,7 +14,7 @@ from rtl.primitives import SkidBuffer, SmallRam, StreamFifo, round_robin
 RECEIVE_WRITES = 32
 """Bursts in flight of received frames."""
 
-COMPLETION_WRITES = 16
+COMPLETION_WRITES = 32
 """Bursts in flight of completions."""
 
 RECEIVE_BURSTS_BUFFERED = 4

@@ -6,7 +6,7 @@ import pytest
 
 from nic_model.contract import NicConfig
 from nic_model.contract.config import BURST_BYTES
-from rtl.dma_write import DmaWrite
+from rtl.dma_write import COMPLETION_WRITES, RECEIVE_WRITES, DmaWrite
 from tests.rtl.harness import Bench, idle
 
 CLIENTS = ("receive", "completion")
@@ -219,7 +219,7 @@ def test_writes_in_flight_are_bounded_by_their_slots() -> None:
     bench = Bench(DmaWrite(config), seed=7)
     bus = Bus(bench, 64, latency=400)
     done: dict[str, list] = {c: [] for c in CLIENTS}
-    for client, count in (("receive", 40), ("completion", 20)):
+    for client, count in (("receive", 40), ("completion", 40)):
         commands = [{"address": 0x1000 * n + 0x800 * (client == "receive"), "length": 64} for n in range(count)]
         bench.source(getattr(bench.dut, f"cmd_{client}"), commands)
         bench.source(getattr(bench.dut, f"row_{client}"),
@@ -227,9 +227,9 @@ def test_writes_in_flight_are_bounded_by_their_slots() -> None:
         bench.sink(getattr(bench.dut, f"done_{client}"), done[client])
 
     async def wait(ctx):
-        while len(done["receive"]) < 40 or len(done["completion"]) < 20:
+        while len(done["receive"]) < 40 or len(done["completion"]) < 40:
             await ctx.tick()
 
     bench.add(wait)
     bench.run()
-    assert bus.most_in_flight == 48
+    assert bus.most_in_flight == RECEIVE_WRITES + COMPLETION_WRITES == 64
