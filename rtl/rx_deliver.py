@@ -28,13 +28,10 @@ PARTS_IN_FLIGHT = 32
 """Parts of frames that may wait for the bus's answer to their writes."""
 
 def _asked(config):
-    """A part whose key is being asked for, or what else passes: the order for its rows, where all `rows_in_all` are
-    dropped if they are not written."""
-    order = {name: field.shape for name, field in rx_order(config)}
-    part = {name: field.shape for name, field in rx_part(config)}
+    """A part whose key is being asked for, or what else passes. The part lies at begin .. end-1, in bytes from the
+    first lane of the row that the part before it left off in."""
     return data.StructLayout({
-        "match": Match, "order": data.StructLayout(order), "rows_in_all": order["rows"],
-        "part": data.StructLayout(part), "frame_bytes": LENGTH_BITS,
+        "match": Match, "begin": 8, "end": LENGTH_BITS + 1, "part": rx_part(config), "frame_bytes": LENGTH_BITS,
     })
 
 
@@ -104,42 +101,25 @@ class RxDeliver(wiring.Component):
         return event | strobe.valid
 
     def _ask(self, m, asked):
-        """A part with a buffer: may it be written there? Meanwhile its rows are counted."""
+        """A part with a buffer: may it be written there?"""
         matched, request = self.matched.payload, self.key_request.payload
         has_buffer, takes = Signal(), Signal()
         m.d.comb += [
             has_buffer.eq(matched.match == Match.BUFFER),
-            self.matched.ready.eq(asked.i.ready & (~has_buffer | ~self.key_request.valid | self.key_request.ready)),
+            # `asked` stays ready until it gets an entry, so the request is not withdrawn.
+            self.key_request.valid.eq(self.matched.valid & has_buffer & asked.i.ready),
+            self.matched.ready.eq(asked.i.ready & (~has_buffer | self.key_request.ready)),
             takes.eq(self.matched.valid & self.matched.ready),
+            request.channel.eq(matched.frame.channel), request.key.eq(matched.key), request.write.eq(1),
+            request.offset.eq(matched.offset), request.length.eq(matched.length),
         ]
-        with m.If(takes & has_buffer):
-            m.d.sync += [
-                self.key_request.valid.eq(1),
-                request.channel.eq(matched.frame.channel), request.key.eq(matched.key), request.write.eq(1),
-                request.offset.eq(matched.offset), request.length.eq(matched.length),
-            ]
-        with m.Elif(self.key_request.ready):
-            m.d.sync += self.key_request.valid.eq(0)
 
-        # The part lies at begin .. end-1, counted from the row that the one before left; nothing of a frame that is
-        # dropped has gone before.
-        width, lanes = self.config.host_bytes, lane_bits(self.config)
-        at, begin, end = Signal(lanes), Signal(8), Signal(LENGTH_BITS + 1)
-        start, tail = Signal(lanes), Signal(lanes)
+        # Nothing of a frame that is dropped has gone before.
+        at, begin, end = Signal(lane_bits(self.config)), Signal(8), Signal(LENGTH_BITS + 1)
         entry = asked.i.payload
-        order, part = entry.order, entry.part
-        rows, dropped = Signal.like(order.rows), Signal.like(order.rows)
-        is_one, shares = Signal(), Signal()
-        frame_rows = matched.frame.length[lanes:] + matched.frame.length[:lanes].any()
+        part = entry.part
         m.d.comb += [
-            begin.eq(at + matched.skip), start.eq(begin[:lanes]), end.eq(start + matched.length), tail.eq(end[:lanes]),
-            rows.eq(end[lanes:] + tail.any()), order.rows.eq(rows), is_one.eq(end <= width),
-            dropped.eq(begin[lanes:]), order.start.eq(start),
-            order.first_count.eq(Mux(is_one, matched.length, width - start)),
-            order.last_count.eq(Mux(tail.any(), tail, width)),
-            shares.eq(~matched.last & tail.any()), order.shares.eq(shares),
-            order.advance.eq(Mux(has_buffer, dropped, frame_rows)),
-            entry.rows_in_all.eq(Mux(has_buffer, dropped + rows - shares, frame_rows)),
+            begin.eq(at + matched.skip), end.eq(begin + matched.length), entry.begin.eq(begin), entry.end.eq(end),
             entry.match.eq(matched.match), entry.frame_bytes.eq(matched.frame.length),
             part.close.eq(matched.match == Match.CLOSE),
             part.channel.eq(matched.frame.channel), part.info.eq(matched.frame.info),
@@ -149,20 +129,33 @@ class RxDeliver(wiring.Component):
             asked.i.valid.eq(takes),
         ]
         with m.If(takes & has_buffer):
-            m.d.sync += at.eq(Mux(matched.last, 0, tail))
+            m.d.sync += at.eq(Mux(matched.last, 0, end))
         counts = [
             self._count(m, "no_buffer", takes & (matched.match == Match.NONE)),
             self._count(m, "oversize", takes & (matched.match == Match.TOO_SMALL)),
         ]
-        return takes | (self.key_request.valid & self.key_request.ready) | counts[0] | counts[1]
+        return takes | counts[0] | counts[1]
 
     def _order(self, m, asked, tokens):
-        """The answer decides what happens to the rows. The decision stands in registers until all that it concerns have
-        taken it."""
+        """The answer decides what happens to the rows, which were counted meanwhile. The decision stands in registers
+        until all that it concerns have taken it."""
+        width, lanes = self.config.host_bytes, lane_bits(self.config)
         entry, answer = asked.o.payload, self.key_answer.payload
         order, command = self.order.payload, self.write_cmd.payload
         token, token_valid = Signal(_token(self.config)), Signal()
         has_buffer, writes, closes, decides = Signal(), Signal(), Signal(), Signal()
+
+        # Rows before the part's first, and those up to its end; if it is not written, all that it is done with.
+        dropped, start, tail = entry.begin[lanes:], entry.begin[:lanes], entry.end[:lanes]
+        whole_rows = entry.end[lanes:]
+        rows, rows_in_all = Signal.like(order.rows), Signal.like(order.rows)
+        has_tail, is_one = Signal(), Signal()
+        m.d.comb += [
+            has_tail.eq(tail.any()), rows.eq(whole_rows - dropped + has_tail),
+            is_one.eq((whole_rows == dropped) | ((whole_rows == dropped + 1) & ~has_tail)),
+            rows_in_all.eq(Mux(has_buffer, whole_rows, entry.frame_bytes[lanes:])
+                           + Mux(has_buffer, has_tail & entry.part.last, entry.frame_bytes[:lanes].any())),
+        ]
         m.d.comb += [
             has_buffer.eq(entry.match == Match.BUFFER), closes.eq(entry.match == Match.CLOSE),
             writes.eq(has_buffer & (answer.status == Status.OK)),
@@ -173,10 +166,11 @@ class RxDeliver(wiring.Component):
         ]
         with m.If(decides):
             m.d.sync += [
-                self.order.valid.eq(~closes), order.eq(entry.order),
-                order.advance.eq(Mux(writes, entry.order.advance, entry.rows_in_all)),
-                order.rows.eq(Mux(writes, entry.order.rows, 0)),
-                order.at.eq(answer.address[:lane_bits(self.config)]),
+                self.order.valid.eq(~closes),
+                order.advance.eq(Mux(writes, dropped, rows_in_all)), order.rows.eq(Mux(writes, rows, 0)),
+                order.start.eq(start), order.first_count.eq(Mux(is_one, entry.part.length, width - start)),
+                order.last_count.eq(Mux(has_tail, tail, width)), order.shares.eq(~entry.part.last & has_tail),
+                order.at.eq(answer.address[:lanes]),
                 self.write_cmd.valid.eq(writes), command.address.eq(answer.address),
                 command.length.eq(entry.part.length),
                 token_valid.eq(has_buffer | closes), token.writes.eq(writes), token.frame_bytes.eq(entry.frame_bytes),
