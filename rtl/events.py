@@ -21,7 +21,7 @@ from rtl.interfaces import (
     Retired,
     Strobe,
 )
-from rtl.primitives import Ram, SmallRam
+from rtl.primitives import SmallRam
 
 FRAMES_BITS = MAX_MODERATION_FRAMES.bit_length()
 """Of VECTOR_xX_FRAMES; a larger value counts as the largest that fits."""
@@ -51,7 +51,7 @@ class Events(wiring.Component):
     each vector. A channel's first completion after it was armed *fires* it; the completions of fired channels
     are events of their vector, which raise the line at once, by their number or by a deadline in `now`; the line
     falls when all fired channels of the vector are armed again.
-    One thing at a time, by a state machine: one completion in 4 cycles, from `retired` to `irq` 6 cycles, an arm in 4.
+    One thing at a time, by a state machine: one completion in 2 cycles, from `retired` to `irq` 4 cycles, an arm in 4.
     When `now` reaches the earliest deadline, the vectors that have one are looked at, 4 cycles each.
 
     Parameters
@@ -100,25 +100,31 @@ class Events(wiring.Component):
         armed, fired, to_clear = Signal(channels), Signal(channels), Signal(channels)
         m.submodules.wanted_vectors = wanted_vectors = SmallRam(shape=vector_bits, depth=channels)
         m.submodules.channel_vectors = channel_vectors = SmallRam(shape=vector_bits, depth=channels)
+        # The same once more: a completion's vector is known as it is taken.
+        m.submodules.retired_vectors = retired_vectors = SmallRam(shape=vector_bits, depth=channels)
         m.submodules.indices = indices = SmallRam(shape=INDEX_BITS, depth=channels)
 
         # State of vectors. What the memories hold counts only while a bit here says so: `held`, some channel fired and
         # is not armed again (`holders`); `counted`, events since then (`counts`); `timed`, a deadline (`deadlines`).
         raised, masked = Signal(vectors), Signal(vectors, init=-1)
         held, timed, counted = Signal(vectors), Signal(vectors), Signal(2 * depth)
+        wants_deadline, timed_vector = Signal(), Signal(vector_bits)
         m.submodules.holders = holders = SmallRam(shape=range(channels + 1), depth=depth)
         m.submodules.counts = counts = SmallRam(shape=FRAMES_BITS, depth=2 * depth)
         m.submodules.deadlines = deadlines = SmallRam(shape=TIME_BITS, depth=depth)
         m.submodules.ticks = ticks = SmallRam(shape=32, depth=2 * depth)
         m.submodules.frames = frames = SmallRam(shape=FRAMES_BITS, depth=2 * depth)
-        m.submodules.seen = seen = Ram(shape=32, depth=2 * depth)
-        m.submodules.rises = rises = Ram(shape=32, depth=depth)
+        m.submodules.seen = seen = SmallRam(shape=32, depth=2 * depth)
+        m.submodules.rises = rises = SmallRam(shape=32, depth=depth)
         m.d.comb += [
             channel_vectors.read_addr.eq(channel), wanted_vectors.read_addr.eq(channel), indices.read_addr.eq(channel),
             channel_vectors.write_addr.eq(channel), indices.write_addr.eq(channel),
             channel_vectors.write_data.eq(wanted_vectors.read_data),
+            retired_vectors.read_addr.eq(self.retired.payload.channel), retired_vectors.write_addr.eq(channel),
+            retired_vectors.write_en.eq(channel_vectors.write_en),
+            retired_vectors.write_data.eq(wanted_vectors.read_data),
             holders.read_addr.eq(vector), holders.write_addr.eq(vector),
-            deadlines.read_addr.eq(vector), deadlines.write_addr.eq(vector),
+            deadlines.read_addr.eq(vector), deadlines.write_addr.eq(timed_vector),
             counts.read_addr.eq(by_kind), counts.write_addr.eq(by_kind),
             ticks.read_addr.eq(by_kind), frames.read_addr.eq(by_kind),
             seen.read_addr.eq(by_kind), seen.write_addr.eq(by_kind), rises.read_addr.eq(vector),
@@ -135,7 +141,7 @@ class Events(wiring.Component):
         ticks_now, frames_now = Signal(32), Signal(FRAMES_BITS)
         deadline, candidate = Signal(TIME_BITS), Signal(TIME_BITS)
         seen_before, rises_before = Signal(32), Signal(32)
-        is_enough, is_due = Signal(), Signal()
+        at_once, by_number, by_time, is_due = Signal(), Signal(), Signal(), Signal()
 
         # The earliest deadline of all, or earlier.
         earliest, has_earliest = self.next_deadline, self.deadline_valid
@@ -163,7 +169,7 @@ class Events(wiring.Component):
             with m.If(to_clear.any()):
                 m.d.sync += [task.eq(Task.CLEAR), channel.eq(clear_next), to_clear.bit_select(clear_next, 1).eq(0)]
             with m.Elif(due):
-                m.d.sync += [task.eq(Task.SCAN), scan.eq(timed), found.eq(0)]
+                m.d.sync += task.eq(Task.SCAN)
             with m.Elif(read_pending):
                 m.d.sync += [task.eq(Task.READ), vector.eq(read_vector), receive.eq(read_name == _RX_EVENTS),
                              read_pending.eq(0)]
@@ -176,7 +182,7 @@ class Events(wiring.Component):
                 m.d.sync += [
                     task.eq(Task.RETIRED), channel.eq(self.retired.payload.channel),
                     index.eq(self.retired.payload.index), receive.eq(self.retired.payload.receive),
-                    arm_was_last.eq(0),
+                    vector.eq(retired_vectors.read_data), arm_was_last.eq(0),
                 ]
         # Strobes come when they like.
         for strobe in (self.start, self.stop):
@@ -189,11 +195,13 @@ class Events(wiring.Component):
             with m.If(to_clear.any()):
                 m.next = "channel"
             with m.Elif(due):
-                m.next = "scan"
+                m.next = "scan_begin"
             with m.Elif(read_pending):
                 m.next = "vector"
-            with m.Elif(self.arm.valid | self.retired.valid):
+            with m.Elif(wants_arm):
                 m.next = "channel"
+            with m.Elif(self.retired.valid):
+                m.next = "vector"
             with m.Else():
                 m.next = "wait"
 
@@ -218,9 +226,10 @@ class Events(wiring.Component):
                     counted.bit_select(Cat(vector, 1), 1).eq(0),
                 ]
 
-        def set_deadline():
-            """The vector is raised at `candidate` at the latest."""
-            m.d.sync += timed.bit_select(vector, 1).eq(1)
+        # A completion that sets its vector's deadline does so while the next one is looked at.
+        m.d.sync += wants_deadline.eq(0)
+        with m.If(wants_deadline):
+            m.d.sync += timed.bit_select(timed_vector, 1).eq(1)
             with m.If(~is_timed | _is_before(candidate, deadline)):
                 m.d.comb += deadlines.write_en.eq(1)
             with m.If(~has_earliest | _is_before(candidate, earliest)):
@@ -234,45 +243,39 @@ class Events(wiring.Component):
             with m.State("wait"):
                 go_on()
             with m.State("channel"):
-                m.d.sync += [
-                    vector.eq(channel_vectors.read_data), was_armed.eq(armed.bit_select(channel, 1)),
-                    was_fired.eq(fired.bit_select(channel, 1)), is_behind.eq(indices.read_data != index),
-                ]
+                m.d.sync += [vector.eq(channel_vectors.read_data), is_behind.eq(indices.read_data != index)]
                 m.next = "vector"
                 with m.If((task == Task.ARM) & ~self.running.bit_select(channel, 1)):
                     m.next = "wait"
             with m.State("vector"):
-                m.d.comb += [seen.read_en.eq(1), rises.read_en.eq(1)]
                 m.d.sync += [
+                    was_armed.eq(armed.bit_select(channel, 1)), was_fired.eq(fired.bit_select(channel, 1)),
                     holding.eq(Mux(held.bit_select(vector, 1), holders.read_data, 0)),
                     count.eq(Mux(counted.bit_select(by_kind, 1), counts.read_data, 0) + 1),
                     is_first.eq(~counted.bit_select(by_kind, 1)), is_raised.eq(raised.bit_select(vector, 1)),
-                    is_timed.eq(timed.bit_select(vector, 1)), deadline.eq(deadlines.read_data),
                     ticks_now.eq(ticks.read_data), frames_now.eq(frames.read_data),
+                    by_time.eq(ticks.read_data.any()), by_number.eq(frames.read_data.any()),
+                    at_once.eq(~ticks.read_data.any() & ~frames.read_data.any()),
+                    seen_before.eq(seen.read_data), rises_before.eq(rises.read_data),
                 ]
                 with m.Switch(task):
                     with m.Case(Task.CLEAR, Task.ARM):
                         m.next = "release"
-                    with m.Default():
-                        m.next = "decide"
-            with m.State("decide"):
-                m.d.sync += [
-                    seen_before.eq(seen.read_data), rises_before.eq(rises.read_data),
-                    candidate.eq(self.now + ticks_now),
-                    is_enough.eq(((ticks_now == 0) & (frames_now == 0))
-                                 | ((frames_now != 0) & (count >= frames_now))),
-                    is_due.eq(~_is_before(self.now, deadline)),
-                ]
-                with m.Switch(task):
                     with m.Case(Task.SCAN):
-                        m.next = "scan_one"
+                        m.d.sync += deadline.eq(deadlines.read_data)
+                        m.next = "decide"
                     with m.Case(Task.READ):
                         m.next = "answer"
                     with m.Default():
                         m.next = "retire"
 
             with m.State("retire"):
+                is_enough = at_once | (by_number & (count >= frames_now))
                 m.d.comb += [seen.write_en.eq(1), indices.write_en.eq(1)]
+                m.d.sync += [
+                    timed_vector.eq(vector), candidate.eq(self.now + ticks_now), deadline.eq(deadlines.read_data),
+                    is_timed.eq(timed.bit_select(vector, 1)),
+                ]
                 with m.If(was_armed):
                     m.d.sync += armed.bit_select(channel, 1).eq(0)
                     fire(holding)
@@ -281,19 +284,20 @@ class Events(wiring.Component):
                     m.d.sync += counted.bit_select(by_kind, 1).eq(1)
                     with m.If(is_enough):
                         raise_line(is_raised)
-                    with m.Elif(is_first & (ticks_now != 0)):
-                        set_deadline()
+                    with m.Else():
+                        m.d.sync += wants_deadline.eq(is_first & by_time)
                 go_on()
 
             with m.State("release"):
-                m.d.sync += [rises_before.eq(rises.read_data), armed.bit_select(channel, 1).eq(0)]
+                m.d.sync += armed.bit_select(channel, 1).eq(0)
                 with m.If(was_fired):
                     let_go()
                 with m.If(task == Task.ARM):
                     m.next = "rearm"
                 with m.Else():
+                    # The next completion may be one of this channel, and looks its vector up as it is taken.
                     m.d.comb += [indices.write_en.eq(1), indices.write_data.eq(0), channel_vectors.write_en.eq(1)]
-                    go_on()
+                    m.next = "wait"
             with m.State("rearm"):
                 with m.If(is_behind):
                     fire(holding)
@@ -302,12 +306,20 @@ class Events(wiring.Component):
                     m.d.sync += armed.bit_select(channel, 1).eq(1)
                 go_on()
 
+            with m.State("scan_begin"):
+                # A deadline that is being set counts too.
+                m.d.sync += [scan.eq(timed), found.eq(0)]
+                with m.If(~wants_deadline):
+                    m.next = "scan"
             with m.State("scan"):
                 m.d.sync += [vector.eq(scan_next), scan.bit_select(scan_next, 1).eq(0)]
                 m.next = "vector"
                 with m.If(~scan.any()):
                     m.d.sync += [earliest.eq(best), has_earliest.eq(found), due.eq(0)]
                     m.next = "wait"
+            with m.State("decide"):
+                m.d.sync += is_due.eq(~_is_before(self.now, deadline))
+                m.next = "scan_one"
             with m.State("scan_one"):
                 with m.If(is_due):
                     raise_line(is_raised)
@@ -333,7 +345,7 @@ class Events(wiring.Component):
         m.d.sync += self.irq.eq(lines)
 
         m.d.comb += self.active.eq(
-            ~machine.ongoing("wait") | selected | due_now | due | (lines != self.irq)
+            ~machine.ongoing("wait") | selected | wants_deadline | due_now | due | (lines != self.irq)
             | self.write.valid | self.read.valid | self.start.valid | self.stop.valid
             | (self.error_irq != error_was_up) | self.value.valid | self.count_interrupts.valid)
         return m
