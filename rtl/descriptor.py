@@ -502,13 +502,19 @@ class DescriptorParser(wiring.Component):
         # A head takes the place of the descriptor before it, which may leave in the same cycle. Whether it is refused
         # is needed early, so that is a register.
         inline_slots, is_unknown, is_forbidden, is_bad_shape = Signal(4), Signal(), Signal(), Signal()
+        counted = MAX_DESCRIPTOR_SLOTS.bit_length()
+        full_slots = arriving.inline_bytes[5:MAX_INLINE_BYTES.bit_length()]
+        begun_slot = arriving.inline_bytes[:5].any()
         m.d.comb += [
-            inline_slots.eq((arriving.inline_bytes + (SUBMISSION_SLOT_BYTES - 1)) >> 5),
+            inline_slots.eq(full_slots + begun_slot),
             is_unknown.eq(~is_frame & ~is_segmented),
             is_forbidden.eq((is_frame & ~(self.operations & OperationMask.SEND_FRAME).any())
                             | (is_segmented & ~(self.operations & OperationMask.SEND_SEGMENTED).any())),
+            # the head's slot has a piece too; within the limits few bits say the rest
             is_bad_shape.eq((arriving.inline_bytes > MAX_INLINE_BYTES) | (arriving.pieces > MAX_PIECES)
-                            | (arriving.slots != inline_slots + (arriving.pieces >> 1) + 1)),
+                            | arriving.slots[counted:].any()
+                            | ((arriving.slots[:counted] - (arriving.pieces >> 1)[:counted])[:counted]
+                               != full_slots + Mux(begun_slot, 2, 1))),
         ]
         with m.If(enters & part.first):
             m.d.sync += [
@@ -723,7 +729,7 @@ class JobIssue(wiring.Component):
 
     Enters: jobs with the checks done, the verdict of their keys, their translated pieces and inline rows. Leaves: if
     all is well the inline rows and the pieces, side by side; then, or with the last of them, the job with its final
-    status. A broken descriptor leaves nothing. 3 cycles for a job with one piece and one row, one more for each
+    status. A broken descriptor leaves nothing. 2 cycles for a job with one piece and one row, one more for each
     further piece or row, whichever are more.
 
     Parameters
@@ -753,22 +759,30 @@ class JobIssue(wiring.Component):
         job = Signal(TxJob)
         good, broken, has_pieces, has_rows, moves = Signal(), Signal(), Signal(), Signal(), Signal()
         rows_open, pieces_open = Signal(), Signal()
+        # what is decided counts in the same cycle
+        status, decided, good_now, rows_now, pieces_now = Signal(8), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            self.row.ready.eq(rows_open), self.piece.ready.eq(pieces_open),
-            self.stored_row.valid.eq(self.row.valid & rows_open & good),
+            good_now.eq(Mux(decided, (status == Status.OK) & ~broken, good)),
+            rows_now.eq(Mux(decided, has_rows, rows_open)), pieces_now.eq(Mux(decided, has_pieces, pieces_open)),
+            self.row.ready.eq(rows_now), self.piece.ready.eq(pieces_now),
+            self.stored_row.valid.eq(self.row.valid & rows_now & good_now),
             self.stored_row.payload.channel.eq(job.channel), self.stored_row.payload.data.eq(self.row.payload.data),
-            self.stored_piece.valid.eq(self.piece.valid & pieces_open & good),
+            self.stored_piece.valid.eq(self.piece.valid & pieces_now & good_now),
             self.stored_piece.payload.channel.eq(job.channel),
             self.stored_piece.payload.address.eq(self.piece.payload.address),
             self.stored_piece.payload.length.eq(self.piece.payload.length),
-            self.job.payload.eq(job), self.job.payload.epoch.eq(self.epoch), self.job.valid.eq(self.done & ~broken),
+            self.job.payload.eq(job), self.job.payload.epoch.eq(self.epoch), self.job.payload.status.eq(status),
+            self.job.valid.eq(self.done & ~broken),
         ]
         row_leaves, piece_leaves = self.row.valid & self.row.ready, self.piece.valid & self.piece.ready
         rows_close, pieces_close = row_leaves & self.row.payload.last, piece_leaves & self.piece.payload.last
-        with m.If(rows_close):
-            m.d.sync += rows_open.eq(0)
-        with m.If(pieces_close):
-            m.d.sync += pieces_open.eq(0)
+        all_stored = Signal()
+        m.d.comb += all_stored.eq((~rows_now | rows_close) & (~pieces_now | pieces_close))
+        with m.If(rows_close | decided):
+            m.d.sync += rows_open.eq(rows_now & ~rows_close)
+        with m.If(pieces_close | decided):
+            m.d.sync += pieces_open.eq(pieces_now & ~pieces_close)
+        m.d.comb += status.eq(job.status)
 
         with m.FSM(name="issue"):
             with m.State("TAKE"):
@@ -780,21 +794,19 @@ class JobIssue(wiring.Component):
                     ]
                     m.next = "DECIDE"
             with m.State("DECIDE"):
-                status, decided = Signal(8), Signal()
                 m.d.comb += [
-                    status.eq(job.status),
                     decided.eq(self.verdict.valid | ~has_pieces), self.verdict.ready.eq(has_pieces), moves.eq(decided),
                 ]
                 with m.If(has_pieces & (job.status == Status.OK)):
                     m.d.comb += status.eq(self.verdict.payload.status)
                 with m.If(decided):
-                    m.d.sync += [
-                        job.status.eq(status), good.eq((status == Status.OK) & ~broken),
-                        rows_open.eq(has_rows), pieces_open.eq(has_pieces),
-                    ]
+                    m.d.sync += [job.status.eq(status), good.eq(good_now)]
                     m.next = "STORE"
+                    with m.If(all_stored):
+                        m.d.comb += self.done.eq(1)
+                        m.next = "TAKE"
             with m.State("STORE"):
-                with m.If((~rows_open | rows_close) & (~pieces_open | pieces_close)):
+                with m.If(all_stored):
                     m.d.comb += [self.done.eq(1), moves.eq(1)]
                     m.next = "TAKE"
         m.d.comb += self.active.eq(moves | row_leaves | piece_leaves)
