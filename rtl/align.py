@@ -29,8 +29,8 @@ class Aligner(wiring.Component):
 
     Enters: rows (`align_row`), each with 1 to `width_bytes` valid bytes anywhere. Leaves: for each run, its bytes
     without gaps from lane `at` on (`aligned_row`): all rows but the first start at lane 0, all but the last end at the
-    highest lane. Lanes that are not valid hold anything. Latency 4 cycles; takes a row a cycle, and one cycle more
-    for a run whose last row is spread over two that leave. Runs follow each other without a gap.
+    highest lane. Lanes that are not valid hold anything. Latency 4 cycles, or 3 if not registered; takes a row a cycle,
+    and one cycle more for a run whose last row is spread over two that leave. Runs follow each other without a gap.
 
     Parameters
     ----------
@@ -38,6 +38,9 @@ class Aligner(wiring.Component):
         Bytes in a row, a power of two of at least 4.
     tag_bits : int
         Bits that travel with the rows.
+    registered : bool
+        Rows leave from a register; otherwise whoever takes them has a register there, and a `ready` that comes from
+        one.
 
     Members
     -------
@@ -46,12 +49,12 @@ class Aligner(wiring.Component):
     active : Out(1)
     """
 
-    def __init__(self, *, width_bytes, tag_bits=0):
+    def __init__(self, *, width_bytes, tag_bits=0, registered=True):
         if not isinstance(width_bytes, int) or width_bytes < 4 or width_bytes & (width_bytes - 1):
             raise ValueError(f"width_bytes must be a power of two of at least 4, not {width_bytes!r}")
         if not isinstance(tag_bits, int) or tag_bits < 0:
             raise ValueError(f"tag_bits must be a natural number, not {tag_bits!r}")
-        self.width_bytes, self.tag_bits = width_bytes, tag_bits
+        self.width_bytes, self.tag_bits, self.registered = width_bytes, tag_bits, registered
         super().__init__({
             "i": In(stream.Signature(align_row(width_bytes, tag_bits))),
             "o": Out(stream.Signature(aligned_row(width_bytes, tag_bits))),
@@ -84,7 +87,7 @@ class Aligner(wiring.Component):
         leave = Signal()
         m.d.comb += [
             leave.eq(self.o.valid & self.o.ready),
-            free.eq(~self.o.valid | self.o.ready),
+            free.eq(~self.o.valid | self.o.ready if self.registered else self.o.ready),
             merge.eq(merging_valid & free),
             finish.eq(merge & (~(merging.last & merging.spills) | spilling)),
             turned_free.eq(~turned_valid | ~merging_valid | finish),
@@ -135,20 +138,28 @@ class Aligner(wiring.Component):
                 ]
 
         # Stage 4: put the row behind the bytes that wait; what does not fit waits, or follows as a row of its own.
-        o = self.o.payload
-        with m.If(free):
-            m.d.sync += self.o.valid.eq(merge & (merging.fills | merging.last))
+        o = Signal(aligned_row(width, self.tag_bits), name="merged")
+        m.d.comb += [
+            o.start.eq(Mux(spilling, 0, merging.start)), o.count.eq(Mux(spilling, merging.spill, merging.count)),
+            o.last.eq(merging.last & (spilling | ~merging.spills)), o.tag.eq(merging.tag),
+            o.data.eq(Cat(Mux(keep[lane] & ~spilling, carry.word_select(lane, 8), merging_data.word_select(lane, 8))
+                          for lane in range(width))),
+        ]
         with m.If(merge):
-            m.d.sync += [
-                o.start.eq(Mux(spilling, 0, merging.start)), o.count.eq(Mux(spilling, merging.spill, merging.count)),
-                o.last.eq(merging.last & (spilling | ~merging.spills)), o.tag.eq(merging.tag),
-                spilling.eq(merging.last & merging.spills & ~spilling),
-            ]
+            m.d.sync += spilling.eq(merging.last & merging.spills & ~spilling)
             for lane in range(width):
                 here = slice(8 * lane, 8 * lane + 8)
-                m.d.sync += o.data[here].eq(Mux(keep[lane] & ~spilling, carry[here], merging_data[here]))
                 with m.If(merging.fills | ~keep[lane]):
                     m.d.sync += carry[here].eq(merging_data[here])
+        if self.registered:
+            with m.If(free):
+                m.d.sync += self.o.valid.eq(merge & (merging.fills | merging.last))
+            with m.If(merge):
+                m.d.sync += self.o.payload.eq(o)
+        else:
+            m.d.comb += [
+                self.o.valid.eq(merging_valid & (merging.fills | merging.last)), self.o.payload.eq(o),
+            ]
         return m
 
 

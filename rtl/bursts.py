@@ -20,7 +20,8 @@ class BurstCutter(wiring.Component):
     """Cuts commands at the boundaries of naturally aligned blocks of BURST bytes, so no burst crosses 4 KB.
 
     Enters: `i`, commands with `address` and `length` >= 1. Leaves: `o`, their bursts, addresses ascending.
-    Latency 2 cycles; one burst a cycle, and one cycle more for each command.
+    Latency 1 cycle, or 2 if the burst before is still there; one burst a cycle, and one cycle more for a command of
+    several.
 
     Parameters
     ----------
@@ -41,13 +42,16 @@ class BurstCutter(wiring.Component):
         first = Signal(OFFSET_BITS)
         final = Signal(OFFSET_BITS)
         blocks_left = Signal(len(end) - OFFSET_BITS)
-        take, cut = Signal(), Signal()
+        take, cut, free, direct = Signal(), Signal(), Signal(), Signal()
+        given = Signal(BLOCK_BITS)
 
         m.d.comb += [
+            free.eq(~self.o.valid | self.o.ready), direct.eq(take & free),
+            given.eq(Mux(cutting, block, self.i.payload.address[OFFSET_BITS:])),
             end.eq(self.i.payload.address[:OFFSET_BITS] + length - 1),
             self.i.ready.eq(~cutting),
             take.eq(self.i.valid & ~cutting),
-            cut.eq(cutting & (~self.o.valid | self.o.ready)),
+            cut.eq(cutting & free),
             self.active.eq(take | cut | (self.o.valid & self.o.ready)),
         ]
         burst = self.o.payload
@@ -55,17 +59,22 @@ class BurstCutter(wiring.Component):
             (~cutting | (blocks_left != 0) | (first <= final), "a last burst ends before it begins"),
             (~self.o.valid | (burst.first <= burst.final), "a burst ends before it begins"),
         ]
-        with m.If(take):
+        # the first burst leaves at once if there is a place for it
+        blocks_now, first_now, final_now = Signal.like(blocks_left), Signal.like(first), Signal.like(final)
+        m.d.comb += [
+            blocks_now.eq(Mux(cutting, blocks_left, end[OFFSET_BITS:])), final_now.eq(Mux(cutting, final, end)),
+            first_now.eq(Mux(cutting, first, self.i.payload.address[:OFFSET_BITS])),
+        ]
+        with m.If(take | cut):
             m.d.sync += [
-                cutting.eq(1), block.eq(self.i.payload.address[OFFSET_BITS:]),
-                first.eq(self.i.payload.address[:OFFSET_BITS]), final.eq(end), blocks_left.eq(end[OFFSET_BITS:]),
+                block.eq(Mux(free, given + 1, given)), first.eq(Mux(free, 0, first_now)), final.eq(final_now),
+                blocks_left.eq(Mux(free, blocks_now - 1, blocks_now)), cutting.eq(~free | (blocks_now != 0)),
             ]
-        with m.If(cut):
+        with m.If(direct | cut):
             m.d.sync += [
-                self.o.valid.eq(1), self.o.payload.block.eq(block), self.o.payload.first.eq(first),
-                self.o.payload.final.eq(Mux(blocks_left == 0, final, BURST - 1)),
-                self.o.payload.last.eq(blocks_left == 0),
-                block.eq(block + 1), first.eq(0), blocks_left.eq(blocks_left - 1), cutting.eq(blocks_left != 0),
+                self.o.valid.eq(1), self.o.payload.block.eq(given), self.o.payload.first.eq(first_now),
+                self.o.payload.final.eq(Mux(blocks_now == 0, final_now, BURST - 1)),
+                self.o.payload.last.eq(blocks_now == 0),
             ]
         with m.Elif(self.o.ready):
             m.d.sync += self.o.valid.eq(0)

@@ -9,16 +9,18 @@ from amaranth.utils import exact_log2
 
 from rtl.align import aligned_row
 from rtl.interfaces import Strobe, TxSlice
-from rtl.primitives import SkidBuffer, StreamFifo
+from rtl.primitives import StreamFifo
 from rtl.segmenter import ROW_TAG_BITS, SEGMENT_BITS, RowTag, has_rows, slices_under_way
+from rtl.small_fifo import BypassFifo
 
 RUNS = 32
 """Runs whose sums `HeaderWriter` has not taken yet."""
 
-# One run of rows that has passed. `l3_sum`: folded sum of its bytes in [l3_offset, l4_offset); `l4_sum`: of those from
-# l4_offset on; both by the bytes' places in the frame, so that the sums of a template and of its payload may be added.
+# One run of rows that has passed. `l3_sum`: sum of its bytes in [l3_offset, l4_offset); `l4_sum`: of those from
+# l4_offset on; both as 16 bits and a carry that is still to be added, and by the bytes' places in the frame, so that
+# the sums of a template and of its payload may be added. Both are 0 for a frame whose checksums are left alone.
 RunSum = data.StructLayout({
-    "template": 1, "error": 1, "end": 1, "length": SEGMENT_BITS, "l3_sum": 16, "l4_sum": 16,
+    "template": 1, "error": 1, "end": 1, "length": SEGMENT_BITS, "l3_sum": 17, "l4_sum": 17,
 })
 
 _SUM_BITS = 30  # 9,014 bytes are 4,507 words of 16 bits
@@ -28,8 +30,8 @@ class Checksum(wiring.Component):
     """Lets rows pass and sums them on the way.
 
     Enters: aligned rows, with their lanes as in the frame. Leaves: the same rows in the same cycle, and for each run,
-    in order, its `RunSum`. A row waits while `RUNS` sums wait. Sums are there 12 cycles (at 16 bytes; one more for each
-    doubling) after a run's last row. A row a cycle.
+    in order, its `RunSum`. A row waits while `RUNS` sums wait. A run's sums are there 4 cycles (at 16 bytes, else 5)
+    after its last row, those of a frame whose checksums are left alone in the next cycle. A row a cycle.
 
     Parameters
     ----------
@@ -57,25 +59,32 @@ class Checksum(wiring.Component):
         row = self.i.payload
         tag = data.View(RowTag, row.tag)
 
-        # Where the sums start, by row and lane, for each frame under way; `first_row` is the payload's first.
+        # Where the sums start, by row and lane, for each frame under way; `first_row` is the payload's first, and lies
+        # `behind` that row, or is it (`here`). `plain`: nobody wants the sums.
         row_bits = 8 - lane_bits
-        place = data.StructLayout({"lane": lane_bits, "row": row_bits})
-        offsets_shape = data.StructLayout({"l3": place, "l4": place, "first_row": row_bits})
+        place = data.StructLayout({"lane": lane_bits, "row": row_bits, "behind": 1, "here": 1})
+        offsets_shape = data.StructLayout({"l3": place, "l4": place, "first_row": row_bits, "plain": 1})
         m.submodules.offsets = offsets = StreamFifo(
             shape=offsets_shape, depth=slices_under_way(self.config))
         order = self.order.payload.job
+        first_row = order.inline_bytes[lane_bits:]
         m.d.comb += [
             offsets.i.valid.eq(self.order.valid & has_rows(self.order.payload)),
-            offsets.i.payload.l3.eq(order.l3_offset), offsets.i.payload.l4.eq(order.l4_offset),
-            offsets.i.payload.first_row.eq(order.inline_bytes[lane_bits:]),
+            offsets.i.payload.first_row.eq(first_row),
+            offsets.i.payload.plain.eq(~(order.segmented | order.ipv4_checksum | order.l4_checksum)),
         ]
+        for target, offset in ((offsets.i.payload.l3, order.l3_offset), (offsets.i.payload.l4, order.l4_offset)):
+            m.d.comb += [
+                target.lane.eq(offset[:lane_bits]), target.row.eq(offset[lane_bits:]),
+                target.behind.eq(first_row > offset[lane_bits:]), target.here.eq(first_row == offset[lane_bits:]),
+            ]
         where = offsets.o.payload
 
-        info_shape = data.StructLayout({"template": 1, "error": 1, "end": 1, "length": SEGMENT_BITS})
-        m.submodules.infos = infos = StreamFifo(shape=info_shape, depth=RUNS)
+        info_shape = data.StructLayout({"template": 1, "error": 1, "end": 1, "plain": 1, "length": SEGMENT_BITS})
+        m.submodules.infos = infos = BypassFifo(shape=info_shape, depth=RUNS)
         # A run's info enters before its sums and leaves with them, so the sums' FIFO cannot overrun.
-        sums_shape = data.StructLayout({"l3_sum": 16, "l4_sum": 16})
-        m.submodules.folded = folded = StreamFifo(shape=sums_shape, depth=RUNS)
+        sums_shape = data.StructLayout({"l3_sum": 17, "l4_sum": 17})
+        m.submodules.folded = folded = BypassFifo(shape=sums_shape, depth=RUNS)
 
         may_pass, passes = Signal(), Signal()
         m.d.comb += [
@@ -85,99 +94,79 @@ class Checksum(wiring.Component):
             offsets.o.ready.eq(passes & row.last & tag.end),
         ]
 
-        # Stage 1: the row's place relative to both offsets.
+        # Stage 1: which lanes count. Where a run begins relative to both offsets is known from its frame.
         inside = Signal()  # a run is under way
-        number, next_number = Signal(row_bits + 1), Signal(row_bits + 1)
+        next_number = Signal(row_bits + 1)
         length, length_now = Signal(SEGMENT_BITS), Signal(SEGMENT_BITS)
         m.d.comb += [
-            number.eq(Mux(inside, next_number, Mux(tag.template, 0, where.first_row))),
             length_now.eq(Mux(inside, length, 0) + row.count),
             infos.i.valid.eq(passes & row.last), infos.i.payload.template.eq(tag.template),
             infos.i.payload.error.eq(tag.error), infos.i.payload.end.eq(tag.end), infos.i.payload.length.eq(length_now),
+            infos.i.payload.plain.eq(where.plain),
         ]
-        relation = data.StructLayout({"behind": 1, "here": 1, "lane": lane_bits})
-        placed = Signal(data.StructLayout({
-            "l3": relation, "l4": relation, "start": lane_bits, "stop": lane_bits + 1, "first": 1, "last": 1,
-        }))
-        placed_valid, placed_data = Signal(), Signal(8 * width)
-        m.d.sync += placed_valid.eq(passes)
-        with m.If(passes):
-            m.d.sync += [
-                inside.eq(~row.last), length.eq(length_now),
-                # the number stays behind all offsets once it is there
-                next_number.eq(Mux(number[row_bits], number, number + 1)),
-                placed_data.eq(row.data), placed.start.eq(row.start), placed.stop.eq(row.start + row.count),
-                placed.first.eq(~inside), placed.last.eq(row.last),
-            ]
-            for target, offset in ((placed.l3, where.l3), (placed.l4, where.l4)):
-                m.d.sync += [
-                    target.behind.eq(number > offset.row), target.here.eq(number == offset.row),
-                    target.lane.eq(offset.lane),
-                ]
-
-        # Stage 2: which lanes count.
-        masked_valid, masked_first, masked_last = Signal(), Signal(), Signal()
+        valid, first, last = Signal(name="masked_valid"), Signal(name="masked_first"), Signal(name="masked_last")
         masked_data, valid_lanes = Signal(8 * width), Signal(width)
         from_l3, from_l4 = Signal(width), Signal(width)
-        m.d.sync += masked_valid.eq(placed_valid)
-        with m.If(placed_valid):
+        sums_row, stop = Signal(), Signal(lane_bits + 1)
+        m.d.comb += [sums_row.eq(passes & ~where.plain), stop.eq(row.start + row.count)]
+        m.d.sync += valid.eq(sums_row)
+        with m.If(passes):
+            m.d.sync += [inside.eq(~row.last), length.eq(length_now)]
+        with m.If(sums_row):
+            begin = Mux(tag.template, 0, where.first_row)
             m.d.sync += [
-                masked_first.eq(placed.first), masked_last.eq(placed.last), masked_data.eq(placed_data),
-                valid_lanes.eq(Cat((placed.start <= lane) & (placed.stop > lane) for lane in range(width))),
+                # the number stays behind all offsets once it is there
+                next_number.eq(Mux(~inside, begin + 1, Mux(next_number[row_bits], next_number, next_number + 1))),
+                masked_data.eq(row.data), first.eq(~inside), last.eq(row.last),
+                valid_lanes.eq(Cat((row.start <= lane) & (stop > lane) for lane in range(width))),
             ]
-            for target, offset in ((from_l3, placed.l3), (from_l4, placed.l4)):
-                m.d.sync += target.eq(Cat(offset.behind | (offset.here & (offset.lane <= lane))
-                                          for lane in range(width)))
+            for target, offset in ((from_l3, where.l3), (from_l4, where.l4)):
+                behind = Mux(inside, next_number > offset.row, ~tag.template & offset.behind)
+                here = Mux(inside, next_number == offset.row, Mux(tag.template, offset.row == 0, offset.here))
+                m.d.sync += target.eq(Cat(behind | (here & (offset.lane <= lane)) for lane in range(width)))
 
-        # Stages 3 and on: a tree of adders for each sum. A word's first byte on the wire is its upper half.
+        # Stages 2 and on: a tree of adders for each sum, two levels in a stage. A word's first byte on the wire is its
+        # upper half.
         l4_lanes = [valid_lanes[lane] & from_l4[lane] for lane in range(width)]
         l3_lanes = [valid_lanes[lane] & from_l3[lane] & ~from_l4[lane] for lane in range(width)]
         bytes_ = [masked_data[8 * lane:8 * lane + 8] for lane in range(width)]
-        valid, first, last = masked_valid, masked_first, masked_last
         l3_terms, l4_terms = ([Cat(Mux(lanes[lane + 1], bytes_[lane + 1], 0), Mux(lanes[lane], bytes_[lane], 0))
                                for lane in range(0, width, 2)] for lanes in (l3_lanes, l4_lanes))
-        stages = [masked_valid, placed_valid]
-        level = 0
-        while len(l3_terms) > 1:
+        stages = [valid]
+        while len(l3_terms) > 2:
             l3_next, l4_next = [], []
-            level_valid, level_first, level_last = (Signal(name=f"level{level}_{what}")
+            stage = f"stage{len(stages)}"
+            stage_valid, stage_first, stage_last = (Signal(name=f"{stage}_{what}")
                                                     for what in ("valid", "first", "last"))
-            m.d.sync += level_valid.eq(valid)
+            m.d.sync += stage_valid.eq(valid)
             with m.If(valid):
-                m.d.sync += [level_first.eq(first), level_last.eq(last)]
+                m.d.sync += [stage_first.eq(first), stage_last.eq(last)]
                 for name, terms, found in (("l3", l3_terms, l3_next), ("l4", l4_terms, l4_next)):
-                    for pair in range(0, len(terms), 2):
-                        total = Signal(17 + level, name=f"level{level}_{name}_{pair // 2}")
-                        m.d.sync += total.eq(terms[pair] + terms[pair + 1])
+                    for at in range(0, len(terms), 4):
+                        total = Signal(len(terms[0]) + 2, name=f"{stage}_{name}_{at // 4}")
+                        m.d.sync += total.eq((terms[at] + terms[at + 1]) + (terms[at + 2] + terms[at + 3]))
                         found.append(total)
             l3_terms, l4_terms = l3_next, l4_next
-            valid, first, last = level_valid, level_first, level_last
+            valid, first, last = stage_valid, stage_first, stage_last
             stages.append(valid)
-            level += 1
 
-        # Over the run's rows, then fold the carries in, twice.
-        summed, half_folded, all_folded = Signal(), Signal(), Signal()
-        m.d.sync += [summed.eq(valid & last), half_folded.eq(summed), all_folded.eq(half_folded)]
-        for name, term in (("l3_sum", l3_terms[0]), ("l4_sum", l4_terms[0])):
-            total, half = Signal(_SUM_BITS, name=f"run_{name}"), Signal(17, name=f"half_{name}")
-            whole = Signal(16, name=name)
+        # Over the run's rows, then fold the carries in.
+        summed = Signal()
+        m.d.sync += summed.eq(valid & last)
+        for name, terms in (("l3_sum", l3_terms), ("l4_sum", l4_terms)):
+            total = Signal(_SUM_BITS, name=f"run_{name}")
             with m.If(valid):
-                m.d.sync += total.eq(Mux(first, 0, total) + term)
-            with m.If(summed):
-                m.d.sync += half.eq(total[:16] + total[16:])
-            with m.If(half_folded):
-                m.d.sync += whole.eq(half[:16] + half[16])
-            m.d.comb += folded.i.payload[name].eq(whole)
-        m.d.comb += folded.i.valid.eq(all_folded)
+                m.d.sync += total.eq(Mux(first, 0, total) + sum(terms[1:], terms[0]))
+            m.d.comb += folded.i.payload[name].eq(total[:16] + total[16:])
+        m.d.comb += folded.i.valid.eq(summed)
 
-        m.submodules.joined = joined = SkidBuffer(shape=RunSum)
-        wiring.connect(m, joined.o, wiring.flipped(self.sums))
+        info, sums = infos.o.payload, self.sums.payload
         m.d.comb += [
-            joined.i.valid.eq(folded.o.valid & infos.o.valid),
-            folded.o.ready.eq(joined.i.ready & infos.o.valid), infos.o.ready.eq(joined.i.ready & folded.o.valid),
-            *(joined.i.payload[name].eq(infos.o.payload[name]) for name in ("template", "error", "end", "length")),
-            *(joined.i.payload[name].eq(folded.o.payload[name]) for name in ("l3_sum", "l4_sum")),
-            self.active.eq(passes | Cat(stages).any() | summed | half_folded | all_folded | offsets.active
-                           | infos.active | folded.active | joined.active),
+            self.sums.valid.eq(infos.o.valid & (info.plain | folded.o.valid)),
+            infos.o.ready.eq(self.sums.ready & (info.plain | folded.o.valid)),
+            folded.o.ready.eq(self.sums.ready & infos.o.valid & ~info.plain),
+            *(sums[name].eq(info[name]) for name in ("template", "error", "end", "length")),
+            *(sums[name].eq(Mux(info.plain, 0, folded.o.payload[name])) for name in ("l3_sum", "l4_sum")),
+            self.active.eq(passes | Cat(stages).any() | summed | offsets.active | infos.active | folded.active),
         ]
         return m

@@ -276,7 +276,8 @@ class DescriptorCutter(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.output = output = SkidBuffer(shape=Part)
+        # whether a slot is taken is known late
+        m.submodules.output = output = SkidBuffer(shape=Part, early=True)
         wiring.connect(m, output.o, wiring.flipped(self.part))
         part, fetch = output.i.payload, self.fetch.payload
         moves = Signal()
@@ -372,6 +373,7 @@ class DescriptorCutter(wiring.Component):
                 m.d.sync += stale.eq(indices.read_data != index)
                 m.next = "SLOTS"
             with m.State("SLOTS"):
+                m.d.comb += output.may_enter.eq(has_slot & ~self.hold)
                 with m.If(has_slot & ~self.hold):
                     with m.If(is_head & (~runs | stale)):
                         m.d.comb += moves.eq(1)
@@ -424,7 +426,8 @@ class DescriptorParser(wiring.Component):
     descriptor itself. One whose operation or shape is refused leaves neither pieces nor inline slots. A pushed one that
     has no pieces behind its head leaves before its inline slots.
 
-    Latency 2 cycles; a slot a cycle, but two for a slot with two pieces, and on a 16-byte bus for an inline slot.
+    Latency 2 cycles, 1 for pieces and inline slots; a slot a cycle, but two for a slot with two pieces, and on a
+    16-byte bus for an inline slot.
 
     Members
     -------
@@ -449,8 +452,7 @@ class DescriptorParser(wiring.Component):
         slot, first, last, broken = Signal(SLOT_BITS), Signal(), Signal(), Signal()
         pushed, early, given = Signal(), Signal(), Signal()
         head, channel, ring_index = Signal(Head), Signal(CHANNEL_BITS), Signal(INDEX_BITS)
-        unknown, forbidden, over_limit, misfit, refused = Signal(), Signal(), Signal(), Signal(), Signal()
-        inline_slots, other_slots = Signal(4), Signal(9)
+        unknown, forbidden, bad_shape, refused = Signal(), Signal(), Signal(), Signal()
         inline_left, pieces_left, in_upper = Signal(4), Signal(range(MAX_PIECES + 1)), Signal()
         payload_bytes, total_bytes, bad_length = Signal(PAYLOAD_BITS), Signal(PAYLOAD_BITS + 1), Signal()
 
@@ -471,30 +473,25 @@ class DescriptorParser(wiring.Component):
         # What of it leaves in this cycle. The descriptor itself goes with its last slot, or already with its head.
         named, names_piece, gives_inline, has_piece, last_piece = (
             Signal(Piece), Signal(), Signal(), Signal(), Signal())
-        piece_free, may_go = Signal(), Signal()
+        may_go = Signal()
         m.d.comb += [
-            misfit.eq(other_slots != inline_slots + 1), refused.eq(unknown | forbidden | over_limit | misfit),
             early.eq(pushed & first & ~refused & (pieces_left <= 1)),
             may_go.eq(has_slot & (~((last & ~given) | early) | ~self.parsed.valid | self.parsed.ready)),
             has_piece.eq(~refused & Mux(first, pieces_left != 0, inline_left == 0)),
-            piece_free.eq(~self.piece.valid | self.piece.ready),
-            names_piece.eq(may_go & has_piece & piece_free), last_piece.eq(pieces_left == 1),
+            self.piece.valid.eq(may_go & has_piece), names_piece.eq(self.piece.valid & self.piece.ready),
+            last_piece.eq(pieces_left == 1),
             named.eq(slot.word_select(first | in_upper, SLOT_BITS // 2)),
             gives_inline.eq(~refused & ~first & (inline_left != 0)),
             self.inline.valid.eq(may_go & gives_inline),
             leaves.eq(may_go & Mux(
                 gives_inline, self.inline.ready,
-                ~has_piece | (piece_free & (first | last_piece | in_upper)))),
+                ~has_piece | (self.piece.ready & (first | last_piece | in_upper)))),
+            self.piece.payload.channel.eq(channel),
+            self.piece.payload.key.eq(named.key), self.piece.payload.offset.eq(named.offset),
+            self.piece.payload.length.eq(named.length), self.piece.payload.last.eq(last_piece),
         ]
-        with m.If(self.piece.ready):
-            m.d.sync += self.piece.valid.eq(0)
         with m.If(names_piece):
-            m.d.sync += [
-                self.piece.valid.eq(1), self.piece.payload.channel.eq(channel),
-                self.piece.payload.key.eq(named.key), self.piece.payload.offset.eq(named.offset),
-                self.piece.payload.length.eq(named.length), self.piece.payload.last.eq(last_piece),
-                pieces_left.eq(pieces_left - 1), in_upper.eq(~first & ~last_piece & ~in_upper),
-            ]
+            m.d.sync += [pieces_left.eq(pieces_left - 1), in_upper.eq(~first & ~last_piece & ~in_upper)]
         with m.If(self.inline.valid & self.inline.ready):
             m.d.sync += inline_left.eq(inline_left - 1)
         m.d.comb += [
@@ -502,17 +499,29 @@ class DescriptorParser(wiring.Component):
             self.inline.payload.short.eq((head.inline_bytes[:5] != 0) & (head.inline_bytes[:5] <= 16)),
         ]
 
-        # A head takes the place of the descriptor before it, which may leave in the same cycle.
+        # A head takes the place of the descriptor before it, which may leave in the same cycle. Whether it is refused
+        # is needed early, so that is a register.
+        inline_slots, is_unknown, is_forbidden, is_bad_shape = Signal(4), Signal(), Signal(), Signal()
+        counted = MAX_DESCRIPTOR_SLOTS.bit_length()
+        full_slots = arriving.inline_bytes[5:MAX_INLINE_BYTES.bit_length()]
+        begun_slot = arriving.inline_bytes[:5].any()
+        m.d.comb += [
+            inline_slots.eq(full_slots + begun_slot),
+            is_unknown.eq(~is_frame & ~is_segmented),
+            is_forbidden.eq((is_frame & ~(self.operations & OperationMask.SEND_FRAME).any())
+                            | (is_segmented & ~(self.operations & OperationMask.SEND_SEGMENTED).any())),
+            # the head's slot has a piece too; within the limits few bits say the rest
+            is_bad_shape.eq((arriving.inline_bytes > MAX_INLINE_BYTES) | (arriving.pieces > MAX_PIECES)
+                            | arriving.slots[counted:].any()
+                            | ((arriving.slots[:counted] - (arriving.pieces >> 1)[:counted])[:counted]
+                               != full_slots + Mux(begun_slot, 2, 1))),
+        ]
         with m.If(enters & part.first):
-            inline_needed = (arriving.inline_bytes + (SUBMISSION_SLOT_BYTES - 1)) >> 5
             m.d.sync += [
                 head.eq(arriving), channel.eq(part.channel), ring_index.eq(part.ring_index),
-                unknown.eq(~is_frame & ~is_segmented),
-                forbidden.eq((is_frame & ~(self.operations & OperationMask.SEND_FRAME).any())
-                             | (is_segmented & ~(self.operations & OperationMask.SEND_SEGMENTED).any())),
-                over_limit.eq((arriving.inline_bytes > MAX_INLINE_BYTES) | (arriving.pieces > MAX_PIECES)),
-                inline_slots.eq(inline_needed), other_slots.eq(arriving.slots - (arriving.pieces >> 1)),
-                inline_left.eq(inline_needed), pieces_left.eq(arriving.pieces),
+                unknown.eq(is_unknown), forbidden.eq(is_forbidden), bad_shape.eq(is_bad_shape),
+                refused.eq(is_unknown | is_forbidden | is_bad_shape),
+                inline_left.eq(inline_slots), pieces_left.eq(arriving.pieces),
             ]
 
         # Sums over the pieces, with the one at hand.
@@ -546,12 +555,12 @@ class DescriptorParser(wiring.Component):
                 parsed.l3_end.eq(head.l3_offset + Mux(is_ipv6, IPV6_HEADER_BYTES, IPV4_HEADER_BYTES)),
                 parsed.checksum_end.eq(head.checksum_offset + 2),
                 parsed.unknown.eq(unknown), parsed.forbidden.eq(forbidden),
-                parsed.misshapen.eq(over_limit | misfit | Mux(counts, bad_now, bad_length)),
+                parsed.misshapen.eq(bad_shape | Mux(counts, bad_now, bad_length)),
                 parsed.broken.eq(broken), parsed.has_pieces.eq(~refused & (head.pieces != 0)),
                 parsed.has_inline.eq(~refused & (head.inline_bytes != 0)),
             ]
         m.d.comb += self.active.eq(
-            enters | leaves | names_piece | (self.piece.valid & self.piece.ready)
+            enters | leaves | names_piece
             | (self.inline.valid & self.inline.ready) | (self.parsed.valid & self.parsed.ready))
         return m
 
@@ -563,7 +572,7 @@ class PieceTranslator(wiring.Component):
     each descriptor that has pieces: OK, or the status of the first piece that was refused; then its pieces mean
     nothing. A whole descriptor's pieces and the verdict are there before any of them need be taken.
 
-    Latency is the key table's and 3 cycles (verdict: 1 cycle); one piece a cycle.
+    Latency is the key table's and 1 cycle; one piece a cycle.
 
     Members
     -------
@@ -588,7 +597,7 @@ class PieceTranslator(wiring.Component):
         m = Module()
         Question = data.StructLayout({"length": LENGTH_BITS, "last": 1})
         m.submodules.questions = questions = SmallFifo(shape=Question, depth=self.QUESTIONS)
-        m.submodules.pieces = pieces = StreamFifo(shape=BusPiece, depth=self.STORED_PIECES)
+        m.submodules.pieces = pieces = StreamFifo(shape=BusPiece, depth=self.STORED_PIECES, bypass=True)
         wiring.connect(m, pieces.o, wiring.flipped(self.piece))
 
         asked, request = self.i.payload, self.key_request.payload
@@ -720,7 +729,7 @@ class JobIssue(wiring.Component):
 
     Enters: jobs with the checks done, the verdict of their keys, their translated pieces and inline rows. Leaves: if
     all is well the inline rows and the pieces, side by side; then, or with the last of them, the job with its final
-    status. A broken descriptor leaves nothing. 3 cycles for a job with one piece and one row, one more for each
+    status. A broken descriptor leaves nothing. 2 cycles for a job with one piece and one row, one more for each
     further piece or row, whichever are more.
 
     Parameters
@@ -750,22 +759,30 @@ class JobIssue(wiring.Component):
         job = Signal(TxJob)
         good, broken, has_pieces, has_rows, moves = Signal(), Signal(), Signal(), Signal(), Signal()
         rows_open, pieces_open = Signal(), Signal()
+        # what is decided counts in the same cycle
+        status, decided, good_now, rows_now, pieces_now = Signal(8), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            self.row.ready.eq(rows_open), self.piece.ready.eq(pieces_open),
-            self.stored_row.valid.eq(self.row.valid & rows_open & good),
+            good_now.eq(Mux(decided, (status == Status.OK) & ~broken, good)),
+            rows_now.eq(Mux(decided, has_rows, rows_open)), pieces_now.eq(Mux(decided, has_pieces, pieces_open)),
+            self.row.ready.eq(rows_now), self.piece.ready.eq(pieces_now),
+            self.stored_row.valid.eq(self.row.valid & rows_now & good_now),
             self.stored_row.payload.channel.eq(job.channel), self.stored_row.payload.data.eq(self.row.payload.data),
-            self.stored_piece.valid.eq(self.piece.valid & pieces_open & good),
+            self.stored_piece.valid.eq(self.piece.valid & pieces_now & good_now),
             self.stored_piece.payload.channel.eq(job.channel),
             self.stored_piece.payload.address.eq(self.piece.payload.address),
             self.stored_piece.payload.length.eq(self.piece.payload.length),
-            self.job.payload.eq(job), self.job.payload.epoch.eq(self.epoch), self.job.valid.eq(self.done & ~broken),
+            self.job.payload.eq(job), self.job.payload.epoch.eq(self.epoch), self.job.payload.status.eq(status),
+            self.job.valid.eq(self.done & ~broken),
         ]
         row_leaves, piece_leaves = self.row.valid & self.row.ready, self.piece.valid & self.piece.ready
         rows_close, pieces_close = row_leaves & self.row.payload.last, piece_leaves & self.piece.payload.last
-        with m.If(rows_close):
-            m.d.sync += rows_open.eq(0)
-        with m.If(pieces_close):
-            m.d.sync += pieces_open.eq(0)
+        all_stored = Signal()
+        m.d.comb += all_stored.eq((~rows_now | rows_close) & (~pieces_now | pieces_close))
+        with m.If(rows_close | decided):
+            m.d.sync += rows_open.eq(rows_now & ~rows_close)
+        with m.If(pieces_close | decided):
+            m.d.sync += pieces_open.eq(pieces_now & ~pieces_close)
+        m.d.comb += status.eq(job.status)
 
         with m.FSM(name="issue"):
             with m.State("TAKE"):
@@ -777,21 +794,19 @@ class JobIssue(wiring.Component):
                     ]
                     m.next = "DECIDE"
             with m.State("DECIDE"):
-                status, decided = Signal(8), Signal()
                 m.d.comb += [
-                    status.eq(job.status),
                     decided.eq(self.verdict.valid | ~has_pieces), self.verdict.ready.eq(has_pieces), moves.eq(decided),
                 ]
                 with m.If(has_pieces & (job.status == Status.OK)):
                     m.d.comb += status.eq(self.verdict.payload.status)
                 with m.If(decided):
-                    m.d.sync += [
-                        job.status.eq(status), good.eq((status == Status.OK) & ~broken),
-                        rows_open.eq(has_rows), pieces_open.eq(has_pieces),
-                    ]
+                    m.d.sync += [job.status.eq(status), good.eq(good_now)]
                     m.next = "STORE"
+                    with m.If(all_stored):
+                        m.d.comb += self.done.eq(1)
+                        m.next = "TAKE"
             with m.State("STORE"):
-                with m.If((~rows_open | rows_close) & (~pieces_open | pieces_close)):
+                with m.If(all_stored):
                     m.d.comb += [self.done.eq(1), moves.eq(1)]
                     m.next = "TAKE"
         m.d.comb += self.active.eq(moves | row_leaves | piece_leaves)

@@ -32,18 +32,20 @@ class DmaReadClient(wiring.Component):
     Enters: `cmd`, commands; `landing`, the beats of the client's bursts, slots in any order and interleaved; `clear`,
     instead of a beat: forget the slot of `landing` (after a reset).
     Leaves: `request`, a burst whose landing slot `slot` is reserved, taken by `grant` in the same cycle; `beat`, the
-    data of all commands in command order. A burst streams out once its last beat has landed: the first beat 5
-    cycles later, then one a cycle, without a gap between bursts that have landed.
+    data of all commands in command order. A burst streams out once its last beat has landed: the first beat 3
+    cycles later, or 4 if registered, then one a cycle, without a gap between bursts that have landed.
 
     Parameters
     ----------
     config : NicConfig
     slots : int
         Bursts in flight, each with a landing slot of BURST bytes.
+    registered : bool
+        `beat` comes from a register; otherwise straight from the block RAM, for who has a register there.
     """
 
-    def __init__(self, *, config: NicConfig, slots: int):
-        self.config, self.slots = config, slots
+    def __init__(self, *, config: NicConfig, slots: int, registered: bool = True):
+        self.config, self.slots, self.registered = config, slots, registered
         slot_bits = ceil_log2(slots)
         super().__init__({
             "cmd": In(stream.Signature(ReadCommand)),
@@ -88,8 +90,8 @@ class DmaReadClient(wiring.Component):
             ring.answered.payload.error.eq(landing.error),
         ]
 
-        # Giving: the ring's head is looked up into `next`; `current` is walked beat by beat; then memory's output
-        # register (`fetched`) and the beat offered.
+        # Giving: the ring's head is looked up into `next`, or at once into `current` if that is free; `current` is
+        # walked beat by beat; then memory's output register (`fetched`) and the beat offered.
         following = Signal(data.StructLayout({"extent": extent, "slot": slot_bits, "error": 1}), name="next")
         current = Signal.like(following, name="current")
         next_valid, current_valid = Signal(), Signal()
@@ -97,31 +99,32 @@ class DmaReadClient(wiring.Component):
         beat = Signal(beat_bits)
         fetched = Signal()
         side = Signal(data.StructLayout({"start": lanes, "count": lanes + 1, "last": 1, "error": 1}), name="side")
-        look_up, begin, fetch, finish, advance, leave = (Signal(name=n) for n in (
-            "look_up", "begin", "fetch", "finish", "advance", "leave"))
+        look_up, direct, begin, fetch, finish, advance, leave = (Signal(name=n) for n in (
+            "look_up", "direct", "begin", "fetch", "finish", "advance", "leave"))
+        found = Signal.like(following, name="found")
         is_final_beat = Signal()
         start, stop = Signal(lanes), Signal(lanes)
         m.d.comb += [
             extents.read_addr.eq(ring.head),
             is_final_beat.eq(beat == current.extent.beats),
             leave.eq(self.beat.valid & self.beat.ready),
-            advance.eq(fetched & (~self.beat.valid | self.beat.ready)),
             fetch.eq(current_valid & (~fetched | advance)),
             finish.eq(fetch & is_final_beat),
             begin.eq(next_valid & (~current_valid | finish)),
             look_up.eq(ring.answered_head & (~next_valid | begin)),
+            direct.eq(look_up & ~next_valid & (~current_valid | finish)),
+            found.extent.eq(extents.read_data), found.slot.eq(ring.head), found.error.eq(ring.error),
             ring.advance.eq(look_up), ring.release.eq(finish),
             store.read_en.eq(fetch), store.read_addr.eq(Cat(beat, current.slot)),
             start.eq(Mux(first_beat, current.extent.start, 0)),
             stop.eq(Mux(is_final_beat, current.extent.final[:lanes], self.config.host_bytes - 1)),
         ]
-        with m.If(look_up):
-            m.d.sync += [following.extent.eq(extents.read_data), following.slot.eq(ring.head),
-                         following.error.eq(ring.error), next_valid.eq(1)]
+        with m.If(look_up & ~direct):
+            m.d.sync += [following.eq(found), next_valid.eq(1)]
         with m.Elif(begin):
             m.d.sync += next_valid.eq(0)
-        with m.If(begin):
-            m.d.sync += [current.eq(following), current_valid.eq(1)]
+        with m.If(begin | direct):
+            m.d.sync += [current.eq(Mux(next_valid, following, found)), current_valid.eq(1)]
         with m.Elif(finish):
             m.d.sync += current_valid.eq(0)
         with m.If(fetch):
@@ -132,14 +135,16 @@ class DmaReadClient(wiring.Component):
             ]
         with m.Elif(advance):
             m.d.sync += fetched.eq(0)
-        with m.If(advance):
-            m.d.sync += [
-                self.beat.valid.eq(1), self.beat.payload.data.eq(store.read_data),
-                self.beat.payload.start.eq(side.start), self.beat.payload.count.eq(side.count),
-                self.beat.payload.last.eq(side.last), self.beat.payload.error.eq(side.error),
-            ]
-        with m.Elif(leave):
-            m.d.sync += self.beat.valid.eq(0)
+        given = Cat(self.beat.payload.data, *(self.beat.payload[name] for name in side.shape().members))
+        stored = Cat(store.read_data, side)
+        if self.registered:
+            m.d.comb += advance.eq(fetched & (~self.beat.valid | self.beat.ready))
+            with m.If(advance):
+                m.d.sync += [self.beat.valid.eq(1), given.eq(stored)]
+            with m.Elif(leave):
+                m.d.sync += self.beat.valid.eq(0)
+        else:
+            m.d.comb += [self.beat.valid.eq(fetched), given.eq(stored), advance.eq(leave)]
 
         m.d.comb += self.active.eq(
             cutter.active | ring.active | look_up | begin | fetch | advance | leave | self.landing.valid)
@@ -153,9 +158,9 @@ class DmaRead(wiring.Component):
     the order in which the bus answers. Commands are cut at 256-byte boundaries. A burst is issued only with a landing
     slot of its own, whose number is its ID, so RREADY is constantly 1 and no client can block another. All beats of
     a burst that the bus answered with an error carry `error`.
-    Latency from command to AR 3 cycles, from a burst's last R beat to its first beat out 6; throughput one beat a
-    cycle on R and for each client, one AR a cycle. For `2 ** id_bits` cycles after reset the table of slots is
-    cleared and no AR is given.
+    Latency from command to AR 2 cycles, from a burst's last R beat to its first beat out 4 (receive: 5); throughput
+    one beat a cycle on R and for each client, one AR a cycle. For `2 ** id_bits` cycles after reset the table of slots
+    is cleared and no AR is given.
 
     Parameters
     ----------
@@ -188,7 +193,8 @@ class DmaRead(wiring.Component):
         lanes = lane_bits(self.config)
         clients = []
         for name, slots in self.slots.items():
-            m.submodules[name] = client = DmaReadClient(config=self.config, slots=slots)
+            m.submodules[name] = client = DmaReadClient(
+                config=self.config, slots=slots, registered=name == "receive")
             connect(m, flipped(getattr(self, f"cmd_{name}")), client.cmd)
             connect(m, client.beat, flipped(getattr(self, f"beat_{name}")))
             clients.append(client)

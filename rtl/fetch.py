@@ -551,8 +551,8 @@ class TransmitFetch(wiring.Component):
     ring order for each channel, its inline rows, its pieces by their bus addresses, and then a job with its status. All
     pieces are checked before the first is read. A refused descriptor leaves its job and nothing else.
 
-    A descriptor of one slot with one piece in 4 cycles; 13 cycles from its slot's last beat to its payload command,
-    with a key table that answers in 5; 7 cycles from a doorbell to the command that fetches its slots.
+    A descriptor of one slot with one piece in 4 cycles; 9 cycles from its slot's last beat to its job, with a key table
+    that answers in 5; 7 cycles from a doorbell to the command that fetches its slots.
 
     Parameters
     ----------

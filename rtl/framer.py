@@ -9,8 +9,9 @@ from rtl.align import aligned_row
 from rtl.headers import FRAMES, FrameInfo, header_row_bits, header_write, payload_patch, payload_row_bits
 from rtl.interfaces import Strobe
 from rtl.mac_tx import frame_row
-from rtl.primitives import Ram, SkidBuffer, StreamFifo
+from rtl.primitives import Ram, SkidBuffer
 from rtl.segmenter import ROW_TAG_BITS, SEGMENT_BITS, RowTag
+from rtl.small_fifo import BypassFifo
 
 
 class Framer(wiring.Component):
@@ -19,7 +20,7 @@ class Framer(wiring.Component):
     Enters: rows of templates, which are passed on, and of payload, which are kept; headers and corrections from
     `HeaderWriter`. Leaves: rows of whole frames, a row a cycle, no cycle lost between frames. A frame starts only when
     all of it is here, so it has no gap from this side. A frame that a bus error spoiled leaves no trace in the ring.
-    Latency 6 cycles from `commit` to the first row.
+    Latency 3 cycles from `commit` to the first row.
 
     Parameters
     ----------
@@ -85,32 +86,26 @@ class Framer(wiring.Component):
             m.d.sync += tail.eq(whole)
 
         # The next frame to be read, with all that depends on its length.
-        m.submodules.frames = frames = StreamFifo(shape=FrameInfo, depth=FRAMES)
-        info = frames.o.payload
-        committed = Signal(range(FRAMES + 1))
         plan = data.StructLayout({
             "rows": SEGMENT_BITS - lane_bits, "header_rows": row_bits + 1, "border": lane_bits, "has_payload": 1,
             "rest": lane_bits, "length": SEGMENT_BITS, "end": 1, "mark": 1,
         })
-        coming, coming_valid = Signal(plan), Signal()
+        m.submodules.frames = frames = BypassFifo(shape=plan, depth=FRAMES)
+        info, planned, coming = self.frame.payload, frames.i.payload, frames.o.payload
         reading, reading_valid = Signal(plan), Signal()
-        plans, starts = Signal(), Signal()
-        last_byte = Signal(SEGMENT_BITS)
+        starts, last_byte = Signal(), Signal(SEGMENT_BITS)
         m.d.comb += [
-            frames.i.valid.eq(self.frame.valid), frames.i.payload.eq(self.frame.payload),
-            plans.eq((committed != 0) & frames.o.valid & (~coming_valid | starts)), frames.o.ready.eq(plans),
-            last_byte.eq(info.total - 1),
+            last_byte.eq(info.total - 1), frames.i.valid.eq(self.frame.valid),
+            planned.rows.eq(last_byte[lane_bits:]), planned.header_rows.eq(info.inline_bytes[lane_bits:]),
+            planned.border.eq(info.inline_bytes[:lane_bits]), planned.has_payload.eq(info.total > info.inline_bytes),
+            planned.rest.eq(info.total[:lane_bits]), planned.length.eq(info.total),
+            planned.end.eq(info.end), planned.mark.eq(info.mark), frames.o.ready.eq(starts),
         ]
-        m.d.sync += committed.eq(committed + self.commit - plans)
-        with m.If(plans):
-            m.d.sync += [
-                coming.rows.eq(last_byte[lane_bits:]), coming.header_rows.eq(info.inline_bytes[lane_bits:]),
-                coming.border.eq(info.inline_bytes[:lane_bits]), coming.has_payload.eq(info.total > info.inline_bytes),
-                coming.rest.eq(info.total[:lane_bits]), coming.length.eq(info.total),
-                coming.end.eq(info.end), coming.mark.eq(info.mark), coming_valid.eq(1),
-            ]
-        with m.Elif(starts):
-            m.d.sync += coming_valid.eq(0)
+        # Frames that are whole, and whether there are any: what is written beside `commit` may be read one cycle later.
+        committed, committed_now, is_committed = Signal(range(FRAMES + 1)), Signal(range(FRAMES + 1)), Signal()
+        m.d.comb += committed_now.eq(committed + self.commit - starts)
+        with m.If(self.commit | starts):
+            m.d.sync += [committed.eq(committed_now), is_committed.eq(committed_now != 0)]
 
         # Read a row of either ring, or of both where the header ends. In `reading`, `rows` and `header_rows` count
         # down, and `border` and `has_payload` are as they were.
@@ -121,7 +116,8 @@ class Framer(wiring.Component):
             issues.eq(reading_valid & issued_free), last_row.eq((reading.rows == 0) | reading.mark),
             in_header.eq(reading.header_rows != 0),
             from_payload.eq(~in_header & reading.has_payload & ~reading.mark),
-            starts.eq(coming_valid & (~reading_valid | (issues & last_row))), self.freed.eq(issues & last_row),
+            starts.eq(frames.o.valid & (is_committed | self.commit) & (~reading_valid | (issues & last_row))),
+            self.freed.eq(issues & last_row),
             headers.read_en.eq(issues & (in_header | ~past_border)),
             headers.read_addr.eq(Cat(header_row, header_slot)),
             payloads.read_en.eq(issues & from_payload), payloads.read_addr.eq(head),
@@ -156,24 +152,19 @@ class Framer(wiring.Component):
             ]
         # Rows leave through a skid buffer, which keeps the MAC's ready away from the rings.
         m.submodules.leaving = leaving = SkidBuffer(shape=frame_row(self.config))
-        joined, joined_valid = Signal(frame_row(self.config)), Signal()
+        joined = leaving.i.payload
         wiring.connect(m, leaving.o, wiring.flipped(self.o))
         m.d.comb += [
-            leaving.i.payload.eq(joined), leaving.i.valid.eq(joined_valid),
-            joins.eq(issued_valid & (~joined_valid | leaving.i.ready)), issued_free.eq(~issued_valid | joins),
+            leaving.i.valid.eq(issued_valid), joins.eq(issued_valid & leaving.i.ready),
+            issued_free.eq(~issued_valid | leaving.i.ready),
+            *(joined[name].eq(issued[name]) for name in ("keep", "last", "end", "mark", "length")),
+            joined.data.eq(Cat(
+                Mux(issued.header_lanes[lane], headers.read_data.word_select(lane, 8),
+                    payloads.read_data.word_select(lane, 8)) for lane in range(width))),
         ]
-        with m.If(joins):
-            m.d.sync += joined_valid.eq(1)
-            m.d.sync += [joined[name].eq(issued[name]) for name in ("keep", "last", "end", "mark", "length")]
-            for lane in range(width):
-                here = slice(8 * lane, 8 * lane + 8)
-                m.d.sync += joined.data[here].eq(
-                    Mux(issued.header_lanes[lane], headers.read_data[here], payloads.read_data[here]))
-        with m.Elif(leaving.i.ready):
-            m.d.sync += joined_valid.eq(0)
 
         m.d.comb += self.active.eq(Cat(
-            enters, self.header.valid, self.patch.valid, room ^ room_now, frames.active, self.commit, plans, starts,
+            enters, self.header.valid, self.patch.valid, room ^ room_now, frames.active, self.commit, starts,
             issues, joins, leaving.active,
         ).any())
         return m

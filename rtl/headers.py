@@ -21,7 +21,8 @@ from nic_model.contract.protocols import (
 from rtl.checksum import RunSum
 from rtl.interfaces import CHANNEL_BITS, INDEX_BITS, LENGTH_BITS, CountAmount, Strobe, TxSlice
 from rtl.primitives import Ram, SmallRam, StreamFifo
-from rtl.segmenter import SEGMENT_BITS, TEMPLATES, has_rows, slices_under_way
+from rtl.segmenter import SEGMENT_BITS, has_rows, slices_under_way, templates_kept
+from rtl.small_fifo import SmallFifo
 
 FRAMES = 32
 """Frames whose headers are written and not yet read; each has `MAX_INLINE_BYTES` in the header ring."""
@@ -42,8 +43,8 @@ DoneRecord = data.StructLayout({
     "length": LENGTH_BITS, "segments": 16, "stamped": 1, "epoch": 1, "discarded": 1,
 })
 
-# The template in use: the words of it that change from frame to frame, and sums without them, as 16 bits and a carry
-# that is still to be added.
+# A template: the words of it that change from frame to frame, and sums without them, as 16 bits and a carry that is
+# still to be added.
 TemplateState = data.StructLayout({
     "sequence": 32, "identification": 16, "flags": 16, "l3_sum": 17, "l4_sum": 17,
 })
@@ -90,14 +91,15 @@ class HeaderWriter(wiring.Component):
 
     Enters: slices, their template rows, and the sums of template and payloads in order. Leaves: writes into the rings
     of headers and payload, a `FrameInfo` for each frame and, once its writes are done, a `commit`; a `DoneRecord` for
-    each send with its last slice, and behind its last frame (or alone) the `FrameInfo` with `end`. A template stays
-    until the next one comes, for the slices that continue its job: a frame's numbers are the template's and the
-    slice's.
+    each send with its last slice, and behind its last frame (or alone) the `FrameInfo` with `end`. A template comes
+    with the first slice of its job and stays until the last, so that channels may take turns with each frame at no
+    cost: a frame's numbers are the template's and the slice's.
 
     Checksums are never summed over again: the template's sum without the changing words plus the payload's plus
     those words as they are written. A segment gets its checksums whatever the send's checksum flags say. The
     operations of a frame (copies of rows, then words) run through a pipeline of 4 cycles, one a cycle: a 60-byte
-    frame with two checksums takes 8 cycles at 16-byte rows, a segment 12, and 10 more if its template is new.
+    frame with two checksums takes 8 cycles at 16-byte rows, a segment 12, and 10 more if its template is new. A frame
+    without any, because it has neither inline bytes nor checksums, waits only for those before it.
 
     Parameters
     ----------
@@ -115,7 +117,7 @@ class HeaderWriter(wiring.Component):
     record : strobe of `DoneRecord`, and `reported` when one has left the device's transmit side.
     retired : 1 for a cycle when a slice is finished here.
     dropped : strobe, the bytes of a frame that is dropped for a bus error.
-    template_used : 1 for a cycle when a template takes the place of the one before.
+    template_freed : 1 for a cycle when a template's place is free.
     active : see `rtl.interfaces`.
     """
 
@@ -129,7 +131,7 @@ class HeaderWriter(wiring.Component):
             "patch": Out(Strobe(payload_patch(config))),
             "frame": Out(Strobe(FrameInfo)), "commit": Out(1), "freed": In(1),
             "record": Out(Strobe(DoneRecord)), "reported": In(1),
-            "retired": Out(1), "template_used": Out(1), "dropped": Out(Strobe(CountAmount)), "active": Out(1),
+            "retired": Out(1), "template_freed": Out(1), "dropped": Out(Strobe(CountAmount)), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -144,17 +146,27 @@ class HeaderWriter(wiring.Component):
         job, channel = slice_.job, slice_.job.channel[:exact_log2(self.config.channels)]
         template = Signal(TemplateState)
 
-        # Templates, a slot for each that has been taken apart here or is on its way.
-        m.submodules.templates = templates = Ram(shape=8 * width, depth=TEMPLATES << row_bits)
-        written_slot, written_row = Signal(exact_log2(TEMPLATES)), Signal(row_bits)
+        # Templates, a slot for each: the free ones, those whose template waits to be taken apart, and those of the
+        # channels' present jobs. Slots that were never used come before those that are free again.
+        slot_bits = exact_log2(templates_kept(self.config))
+        m.submodules.templates = templates = Ram(shape=8 * width, depth=1 << slot_bits + row_bits)
+        m.submodules.free_slots = free_slots = SmallFifo(shape=slot_bits, depth=1 << slot_bits)
+        m.submodules.new_slots = new_slots = SmallFifo(shape=slot_bits, depth=1 << slot_bits)
+        m.submodules.job_slots = job_slots = SmallRam(shape=slot_bits, depth=self.config.channels)
+        unused, written_slot, written_row = Signal(slot_bits + 1), Signal(slot_bits), Signal(row_bits)
+        written = Signal()
         m.d.comb += [
+            written_slot.eq(Mux(unused[slot_bits], free_slots.o.payload, unused)),
+            written.eq(self.template.valid & self.template.payload.last),
             templates.write_en.eq(self.template.valid), templates.write_addr.eq(Cat(written_row, written_slot)),
             templates.write_data.eq(self.template.payload.data),
+            free_slots.o.ready.eq(written & unused[slot_bits]),
+            new_slots.i.valid.eq(written), new_slots.i.payload.eq(written_slot),
         ]
         with m.If(self.template.valid):
             m.d.sync += written_row.eq(Mux(self.template.payload.last, 0, written_row + 1))
-            with m.If(self.template.payload.last):
-                m.d.sync += written_slot.eq(written_slot + 1)
+        with m.If(written & ~unused[slot_bits]):
+            m.d.sync += unused.eq(unused + 1)
 
         # Room downstream.
         frames, ends = Signal(range(FRAMES + 1)), Signal(range(ENDS + 1))
@@ -189,11 +201,11 @@ class HeaderWriter(wiring.Component):
         # One operation a cycle. It copies a row of the template, reads a word of it, or writes a word of the frame.
         operation = data.StructLayout({
             "copy": 1, "pick": 1, "write": 1, "checksum": 1, "first": 1, "l3": 1, "no_zero": 1, "commit": 1,
-            "word": Word, "position": 8, "l3_term": 16, "l4_term": 16, "slot": exact_log2(TEMPLATES),
+            "word": Word, "position": 8, "l3_term": 16, "l4_term": 16, "slot": slot_bits,
             "frame_slot": exact_log2(FRAMES), "inline_bytes": 8, "payload_row": payload_bits,
         })
         issue, issues = Signal(operation), Signal()
-        template_slot = Signal(exact_log2(TEMPLATES), init=TEMPLATES - 1)  # of the template in use
+        template_slot, has_template = Signal(slot_bits), Signal()  # of the template in use
         frame_slot = Signal(exact_log2(FRAMES))
         m.d.comb += [
             issue.slot.eq(template_slot), issue.frame_slot.eq(frame_slot), issue.inline_bytes.eq(job.inline_bytes),
@@ -209,10 +221,12 @@ class HeaderWriter(wiring.Component):
         # words, then the checksums.
         word = Signal(Word)
         picking, picked = Signal(), Signal()  # picked: the last word has arrived
+        states = SmallRam(shape=TemplateState, depth=self.config.channels)
+        freed_slot = Signal(slot_bits)
         copy_row, copies_left, copies_end = Signal(row_bits), Signal(row_bits), Signal()
         flags, cleared = Signal(16), Signal(16)
         inline_only, has_sums, drops = Signal(), Signal(), Signal()
-        new_template = ~slice_.continues & (job.inline_bytes != 0)
+        new_template = slice_.first & (job.inline_bytes != 0)
         m.d.comb += [
             copies_end.eq(copies_left == 0),
             # PSH and FIN stand on the last segment only, CWR (RFC 3168 §6.1.2) on the first
@@ -241,9 +255,9 @@ class HeaderWriter(wiring.Component):
                         m.next = "MARK"
                     with m.Elif(new_template):
                         with m.If(self.sums.valid):
-                            m.d.comb += [takes.eq(1), self.sums.ready.eq(1), self.template_used.eq(1)]
+                            m.d.comb += [takes.eq(1), self.sums.ready.eq(1), new_slots.o.ready.eq(1)]
                             m.d.sync += [template.l3_sum.eq(sums.l3_sum), template.l4_sum.eq(sums.l4_sum),
-                                         inline_only.eq(sums.end), template_slot.eq(template_slot + 1)]
+                                         inline_only.eq(sums.end)]
                             with m.If(job.segmented):
                                 m.d.sync += picking.eq(1)
                                 m.next = "WORDS"
@@ -254,8 +268,8 @@ class HeaderWriter(wiring.Component):
                                 m.next = "FRAME"
                     with m.Else():
                         m.d.comb += takes.eq(has_sums)
-                        with m.If(takes & (job.inline_bytes == 0)):
-                            m.d.sync += [template.l3_sum.eq(0), template.l4_sum.eq(0)]
+                        with m.If(takes):
+                            m.d.sync += template.eq(Mux(job.inline_bytes == 0, 0, states.read_data))
                         open_frame()
 
             with m.State("FRAME"):
@@ -353,12 +367,30 @@ class HeaderWriter(wiring.Component):
                 ]
                 pass_on()
 
+        # What was picked stays for the job's further frames, and its slot until the last is through.
+        m.submodules.states = states
+        m.d.comb += [
+            states.read_addr.eq(channel), states.write_addr.eq(channel), states.write_data.eq(template),
+            states.write_en.eq(opens & slice_.first & job.segmented),
+            job_slots.read_addr.eq(channel), job_slots.write_addr.eq(channel),
+            job_slots.write_data.eq(new_slots.o.payload), job_slots.write_en.eq(takes & slice_.first),
+            free_slots.i.valid.eq(self.template_freed), free_slots.i.payload.eq(freed_slot),
+        ]
+        with m.If(takes):
+            m.d.sync += [
+                template_slot.eq(Mux(slice_.first, new_slots.o.payload, job_slots.read_data)),
+                # a job's template came if anything of its first slice passed
+                has_template.eq((job.inline_bytes != 0) & (job.status == Status.OK)
+                                & ~(slice_.first & slice_.discarded)),
+            ]
+
         # A frame is opened: what its header needs, and what is reported of the send.
         with m.If(opens):
             m.d.sync += [
                 frame.payload.eq(Mux(has_payload, sums.length, 0)),
                 frame.total.eq(job.inline_bytes + Mux(has_payload, sums.length, 0)),
-                frame.l3_sum.eq(Mux(has_payload, sums.l3_sum, 0)), frame.l4_sum.eq(Mux(has_payload, sums.l4_sum, 0)),
+                frame.l3_sum.eq(Mux(has_payload, sums.l3_sum[:16] + sums.l3_sum[16], 0)),
+                frame.l4_sum.eq(Mux(has_payload, sums.l4_sum[:16] + sums.l4_sum[16], 0)),
                 payload_row.eq(payload_row + payload_rows), copy_row.eq(0),
                 copies_left.eq(Mux(job.inline_bytes == 0, 0, (job.inline_bytes - 1) >> lane_bits)),
                 sent.length.eq(slice_.offset + Mux(has_payload, sums.length, 0)),
@@ -380,17 +412,22 @@ class HeaderWriter(wiring.Component):
         send_ends, slice_ends = Signal(), Signal()
         m.d.comb += [
             send_ends.eq(passes_on & slice_.last), slice_ends.eq(passes_on | drops), slices.o.ready.eq(slice_ends),
-            issue.commit.eq(passes_on),
+            issue.commit.eq(passes_on), self.frame.valid.eq(passes_on),
+            info.inline_bytes.eq(job.inline_bytes), info.total.eq(frame.total), info.end.eq(send_ends),
+            info.mark.eq(marks),
         ]
-        m.d.sync += [self.frame.valid.eq(passes_on), self.record.valid.eq(send_ends), self.retired.eq(slice_ends)]
+        m.d.sync += [
+            self.record.valid.eq(send_ends), self.retired.eq(slice_ends),
+            # its last copy reads it in the cycle behind
+            self.template_freed.eq(send_ends & has_template),
+        ]
+        with m.If(send_ends):
+            m.d.sync += freed_slot.eq(template_slot)
         m.d.sync += self.dropped.valid.eq(drops | (marks & has_rows(slice_)))
         with m.If(drops | marks):
             m.d.sync += self.dropped.payload.amount.eq(job.inline_bytes + slice_.count)
         with m.If(passes_on):
-            m.d.sync += [
-                info.inline_bytes.eq(job.inline_bytes), info.total.eq(frame.total), info.end.eq(send_ends),
-                info.mark.eq(marks), frame_slot.eq(frame_slot + 1),
-            ]
+            m.d.sync += frame_slot.eq(frame_slot + 1)
         with m.If(send_ends):
             m.d.sync += [
                 *(record[name].eq(job[name]) for name in ("channel", "tag", "ring_index", "complete", "epoch")),
@@ -410,8 +447,12 @@ class HeaderWriter(wiring.Component):
         first, first_valid = Signal(operation), Signal()
         l3_total, l4_total = Signal(17), Signal(17)
         checksum = Signal(16)
-        m.d.sync += first_valid.eq(issues)
-        with m.If(issues):
+        second_valid, third_valid = Signal(), Signal()
+        # with nothing to write, and nothing on its way to be written, a frame is whole
+        whole = Signal()
+        m.d.comb += whole.eq(passes_on & ~issue.copy & ~issue.write & ~first_valid & ~second_valid & ~third_valid)
+        m.d.sync += first_valid.eq(issues & ~whole)
+        with m.If(issues & ~whole):
             m.d.sync += first.eq(issue)
         with m.If(first_valid):
             m.d.sync += [
@@ -429,8 +470,7 @@ class HeaderWriter(wiring.Component):
             "copy": 1, "pick": 1, "to_header": 1, "to_payload": 1, "commit": 1, "word": Word, "place": lane_bits - 1,
             "value": 16, "no_zero": 1, "header_row": exact_log2(FRAMES) + row_bits, "payload_row": payload_bits,
         })
-        second, second_valid = Signal(target), Signal()
-        third, third_valid = Signal(target), Signal()
+        second, third = Signal(target), Signal(target)
         row = Signal(8 * width)  # of the template
         m.d.sync += [second_valid.eq(first_valid), third_valid.eq(second_valid)]
         with m.If(first_valid):
@@ -462,7 +502,7 @@ class HeaderWriter(wiring.Component):
         header, patch = self.header.payload, self.patch.payload
         m.d.sync += [
             self.header.valid.eq(third_valid & (third.copy | third.to_header)),
-            self.patch.valid.eq(third_valid & third.to_payload), self.commit.eq(third_valid & third.commit),
+            self.patch.valid.eq(third_valid & third.to_payload), self.commit.eq((third_valid & third.commit) | whole),
         ]
         with m.If(third_valid & (third.copy | third.to_header)):
             m.d.sync += [
@@ -495,7 +535,8 @@ class HeaderWriter(wiring.Component):
         m.d.comb += self.active.eq(Cat(
             slices.active, takes, opens, opened, marks, marked, issues, self.sums.valid & self.sums.ready, first_valid,
             second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
-            self.template.valid, self.freed, self.reported, self.frame.valid, self.retired,
+            self.template.valid, self.freed, self.reported, self.retired, self.template_freed, free_slots.active,
+            new_slots.active,
         ).any())
         return m
 

@@ -137,13 +137,13 @@ def tx_row(config: NicConfig) -> data.StructLayout:
 FreedSlots = data.StructLayout({"channel": CHANNEL_BITS, "slots": SLOT_COUNT_BITS})
 
 # Scheduler -> transmit back: one frame of a job. Its payload is `count` bytes from `offset` of the job's on, which come
-# from the read engine; it is frame `number` of the job, the `first` or the `last` or both. `continues`: the slice
-# before was of the same job, so its template is still there; otherwise the template's rows come again,
-# ceil(inline_bytes / W) on a stream of their own. A job with a status other than OK, or `discarded` (its channel has
-# stopped), has one slice without rows and payload, which is its last.
+# from the read engine; it is frame `number` of the job, the `first` or the `last` or both. With the first come the rows
+# of the job's template, ceil(inline_bytes / W) on a stream of their own, which is kept until the last. A job with a
+# status other than OK, or `discarded` (its channel has stopped), has one slice without rows and payload, which is its
+# last.
 TxSlice = data.StructLayout({
     "job": TxJob, "offset": LENGTH_BITS, "number": 16, "count": 14,
-    "first": 1, "last": 1, "continues": 1, "discarded": 1,
+    "first": 1, "last": 1, "discarded": 1,
 })
 
 # Transmit back -> completion, in the order of the jobs' last slices. `discarded`: nothing is to be told of it.

@@ -18,7 +18,7 @@ from nic_model.contract import (
 )
 from rtl.interfaces import KeyAnswer, KeyRequest, RegisterWrite, Strobe
 from rtl.primitives import Ram, StreamArbiter
-from rtl.small_fifo import SmallFifo
+from rtl.small_fifo import BypassFifo
 
 ANSWERS_PER_CLIENT = 8
 """Places for answers of each client: as many lookups as it may have under way."""
@@ -78,7 +78,7 @@ class KeyTable(wiring.Component):
         moves = Signal(2 * self.clients)
         for n in range(self.clients):
             request, answer = getattr(self, f"request_{n}"), getattr(self, f"answer_{n}")
-            m.submodules[f"answers_{n}"] = fifo = SmallFifo(shape=KeyAnswer, depth=ANSWERS_PER_CLIENT)
+            m.submodules[f"answers_{n}"] = fifo = BypassFifo(shape=KeyAnswer, depth=ANSWERS_PER_CLIENT)
             answers.append(fifo)
             wiring.connect(m, fifo.o, wiring.flipped(answer))
             under_way = Signal(range(ANSWERS_PER_CLIENT + 1), name=f"under_way_{n}")

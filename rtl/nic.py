@@ -134,10 +134,10 @@ class Nic(wiring.Component):
         link(completion.fault, channels.fault_completion)
 
         # Transmit: descriptor, keys, scheduler, payload, segments, MAC.
-        link(fetch.descriptor_cmd, dma_read.cmd_descriptor)
+        connect(m, fetch.descriptor_cmd, dma_read.cmd_descriptor)
         connect(m, dma_read.beat_descriptor, fetch.descriptor_beat)
         link(fetch.key_request, keys.request_0)
-        link(keys.answer_0, fetch.key_answer)
+        connect(m, keys.answer_0, fetch.key_answer)
         for port in ("job", "stored_row", "stored_piece"):
             connect(m, getattr(fetch, port), getattr(scheduler, port))
         connect(m, scheduler.freed, fetch.freed)

@@ -82,7 +82,8 @@ class SmallRam(wiring.Component):
 class StreamFifo(wiring.Component):
     """A FIFO between two streams in block RAM, with registered outputs.
 
-    Latency 3 cycles, throughput one a cycle. `level` counts all that is inside, the output register included.
+    Latency 3 cycles, or 1 with `bypass` when it is empty; throughput one a cycle. `level` counts all that is inside,
+    the output register included.
 
     Parameters
     ----------
@@ -90,12 +91,14 @@ class StreamFifo(wiring.Component):
         Payload.
     depth : int
         Words of memory, a power of two; two more fit in the output stages.
+    bypass : bool
+        What enters an empty FIFO goes to the output register directly.
     """
 
-    def __init__(self, *, shape, depth):
+    def __init__(self, *, shape, depth, bypass=False):
         if depth < 2 or depth & (depth - 1):
             raise ValueError(f"depth must be a power of two of at least 2, not {depth!r}")
-        self.shape, self.depth = shape, depth
+        self.shape, self.depth, self.bypass = shape, depth, bypass
         super().__init__({
             "i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)),
             "level": Out(range(depth + 3)), "active": Out(1),
@@ -112,13 +115,17 @@ class StreamFifo(wiring.Component):
         output = Signal(width)
 
         enter, fetch, advance, leave = Signal(), Signal(), Signal(), Signal()
+        passes, stores = Signal(), Signal()
+        free = ~self.o.valid | self.o.ready
+        if self.bypass:
+            m.d.comb += passes.eq(enter & (stored == 0) & ~fetched & free)
         m.d.comb += [
             self.i.ready.eq(stored != self.depth),
-            enter.eq(self.i.valid & self.i.ready),
+            enter.eq(self.i.valid & self.i.ready), stores.eq(enter & ~passes),
             leave.eq(self.o.valid & self.o.ready),
-            advance.eq(fetched & (~self.o.valid | self.o.ready)),
+            advance.eq(fetched & free),
             fetch.eq((stored != 0) & (~fetched | advance)),
-            ram.write_en.eq(enter), ram.write_addr.eq(tail), ram.write_data.eq(self.i.payload),
+            ram.write_en.eq(stores), ram.write_addr.eq(tail), ram.write_data.eq(self.i.payload),
             ram.read_en.eq(fetch), ram.read_addr.eq(head),
             Value.cast(self.o.payload).eq(output),
             self.active.eq(enter | fetch | advance | leave),
@@ -128,16 +135,18 @@ class StreamFifo(wiring.Component):
             (self.level == stored + fetched + self.o.valid, "the level is not what is inside"),
             ((tail - head)[:len(head)] == stored[:len(head)], "words do not stand between head and tail"),
         ]
-        m.d.sync += stored.eq(stored + enter - fetch)
+        m.d.sync += stored.eq(stored + stores - fetch)
         m.d.sync += self.level.eq(self.level + enter - leave)
-        with m.If(enter):
+        with m.If(stores):
             m.d.sync += tail.eq(tail + 1)
         with m.If(fetch):
             m.d.sync += [head.eq(head + 1), fetched.eq(1)]
         with m.Elif(advance):
             m.d.sync += fetched.eq(0)
-        with m.If(advance):
-            m.d.sync += [output.eq(ram.read_data), self.o.valid.eq(1)]
+        with m.If(advance | passes):
+            entering = Value.cast(self.i.payload)
+            m.d.sync += [output.eq(Mux(fetched, ram.read_data, entering) if self.bypass else ram.read_data),
+                         self.o.valid.eq(1)]
         with m.Elif(leave):
             m.d.sync += self.o.valid.eq(0)
         return m
@@ -148,28 +157,41 @@ class SkidBuffer(wiring.Component):
 
     Latency 1 cycle, throughput one a cycle; holds two, in two registers that are written in turn. So `o.ready`, which
     often comes late, moves a pointer and enables no wide register.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Payload.
+    early : bool
+        A port `may_enter` says when `i.payload` is worth keeping, so that an `i.valid` that comes late enables no wide
+        register either; it is 1 whenever `i.valid` is.
     """
 
-    def __init__(self, *, shape):
-        self.shape = shape
-        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)), "active": Out(1)})
+    def __init__(self, *, shape, early=False):
+        self.shape, self.early = shape, early
+        super().__init__({
+            "i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)), "active": Out(1),
+            **({"may_enter": In(1)} if early else {}),
+        })
 
     def elaborate(self, platform):
         m = Module()
         width = Shape.cast(self.shape).width
         slots = [Signal(width, name=f"slot_{index}") for index in range(2)]
         head, tail, full = Signal(name="head"), Signal(name="tail"), Signal(name="full")
-        enter, leave = Signal(), Signal()
+        enter, keep, leave = Signal(), Signal(), Signal()
         m.d.comb += [
             self.i.ready.eq(~full),
             enter.eq(self.i.valid & self.i.ready),
+            keep.eq(self.may_enter & self.i.ready if self.early else enter),
             leave.eq(self.o.valid & self.o.ready),
             Value.cast(self.o.payload).eq(Mux(head, slots[1], slots[0])),
-            self.active.eq(enter | leave),
+            self.active.eq(keep | leave),
         ]
         self.invariants = [
             ((tail ^ head) == (self.o.valid & ~full), "the registers are not written and read in turn"),
             (~full | self.o.valid, "full, and nothing to give"),
+            (~enter | keep, "what enters is not kept"),
         ]
         with m.If(enter & ~leave):
             m.d.sync += [self.o.valid.eq(1), full.eq(self.o.valid)]
@@ -177,9 +199,9 @@ class SkidBuffer(wiring.Component):
             m.d.sync += [self.o.valid.eq(full), full.eq(0)]
         with m.If(enter):
             m.d.sync += tail.eq(~tail)
-            for index, slot in enumerate(slots):
-                with m.If(tail == index):
-                    m.d.sync += slot.eq(self.i.payload)
+        for index, slot in enumerate(slots):
+            with m.If(keep & (tail == index)):
+                m.d.sync += slot.eq(self.i.payload)
         with m.If(leave):
             m.d.sync += head.eq(~head)
         return m

@@ -11,8 +11,8 @@ from rtl.interfaces import CHANNEL_BITS, Strobe, TxSlice, read_beat
 from rtl.interfaces import row as inline_row
 from rtl.small_fifo import SmallFifo
 
-TEMPLATES = 8
-"""Templates between here and `HeaderWriter`, the one in use included."""
+TEMPLATES_AHEAD = 8
+"""Templates on their way to `HeaderWriter`, at least."""
 
 SEGMENT_BITS = 14
 """Bits of a frame's length."""
@@ -21,6 +21,12 @@ SEGMENT_BITS = 14
 # in this row, or before it in the same job. `end`: the frame's last run.
 RowTag = data.StructLayout({"template": 1, "error": 1, "end": 1})
 ROW_TAG_BITS = 3
+
+
+def templates_kept(config: NicConfig) -> int:
+    """Templates from here to the last frame of their jobs: one for the present job of each channel, and those on their
+    way."""
+    return 1 << (config.channels + TEMPLATES_AHEAD - 1).bit_length()
 
 
 def slices_under_way(config: NicConfig) -> int:
@@ -35,7 +41,7 @@ def has_rows(slice_):
 
 
 class Segmenter(wiring.Component):
-    """Makes runs of rows: of each frame the template, if it comes, then the payload.
+    """Makes runs of rows: before a job's first frame the template, then of each frame the payload.
 
     Enters: slices, the inline rows of templates, and payload in beats of any lanes; no beat has bytes of two frames.
     Leaves: rows for the `Aligner`, which puts a template at lane 0 and payload at the lanes that it has in its frame.
@@ -52,7 +58,7 @@ class Segmenter(wiring.Component):
     order : strobe, each slice as it is taken, before its first row.
     rows : rows for the aligner, with a `RowTag`.
     retired : 1 for a cycle when `HeaderWriter` is done with a slice; at most `slices_under_way` are under way.
-    template_used : 1 for a cycle when `HeaderWriter` turns to the next template.
+    template_freed : 1 for a cycle when `HeaderWriter` forgets a template; it has `templates_kept` at most.
     active : see `rtl.interfaces`.
     """
 
@@ -64,7 +70,7 @@ class Segmenter(wiring.Component):
             "payload": In(stream.Signature(read_beat(config))),
             "order": Out(Strobe(TxSlice)),
             "rows": Out(stream.Signature(align_row(config.host_bytes, ROW_TAG_BITS))),
-            "retired": In(1), "template_used": In(1),
+            "retired": In(1), "template_freed": In(1),
             "active": Out(1),
         })
 
@@ -88,7 +94,7 @@ class Segmenter(wiring.Component):
             waiting.i.valid.eq(takes & has_rows(slice_)),
             queued.channel.eq(slice_.job.channel), queued.inline_bytes.eq(slice_.job.inline_bytes),
             queued.at.eq(slice_.job.inline_bytes), queued.count.eq(slice_.count), queued.first.eq(slice_.first),
-            queued.template.eq(~slice_.continues & (slice_.job.inline_bytes != 0)),
+            queued.template.eq(slice_.first & (slice_.job.inline_bytes != 0)),
             queued.payload.eq(slice_.count != 0),
         ]
         m.d.sync += under_way.eq(under_way + takes - self.retired)
@@ -97,16 +103,17 @@ class Segmenter(wiring.Component):
         frame, frame_valid, in_template, error = Signal(waiting_shape), Signal(), Signal(), Signal()
         failed = Signal(self.config.channels)  # the channel's present job
         error_now, begins, row_leaves, ends_template, ends_frame = Signal(), Signal(), Signal(), Signal(), Signal()
-        templates, begins_template = Signal(range(TEMPLATES)), Signal()
+        most_templates = templates_kept(self.config)
+        templates, begins_template = Signal(range(most_templates + 1)), Signal()
         coming = waiting.o.payload
         m.d.comb += [
             row_leaves.eq(self.rows.valid & self.rows.ready),
             ends_frame.eq(row_leaves & rows.last & tag.end),
             begins.eq(waiting.o.valid & (~frame_valid | ends_frame)
-                      & (~coming.template | (templates != TEMPLATES - 1))),
+                      & (~coming.template | (templates != most_templates))),
             waiting.o.ready.eq(begins), begins_template.eq(begins & coming.template),
         ]
-        m.d.sync += templates.eq(templates + begins_template - self.template_used)
+        m.d.sync += templates.eq(templates + begins_template - self.template_freed)
         with m.If(ends_frame):
             m.d.sync += frame_valid.eq(0)
             m.d.sync += failed.bit_select(frame.channel[:exact_log2(self.config.channels)], 1).eq(error_now)
@@ -142,5 +149,5 @@ class Segmenter(wiring.Component):
             with m.If(row_leaves & ~begins):
                 m.d.sync += [frame.count.eq(frame.count - beat.count), error.eq(error_now)]
 
-        m.d.comb += self.active.eq(takes | waiting.active | row_leaves | self.retired | self.template_used)
+        m.d.comb += self.active.eq(takes | waiting.active | row_leaves | self.retired | self.template_freed)
         return m

@@ -53,7 +53,8 @@ class TransmitBack(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.segmenter = segmenter = Segmenter(config)
-        m.submodules.aligner = aligner = Aligner(width_bytes=config.host_bytes, tag_bits=ROW_TAG_BITS)
+        m.submodules.aligner = aligner = Aligner(
+            width_bytes=config.host_bytes, tag_bits=ROW_TAG_BITS, registered=False)
         # cuts the stores' ready off from aligner, segmenter and the streams that enter
         m.submodules.aligned = aligned = SkidBuffer(shape=aligned_row(config.host_bytes, ROW_TAG_BITS))
         m.submodules.checksum = checksum = Checksum(config)
@@ -85,7 +86,7 @@ class TransmitBack(wiring.Component):
         # Two blocks follow the frames: each is told of one before its first row.
         for block in (checksum, headers):
             connect(m, segmenter.order, block.order)
-        m.d.comb += [segmenter.retired.eq(headers.retired), segmenter.template_used.eq(headers.template_used)]
+        m.d.comb += [segmenter.retired.eq(headers.retired), segmenter.template_freed.eq(headers.template_freed)]
         for block, names in ((mac_tx, ("count_tx_frames", "count_tx_bytes", "begun")), (headers, ("dropped",))):
             for name in names:
                 connect(m, getattr(block, name), flipped(getattr(self, name)))

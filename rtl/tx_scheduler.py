@@ -84,7 +84,8 @@ class FrameScheduler(wiring.Component):
     Decisions run ahead of the wire so far that the latency of host memory is hidden, and no further: none is made while
     frames that have not begun to leave are `bytes_ahead` or more.
 
-    A decision every 4 cycles; 5 cycles from `arrived` to the decision if nothing else is to be done, else 8.
+    A decision every 4 cycles; 3 cycles from `arrived` to the decision if nothing else is to be done and there are no
+    weights, else up to 8.
 
     Parameters
     ----------
@@ -98,6 +99,7 @@ class FrameScheduler(wiring.Component):
     held, limited, sent : which channels their rate holds back, which have one, and a frame that counts; see
         `TokenBuckets`.
     arrived, arrived_channel, read_job, job_at, job_data : see `TxQueues`.
+    arriving_job : the job that arrives, beside `arrived`.
     begun, dropped : strobes, the bytes of frames that have begun to leave, or never will.
     decision : stream of decisions.
     active : see `rtl.interfaces`.
@@ -111,6 +113,7 @@ class FrameScheduler(wiring.Component):
             "running": In(config.channels), "held": In(config.channels),
             "limited": In(config.channels), "sent": Out(Strobe(sent_frame(config))),
             "arrived": In(config.channels), "arrived_channel": In(self.channel_bits),
+            "arriving_job": In(TxJob),
             "read_job": Out(1), "job_at": Out(self.channel_bits + JOB_INDEX_BITS), "job_data": In(stored_job(config)),
             "begun": In(Strobe(CountAmount)), "dropped": In(Strobe(CountAmount)),
             "decision": Out(stream.Signature(decision(config))), "active": Out(1),
@@ -166,7 +169,7 @@ class FrameScheduler(wiring.Component):
         ]
 
         # The job and how far it has come.
-        job, progress = Signal(stored_job(self.config)), Signal(Progress)
+        job, progress = Signal(TxJob), Signal(Progress)
         found = data.View(Progress, progresses.read_data)
         runs, left, limit, longer = Signal(), Signal(LENGTH_BITS), Signal(SEGMENT_BITS), Signal()
         owed, is_limited = Signal(), Signal()
@@ -186,9 +189,8 @@ class FrameScheduler(wiring.Component):
         made, passed = Signal(decision(self.config)), Signal()
         in_reach, may_decide = Signal(), Signal(init=1)
         out, slice_, after = self.decision.payload, made.slice, data.View(Progress, progresses.write_data)
-        good, last, continues = Signal(), Signal(), Signal()
+        good, last = Signal(), Signal()
         head_after, empties = Signal(JOB_INDEX_BITS), Signal()
-        sent_channel = Signal(self.channel_bits)  # of the decision before
         m.d.comb += [
             good.eq(runs & (job.status == Status.OK)), last.eq(~good | ~longer),
             slice_.job.channel.eq(current),
@@ -196,10 +198,10 @@ class FrameScheduler(wiring.Component):
             slice_.first.eq(~progress.started), slice_.last.eq(last), slice_.discarded.eq(~runs),
             slice_.offset.eq(progress.offset), slice_.number.eq(progress.number),
             slice_.count.eq(Mux(good, Mux(longer, limit, left), 0)),
-            continues.eq(progress.started & (sent_channel == current)), slice_.continues.eq(continues),
             made.pays.eq(good & (job.payload_bytes != 0)),
-            made.template.eq(good & (job.inline_bytes != 0) & ~continues),
-            made.first_piece.eq(job.first_piece), made.first_row.eq(job.first_row),
+            made.template.eq(good & (job.inline_bytes != 0) & ~progress.started),
+            # what was read holds still until the next job is
+            made.first_piece.eq(self.job_data.first_piece), made.first_row.eq(self.job_data.first_row),
             after.started.eq(~last), after.left.eq(left - limit),
             after.offset.eq(Mux(last, 0, progress.offset + limit)), after.number.eq(Mux(last, 0, progress.number + 1)),
             progresses.write_addr.eq(current), progresses.write_en.eq(decides),
@@ -210,7 +212,7 @@ class FrameScheduler(wiring.Component):
         with m.If(self.decision.ready):
             m.d.sync += self.decision.valid.eq(0)
         with m.If(decides):
-            m.d.sync += [self.decision.valid.eq(1), out.eq(made), sent_channel.eq(current)]
+            m.d.sync += [self.decision.valid.eq(1), out.eq(made)]
 
         # What the frame costs. A channel that owes more than a round's credit is passed over.
         passes_over, credit_after, is_spent = Signal(), Signal(Credit), Signal()
@@ -253,6 +255,13 @@ class FrameScheduler(wiring.Component):
             m.d.sync += [current.eq(next_channel), current_bit.eq(next_bit), current_valid.eq(1)]
             m.next = "LOOK"
 
+        def measure(found_job, found_left):
+            m.d.sync += [
+                *(job[name].eq(found_job[name]) for name in TxJob.members if name != "channel"), left.eq(found_left),
+                limit.eq(Mux(found_job.segmented, found_job.mss, (1 << SEGMENT_BITS) - 1)),
+            ]
+            m.next = "MEASURE"
+
         with m.FSM(name="scheduler"):
             with m.State("REST"):
                 m.d.comb += moves.eq(next_valid | self.arrived.any())
@@ -263,6 +272,13 @@ class FrameScheduler(wiring.Component):
                         current.eq(self.arrived_channel), current_bit.eq(self.arrived), current_valid.eq(1),
                     ]
                     m.next = "LOOK"
+                    with m.If(~by_weight):
+                        # its first frame: there is nothing to look up. Should weights come now, it has had no credit.
+                        m.d.sync += [
+                            progress.eq(0), runs.eq((self.running & self.arrived).any()), credit.eq(0),
+                            is_limited.eq((self.limited & self.arrived).any()),
+                        ]
+                        measure(self.arriving_job, self.arriving_job.payload_bytes)
             with m.State("LOOK"):
                 m.d.comb += [moves.eq(1), self.read_job.eq(1)]
                 m.d.sync += [
@@ -274,16 +290,12 @@ class FrameScheduler(wiring.Component):
                 m.next = "FETCH"
             with m.State("FETCH"):
                 m.d.comb += moves.eq(1)
-                m.d.sync += [
-                    job.eq(self.job_data), left.eq(Mux(progress.started, progress.left, self.job_data.payload_bytes)),
-                    limit.eq(Mux(self.job_data.segmented, self.job_data.mss, (1 << SEGMENT_BITS) - 1)),
-                ]
+                measure(self.job_data, Mux(progress.started, progress.left, self.job_data.payload_bytes))
                 # a round's credit comes on top of a debt, but not of what was left over
                 with m.If(owed):
                     m.d.sync += credit.eq(Mux(credit[-1], credit, 0) + weight)
-                m.next = "MEASURE"
             with m.State("MEASURE"):
-                m.d.comb += moves.eq(1)
+                m.d.comb += [moves.eq(1), self.read_job.eq(1)]  # also a job that came past LOOK
                 m.d.sync += [
                     longer.eq(left > limit), has_credit.eq(~credit[-1]),
                     header_bytes.eq(job.inline_bytes + Mux(job.tagged, VLAN_TAG_BYTES, 0)),
@@ -313,8 +325,8 @@ class FrameScheduler(wiring.Component):
 class PieceWalker(wiring.Component):
     """Reads the payload of each frame: walks the pieces of its job, and asks for exactly the frame's bytes.
 
-    Enters: decisions. Leaves: read commands. 4 cycles for each piece that a frame touches; a decision is taken with its
-    last command.
+    Enters: decisions. Leaves: read commands. 3 cycles for each piece that a frame touches, 4 for one that was begun by
+    another frame; a decision is taken with its last command.
 
     Parameters
     ----------
@@ -346,21 +358,20 @@ class PieceWalker(wiring.Component):
         channel = self.i.payload.slice.job.channel[:self.channel_bits]
         begin, present = Signal(place), Signal(place)
         after = data.View(place, places.write_data)
-        left = Signal(SEGMENT_BITS)
+        left, unused = Signal(SEGMENT_BITS), Signal()
         piece, rest, address_low, address_high = Signal(StoredPiece), Signal(LENGTH_BITS), Signal(33), Signal(32)
-        free, piece_ends, frame_ends, moves, emits = Signal(), Signal(), Signal(), Signal(), Signal()
+        piece_ends, frame_ends, moves, emits = Signal(), Signal(), Signal(), Signal()
         cmd = self.cmd.payload
         m.d.comb += [
             places.read_addr.eq(channel), places.write_addr.eq(channel),
             begin.eq(Mux(self.i.payload.slice.first, self.i.payload.first_piece, places.read_data)),
             self.piece_at.eq(Cat(channel, begin.piece)),
-            free.eq(~self.cmd.valid | self.cmd.ready),
+            cmd.length.eq(Mux(piece_ends, rest, left)),
+            cmd.address.eq(Cat(address_low[:32], address_high + address_low[32])),
             piece_ends.eq(rest <= left), frame_ends.eq(left <= rest),
             after.piece.eq(present.piece + piece_ends), after.used.eq(Mux(piece_ends, 0, present.used + left)),
             places.write_en.eq(emits & frame_ends),
         ]
-        with m.If(self.cmd.ready):
-            m.d.sync += self.cmd.valid.eq(0)
         with m.FSM(name="walker"):
             with m.State("BEGIN"):
                 m.d.comb += [
@@ -368,7 +379,9 @@ class PieceWalker(wiring.Component):
                     self.i.ready.eq(~self.i.payload.pays),
                 ]
                 with m.If(self.read_piece):
-                    m.d.sync += [present.eq(begin), left.eq(self.i.payload.slice.count)]
+                    m.d.sync += [
+                        present.eq(begin), left.eq(self.i.payload.slice.count), unused.eq(begin.used == 0),
+                    ]
                     m.next = "FETCH"
             with m.State("NEXT_PIECE"):
                 m.d.comb += [
@@ -377,8 +390,15 @@ class PieceWalker(wiring.Component):
                 m.next = "FETCH"
             with m.State("FETCH"):
                 m.d.comb += moves.eq(1)
-                m.d.sync += piece.eq(self.piece_data)
-                m.next = "CUT"
+                with m.If(unused):
+                    m.d.sync += [
+                        rest.eq(self.piece_data.length), address_low.eq(self.piece_data.address[:32]),
+                        address_high.eq(self.piece_data.address[32:]),
+                    ]
+                    m.next = "ASK"
+                with m.Else():
+                    m.d.sync += piece.eq(self.piece_data)
+                    m.next = "CUT"
             with m.State("CUT"):
                 m.d.comb += moves.eq(1)
                 m.d.sync += [
@@ -387,23 +407,24 @@ class PieceWalker(wiring.Component):
                 ]
                 m.next = "ASK"
             with m.State("ASK"):
-                m.d.comb += [emits.eq(free), moves.eq(free), self.i.ready.eq(free & frame_ends)]
-                with m.If(free):
+                m.d.comb += [
+                    self.cmd.valid.eq(1), emits.eq(self.cmd.ready), moves.eq(emits),
+                    self.i.ready.eq(emits & frame_ends),
+                ]
+                with m.If(emits):
                     m.d.sync += [
-                        self.cmd.valid.eq(1), cmd.length.eq(Mux(piece_ends, rest, left)),
-                        cmd.address.eq(Cat(address_low[:32], address_high + address_low[32])),
-                        present.piece.eq(present.piece + 1), present.used.eq(0), left.eq(left - rest),
+                        present.piece.eq(present.piece + 1), present.used.eq(0), left.eq(left - rest), unused.eq(1),
                     ]
                     with m.If(frame_ends):
                         m.next = "BEGIN"
                     with m.Else():
                         m.next = "NEXT_PIECE"
-        m.d.comb += self.active.eq(moves | (self.cmd.valid & self.cmd.ready))
+        m.d.comb += self.active.eq(moves)
         return m
 
 
 class SliceIssue(wiring.Component):
-    """Hands the frames on, each with the rows of its template if the back does not have them; inserts the 802.1Q tag.
+    """Hands the frames on, each job's first with the rows of its template; inserts the 802.1Q tag.
 
     Enters: decisions. Leaves: slices, and inline rows. One decision a cycle, or one row. With a tag, four bytes of each
     row move into the next; lengths and offsets of the slice count it.
@@ -524,8 +545,8 @@ class TransmitScheduler(wiring.Component):
     """Keeps what the channels want to send, and lets it go frame by frame.
 
     Enters: jobs, their pieces and inline rows. Leaves: for each frame a slice, the read commands for its payload, and
-    the rows of its job's template if the slice before was of another job; the submission slots of each job, when
-    nothing of it is stored any more.
+    before a job's first frame the rows of its template; the submission slots of each job, when nothing of it is stored
+    any more.
 
     Parameters
     ----------
@@ -578,7 +599,7 @@ class TransmitScheduler(wiring.Component):
             connect(m, flipped(getattr(self, name)), getattr(queues, name))
         m.d.comb += [
             frames.running.eq(self.running), frames.arrived.eq(queues.arrived),
-            frames.arrived_channel.eq(queues.arrived_channel),
+            frames.arrived_channel.eq(queues.arrived_channel), frames.arriving_job.eq(self.job.payload),
         ]
         for block, what in ((frames, "job"), (walker, "piece"), (slices, "row")):
             m.d.comb += [

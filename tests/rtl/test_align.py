@@ -37,9 +37,9 @@ def expected_rows(width: int, run: bytes, at: int, tag: int) -> list[tuple[bytes
     return [(run[a:b], at if a == 0 else 0, b == len(run), tag) for a, b in itertools.pairwise(cuts)]
 
 
-def align(width: int, runs, *, full: bool, stall: float) -> tuple[Bench, int]:
+def align(width: int, runs, *, full: bool, stall: float, registered: bool = True) -> tuple[Bench, int]:
     rng = random.Random(SEED)
-    dut = Aligner(width_bytes=width, tag_bits=8)
+    dut = Aligner(width_bytes=width, tag_bits=8, registered=registered)
     bench = Bench(dut, seed=SEED)
     rows, expected = [], []
     for number, (run, at) in enumerate(runs):
@@ -65,11 +65,12 @@ def align(width: int, runs, *, full: bool, stall: float) -> tuple[Bench, int]:
 @pytest.mark.parametrize("width", [8, 16, 64])
 @pytest.mark.parametrize("stall", [0.0, 0.4])
 @pytest.mark.parametrize("full", [True, False])
-def test_random_runs(width, stall, full):
+@pytest.mark.parametrize("registered", [True, False])
+def test_random_runs(width, stall, full, registered):
     rng = random.Random(SEED + width)
     runs = [(rng.randbytes(rng.choice([1, 2, width - 1, width, width + 1, 3 * width, rng.randint(1, 5 * width)])),
              rng.randrange(width)) for _ in range(60)]
-    align(width, runs, full=full, stall=stall)
+    align(width, runs, full=full, stall=stall, registered=registered)
 
 
 def test_every_destination_lane_and_length():

@@ -1350,7 +1350,7 @@ def test_rate_and_latency(host_bytes):
     host.check()
     assert len(jobs) == 28
     assert (jobs[-1] - jobs[0]) / 27 <= 4
-    assert jobs[0] - beats[0 if host_bytes > 16 else 1] <= 12
+    assert jobs[0] - beats[0 if host_bytes > 16 else 1] <= 9
 
 
 def test_parameters_are_checked():

@@ -49,17 +49,59 @@ def pass_through(dut, count: int, offer: float, take: float, seed: int) -> tuple
 
 
 @pytest.mark.parametrize("make", [lambda: StreamFifo(shape=8, depth=2), lambda: StreamFifo(shape=8, depth=16),
-                                  lambda: SkidBuffer(shape=8)], ids=["fifo2", "fifo16", "skid"])
+                                  lambda: StreamFifo(shape=8, depth=4, bypass=True),
+                                  lambda: SkidBuffer(shape=8)], ids=["fifo2", "fifo16", "bypass", "skid"])
 @pytest.mark.parametrize(("offer", "take"), [(1.0, 1.0), (0.3, 1.0), (1.0, 0.3), (0.6, 0.6)])
 def test_every_payload_comes_out_once_and_in_order(make, offer: float, take: float) -> None:
     out, _ = pass_through(make(), 200, offer, take, seed=7)
     assert out == list(range(200))
 
 
-@pytest.mark.parametrize("make", [lambda: StreamFifo(shape=8, depth=4), lambda: SkidBuffer(shape=8)])
+@pytest.mark.parametrize("make", [lambda: StreamFifo(shape=8, depth=4), lambda: SkidBuffer(shape=8),
+                                  lambda: StreamFifo(shape=8, depth=4, bypass=True)])
 def test_one_payload_a_cycle(make) -> None:
     _, cycles = pass_through(make(), 200, 1.0, 1.0, seed=1)
     assert cycles <= 204
+
+
+def test_a_bypassed_fifo_gives_what_enters_in_the_next_cycle() -> None:
+    dut = StreamFifo(shape=8, depth=4, bypass=True)
+
+    async def testbench(ctx):
+        ctx.set(dut.o.ready, 1)
+        ctx.set(dut.i.valid, 1)
+        for number in range(10):
+            ctx.set(dut.i.payload, number)
+            await ctx.tick()
+            assert ctx.get(dut.o.valid)
+            assert ctx.get(dut.o.payload) == number
+            assert ctx.get(dut.level) == 1
+
+    simulate(dut, testbench)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_skid_buffer_keeps_what_may_enter_and_gives_what_did(seed) -> None:
+    rng, dut, entered, left = random.Random(seed), SkidBuffer(shape=8, early=True), [], []
+
+    async def testbench(ctx):
+        for number in range(300):
+            may_enter, ready = rng.random() < 0.8, rng.random() < 0.6
+            valid = may_enter and rng.random() < 0.7
+            ctx.set(dut.may_enter, may_enter)
+            ctx.set(dut.i.valid, valid)
+            ctx.set(dut.i.payload, number % 256)
+            ctx.set(dut.o.ready, ready)
+            if valid and ctx.get(dut.i.ready):
+                entered.append(number % 256)
+            if ready and ctx.get(dut.o.valid):
+                left.append(ctx.get(dut.o.payload))
+            await ctx.tick()
+
+    simulate(dut, testbench)
+    assert len(left) > 100
+    assert left == entered[:len(left)]
+    assert len(entered) - len(left) <= 2
 
 
 def test_a_fifo_says_how_much_is_inside() -> None:

@@ -5,7 +5,7 @@ import itertools
 import logging
 import random
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -45,6 +45,8 @@ class Send:
     channel: int | None = None
     """None for a channel by the send's number."""
     discarded: bool = False
+    stopped_after: int | None = None
+    """Its channel stops behind so many frames, at least 1: what is left of the job is discarded."""
 
     def flags(self) -> int:
         return self.head.get("flags", 0)
@@ -74,7 +76,12 @@ class Send:
         if not self.passes:
             return [range(0)]
         step = self.head["mss"] if self.segmented else max(len(self.payload), 1)
-        return [range(at, min(at + step, len(self.payload))) for at in range(0, max(len(self.payload), 1), step)]
+        cuts = [range(at, min(at + step, len(self.payload))) for at in range(0, max(len(self.payload), 1), step)]
+        return cuts if self.stopped_after is None else [*cuts[:self.stopped_after], range(0)]
+
+    def is_discarded(self, frame: int) -> bool:
+        """Whether a slice is only the end of what its channel discards."""
+        return self.discarded or frame == self.stopped_after
 
     def model_frames(self) -> list[bytes]:
         """What the device model makes of it without bus errors."""
@@ -91,7 +98,7 @@ class Send:
 
     def expected(self) -> tuple[list[bytes], int, int]:
         """Frames, status and payload bytes sent."""
-        frames = self.model_frames()
+        frames = self.model_frames()[:self.stopped_after]
         if self.bad_from is None or not self.passes:
             return frames, self.status, sum(len(f) - len(self.inline) for f in frames)
         mss = self.head["mss"] if self.segmented else max(len(self.payload), 1)
@@ -122,13 +129,18 @@ def beats_of(rng, width: int, send: Send) -> list[dict]:
     return beats
 
 
-def in_turn(rng, sends: list[Send]) -> list[tuple[int, int]]:
+def in_turn(rng, sends: list[Send], strict: bool) -> list[tuple[int, int]]:
     """All slices, as (number of the send, number of the frame), in an order that the scheduler might give: any
-    channel's next frame may be next."""
+    channel's next frame may be next; or `strict`ly one of each channel in turn."""
     waiting: dict[int, list[tuple[int, int]]] = {}
     for number, send in enumerate(sends):
         waiting.setdefault(send.job(number)["channel"], []).extend((number, n) for n in range(len(send.cuts)))
     order = []
+    while waiting and strict:
+        for channel in list(waiting):
+            order.append(waiting[channel].pop(0))
+            if not waiting[channel]:
+                del waiting[channel]
     while waiting:
         channel = rng.choice(list(waiting))
         for _ in range(rng.choice((1, 1, 2, 5))):
@@ -151,7 +163,7 @@ class Run:
 
 
 def run(config: NicConfig, sends: list[Send], *, stall: float = 0.0, mac_stall: float = 0.0, done_stall: float = 0.0,
-        mac_held_cycles: int = 0, seed: int = SEED, max_cycles: int = 60_000, interleaved: bool = False) -> Run:
+        mac_held_cycles: int = 0, seed: int = SEED, max_cycles: int = 60_000, interleaved: bool | str = False) -> Run:
     """Send all, one after the other or channels interleaved frame by frame, and check what leaves against what is
     expected: frames, their order, reports, counters, time stamps."""
     rng = random.Random(seed)
@@ -161,19 +173,17 @@ def run(config: NicConfig, sends: list[Send], *, stall: float = 0.0, mac_stall: 
     jobs = [send.job(number) for number, send in enumerate(sends)]
     order = [(number, frame) for number, send in enumerate(sends) for frame in range(len(send.cuts))]
     if interleaved:
-        order = in_turn(random.Random(seed), sends)
-    slices, rows, payload, before = [], [], [], None
+        order = in_turn(random.Random(seed), sends, strict=interleaved == "frame by frame")
+    slices, rows, payload = [], [], []
     all_beats = [beats_of(rng, width, send) if send.passes else [] for send in sends]
     for number, frame in order:
         send, cut = sends[number], sends[number].cuts[frame]
-        continues = before == number and frame > 0
-        before = number
         slices.append({
             "job": jobs[number], "offset": cut.start, "number": frame, "count": len(cut), "first": frame == 0,
-            "last": frame == len(send.cuts) - 1, "continues": continues, "discarded": send.discarded})
-        if not send.passes:
+            "last": frame == len(send.cuts) - 1, "discarded": send.is_discarded(frame)})
+        if not send.passes or send.is_discarded(frame):
             continue
-        if not continues:
+        if frame == 0:
             rows += [{"data": int.from_bytes(send.inline[at:at + width].ljust(width, b"\xa5"), "little"),
                       "last": at + width >= len(send.inline)} for at in range(0, len(send.inline), width)]
         left = len(cut)
@@ -241,13 +251,14 @@ def run(config: NicConfig, sends: list[Send], *, stall: float = 0.0, mac_stall: 
     ended = [number for number, frame in order if frame == len(sends[number].cuts) - 1]
     for number, report in zip(ended, done, strict=True):
         (of_send, status, length), job, send = expected[number], jobs[number], sends[number]
-        stamped = send.flags() & SendFlag.TIMESTAMP and send.passes and status == Status.OK
+        discarded = send.is_discarded(len(send.cuts) - 1)
+        stamped = send.flags() & SendFlag.TIMESTAMP and not discarded and status == Status.OK
         wanted_report = {
             **{name: job[name] for name in ("channel", "tag", "ring_index", "complete", "epoch")},
-            "status": status, "length": length, "segments": len(of_send), "discarded": send.discarded,
+            "status": status, "length": length, "segments": len(of_send), "discarded": discarded,
             "timestamp": [at for at, who in zip(starts, sent, strict=True) if who == number][-1] if stamped else 0,
         }
-        if send.discarded:
+        if discarded:
             for name in ("length", "segments", "status"):
                 wanted_report[name] = report[name]
         assert report == wanted_report
@@ -345,6 +356,22 @@ def test_64_kilobytes_fill_the_wide_link():
     result = run(config_of(64), [send])
     assert result.frames == frames
     assert share_of_cycles_with_a_beat(result) >= 0.98
+
+
+@pytest.mark.parametrize(("mss", "share"), [(1460, 0.98), (536, 0.95)])
+def test_channels_that_take_turns_fill_the_wide_link(mss, share):
+    """Each frame is of another channel than the one before."""
+    cases = [tcp_send(payload_of(16_384), mss, channel=n) for n in range(3)]
+    result = run(config_of(64), [send for send, _ in cases], interleaved="frame by frame")
+    assert share_of_cycles_with_a_beat(result) >= share
+
+
+@pytest.mark.parametrize(("mac_bytes", "cycles"), [(8, 24), (64, 18)])
+def test_latency_of_a_small_frame(mac_bytes, cycles):
+    """From the slice to the first beat, of a frame without checksums: all of it inline, or with its payload there."""
+    for send, less in ((Send(inline=payload_of(60)), 0), (Send(payload=payload_of(60)), 3)):
+        result = run(config_of(mac_bytes), [send])
+        assert result.frame_starts[0] - 1000 <= cycles - less
 
 
 def test_segments_fill_the_narrow_link():
@@ -540,6 +567,14 @@ def test_a_failed_job_does_not_touch_the_next_of_its_channel():
     other = tcp_send(payload_of(500), 50, channel=2)[0]
     result = run(config_of(8), [failed, good, other, late, good], interleaved=True)
     assert len(result.frames) == 3 + 10 + 3 + 3
+
+
+def test_jobs_that_are_discarded_half_way_keep_no_template():
+    """More of them than there are places for templates."""
+    good = tcp_send(payload_of(300), 100, channel=3)[0]
+    stopped = [replace(tcp_send(payload_of(400), 100, channel=n % 3)[0], stopped_after=1 + n % 3) for n in range(24)]
+    result = run(config_of(8), [*stopped, good], interleaved=True)
+    assert len(result.frames) == 8 * (1 + 2 + 3) + 3
 
 
 def test_discarded_jobs_leave_no_frame():
