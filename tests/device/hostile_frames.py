@@ -97,15 +97,18 @@ def right_frame(rng: random.Random, flow: int | None = None) -> Frame:
         network[10:12] = internet_checksum(network).to_bytes(2, "big")
         layers.append(Layer("ipv4", begin))
     else:
-        chain = [rng.choice((HOP_BY_HOP, DESTINATION, ROUTING))
-                 for _ in range(rng.choice((0, 0, 0, 1, 2)))]
+        # RFC 8200 §4.1: a Hop-by-Hop Options header is restricted to appear immediately after an IPv6 header only
+        chain = [rng.choice((ROUTING, DESTINATION) if place else (HOP_BY_HOP, ROUTING, DESTINATION))
+                 for place in range(rng.choice((0, 0, 0, 1, 2)))]
         layers.append(Layer("ipv6", begin))
         extensions = bytearray()
         for place in range(len(chain)):
             following = chain[place + 1] if place + 1 < len(chain) else protocol
             size = rng.choice((0, 0, 1, 3))
             layers.append(Layer("extension", begin + 40 + len(extensions)))
-            extensions += bytes((following, size)) + b"\1\4" + bytes(4) + bytes(8 * size)
+            # a routing header with no segments left, or padding
+            content = b"\4\0" if chain[place] == ROUTING else b"\1\4"
+            extensions += bytes((following, size)) + content + bytes(4) + bytes(8 * size)
         source, destination = bytes(15) + bytes((number % 250,)), bytes(15) + b"\1"
         network = bytearray(struct.pack(">IHBB", 0x60000000, len(extensions) + len(transport),
                                         chain[0] if chain else protocol, 64) + source + destination + extensions)
@@ -175,7 +178,8 @@ def _garbage(rng: random.Random) -> Hostile:
 def _garbage_network(rng: random.Random) -> Hostile:
     kind = rng.choice((b"\x08\0", b"\x86\xdd", b"\x81\0\0\7\x08\0", b"\x81\0\0\7\x81\0\0\7\x08\0", b"\x88\x08"))
     first = bytes((rng.choice((0x45, 0x4F, 0x44, 0x60, rng.randrange(256))),))
-    return Hostile(OWN_MAC + PEER_MAC + kind + first + rng.randbytes(rng.randrange(100)), False, "garbage network header")
+    return Hostile(OWN_MAC + PEER_MAC + kind + first + rng.randbytes(rng.randrange(100)), False,
+                   "garbage network header")
 
 
 def _bad_fcs(rng: random.Random) -> Hostile:
@@ -233,8 +237,9 @@ def _address(rng: random.Random) -> Hostile:
 
 
 def _pause(rng: random.Random) -> Hostile:
-    data = (rng.choice((MAC_CONTROL_ADDRESS, OWN_MAC)) + PEER_MAC + b"\x88\x08" + rng.choice((b"\0\1", b"\0\2", b"\1\1"))
-            + rng.randbytes(2)).ljust(60, b"\0")
+    opcode = rng.choice((b"\0\1", b"\0\2", b"\1\1"))
+    data = (rng.choice((MAC_CONTROL_ADDRESS, OWN_MAC)) + PEER_MAC + b"\x88\x08" + opcode + rng.randbytes(2)
+            ).ljust(60, b"\0")
     return Hostile(data[:rng.choice((60, 60, 17, 18, 15, 14))], rng.random() < 0.2, "pause frame")
 
 

@@ -280,7 +280,9 @@ def on_rtl(spec: RigSpec, *, jump: bool = True, engine: str = "compiled", wave: 
            library: Path | None = None) -> Any:
     """Run a scenario over the RTL: "compiled", or under cocotb by DPI on Verilator ("cocotb") or on Icarus ("icarus").
 
-    `library`: a compiled device that is not the cache's own. Raises what the scenario raised; from a simulator's process it comes as RunError.
+    `library`: a compiled device that is not the cache's own.
+
+    Raises what the scenario raised; from a simulator's process it comes as RunError.
     """
     if engine == "compiled":
         return json.loads(json.dumps(compiled.run_bench(RigBench(spec), jump=jump, wave=wave, path=library)))
