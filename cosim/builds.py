@@ -140,8 +140,9 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
 
 def compile_library(config: NicConfig, work: Path, target: Target, device: str, wrapper: str, *,
                     sources: Sequence[Path] = (), options: Sequence[str] = ()) -> None:
-    """A library for `cosim.engines.compiled.CompiledDevice` of somebody's own Verilog of the device and its wrapper, with
-    more C++, and more options for Verilator; a `Target.build` calls it. For tests that change or watch the device."""
+    """A library for `cosim.engines.compiled.CompiledDevice` of somebody's own Verilog of the device and its wrapper,
+    with more C++, and more options for Verilator; a `Target.build` calls it. For tests that change or watch the device.
+    """
     (work / "top.v").write_text(device)
     (work / "wrapper.sv").write_text(wrapper)
     _write_headers(config, work)

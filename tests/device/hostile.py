@@ -65,6 +65,12 @@ class Receiver:
         self._area = area
         self._key = key
         self._free = list(range(buffers))
+        self._wrong: set[int] = set()
+
+    @property
+    def bad(self) -> int:
+        """Posted buffers that will fail."""
+        return len(self._wrong)
 
     @classmethod
     async def open(cls, rig: Rig, nic: Nic, number: int, buffers: int) -> Receiver:
@@ -81,6 +87,8 @@ class Receiver:
             good = Piece(self._key, place * BUFFER_BYTES, BUFFER_BYTES)
             wrong = good._replace(key=self._key ^ 1 << 12) if number % 2 else good._replace(offset=1 << 20)
             buffers.put(wrong if number < bad else good, place)
+            if number < bad:
+                self._wrong.add(place)
         if self._free:
             self._free = []
             self._rig.port.wmb()
@@ -96,6 +104,7 @@ class Receiver:
             self.channel.buffers.give_back()
             place = fields["tag"]
             self._free.append(place)
+            self._wrong.discard(place)
             data = bytes(self._rig.memory.view(self._area + place * BUFFER_BYTES, BUFFER_BYTES))[:fields["length"]]
             # Of those that stand for further buffers it is 0.
             seen = fields | {"timestamp": int(fields["timestamp"] != 0), "phase": 0}
@@ -173,7 +182,7 @@ async def receive(rig: Rig, arguments: dict[str, int]) -> dict[str, Any]:
         await rig.port.sleep(20 * US)
         came = [receiver.take() for receiver in receivers]
         told.append([[(entry, hashlib.sha256(data).hexdigest()[:16]) for entry, data in each] for each in came])
-        good += await _good_frame(rig, receivers, seed << 32 | number, bad, [frame.why for frame in frames])
+        good += await _good_frame(rig, receivers, seed << 32 | number, [frame.why for frame in frames])
     counters = await nic.read_counters()
     rose = {counter.name: counters[counter.name] - before[counter.name] for counter in COUNTERS}
     assert rose["rx_frames_in"] == rose["rx_frames"] + sum(rose[name] for name in RX_DROPS), f"seed {seed}: {rose}"
@@ -184,10 +193,11 @@ async def receive(rig: Rig, arguments: dict[str, int]) -> dict[str, Any]:
     return {"completions": told, "counters": rose}
 
 
-async def _good_frame(rig: Rig, receivers: list[Receiver], number: int, bad: int, behind: list[str]) -> int:
-    """Let a good frame arrive, again while it meets one of `bad` buffers; it must be delivered whole, alone. Returns
-    how often it came."""
+async def _good_frame(rig: Rig, receivers: list[Receiver], number: int, behind: list[str]) -> int:
+    """Let a good frame arrive, again while it meets a bad buffer; it must be delivered whole, alone. Returns how often
+    it came."""
     frame, came, times = good_frame(number), [], 0
+    bad = max(receiver.bad for receiver in receivers)
     while times <= bad:
         times += 1
         for receiver in receivers:

@@ -1,8 +1,8 @@
 """`make mutation`: how many mutants of each block the suite kills, and which survive.
 
-Each mutant runs in a process of its own, case after case, until one finds it: by a wrong result, by a run that cannot go
-on or takes too long, by a crash. What is known is kept in `build/mutation`, so that an interrupted run goes on where it
-was: killed stays killed while the RTL is the same; who survived runs again when the tests have changed.
+Each mutant runs in a process of its own, case after case, until one finds it: by a wrong result, by a run that cannot
+go on or takes too long, by a crash. What is known is kept in `build/mutation`, so that an interrupted run goes on where
+it was: killed stays killed while the RTL is the same; who survived runs again when the tests have changed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import resource
 import selectors
 import signal
 import sys
@@ -35,8 +36,9 @@ EXPLAINED = Path(__file__).parent / "survivors.toml"
 
 LEAST_PERCENT = 90
 
-WALL_CLOCK_S = 300
-"""Of all cases of a mutant. Cycles end what hangs; this is for what loops outside of simulated time."""
+PROCESSOR_S = 180
+"""Of all cases of a mutant, ten times what they need. Cycles end what hangs; this is for what loops outside of
+simulated time."""
 
 
 class Verdict(NamedTuple):
@@ -76,7 +78,6 @@ class Child(NamedTuple):
     mutant: int
     pid: int
     pipe: int
-    deadline: float
 
 
 def start(mutant: int, cases: list[Case], library: Path) -> Child:
@@ -90,6 +91,7 @@ def start(mutant: int, cases: list[Case], library: Path) -> Child:
             os.close(reader)
             os.environ[SELECTOR] = str(mutant)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_S, PROCESSOR_S + 5))
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 said = judge(cases, library)
             os.write(writer, b"=" + said.encode())
@@ -97,21 +99,18 @@ def start(mutant: int, cases: list[Case], library: Path) -> Child:
         finally:
             os._exit(status)
     os.close(writer)
-    return Child(mutant, pid, reader, time.monotonic() + WALL_CLOCK_S)
+    return Child(mutant, pid, reader)
 
 
 def finish(child: Child) -> str:
-    """What killed it, once its pipe can be read or its time is up."""
-    late = time.monotonic() > child.deadline
-    if late:
-        os.kill(child.pid, signal.SIGKILL)
+    """What killed it, once its pipe can be read."""
     said = b""
     while part := os.read(child.pipe, 1 << 16):
         said += part
     os.close(child.pipe)
     _, status = os.waitpid(child.pid, 0)
-    if late:
-        return f"wall clock: not done after {WALL_CLOCK_S} s"
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return f"processor time: not done after {PROCESSOR_S} s"
     if not said.startswith(b"="):
         return f"crash: status {status}"
     return said[1:].decode()
@@ -138,13 +137,14 @@ def decide(todo: list[Mutant], cases: list[Case], library: Path, jobs: int, log:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     mutant = waiting.pop()
-                    block = kills[mutant.block]
-                    child = start(mutant.number, sorted(cases, key=lambda case: -block[case.name]), library)
+                    block, way = kills[mutant.block], BLOCKS[mutant.block].way
+                    mine = sorted((case for case in cases if case.judges(way)), key=lambda case: -block[case.name])
+                    child = start(mutant.number, mine, library)
                     running[child.pipe] = child
                     selector.register(child.pipe, selectors.EVENT_READ)
                 ready = [event.fd for event, _ in selector.select(1.0)]
                 for child in list(running.values()):
-                    if child.pipe not in ready and time.monotonic() < child.deadline:
+                    if child.pipe not in ready:
                         continue
                     selector.unregister(child.pipe)
                     del running[child.pipe]
@@ -174,9 +174,8 @@ def tell(mutants: list[Mutant], verdicts: dict[int, Verdict]) -> bool:
         percent = 100 * killed / len(mine) if mine else 0.0
         good &= percent >= LEAST_PERCENT and len(mine) >= MUTANTS
         print(f"{block:12} {len(mine):7} {killed:7} {percent:6.1f}{'' if percent >= LEAST_PERCENT else '  too few'}")
-    ways = Counter("wall clock" if verdict.killed_by.startswith("wall clock") else "crash"
-                   if verdict.killed_by.startswith("crash") else "a case" for verdict in verdicts.values()
-                   if verdict.killed_by)
+    ways = Counter(next((way for way in ("processor time", "crash") if verdict.killed_by.startswith(way)), "a case")
+                   for verdict in verdicts.values() if verdict.killed_by)
     print("killed by " + ", ".join(f"{way}: {count}" for way, count in sorted(ways.items())))
     survivors = [mutant for mutant in mutants if mutant.number in verdicts and not verdicts[mutant.number].killed_by]
     for mutant in survivors:
@@ -205,7 +204,7 @@ def main() -> int:
             verdicts[verdict.mutant] = verdict
     mutants = [mutant for mutant in built.mutants if mutant.block in wanted]
     todo = [mutant for mutant in mutants if mutant.number not in verdicts
-            or not verdicts[mutant.number].killed_by and verdicts[mutant.number].tests != key]
+            or (not verdicts[mutant.number].killed_by and verdicts[mutant.number].tests != key)]
     if todo and not options.survivors:
         print(f"{len(mutants)} mutants, {len(todo)} to run; first the device as it is", flush=True)
         cases = all_cases()

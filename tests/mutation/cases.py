@@ -1,7 +1,8 @@
 """What of the suite judges a mutant: tests of the whole device over the RTL, each alone, and the bench's floors.
 
-A case first runs over the device as it is, which must pass; then it knows how long that takes, and a mutant that hangs is
-found in cycles. A mutant is as good as dead when its figures are worse by what `memnic bench rtl --floors` allows.
+A case first runs over the device as it is, which must pass; then it knows how long that takes, and a mutant that hangs
+is found in cycles. A mutant is as good as dead when its figures are worse by more than `memnic bench rtl --floors`
+allows. Each case goes one way or both, and judges the mutants of blocks on that way.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from cosim.benches.floors import MARGIN
 from cosim.benches.rtl import AT_LEAST, Figure, Variant, figures
 from cosim.engines.bus import BusTiming
 from nic_model.contract import CONFIGS
-from tests.device.faults import CASES
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import check_sense, difference
-from tests.device.test_faults import LEFT_OUT
 from tests.device.test_transfers import CASES as TRANSFERS
+from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
 
 SLACK_PS = 500 * US
 
 
 class Case(ABC):
-    """One test. Attribute: `name`."""
+    """One test. Attributes: `name`, `way`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, way: str = BOTH) -> None:
         self.name = name
+        self.way = way
+
+    def judges(self, way: str) -> bool:
+        """Whether it has to do with blocks of a way."""
+        return BOTH in (self.way, way) or self.way == way
 
     @abstractmethod
     def learn(self, library: Path) -> None:
@@ -54,8 +59,8 @@ async def timed(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]:
 class ScenarioCase(Case):
     """A scenario of `tests/device`; `judge` raises AssertionError for a result that is wrong."""
 
-    def __init__(self, name: str, spec: RigSpec, judge: Callable[[Any], None]) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, spec: RigSpec, judge: Callable[[Any], None], way: str = BOTH) -> None:
+        super().__init__(name, way)
         self._judge = judge
         self._spec = msgspec.structs.replace(
             spec, scenario="tests.mutation.cases:timed", limit_ps=10**12,
@@ -74,7 +79,7 @@ class ScenarioCase(Case):
         return end_ps
 
 
-def _program(name: str, seed: int, timing: BusTiming, **sizes: int | bool) -> Case:
+def _program(name: str, seed: int, timing: BusTiming, way: str = BOTH, **sizes: int | bool) -> Case:
     spec = RigSpec(scenario="tests.device.programs:run_seeds", arguments={"seeds": [seed], "sizes": sizes},
                    timing=timing, seed=seed)
     (model,) = on_model(spec)
@@ -85,21 +90,39 @@ def _program(name: str, seed: int, timing: BusTiming, **sizes: int | bool) -> Ca
         assert not found, found
         assert rtl["unknown"] == [], "frames of no channel"
         check_sense(rtl)
-    return ScenarioCase(f"{name} {seed}", spec, judge)
+    return ScenarioCase(f"{name} {seed}", spec, judge, way)
 
 
-def _fault(name: str, timing: BusTiming, bus: str) -> Case:
+FAULTS = {
+    "descriptor_fetch": TRANSMIT, "payload": TRANSMIT, "send_completion": TRANSMIT, "truncated_descriptors": TRANSMIT,
+    "deregistration_in_traffic": TRANSMIT, "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE,
+    "receive_completion": RECEIVE, "reset_while_receiving": RECEIVE, "doorbell_overrun": BOTH,
+    "ring_configurations": BOTH, "reset_in_traffic": BOTH, "device_reset": BOTH,
+}
+"""Of `tests.device.faults`; without the one in which an index wraps round, by thousands of fetches."""
+
+
+def _fault(name: str, way: str) -> Case:
     def judge(result: Any) -> None:
         assert result == {name: ""}, result[name]
-    return ScenarioCase(f"{name} {bus}", RigSpec(scenario="tests.device.faults:run_cases", timing=timing,
-                                                 arguments={"cases": [name]}), judge)
+    return ScenarioCase(name, RigSpec(scenario="tests.device.faults:run_cases", timing=FAST,
+                                      arguments={"cases": [name]}), judge, way)
 
 
-def _transfers(number: int, timing: BusTiming) -> Case:
+def _hostile(scenario: str, way: str, **arguments: int) -> Case:
+    spec = RigSpec(scenario=f"tests.device.hostile:{scenario}", arguments=arguments, limit_ps=10**13)
+    model = on_model(spec)
+
+    def judge(result: Any) -> None:
+        assert result == model, "the model's answers differ"
+    return ScenarioCase(f"hostile {scenario} {arguments['seed']}", spec, judge, way)
+
+
+def _transfers() -> Case:
     def judge(result: Any) -> None:
         assert not any(result), next(filter(None, result))
-    return ScenarioCase(f"transfers {number}", RigSpec(
-        scenario="tests.device.transfers:run_transfers", timing=timing, arguments=TRANSFERS[number::3]), judge)
+    return ScenarioCase("transfers", RigSpec(scenario="tests.device.transfers:run_transfers", arguments=TRANSFERS[::4]),
+                        judge)
 
 
 # ---------------------------------------------------------------------------------------------- the bench
@@ -108,8 +131,8 @@ def _transfers(number: int, timing: BusTiming) -> Case:
 class BenchCase(Case):
     """A figure of `memnic bench rtl`, measured in one way."""
 
-    def __init__(self, figure: Figure, variant: Variant) -> None:
-        super().__init__(" ".join(filter(None, ["bench", figure.key, variant.name])))
+    def __init__(self, figure: Figure, variant: Variant, way: str) -> None:
+        super().__init__(" ".join(filter(None, ["bench", figure.key, variant.name])), way)
         self._figure = figure
         self._variant = variant
         self._floor = 0.0
@@ -128,24 +151,22 @@ class BenchCase(Case):
                                               self._variant.load))
 
 
-def _bench() -> list[Case]:
-    """Two figures of one load are one case."""
-    found: dict[Any, Case] = {}
-    for figure in figures(CONFIGS["tiny"]):
-        for variant in figure.variants:
-            found.setdefault((figure.key, variant.load), BenchCase(figure, variant))
-    return list(found.values())
+BENCH = {"transmit_536": TRANSMIT, "push": TRANSMIT, "doorbell": TRANSMIT, "receive_1514": RECEIVE,
+         "receive_latency_60": RECEIVE, "small_transmit_1": BOTH, "small_receive_1": BOTH}
+"""Figures of the bench, by their keys."""
 
 
 def all_cases() -> list[Case]:
     """Every case, in the order in which they are tried."""
-    found = [_program("program", seed, FAST) for seed in range(100, 112)]
-    found += [_program("coalescing program", seed, FAST, sends=2, frames=80, coalesces=True)
-              for seed in range(500, 508)]
-    found += [_program("far program", seed, FAR) for seed in range(200, 212)]
-    for bus, timing in (("fast", FAST), ("far", FAR)):
-        # An index is wrapped round by thousands of fetches, in half a minute.
-        found += [_fault(name, timing, bus) for name in CASES
-                  if name not in LEFT_OUT.get(f"rtl-{bus}", ()) and name != "submission_indices_wrap"]
-    found += [_transfers(number, timing) for number, timing in enumerate((FAST, FAR, FAST))]
-    return found + _bench()
+    return [
+        *(_program("program", seed, FAST) for seed in range(100, 110)),
+        *(_program("coalescing program", seed, FAST, RECEIVE, sends=2, frames=80, coalesces=True)
+          for seed in range(500, 508)),
+        *(_program("far program", seed, FAR) for seed in range(200, 208)),
+        _hostile("send", BOTH, seed=1, sends=60), *(_hostile("receive", RECEIVE, seed=9000 + n, frames=500)
+                                                    for n in range(2)),
+        *(_fault(name, way) for name, way in FAULTS.items()),
+        _transfers(),
+        *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
+          if figure.key in BENCH),
+    ]

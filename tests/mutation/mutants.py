@@ -30,19 +30,30 @@ from rtl.wrapper import wrapper
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
+TRANSMIT, RECEIVE, BOTH = "transmit", "receive", ""
+"""Ways that a block stands on, or a test goes."""
+
+
+class Block(NamedTuple):
+    """A block with mutants."""
+
+    place: str
+    """Below `Nic`."""
+    way: str
+
+
 BLOCKS = {
-    "segmenter": "transmit.segmenter",
-    "headers": "transmit.headers",
-    "dma_read": "dma_read",
-    "dma_write": "dma_write",
-    "fetch": "fetch",
-    "rx_rings": "receive.rings",
-    "completion": "completion",
-    "coalescer": "receive.coalescer",
-    "keys": "keys",
+    "segmenter": Block("transmit.segmenter", TRANSMIT),
+    "headers": Block("transmit.headers", TRANSMIT),
+    "dma_read": Block("dma_read", BOTH),
+    "dma_write": Block("dma_write", BOTH),
+    "fetch": Block("fetch", TRANSMIT),
+    "rx_rings": Block("receive.rings", RECEIVE),
+    "completion": Block("completion", BOTH),
+    "coalescer": Block("receive.coalescer", RECEIVE),
+    "keys": Block("keys", BOTH),
 }
-"""Name of a row of the table -> the block's place below `Nic`. Segmentation is the first two, rings are the fifth to the
-seventh."""
+"""Rows of the table. Segmentation is the first two, rings are the fifth to the seventh."""
 
 MUTANTS = 50
 """Of each block."""
@@ -125,7 +136,7 @@ def _chosen(work: Path) -> list[tuple[str, str]]:
     """Block and line of `mutate -list` of all mutants."""
     script = ["read_rtlil flat.il", "design -save flat", *(f"connect -unset {wire}" for wire in UNSEEN), "opt_clean",
               "select -write seen.txt *", "design -load flat", "select -read seen.txt", "select -set seen %"]
-    for block, place in BLOCKS.items():
+    for block, (place, _) in BLOCKS.items():
         # `?` for the backslash before each part of a name
         cells = f"c:$flatten?nic.{'.'.join('?' + part for part in place.split('.'))}.* c:nic.{place}.*"
         script += ["select -clear", f"select -set {block} {cells} %u @seen %i", f"select -assert-min 20 @{block}",
@@ -135,7 +146,7 @@ def _chosen(work: Path) -> list[tuple[str, str]]:
     width = len(lines).bit_length()
     _yosys(work, [*_mutated(lines, width), "opt -full", "wreduce", "opt -full", "write_rtlil tried.il"])
     # Each change is switched by a compare of the selector with its number.
-    compares = re.findall(rf"connect \\A \\mutant\n *connect \\B \d+'([01]+)$", (work / "tried.il").read_text(),
+    compares = re.findall(r"connect \\A \\mutant\n *connect \\B \d+'([01]+)$", (work / "tried.il").read_text(),
                           re.MULTILINE)
     numbers = {int(bits, 2) for bits in compares}
     changing = [line for number, line in enumerate(lines, 1) if number in numbers]
