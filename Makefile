@@ -1,13 +1,16 @@
 # make run    sets everything up, runs the main job     (ARGS="--requests 50" passes options to `memnic run`)
 # make test   sets everything up, runs the tests        (ARGS="-k segmenter" passes options to pytest)
 # make formal proves what can be proved about the RTL, also what takes too long for `make test`
+# make soak   sends 100,000 hostile frames, bad descriptors and random programs to RTL and model (ARGS="--seed 5")
+# make mutation changes the RTL in hundreds of places, and counts how many changes the tests find (ARGS="--jobs 1")
+# make coverage shows which lines and bits of the RTL the tests of the whole device reach
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: run test formal setup lint lock clean
+.PHONY: run test formal soak mutation coverage setup lint lock clean
 
 run: $(STAMP)
 	@$(BIN)/memnic run $(ARGS)
@@ -17,6 +20,9 @@ test: $(STAMP)
 
 formal: $(STAMP)
 	@$(BIN)/python -m pytest -m "long or not long" --verbose --durations 0 --durations-min 1 tests/formal $(ARGS)
+
+soak mutation coverage: $(STAMP)
+	@$(BIN)/python -m tests.$@ $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

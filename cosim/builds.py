@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +60,8 @@ class Target(NamedTuple):
     """Format of the waves that it can write: vcd, fst, or none."""
     trained: bool = True
     """Whether the compiler learns from a run, which makes the compiled engine fast, and its build long."""
+    sources: tuple[Path, ...] = ()
+    """Files that it is made of beside those of every target."""
 
 
 def cache_folder() -> Path:
@@ -118,9 +120,9 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
     """With waves from the Verilog that Amaranth writes, which has all names; without, from our own, which is faster."""
     fast = not target.waves
     _write_device(config, work, fast=fast)
-    flags = f"-fPIC -std=c++17 -DVL_USER_FATAL -DMEMNIC_DIRECT={int(fast)} -I{work} -I{TRANSACTORS}"
     _verilate(work, target, [TRANSACTORS / "engine.cpp", TRANSACTORS / "interface.cpp"], prefix="Vwrapper",
-              options=[*(WHOLE if fast else SPLIT), "-CFLAGS", flags, "-LDFLAGS", "-shared", "-o", LIBRARY_NAME])
+              options=[*(WHOLE if fast else SPLIT), "-CFLAGS", _library_flags(work, direct=fast), "-LDFLAGS", "-shared",
+                       "-o", LIBRARY_NAME])
     if not fast or not target.trained:
         _compile(work, "Vwrapper", "-O1")
         return
@@ -134,6 +136,24 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
         if path.suffix in (".o", ".a", ".so", ".fast", ".slow", ".gch"):
             path.unlink()
     _compile(work, "Vwrapper", "-O2", f"-fprofile-use -Wno-missing-profile {profile}")
+
+
+def compile_library(config: NicConfig, work: Path, target: Target, device: str, wrapper: str, *,
+                    sources: Sequence[Path] = (), options: Sequence[str] = ()) -> None:
+    """A library for `cosim.engines.compiled.CompiledDevice` of somebody's own Verilog of the device and its wrapper,
+    with more C++, and more options for Verilator; a `Target.build` calls it. For tests that change or watch the device.
+    """
+    (work / "top.v").write_text(device)
+    (work / "wrapper.sv").write_text(wrapper)
+    _write_headers(config, work)
+    _verilate(work, target, [TRANSACTORS / "engine.cpp", TRANSACTORS / "interface.cpp", *sources], prefix="Vwrapper",
+              options=[*SPLIT, *options, "-CFLAGS", _library_flags(work, direct=False), "-LDFLAGS", "-shared",
+                       "-o", LIBRARY_NAME])
+    _compile(work, "Vwrapper", "-O1")
+
+
+def _library_flags(work: Path, *, direct: bool) -> str:
+    return f"-fPIC -std=c++17 -DVL_USER_FATAL -DMEMNIC_DIRECT={int(direct)} -I{work} -I{TRANSACTORS}"
 
 
 def _check_one_process(work: Path) -> None:
@@ -217,15 +237,22 @@ def with_waves(target: Target, wave_format: str = "vcd") -> Target:
 
 
 def _write_device(config: NicConfig, work: Path, *, fast: bool) -> None:
-    """The device, its wrapper, and the C++ of the wrapper's structs."""
+    """The device, its wrapper, and their C++."""
     from rtl.verilog import compiled_verilog, hide_unnamed, simulation_verilog
-    from rtl.wrapper import pins_header, probes_header, wrapper
+    from rtl.wrapper import wrapper
 
     if fast:
         (work / "top.sv").write_text(compiled_verilog(config))
     else:
         (work / "top.v").write_text(hide_unnamed(simulation_verilog(config, probed=True)))
         (work / "wrapper.sv").write_text(wrapper(config))
+    _write_headers(config, work)
+
+
+def _write_headers(config: NicConfig, work: Path) -> None:
+    """The C++ of what crosses the wrapper."""
+    from rtl.wrapper import pins_header, probes_header
+
     (work / "pins.h").write_text(pins_header(config))
     (work / "probes.h").write_text(probes_header(config))
 
@@ -329,7 +356,7 @@ def _key(config: NicConfig, target: Target) -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent.parent
     sources = [*(root / "rtl").rglob("*.py"), *(root / "nic_model" / "contract").rglob("*.py"),
-               *TRANSACTORS.iterdir(), Path(__file__)]
+               *TRANSACTORS.iterdir(), Path(__file__), *target.sources]
     for path in sorted(sources):
         if path.is_file():
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())

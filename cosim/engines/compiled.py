@@ -128,13 +128,13 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
     return result
 
 
-def run_bench(bench: Bench, *, jump: bool = True, wave: Wave | None = None) -> Any:
-    """Run a bench over the compiled device, and return its outcome.
+def run_bench(bench: Bench, *, jump: bool = True, wave: Wave | None = None, path: Path | None = None) -> Any:
+    """Run a bench over the compiled device, and return its outcome. `path`: of a library that is not in the cache.
 
     Raises RunError when the device or the bench fails, ToolError when the device cannot be built, OSError when a file
     cannot be written, Interrupted on Ctrl-C; all files are closed by then.
     """
-    with bench, CompiledDevice(bench.config, wave) as device:
+    with bench, CompiledDevice(bench.config, wave, path) as device:
         port = TransactorPort(device.library, bench.config, bench.kernel, bench.memory, bench.mac, bench.bus)
         if wave is not None:
             device.open_wave(Path(wave.path))

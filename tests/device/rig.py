@@ -276,13 +276,16 @@ def make_bench(arguments: Any, folder: Path) -> RigBench:
     return RigBench(msgspec.convert(arguments, RigSpec))
 
 
-def on_rtl(spec: RigSpec, *, jump: bool = True, engine: str = "compiled", wave: Wave | None = None) -> Any:
+def on_rtl(spec: RigSpec, *, jump: bool = True, engine: str = "compiled", wave: Wave | None = None,
+           library: Path | None = None) -> Any:
     """Run a scenario over the RTL: "compiled", or under cocotb by DPI on Verilator ("cocotb") or on Icarus ("icarus").
+
+    `library`: a compiled device that is not the cache's own.
 
     Raises what the scenario raised; from a simulator's process it comes as RunError.
     """
     if engine == "compiled":
-        return json.loads(json.dumps(compiled.run_bench(RigBench(spec), jump=jump, wave=wave)))
+        return json.loads(json.dumps(compiled.run_bench(RigBench(spec), jump=jump, wave=wave, path=library)))
     from cosim.engines.cocotb_engine import BenchSpec, run_bench
 
     simulator = {"cocotb": "verilator", "icarus": "icarus"}[engine]

@@ -1,0 +1,39 @@
+"""Why something that a measurement of the tests found is not a fault of theirs: small TOML files, by statement.
+
+An entry holds for a statement of the RTL in a block, by its text, so that it outlives line numbers:
+
+    [[explained]]
+    block = "segmenter"
+    statement = "m.d.comb += self.o.valid.eq(1)"
+    why = "..."
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class Explained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry."""
+
+    block: str
+    statement: str
+    why: str
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    explained: list[Explained] = []
+
+
+class Explanations:
+    """A file of them. Attributes: `entries`."""
+
+    def __init__(self, path: Path) -> None:
+        self.entries = msgspec.toml.decode(path.read_bytes(), type=_File).explained if path.is_file() else []
+        self._why = {(entry.block, entry.statement): entry.why for entry in self.entries}
+
+    def why(self, block: str, statement: str) -> str:
+        """What explains a statement of a block; empty if nothing does."""
+        return self._why.get((block, statement), "")

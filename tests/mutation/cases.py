@@ -1,0 +1,172 @@
+"""What of the suite judges a mutant: tests of the whole device over the RTL, each alone, and the bench's floors.
+
+A case first runs over the device as it is, which must pass; then it knows how long that takes, and a mutant that hangs
+is found in cycles. A mutant is as good as dead when its figures are worse by more than `memnic bench rtl --floors`
+allows. Each case goes one way or both, and judges the mutants of blocks on that way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cosim.benches import cycles
+from cosim.benches.floors import MARGIN
+from cosim.benches.rtl import AT_LEAST, Figure, Variant, figures
+from cosim.engines.bus import BusTiming
+from nic_model.contract import CONFIGS
+from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
+from tests.device.test_against_model import check_sense, difference
+from tests.device.test_transfers import CASES as TRANSFERS
+from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
+
+SLACK_PS = 500 * US
+
+
+class Case(ABC):
+    """One test. Attributes: `name`, `way`."""
+
+    def __init__(self, name: str, way: str = BOTH) -> None:
+        self.name = name
+        self.way = way
+
+    def judges(self, way: str) -> bool:
+        """Whether it has to do with blocks of a way."""
+        return BOTH in (self.way, way) or self.way == way
+
+    @abstractmethod
+    def learn(self, library: Path) -> None:
+        """Run it over the device as it is. Raises what is wrong."""
+
+    @abstractmethod
+    def check(self, library: Path) -> None:
+        """Run it over a mutant. Raises what is wrong."""
+
+
+# ---------------------------------------------------------------------------------------------- scenarios
+
+
+async def timed(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Scenario: another one, and when it ended."""
+    inner = RigSpec(scenario=arguments["scenario"], arguments=arguments["arguments"])
+    return {"result": await inner.make(rig), "end_ps": rig.kernel.now}
+
+
+class ScenarioCase(Case):
+    """A scenario of `tests/device`; `judge` raises AssertionError for a result that is wrong."""
+
+    def __init__(self, name: str, spec: RigSpec, judge: Callable[[Any], None], way: str = BOTH) -> None:
+        super().__init__(name, way)
+        self._judge = judge
+        self._spec = msgspec.structs.replace(
+            spec, scenario="tests.mutation.cases:timed", limit_ps=10**12,
+            arguments={"scenario": spec.scenario, "arguments": spec.arguments})
+
+    def learn(self, library: Path) -> None:
+        self._spec = msgspec.structs.replace(self._spec, limit_ps=2 * self._run(library) + SLACK_PS)
+
+    def check(self, library: Path) -> None:
+        self._run(library)
+
+    def _run(self, library: Path) -> int:
+        found = on_rtl(self._spec, library=library)
+        self._judge(found["result"])
+        end_ps: int = found["end_ps"]
+        return end_ps
+
+
+def _program(name: str, seed: int, timing: BusTiming, way: str = BOTH, **sizes: int | bool) -> Case:
+    spec = RigSpec(scenario="tests.device.programs:run_seeds", arguments={"seeds": [seed], "sizes": sizes},
+                   timing=timing, seed=seed)
+    (model,) = on_model(spec)
+
+    def judge(result: Any) -> None:
+        (rtl,) = result
+        found = difference(model, rtl)
+        assert not found, found
+        assert rtl["unknown"] == [], "frames of no channel"
+        check_sense(rtl)
+    return ScenarioCase(f"{name} {seed}", spec, judge, way)
+
+
+FAULTS = {
+    "descriptor_fetch": TRANSMIT, "payload": TRANSMIT, "send_completion": TRANSMIT, "truncated_descriptors": TRANSMIT,
+    "deregistration_in_traffic": TRANSMIT, "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE,
+    "receive_completion": RECEIVE, "reset_while_receiving": RECEIVE, "doorbell_overrun": BOTH,
+    "ring_configurations": BOTH, "reset_in_traffic": BOTH, "device_reset": BOTH,
+}
+"""Of `tests.device.faults`; without the one in which an index wraps round, by thousands of fetches."""
+
+
+def _fault(name: str, way: str) -> Case:
+    def judge(result: Any) -> None:
+        assert result == {name: ""}, result[name]
+    return ScenarioCase(name, RigSpec(scenario="tests.device.faults:run_cases", timing=FAST,
+                                      arguments={"cases": [name]}), judge, way)
+
+
+def _hostile(scenario: str, way: str, **arguments: int) -> Case:
+    spec = RigSpec(scenario=f"tests.device.hostile:{scenario}", arguments=arguments, limit_ps=10**13)
+    model = on_model(spec)
+
+    def judge(result: Any) -> None:
+        assert result == model, "the model's answers differ"
+    return ScenarioCase(f"hostile {scenario} {arguments['seed']}", spec, judge, way)
+
+
+def _transfers() -> Case:
+    def judge(result: Any) -> None:
+        assert not any(result), next(filter(None, result))
+    return ScenarioCase("transfers", RigSpec(scenario="tests.device.transfers:run_transfers", arguments=TRANSFERS[::4]),
+                        judge)
+
+
+# ---------------------------------------------------------------------------------------------- the bench
+
+
+class BenchCase(Case):
+    """A figure of `memnic bench rtl`, measured in one way."""
+
+    def __init__(self, figure: Figure, variant: Variant, way: str) -> None:
+        super().__init__(" ".join(filter(None, ["bench", figure.key, variant.name])), way)
+        self._figure = figure
+        self._variant = variant
+        self._floor = 0.0
+
+    def learn(self, library: Path) -> None:
+        value = self._measure(library)
+        self._floor = value * (1 - MARGIN if self._figure.sense == AT_LEAST else 1 + MARGIN)
+
+    def check(self, library: Path) -> None:
+        value = self._measure(library)
+        good = value >= self._floor if self._figure.sense == AT_LEAST else value <= self._floor
+        assert good, f"{value:.4g} {self._figure.unit}, where {self._figure.sense} {self._floor:.4g} is the floor"
+
+    def _measure(self, library: Path) -> float:
+        return self._variant.value(cycles.run(CONFIGS["tiny"], library, cycles.BUSES["out of order"],
+                                              self._variant.load))
+
+
+BENCH = {"transmit_536": TRANSMIT, "push": TRANSMIT, "doorbell": TRANSMIT, "receive_1514": RECEIVE,
+         "receive_latency_60": RECEIVE, "small_transmit_1": BOTH, "small_receive_1": BOTH}
+"""Figures of the bench, by their keys."""
+
+
+def all_cases() -> list[Case]:
+    """Every case, in the order in which they are tried."""
+    return [
+        *(_program("program", seed, FAST) for seed in range(100, 110)),
+        *(_program("coalescing program", seed, FAST, RECEIVE, sends=2, frames=80, coalesces=True)
+          for seed in range(500, 508)),
+        *(_program("far program", seed, FAR) for seed in range(200, 208)),
+        _hostile("send", BOTH, seed=1, sends=60), *(_hostile("receive", RECEIVE, seed=9000 + n, frames=500)
+                                                    for n in range(2)),
+        *(_fault(name, way) for name, way in FAULTS.items()),
+        _transfers(),
+        *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
+          if figure.key in BENCH),
+    ]
