@@ -16,7 +16,7 @@ from tests.device.test_against_model import difference
 
 
 @pytest.mark.parametrize("coalesces", [False, True], ids=["", "coalesces"])
-@settings(max_examples=40, deadline=None, derandomize=True, database=None, print_blob=True,
+@settings(max_examples=25, deadline=None, derandomize=True, database=None, print_blob=True,
           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture])
 @given(rng=st.randoms(use_true_random=False), timing=st.sampled_from((FAST, FAR)), seed=st.integers(0, 1 << 16),
        sends=st.integers(1, 3), frames=st.integers(1, 6))
