@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -76,15 +77,26 @@ def measure(job: Job, *, route: bool) -> tuple[Found, bool]:
     kept = cache_folder() / f"area-{_key(job, route)}.json"
     if kept.is_file():
         return msgspec.json.decode(kept.read_bytes(), type=Found), True
-    with tempfile.TemporaryDirectory(prefix="memnic-area-") as name:
-        folder = Path(name)
-        area = synthesize(job.config, job.block, folder)
+    with _synthesized(job) as (area, folder):
         found = Found(area=area, timing=place_and_route(job.block, folder, job.seed) if route else None)
     kept.parent.mkdir(parents=True, exist_ok=True)
     half = kept.with_suffix(".tmp")
     half.write_bytes(msgspec.json.encode(found))
     half.rename(kept)
     return found, False
+
+
+@contextmanager
+def _synthesized(job: Job) -> Iterator[tuple[Area, Path]]:
+    """The block's netlist, in a folder that is removed behind the last of its seeds."""
+    folder = cache_folder() / f"netlist-{_key(job, route=False)}"
+    done = folder / "area.json"
+    if not done.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        done.write_bytes(msgspec.json.encode(synthesize(job.config, job.block, folder)))
+    yield msgspec.json.decode(done.read_bytes(), type=Area), folder
+    if job.block != WHOLE or job.seed == SEEDS[-1]:
+        shutil.rmtree(folder)
 
 
 def make_table(path: Path, names: Sequence[str], say: Callable[[str], None], *, route: bool = True,

@@ -184,9 +184,10 @@ class Program:
 
 
 def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int = 14, frames: int = 30,
-                 coalesces: bool = False) -> Program:
-    """A program of about `sends` descriptors for each channel and `frames` arriving frames."""
-    rng = random.Random(seed)
+                 coalesces: bool = False, rng: random.Random | None = None) -> Program:
+    """A program of about `sends` descriptors for each channel and `frames` arriving frames, all of it decided by `rng`
+    (the seed's, unless another is given)."""
+    rng = rng or random.Random(seed)
     flows = [(f"10.0.0.{rng.randrange(2, 5)}", f"fd00::{rng.randrange(2, 5)}", rng.randrange(1, 1 << 16))
              for _ in range(12)]
     program = Program(
@@ -723,11 +724,16 @@ def _timeless(entry: bytes) -> str:
     return COMPLETION.pack(**fields | {"timestamp": int(fields["timestamp"] != 0), "phase": 0}).hex()
 
 
+async def run_one(rig: Rig, program: Program) -> Any:
+    """Scenario: a program, with a limit. For engines in this process only."""
+    return await rig.within(run_program(rig, program), 50_000 * US, f"program {program.seed}")
+
+
 async def run_seeds(rig: Rig, arguments: dict[str, Any]) -> list[Any]:
     """Scenario: programs of several seeds, one after the other, each with a limit."""
     results = []
     for seed in arguments["seeds"]:
         program = make_program(seed, channels=rig.config.channels, vectors=rig.config.vectors,
                                **arguments.get("sizes", {}))
-        results.append(await rig.within(run_program(rig, program), 50_000 * US, f"program {seed}"))
+        results.append(await run_one(rig, program))
     return results

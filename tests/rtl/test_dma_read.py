@@ -109,16 +109,12 @@ def beats_of(config: NicConfig, command: dict) -> int:
     return (command["address"] + command["length"] - 1) // config.host_bytes - first + 1
 
 
-@pytest.mark.parametrize("width", [16, 32, 64])
-@pytest.mark.parametrize(("stall", "seed"), [(0.0, 1), (0.3, 2), (0.8, 3)])
-def test_three_clients_at_random(width: int, stall: float, seed: int) -> None:
+def read(width: int, commands: dict[str, list[dict]], *, bad_blocks: set[int], latency: int, stall: float = 0.0,
+         seed: int = 0) -> Bench:
+    """All clients' commands, and what comes of them."""
     config = config_of(width)
-    rng = random.Random(seed)
     bench = Bench(DmaRead(config), seed=seed)
-    bad_blocks = {rng.randrange(1 << 8) for _ in range(40)}
-    bus = Bus(bench, config, latency=rng.choice([0, 7, 40]), stall=stall / 2, r_stall=stall / 2, bad_blocks=bad_blocks)
-    commands = {c: [{"address": rng.randrange(1 << 16), "length": rng.choice([1, rng.randrange(1, 64), 300, 1500])}
-                    for _ in range(8)] for c in CLIENTS}
+    bus = Bus(bench, config, latency=latency, stall=stall / 2, r_stall=stall / 2, bad_blocks=bad_blocks)
     taken: dict[str, list] = {c: [] for c in CLIENTS}
     for client in CLIENTS:
         bench.source(getattr(bench.dut, f"cmd_{client}"), commands[client], stall=stall)
@@ -135,6 +131,21 @@ def test_three_clients_at_random(width: int, stall: float, seed: int) -> None:
     for client in CLIENTS:
         check_answers(config, commands[client], taken[client], bad_blocks)
     assert bus.beats == sum(len(t) for t in taken.values())
+    return bench
+
+
+def random_reads(rng: random.Random, count: int) -> dict[str, list[dict]]:
+    """So many commands for each client, anywhere in 64 KB."""
+    return {c: [{"address": rng.randrange(1 << 16), "length": rng.choice([1, rng.randrange(1, 64), 300, 1500])}
+                for _ in range(count)] for c in CLIENTS}
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
+@pytest.mark.parametrize(("stall", "seed"), [(0.0, 1), (0.3, 2), (0.8, 3)])
+def test_three_clients_at_random(width: int, stall: float, seed: int) -> None:
+    rng = random.Random(seed)
+    bench = read(width, random_reads(rng, 8), bad_blocks={rng.randrange(1 << 8) for _ in range(40)},
+                 latency=rng.choice([0, 7, 40]), stall=stall, seed=seed)
     assert bench.idle_cycles > 0
 
 

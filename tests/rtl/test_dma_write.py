@@ -93,17 +93,13 @@ def spread(rng: random.Random, lengths: list[int], base: int) -> list[dict]:
     return commands
 
 
-@pytest.mark.parametrize("width", [16, 32, 64])
-@pytest.mark.parametrize(("stall", "seed"), [(0.0, 1), (0.4, 2), (0.8, 3)])
-def test_two_clients_at_random(width: int, stall: float, seed: int) -> None:
+def write(width: int, commands: dict[str, list[dict]], *, bad_blocks: set[int], latency: int, stall: float = 0.0,
+          seed: int = 0) -> tuple[Bench, dict[str, list]]:
+    """All commands of both clients, and what comes of them: memory, and an answer for each."""
     config, rng = config_of(width), random.Random(seed)
     bench = Bench(DmaWrite(config), seed=seed)
-    lengths = [rng.choice([1, rng.randrange(1, 64), 300, 1500]) for _ in range(15)]
-    commands = {"receive": spread(rng, lengths, 0x7_0000_0f00),
-                "completion": [{"address": 0x9000 + 32 * n, "length": 32} for n in range(40)]}
     contents = {c: [rng.randbytes(command["length"]) for command in commands[c]] for c in CLIENTS}
-    bad_blocks = {rng.choice(commands[rng.choice(CLIENTS)])["address"] // BURST_BYTES for _ in range(4)}
-    bus = Bus(bench, width, latency=rng.choice([0, 5, 60]), stall=stall, bad_blocks=bad_blocks)
+    bus = Bus(bench, width, latency=latency, stall=stall, bad_blocks=bad_blocks)
     done: dict[str, list] = {c: [] for c in CLIENTS}
     for client in CLIENTS:
         rows = [r for command, content in zip(commands[client], contents[client], strict=True)
@@ -127,6 +123,29 @@ def test_two_clients_at_random(width: int, stall: float, seed: int) -> None:
         touched = [range(c["address"] // BURST_BYTES, (c["address"] + c["length"] - 1) // BURST_BYTES + 1)
                    for c in commands[client]]
         assert [d["error"] for d in done[client]] == [int(any(b in bad_blocks for b in t)) for t in touched]
+    return bench, done
+
+
+def random_writes(rng: random.Random, receives: int, completions: int) -> dict[str, list[dict]]:
+    """So many commands for each client."""
+    lengths = [rng.choice([1, rng.randrange(1, 64), 300, 1500]) for _ in range(receives)]
+    return {"receive": spread(rng, lengths, 0x7_0000_0f00),
+            "completion": [{"address": 0x9000 + 32 * n, "length": 32} for n in range(completions)]}
+
+
+def some_blocks(rng: random.Random, commands: dict[str, list[dict]], count: int) -> set[int]:
+    """Blocks that commands begin in."""
+    begins = [command["address"] // BURST_BYTES for c in CLIENTS for command in commands[c]]
+    return {rng.choice(begins) for _ in range(count)}
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
+@pytest.mark.parametrize(("stall", "seed"), [(0.0, 1), (0.4, 2), (0.8, 3)])
+def test_two_clients_at_random(width: int, stall: float, seed: int) -> None:
+    rng = random.Random(seed)
+    commands = random_writes(rng, 15, 40)
+    bench, done = write(width, commands, bad_blocks=some_blocks(rng, commands, 4), latency=rng.choice([0, 5, 60]),
+                        stall=stall, seed=seed)
     assert any(d["error"] for c in CLIENTS for d in done[c])
     assert bench.idle_cycles > 0
 

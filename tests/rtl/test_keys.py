@@ -118,11 +118,8 @@ def random_request(rng, entries):
             "length": rng.choice([1, 2, size // 2 % (1 << 24), 0x10_0000]), "write": rng.randrange(2)}
 
 
-@pytest.mark.parametrize(("seed", "stall"), [(1, 0.0), (2, 0.3), (3, 0.7)])
-def test_random_requests_of_two_clients(seed, stall):
-    rng = random.Random(seed)
-    entries = {index: random_entry(rng) for index in range(16)}
-    asked = [[random_request(rng, entries) for _ in range(150)] for _ in range(2)]
+def ask(entries, asked, *, seed=0, stall=0.0):
+    """Store the entries, let two clients ask, and compare the answers with what the contract says; returns them."""
     bench = Bench(KeyTable(CONFIG), seed=seed)
     taken = [[], []]
     for n in range(2):
@@ -148,6 +145,14 @@ def test_random_requests_of_two_clients(seed, stall):
         assert len(taken[n]) == len(asked[n])
         for got, payload in zip(taken[n], asked[n], strict=True):
             assert agrees(got, expected(entries, payload)), f"seed {seed}: {payload} -> {got}"
+    return taken
+
+
+@pytest.mark.parametrize(("seed", "stall"), [(1, 0.0), (2, 0.3), (3, 0.7)])
+def test_random_requests_of_two_clients(seed, stall):
+    rng = random.Random(seed)
+    entries = {index: random_entry(rng) for index in range(16)}
+    taken = ask(entries, [[random_request(rng, entries) for _ in range(150)] for _ in range(2)], seed=seed, stall=stall)
     assert {a["status"] for a in taken[0]} == {Status.OK, Status.KEY_INVALID, Status.KEY_OWNER, Status.KEY_RIGHTS,
                                               Status.KEY_BOUNDS}
 
