@@ -43,6 +43,10 @@ SPLIT = ("--output-split", "20000")
 WHOLE = ("-fno-split", "-fno-reorder", "-fno-dfg", "--output-split", "0", "--output-split-cfuncs", "0")
 """Our own SystemVerilog stands in the right order already, and runs fastest in one piece."""
 
+BYTEWISE = "-fno-tree-vectorize -fno-tree-slp-vectorize -fno-schedule-insns2 -fno-tree-pre -fno-gcse"
+"""Its state are thousands of bytes, each written by itself: a vector of some would wait for what has just been stored.
+And in a function of its size, what is computed or loaded sooner than it is needed only goes to the stack and back."""
+
 
 class Target(NamedTuple):
     """What can be built."""
@@ -128,14 +132,14 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
         return
     _check_one_process(work)
     # Compiled twice: the second time g++ knows which way the branches of a device under full load go.
-    profile = f"-fprofile-dir={work / 'profile'}"
-    _compile(work, "Vwrapper", "-O2", f"-fprofile-generate -fprofile-update=single {profile}")
+    profile, optimisation = f"-fprofile-dir={work / 'profile'}", f"-O2 {BYTEWISE}"
+    _compile(work, "Vwrapper", optimisation, f"-fprofile-generate -fprofile-update=single {profile}")
     _run([sys.executable, "-c", "from cosim.benches.training import train; train()", str(work / "obj" / LIBRARY_NAME)],
          work, {**os.environ, TRAINED: msgspec.json.encode(config).decode()})
     for path in (work / "obj").iterdir():
         if path.suffix in (".o", ".a", ".so", ".fast", ".slow", ".gch"):
             path.unlink()
-    _compile(work, "Vwrapper", "-O2", f"-fprofile-use -Wno-missing-profile {profile}")
+    _compile(work, "Vwrapper", optimisation, f"-fprofile-use -Wno-missing-profile {profile}")
 
 
 def compile_library(config: NicConfig, work: Path, target: Target, device: str, wrapper: str, *,

@@ -95,6 +95,13 @@ class Expressions:
             while end < len(parts) and parts[end].width == parts[at].width:
                 end += 1
             rolled = self._roll(parts[at:end]) if end - at >= LANES else None
+            if rolled is None and end - at >= LANES:
+                # the first or last lanes may be of another kind
+                alike = at
+                while alike < end and parts[alike].op == parts[at].op:
+                    alike += 1
+                if LANES <= alike - at < end - at:
+                    end, rolled = alike, self._roll(parts[at:alike])
             if rolled is not None and 2 * self.cost(rolled) < sum(self.cost(p) + 2 for p in parts[at:end]):
                 found.append(rolled)
             else:

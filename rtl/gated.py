@@ -13,6 +13,9 @@ compiler keeps in registers or moves to where they are needed; the rest in varia
 """
 
 import fnmatch
+import functools
+import itertools
+import operator
 import re
 
 from rtl.expressions import own_cost
@@ -27,9 +30,6 @@ WORTH_A_TEST = 4
 
 IDLE = 0.03
 """Part of all cycles in which a gated component is thought to be active."""
-
-TEST_COST = 3.5
-"""Operations that a test for changes costs."""
 
 WORTH_A_GROUP = 6
 """Terms of so many operations that hardly ever change are brought together."""
@@ -50,6 +50,12 @@ class GatedWriter(Writer):
     WORD_BITS = 64
     """Change bits that stand in one variable."""
 
+    TEST_COST = 3.5
+    """Operations that a test for changes costs."""
+
+    TOGETHER = 8
+    """So many neighbours that hardly ever are active are looked at together."""
+
     WORTH_AN_EXIT = 16
     """A sum of so many terms is not computed beyond the first that decide it."""
 
@@ -59,11 +65,13 @@ class GatedWriter(Writer):
     def __init__(self, netlist, name, busy, packed=None, seldom=(), lively=()):
         super().__init__(netlist, name, packed)
         self._lively = re.compile("|".join(map(fnmatch.translate, lively)) or "(?!)")
-        self._seldom = self._take_seldom(set(seldom))
+        self._resting = set(seldom)
+        self._seldom = self._take_seldom(self._resting)
         self._analyse(set(busy))
         self._kept = {}  # expressions that the combinational process keeps -> their variables
         self._hazards = None  # while statements at the clock are written: see `read`
-        self._aside = set()  # registers whose old value another gate needs
+        self._aside = {}  # registers whose old value other gates need -> those gates
+        self._places = {}  # change bits -> their places in the words
         self._variables = {}  # of the module -> (width, initial value or None)
         self._temporaries = {}  # variables of the process -> their widths
 
@@ -93,8 +101,9 @@ class GatedWriter(Writer):
         return self.temporary("_old" + self.names[piece], piece.width)
 
     def _saved(self, piece):
-        """The same, kept by the gate that writes it, if another reads it later."""
-        return self.temporary("_save" + self.names[piece], piece.width)
+        """The same, kept by the gate that writes it, if another reads it later. A variable of the module: it has no
+        value that a compiler would have to give it in the cycles in which it is not asked for."""
+        return self.variable("_save" + self.names[piece], piece.width)
 
     def _was(self, piece):
         """A calm register's value before what may write it more than once."""
@@ -106,7 +115,7 @@ class GatedWriter(Writer):
 
     def _mark(self, source, word_of=None):
         """A statement that sets the bit of a gate or an input."""
-        word, bit = divmod(self._bits[source], self.WORD_BITS)
+        word, bit = divmod(self._places[self._bits[source]], self.WORD_BITS)
         target = (word_of or self._changed)(word)
         return f"{target} = {target} | {self._bits_text(1 << bit)};"
 
@@ -119,7 +128,8 @@ class GatedWriter(Writer):
             mine = [statement for statement in gate.statements
                     if isinstance(statement, If) and len(statement.branches) == 1
                     and statement.branches[0][0].op == "leaf" and statement.branches[0][0].value.kind == "input"
-                    and statement.branches[0][0].value.signal.name in seldom]
+                    and statement.branches[0][0].value.signal.name in seldom
+                    and statement.branches[0][0].value.width == len(statement.branches[0][0].value.signal)]
             found.statements += mine
             gate.statements = [statement for statement in gate.statements if statement not in mine]
         for piece in set(written(found.statements)).difference(*(written(g.statements) for g in self.netlist.gates)):
@@ -147,6 +157,8 @@ class GatedWriter(Writer):
         uses, order = count_uses(roots, self._args)
         known = set(order)
         self._needed = set().union(*(self._known_before(gate, known) for gate in netlist.gates))
+        self._chunks = self._find_chunks()
+        roots += [active for active, groups in self._chunks if len(groups) > 1]
         self._regroup(order, uses, {gate.active for gate in gated})
         uses, order = count_uses(roots, self._args)
         parents = {}
@@ -154,6 +166,9 @@ class GatedWriter(Writer):
             for arg in self._args(node):
                 parents.setdefault(arg, []).append(node)
         kept = {node for node in roots if make.cost(node) >= WORTH_KEEPING} | self._needed
+        # read when registers have been written
+        kept |= {node for node in (*(gate.active for gate in gated), *(active for active, _groups in self._chunks))
+                 if node is not None and node.op != "const"}
         kept |= {node for node in order if uses[node] > 1 and make.cost(node) >= WORTH_KEEPING}
         kept |= self._terms.keys() & set(order)
         for node in reversed(order):
@@ -343,7 +358,7 @@ class GatedWriter(Writer):
             if found and found[-1][0] == block:
                 _block, before, nodes, total = found[-1]
                 both = chance(before | support)
-                if (both - chance(before)) * total + (both - chance(support)) * cost < TEST_COST:
+                if (both - chance(before)) * total + (both - chance(support)) * cost < self.TEST_COST:
                     found[-1] = (block, before | support, nodes + cluster, total + cost)
                     continue
             found.append((block, support, cluster, cost))
@@ -361,25 +376,53 @@ class GatedWriter(Writer):
     def _words(self):
         return range(len(self._bits) // self.WORD_BITS + 1)
 
+    def _place_bits(self, supports):
+        """Give each change bit its place in the words: so that what is tested together stands together, for a test
+        looks at each word that holds a bit of it."""
+        tests = {0: set()}
+        for number, support in enumerate(supports):
+            for bit in range(support.bit_length()):
+                if support >> bit & 1:
+                    tests.setdefault(bit, set()).add(number)
+        rest = list(range(1, len(self._bits) + 1))
+        order, looks = [0], set()
+        while rest:
+            if len(order) % self.WORD_BITS == 0:
+                looks = set()
+            chosen = max(rest, key=lambda bit: 2 * len(looks & tests.get(bit, looks)) - len(tests.get(bit, ())))
+            rest.remove(chosen)
+            order.append(chosen)
+            looks |= tests.get(chosen, set())
+        self._places = {bit: place for place, bit in enumerate(order)}
+
     def _test(self, support):
         """Whether something of a support has changed."""
-        masks = [(word, support >> word * self.WORD_BITS & ((1 << self.WORD_BITS) - 1)) for word in self._words()]
-        return " || ".join(f"({self._now(word)} & {self._bits_text(mask)}) != 0" for word, mask in masks if mask)
+        masks = dict.fromkeys(self._words(), 0)
+        for bit in range(support.bit_length()):
+            if support >> bit & 1:
+                word, place = divmod(self._places[bit], self.WORD_BITS)
+                masks[word] |= 1 << place
+        return " || ".join(f"({self._now(word)} & {self._bits_text(mask)}) != 0"
+                           for word, mask in masks.items() if mask)
 
     def _combinational(self):
         """The parts of what is computed before the clock."""
         clusters, users = self._schedule()
+        blocks = [list(run) for _block, run in itertools.groupby(clusters, key=lambda cluster: cluster[0])]
+        quiet = [self._quiet_part(node) if guard is None else None for _target, node, guard in self._shown]
+        unions = [functools.reduce(operator.or_, (support for _block, support, _cluster in run)) for run in blocks]
+        self._place_bits([support for _block, support, _cluster in clusters if support != ALWAYS] + unions
+                         + [self._support(node) for _target, node, guard in self._shown
+                            if guard is None and self._support(node) != ALWAYS]
+                         + [self._support(node) for node in quiet if node is not None])
         known_outside = self._needed | {g.active for g in self._bits if not isinstance(g, Piece)}
+        known_outside |= {active for active, _groups in self._chunks}
         for target, node, guard in self._shown:
             known_outside.add(node if guard is None else guard)
-        parts, at = [], 0
-        while at < len(clusters):
-            end, union = at, 0
-            while end < len(clusters) and clusters[end][0] == clusters[at][0]:
-                union |= clusters[end][1]
-                end += 1
+        parts = []
+        for run, union in zip(blocks, unions, strict=True):
             inner, computed = [], []
-            for _block, support, cluster in clusters[at:end]:
+            for _block, support, cluster in run:
                 body = self._cluster(support, cluster, users, known_outside)
                 if support == ALWAYS:
                     parts += [self._part(lines, [node]) for lines, node in zip(body, cluster, strict=True)]
@@ -389,19 +432,42 @@ class GatedWriter(Writer):
                 computed += cluster
             if computed:
                 parts.append(self._part(self._tested(union, inner), computed))
-            at = end
         shown = {}
-        for target, node, guard in self._shown:
+        for (target, node, guard), still in zip(self._shown, quiet, strict=True):
             support = ALWAYS if guard is not None else self._support(node) or ALWAYS
-            line = f"{target} {self.show} {self.text(node, self._kept)};"
-            shown.setdefault((support, guard), []).append((line, node))
+            if still is not None:
+                node, kept = self._live_part(node), self.variable(f"_s_{still.serial}", still.width)
+                parts.append(self._part(
+                    self._tested(self._support(still), [f"{kept} = {self.text(still, self._kept)};"]), [still]))
+                self._kept[still] = kept
+                self._is_kept.add(still)
+                line, nodes = f"{target} {self.show} {kept} | {self.text(node, self._kept)};", [still, node]
+            else:
+                line, nodes = f"{target} {self.show} {self.text(node, self._kept)};", [node]
+            shown.setdefault((support, guard), []).append((line, nodes))
         for (support, guard), copies in shown.items():
-            lines, nodes = [line for line, _node in copies], [node for _line, node in copies]
+            lines, nodes = [line for line, _nodes in copies], [node for _line, nodes in copies for node in nodes]
             if guard is not None:
                 lines = [f"if ({self.text(guard, self._kept)}) begin", *indented(lines), "end"]
                 nodes.append(guard)
             parts.append(self._part(self._tested(support, lines), nodes, sink=True))
         return parts
+
+    def _quiet_part(self, node):
+        """Of bits side by side, some of which may always change: the others, with 0 in place of those; None if there is
+        nothing to be gained."""
+        if node.op != "cat" or self._support(node) != ALWAYS:
+            return None
+        still = [part for part in node.args if part.op != "const" and self._support(part) != ALWAYS]
+        if sum(self._local_cost(part) for part in still) < WORTH_A_GROUP:
+            return None
+        make = self.netlist.make
+        return make.cat(*(make.const(0, part.width) if self._support(part) == ALWAYS else part for part in node.args))
+
+    def _live_part(self, node):
+        """What `_quiet_part` leaves."""
+        make = self.netlist.make
+        return make.cat(*(part if self._support(part) == ALWAYS else make.const(0, part.width) for part in node.args))
 
     def _part(self, lines, nodes, sink=False):
         """Lines that compute nodes, or show them."""
@@ -466,6 +532,20 @@ class GatedWriter(Writer):
         ordered = _before_writers([item(tuple(group), group) for group in groups])
         return [_before_writers([item(gate, [gate]) for gate in group]) for group in ordered]
 
+    def _find_chunks(self):
+        """Neighbours among the groups that hardly ever are active: (whether one of them is, groups), so that one look
+        is enough for all of them. Others stand alone."""
+        chunks = []
+        for group in self._groups():
+            active = min(group, key=lambda gate: len(gate.path)).active
+            quiet = active is not None and active.op != "const" and self._support(active) != ALWAYS
+            last = chunks[-1] if chunks else None
+            if quiet and last is not None and last[0] is not None and len(last[1]) < self.TOGETHER:
+                chunks[-1] = self.netlist.make.or_(last[0], active), [*last[1], group]
+            else:
+                chunks.append((active if quiet else None, [group]))
+        return chunks
+
     def _reads(self, statements):
         """Registers and columns of memories that statements read."""
         found, seen, stack = set(), set(), list(expressions(statements))
@@ -527,15 +607,15 @@ class GatedWriter(Writer):
         bodies = {}
         hazards.enter_gate()
         seldom = self._gate_body(self._seldom, {})
-        groups = self._groups()
-        for group in groups:
+        for group in (group for _active, groups in self._chunks for group in groups):
             for gate in group:
                 hazards.enter_gate()
                 body = self._gate_body(gate, self._kept)
                 there, here = (sorted(pieces, key=self.names.get) for pieces in (hazards.old_there, hazards.old_here))
                 aside = [f"{self._old(piece)} = {self._before(piece)};" for piece in there]
                 aside += [f"{self._old(piece)} = {self.names[piece]};" for piece in here]
-                self._aside |= hazards.old_there
+                for piece in there:
+                    self._aside.setdefault(piece, []).append(gate)
                 bodies[gate] = aside + body
         self._hazards = None
         changes = set(written(self._seldom.statements))
@@ -546,31 +626,56 @@ class GatedWriter(Writer):
             asked = " || ".join({self.text(test, {}): None for statement in self._seldom.statements
                                  for test, _inner in statement.branches})
             lines += [f"if ({asked}) begin", *indented([self._mark(self._seldom), *seldom]), "end"]
-        for group in groups:
-            needed = self._kept_of([node for gate in group for node in expressions(gate.statements)]
-                                   + [gate.active for gate in group if gate.active is not None])
+        for active, groups in self._chunks:
+            saves, asked = {}, [] if active is None else [active]
+            gates = [gate for group in groups for gate in group]
+            for gate in gates:
+                saves[gate], more = self._saves(gate)
+                asked += more
+            needed = self._kept_of([node for gate in gates for node in expressions(gate.statements)]
+                                   + [gate.active for gate in gates if gate.active is not None] + asked)
             for node in needed:
                 place(part_of[node])
-            changes = {item for gate in group for item in written(gate.statements)}
+            changes = {item for gate in gates for item in written(gate.statements)}
             for part in parts:
                 if not part.reads.isdisjoint(changes):
                     place(part)
-            inner = []
-            for gate in group:
-                saves = [f"{self._saved(p)} = {self.names[p]};"
-                         for p in sorted(self._aside, key=self.names.get) if p.gate is gate]
-                rest = saves + bodies[gate]
-                if gate.active is not None:
-                    rest.insert(0, self._mark(gate))
-                head = "" if gate.active is None else f"if ({self.holds(gate.active)}) "
-                inner += [f"{head}begin  // {'.'.join(gate.path)}", *indented(rest), "end"]
-            if len(group) > 1:
-                outer = min(group, key=lambda gate: len(gate.path))
-                inner = [f"if ({self.holds(outer.active)}) begin", *indented(inner), "end"]
+            inner = [line for group in groups for line in self._group_lines(group, saves, bodies)]
+            if len(groups) > 1:
+                inner = [f"if ({self.holds(active)}) begin", *indented(inner), "end"]
             lines += inner
         for part in parts:
             place(part)
         return lines
+
+    def _group_lines(self, group, saves, bodies):
+        """The statements of a gate, and of those inside it, under whether they are active."""
+        lines = []
+        for gate in group:
+            rest = saves[gate] + bodies[gate]
+            if gate.active is not None:
+                rest.insert(0, self._mark(gate))
+            head = "" if gate.active is None else f"if ({self.holds(gate.active)}) "
+            lines += [f"{head}begin  // {'.'.join(gate.path)}", *indented(rest), "end"]
+        if len(group) > 1:
+            outer = min(group, key=lambda gate: len(gate.path))
+            lines = [f"if ({self.holds(outer.active)}) begin", *indented(lines), "end"]
+        return lines
+
+    def _saves(self, gate):
+        """Lines that keep aside what a gate writes before others read it; and each `active` that they look at: several
+        registers are kept only for those that will read them in this cycle."""
+        found, asked = {}, []
+        for piece in sorted((piece for piece in self._aside if piece.gate is gate), key=self.names.get):
+            found.setdefault(tuple(self._aside[piece]), []).append(f"{self._saved(piece)} = {self.names[piece]};")
+        lines = []
+        for readers, kept in found.items():
+            actives = [reader.active for reader in readers]
+            if len(kept) > len(actives) and None not in actives:
+                asked += actives
+                kept = [f"if ({' || '.join(map(self.holds, actives))}) begin", *indented(kept), "end"]
+            lines += kept
+        return lines, asked
 
     def holds(self, active):
         """Whether a gate's statements must be executed."""
@@ -594,7 +699,7 @@ class GatedWriter(Writer):
         """The value before the clock of a register that another gate may have written."""
         if piece.gate.active is None:
             return self._saved(piece)
-        word, bit = divmod(self._bits[piece.gate], self.WORD_BITS)
+        word, bit = divmod(self._places[self._bits[piece.gate]], self.WORD_BITS)
         return f"{self._changed(word)}[{bit}] ? {self._saved(piece)} : {self.names[piece]}"
 
     def _gate_body(self, gate, kept):
@@ -701,13 +806,23 @@ class GatedWriter(Writer):
         return [*lines, head, *indented(automatic + process), "end"]
 
     def _entering(self):
-        """Lines that say what has changed since the last time: at the last edge, and of the inputs."""
+        """Lines that say what has changed since the last time: at the last edge, and of the inputs. Those that hardly
+        ever are 1 are looked at together."""
+        resting = []
         lines = [f"{self._now(word)} = {self._changed(word)};" for word in self._words()]
+        still = []
         for piece in self._entering_pieces():
             before = self.variable(self.unique("_before", piece.signal.name, piece.low), piece.width, 0)
             name = self.names[piece]
-            lines.append(f"if ({before} {self.differs} {name}) begin {before} = {name}; "
-                         f"{self._mark(piece, self._now)} end")
+            rests = piece.signal.name in self._resting and piece.low == 0 and piece.width == 1
+            (still if rests else lines).append(
+                f"if ({before} {self.differs} {name}) begin {before} = {name}; {self._mark(piece, self._now)} end")
+            if rests:
+                resting.append(name)
+        if still:
+            any_now, any_before = " | ".join(resting), self.variable(self.unique("_before_any"), 1, 0)
+            lines += [f"if (({any_now} | {any_before}) {self.differs} 0) begin", *indented(still),
+                      f"  {any_before} = {any_now};", "end"]
         return lines + [f"{self._changed(word)} = {self._bits_text(0 if word else ALWAYS)};" for word in self._words()]
 
     def _entering_pieces(self):

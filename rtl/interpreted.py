@@ -3,7 +3,9 @@
 As in `rtl.gated`, one process executes at the clock what is active, and computes anew what has changed. What costs time
 is another thing, though: Icarus looks for a variable's value behind a cast that takes longer than most operations, but
 finds a word of an array, at a constant place, at once. So all registers and variables of one width are the words of one
-array; their names stand beside in comments. There are no nets, and hence no events, but those of ports.
+array; their names stand beside in comments. There are no nets, and hence no events, but those of ports. What is
+computed under a test has a variable of one bit that says whether it must be computed anew, and whoever changes
+something that it depends on sets it: that is dear, but happens a few times in a cycle, and a test is asked in each.
 
 What is unknown stays unknown. An X of an operand makes X of the result where it matters, as Verilog's operators do. If
 a condition is X, all that depends on it becomes X, in statements as in expressions, where Verilog's own `if` takes an
@@ -14,7 +16,7 @@ values, and what Amaranth reads beyond an end is 0. So an X comes from an input.
 
 import sys
 
-from rtl.gated import GatedWriter, in_order
+from rtl.gated import ALWAYS, GatedWriter, in_order
 from rtl.netlist import Case, If, Set, Write, read
 from rtl.systemverilog import branches_of, indented, vector
 
@@ -28,7 +30,7 @@ def convert(component, name: str) -> str:
 class InterpretedWriter(GatedWriter):
     """See above."""
 
-    WORD_BITS = 32  # Icarus puts a wider constant together from two, each time
+    TEST_COST, TOGETHER = 1.2, 1  # reading an operand is what takes time, and a test reads one
     WORTH_AN_EXIT = sys.maxsize  # never: after an X the others may still decide
     differs, show = "!==", "<="
     header = "/* words of the arrays are registers and variables */"
@@ -38,6 +40,7 @@ class InterpretedWriter(GatedWriter):
         self._arrays = {}  # width -> the array's name, and its words' names
         self._initial = []  # assignments of initial values
         self._words_of = {}  # names -> words
+        self._stale = []  # of what is computed under a test: its support, and the variable
         for piece in netlist.registers:
             self.names[piece] = self.variable(self.names[piece], piece.width, f"{piece.width}'h{piece.init:x}")
 
@@ -62,6 +65,34 @@ class InterpretedWriter(GatedWriter):
     def state(self):
         """Nothing: `body` declares all, and gives it its initial values in the process that needs them."""
         return []
+
+    # ---- what must be computed anew
+
+    def _tested(self, support, lines):
+        """See `GatedWriter._tested`. All is computed in one pass that changes no register, so the variables need no
+        copy of what they were."""
+        if support == ALWAYS:
+            return lines
+        name = self.variable(self.unique("_stale", len(self._stale)), 1, "1'b1")
+        self._stale.append((support, name))
+        return [f"if ({name}) begin", *indented([f"{name} = 1'b0;", *lines]), "end"]
+
+    def _mark(self, source, word_of=None):
+        """Statements that say that a gate's registers, or an input, have changed."""
+        bit = 1 << self._bits[source]
+        return " ".join(f"{name} = 1'b1;" for support, name in self._stale if support & bit)
+
+    def _all_changed(self):
+        return [f"{name} = 1'b1;" for _support, name in self._stale]
+
+    def _words(self):
+        return range(0)
+
+    def _before(self, piece):
+        """See `GatedWriter._before`. What says whether a gate is active has been computed before the clock."""
+        if piece.gate.active is None:
+            return self._saved(piece)
+        return f"({self.holds(piece.gate.active)}) ? {self._saved(piece)} : {self.names[piece]}"
 
     # ---- what is unknown
 

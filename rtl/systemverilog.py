@@ -54,7 +54,7 @@ def convert(component, name: str, *, gated: bool, busy=(), seldom=(), lively=(),
         Paths, with dots, of components that are active in most cycles; those are not gated. It is a hint: only the
         speed depends on it.
     seldom : collection of str
-        Names of inputs that are hardly ever 1: a hint, too.
+        Names of inputs that are hardly ever 1, or whose lowest bit is, a stream's valid: a hint, too.
     lively : collection of str
         Patterns of paths, as `fnmatch` knows them, of busy components' small registers that change in many cycles; of
         the others it is thought that they hardly do. A hint, too.

@@ -40,11 +40,15 @@ LIVELY = (
 no pauses, the others stand still, and what depends on them need not be computed."""
 
 
+SELDOM = ("asked", "s_axil_aw", "s_axil_w", "s_axil_ar", "s_axi_aw", "s_axi_w")
+"""Inputs that hardly ever are 1, or valid: a processor accesses registers and doorbells now and then."""
+
+
 def compiled_verilog(config: NicConfig) -> str:
     """The same device for the compiled engine, in SystemVerilog that Verilator runs fast; without names inside. It
     needs no wrapper: its ports are `clk` and the vectors of `rtl.wrapper`."""
     return each_edge(systemverilog.convert(SimulationTop(config, probed=True), name="memnic_wrapper", gated=True,
-                                           busy=BUSY, seldom=("asked",), lively=LIVELY,
+                                           busy=BUSY, seldom=SELDOM, lively=LIVELY,
                                            packed=packed(config)))
 
 

@@ -80,6 +80,7 @@ class CocotbPins:
 
     def __init__(self, dut: Any) -> None:
         self._dut = dut
+        self._watches: dict[str, Any] = {}
 
     def reader(self, name: str) -> Callable[[], int]:
         """A function that reads an output. It raises RunError when a bit of it is X or Z."""
@@ -93,6 +94,29 @@ class CocotbPins:
 
         return read
 
+    def watcher(self, name: str) -> Callable[[], int]:
+        """The same, of an output that seldom changes: it is only read when it has."""
+        read, handle = self.reader(name), getattr(self._dut, name)._handle
+        value: int | None = None
+
+        def changed() -> None:
+            nonlocal value
+            value = None
+            watch()
+
+        def watch() -> None:
+            self._watches[name] = cocotb.simulator.register_value_change_callback(
+                handle, changed, cocotb.simulator.VALUE_CHANGE)
+
+        def current() -> int:
+            nonlocal value
+            if value is None:
+                value = read()
+            return value
+
+        watch()
+        return current
+
     def writer(self, name: str) -> Callable[[int], None]:
         """A function that drives an input from now on."""
         handle = getattr(self._dut, name)
@@ -105,25 +129,28 @@ DEPOSIT = 0
 
 
 class TickedEdge(GPITrigger):
-    """Fires at a falling edge at which `tick` returns True, or raises: then `error` has what it raised.
+    """Fires at a falling edge at which the host must be called, no tick is needed for a time, the run was interrupted,
+    or a tick raised. Attributes: `stopped`, what the last tick returned; `error`, what it raised.
 
     `FallingEdge` would wake a task in each cycle, and cocotb's way there costs as much as half a tick.
     """
 
-    def __init__(self, clock: Any, tick: Callable[[], bool]) -> None:
+    def __init__(self, clock: Any, transactors: LeanTransactors, interrupted: list[int]) -> None:
         super().__init__()
         self.error: Exception | None = None
-        self._clock, self._tick = clock._handle, tick
+        self.stopped = False
+        self._clock, self._tick = clock._handle, transactors.tick
+        self._transactors, self._interrupted = transactors, interrupted
 
     def _prime(self) -> None:
         self._cbhdl = cocotb.simulator.register_value_change_callback(self._clock, self._edge, cocotb.simulator.FALLING)
 
     def _edge(self) -> None:
         try:
-            wakes = self._tick()
+            self.stopped = self._tick()
         except Exception as error:
-            self.error, wakes = error, True
-        if wakes:
+            self.error = error
+        if self.stopped or self._transactors.idle_cycles or self._interrupted or self.error is not None:
             self._react()
         else:
             self._prime()
@@ -140,24 +167,19 @@ async def lean_transactors(dut: Any, bench: Bench, jump: bool, interrupted: list
     port.expect()
     transactors.jump(jump, True)
     await _reset(dut, pins, config)
-    period_ps, stopped = clock_period_ps(config), False
-
-    def tick() -> bool:
-        nonlocal stopped
-        stopped = transactors.tick()
-        return stopped or bool(transactors.idle_cycles) or bool(interrupted)
-
-    edge = TickedEdge(dut.clk, tick)
-    tick()  # of the cycle before edge 0, which reset has ended in
+    period_ps = clock_period_ps(config)
+    edge = TickedEdge(dut.clk, transactors, interrupted)
+    edge.stopped = transactors.tick()  # of the cycle before edge 0, which reset has ended in
     while True:
         if edge.error is not None:
             raise edge.error
-        if stopped:
+        if edge.stopped:
             port.deliver()
             if bench.finished():
                 return port
             port.expect()
         if interrupted:
+            transactors.count()
             return port
         idle = min(transactors.idle_cycles, LISTEN_CYCLES)
         if idle:

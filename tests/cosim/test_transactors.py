@@ -167,6 +167,8 @@ class Wires:
     def reader(self, name: str) -> Callable[[], int]:
         return lambda: self.shows[name]
 
+    watcher = reader
+
     def writer(self, name: str) -> Callable[[int], None]:
         def write(value: int) -> None:
             self.given[name] = value

@@ -234,6 +234,38 @@ class Worker(wiring.Component):
         return m
 
 
+class Station(wiring.Component):
+    """Adds what it is given to three registers while it is enabled."""
+
+    enable: In(1)
+    i: In(24)
+    o: Out(24)
+    active: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        held = [Signal(8, name=f"held_{n}", init=n) for n in range(3)]
+        m.d.comb += [self.active.eq(self.enable), self.o.eq(Cat(held))]
+        with m.If(self.enable):
+            m.d.sync += [here.eq(here + self.i.word_select(n, 8)) for n, here in enumerate(held)]
+        return m
+
+
+def stations(m, x, call, other):
+    """Components that read one another's registers in a ring and wait for one another; the first never rests. `call`
+    and `other` are streams that hardly ever have something."""
+    made = [Station() for _ in range(6)]
+    for n, station in enumerate(made):
+        m.submodules[f"station_{n}"] = station
+        before, behind = made[n - 1], made[(n + 1) % len(made)]
+        m.d.comb += station.i.eq(Cat(behind.o[8:], before.o[:8]) ^ x)
+        if n:
+            m.d.comb += station.enable.eq((before.o[2] ^ call[0]) & (before.o[9] | other[0]))
+    m.d.comb += made[0].enable.eq(x[3] | call[0])
+    return {"all": Cat(station.o for station in made), "taken": call[1:] & other[1:],
+            "marks": Cat(*(station.o[0] & station.o[1] for station in made), x[0])}
+
+
 def random_design(seed):
     """Expressions of random shape and depth, some through registers."""
     def build(m, **inputs):
@@ -270,6 +302,7 @@ DESIGNS = {
     "lanes": lambda: Design(lanes, x=128, y=128, mask=16, border=unsigned(5), flag=1),
     "pipeline": lambda: Design(pipeline, x=8, y=8, flag=1),
     "hints": lambda: Design(hints, flags=24, flag=1),
+    "stations": lambda: Design(stations, x=24, call=9, other=9),
     "random_1": lambda: Design(random_design(1), **FUZZ),
     "random_2": lambda: Design(random_design(2), **FUZZ),
     "random_3": lambda: Design(random_design(3), **FUZZ),
@@ -279,7 +312,8 @@ DESIGNS = {
     "parser": lambda: Parser(CONFIG),
     "skid": lambda: SkidBuffer(shape=data.StructLayout({"data": 128, "last": 1, "tag": 9})),
 }
-HINTS = {"pipeline": {"busy": ("worker_1",)}, "hints": {"seldom": ("flag",), "lively": ("stored_*",)}}
+HINTS = {"pipeline": {"busy": ("worker_1",)}, "hints": {"seldom": ("flag",), "lively": ("stored_*",)},
+         "stations": {"busy": ("station_0",), "seldom": ("call", "other")}}
 
 
 def ports(component, flow):
@@ -442,6 +476,16 @@ def test_a_gated_component_costs_one_test():
     assert text.count("always ") == 1
     # one that is busy is not gated
     assert "\n    begin  // worker_1" in convert(DESIGNS["pipeline"](), "top", gated=True, busy=["worker_1"])
+
+
+def test_neighbours_cost_one_test():
+    text = convert(DESIGNS["stations"](), "top", gated=True, **HINTS["stations"])
+    # five stations that may rest, under one test of them all, and of two inputs whether either has something
+    assert re.search(r"\n    if \(_c_\d+\) begin\n      if \(_c_\d+\) begin  // station_[1-5]\n", text)
+    assert not re.search(r"\n    if \(_c_\d+\) begin  // station_[1-5]\n", text)
+    assert re.search(r"\n    if \(\((call|other)\[0\+:1\] \| (call|other)\[0\+:1\] \| _before_any\) != 0\) begin", text)
+    # what they read of the first is kept for those that will
+    assert re.search(r"if \(_c_\d+\) begin\n +_save_r_station_0_held_\d = ", text)
 
 
 def test_what_decides_ends_a_long_sum():

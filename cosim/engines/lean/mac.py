@@ -17,8 +17,9 @@ _RX_READY = _RX_VALID << READY_SHIFT
 
 
 class LeanMac:
-    """Attributes: `frames`, not yet handed to the host; `ready`, whether it takes a beat in the next cycle;
-    `frames_sent` and `frames_received` by the device."""
+    """Attributes: `frames`, not yet handed to the host; `report_by`, the edge by which the host must have seen the
+    oldest of them; `ready`, whether the MAC takes a beat in the next cycle; `frames_sent` and `frames_received` by the
+    device."""
 
     def __init__(self, config: NicConfig, edges: Edges, pins: Pins, inputs: Inputs, timing: MacTiming) -> None:
         self.frames: list[SentFrame] = []
@@ -34,10 +35,11 @@ class LeanMac:
         tx, rx = fields["m_axis_tx"], fields["s_axis_rx"]
         self._tx_data, self._tx_keep, self._tx_last = (tx[name][0] for name in ("data", "keep", "last"))
         self._data, self._keep, self._last, self._user = (rx[name][0] + 1 for name in ("data", "keep", "last", "user"))
-        self._entering: list[bytes] = []
+        self._all_data, self._all_kept = (1 << 8 * self._width) - 1, (1 << self._width) - 1
+        self._entering: list[int] = []
         self._maybe_full = True
         self._last_free_ps = 0
-        self._report_by = self._held_since = NEVER
+        self.report_by = self._held_since = NEVER
         self._sink_credit = self._source_credit = 0
         self._arriving: deque[tuple[int, bytes, bool]] = deque()
         self._sent_bytes = 0
@@ -51,45 +53,54 @@ class LeanMac:
         """Take a beat that the device sends, in the cycle before `edge`, and say whether the next may come."""
         moves = bool(self.ready and flags & _TX)
         if moves:
-            self._take(edge, self._read_tx())
-        percent = self._timing.sink_percent
-        if self._maybe_full or percent < 100:
-            self._maybe_full = not self._fifo.has_room(self._edges.time_of(edge))
-        ready = bool(self._entering) or not self._maybe_full
-        if percent < 100:
-            if ready and flags & _TX:
-                self._sink_credit += percent
-                ready = self._sink_credit >= 100
-            else:
-                ready = False
-            if ready:
-                self._sink_credit -= 100
-        self.ready = ready
-        if flags & _TX and not moves and not self.drains(edge):
-            self._held_since = min(self._held_since, edge)
+            word = self._read_tx()
+            self._entering.append(word)
+            if word >> self._tx_last & 1:
+                self._leave(edge)
+        if self._maybe_full or self._timing.sink_percent < 100:
+            self.ready = self._may_come(edge, flags)
         else:
+            self.ready = True
+        if moves or not flags & _TX or self.drains(edge):
             self._held_since = NEVER
+        else:
+            self._held_since = min(self._held_since, edge)
         return moves
 
-    def _take(self, edge: int, word: int) -> None:
-        width = self._width
-        keep = word >> self._tx_keep & (1 << width) - 1
-        data = (word >> self._tx_data & (1 << 8 * width) - 1).to_bytes(width, "little")
-        self._entering.append(data[: keep.bit_count()])
-        if word >> self._tx_last & 1:
-            frame = self._fifo.push(b"".join(self._entering), self._edges.time_of(edge))
-            self._entering = []
-            self._maybe_full = True
-            self._last_free_ps = frame.free_ps
-            self.frames.append(frame)
-            if len(self.frames) == 1:
-                self._report_by = max(edge, self._edges.at(frame.end_ps + self._timing.lookahead_ps))
-            self.frames_sent += 1
+    def _may_come(self, edge: int, flags: int) -> bool:
+        self._maybe_full = not self._fifo.has_room(self._edges.time_of(edge))
+        if self._maybe_full and not self._entering:
+            return False
+        if self._timing.sink_percent < 100:
+            if not flags & _TX:
+                return False
+            self._sink_credit += self._timing.sink_percent
+            if self._sink_credit < 100:
+                return False
+            self._sink_credit -= 100
+        return True
+
+    def _leave(self, edge: int) -> None:
+        """All beats of a frame have come."""
+        data, keep, width = self._tx_data, self._tx_keep, self._width
+        frame = self._fifo.push(b"".join([
+            (word >> data & self._all_data).to_bytes(width, "little")[: (word >> keep & self._all_kept).bit_count()]
+            for word in self._entering]), self._edges.time_of(edge))
+        self._entering = []
+        self._maybe_full = True
+        self._last_free_ps = frame.free_ps
+        self.frames.append(frame)
+        if len(self.frames) == 1:
+            self.report_by = max(edge, self._edges.at(frame.end_ps + self._timing.lookahead_ps))
+        self.frames_sent += 1
 
     def source(self, edge: int, flags: int) -> bool:
         """Offer a beat of what has arrived. Returns whether one left."""
         offered = self._inputs.valid & _RX_VALID
-        if offered and not flags & _RX_READY:
+        if offered:
+            if not flags & _RX_READY:
+                return False
+        elif not self._arriving:
             return False
         self._inputs.offer(_RX, self._next_beat(edge))
         return bool(offered)
@@ -113,13 +124,10 @@ class LeanMac:
             self.frames_received += 1
         return word
 
-    def report_by(self) -> int:
-        """The edge by which the host must have seen the oldest frame that it has not."""
-        return self._report_by if self.frames else NEVER
-
     def reported(self) -> list[SentFrame]:
         """The frames that the host has not seen; now it has."""
         frames, self.frames = self.frames, []
+        self.report_by = NEVER
         return frames
 
     def next(self) -> int:
@@ -128,7 +136,7 @@ class LeanMac:
         room_ps = None if self.ready else self._fifo.next_room_ps()
         if room_ps is not None:
             edge = min(edge, self._edges.from_(room_ps))
-        return min(edge, self.report_by())
+        return min(edge, self.report_by)
 
     def drains(self, edge: int) -> bool:
         """Whether frames are still leaving the FIFO."""

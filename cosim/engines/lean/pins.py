@@ -49,6 +49,9 @@ class Pins(Protocol):
     def reader(self, name: str) -> Callable[[], int]:
         """A function that reads an output."""
 
+    def watcher(self, name: str) -> Callable[[], int]:
+        """The same, of an output that seldom changes."""
+
     def writer(self, name: str) -> Callable[[int], None]:
         """A function that drives an input from now on."""
 

@@ -30,7 +30,7 @@ class _Access(NamedTuple):
 
 class Registers:
     """Attributes: `answered`, of reads (due, ticket, value) on their way back to the processor, in order; `busy` while
-    an access is at the device."""
+    an access is at the device; `accesses` on their way there. Without either there is nothing to do for `step`."""
 
     def __init__(self, config: NicConfig, pins: Pins, inputs: Inputs) -> None:
         self.answered: deque[tuple[int, int, int]] = deque()
@@ -43,17 +43,17 @@ class Registers:
         # In a word of a stream that enters, valid stands below the payload.
         self._at = {name: {field: offset + 1 for field, (offset, _) in fields[name].items()}
                     for name in ("s_axil_aw", "s_axil_w", "s_axil_ar", "s_axi_aw", "s_axi_w")}
-        self._accesses: deque[_Access] = deque()
+        self.accesses: deque[_Access] = deque()
         self._current = _Access(0, 0, b"", -1)
         self._beats: deque[int] = deque()
 
     def write(self, due: int, address: int, data: bytes) -> None:
         """A posted write that reaches the device at edge `due` or later."""
-        self._accesses.append(_Access(due, address, data, -1))
+        self.accesses.append(_Access(due, address, data, -1))
 
     def read(self, due: int, address: int, ticket: int) -> None:
         """A read."""
-        self._accesses.append(_Access(due, address, b"", ticket))
+        self.accesses.append(_Access(due, address, b"", ticket))
 
     def step(self, edge: int, flags: int, back_cycles: int) -> bool:
         """Follow the access under way, and begin the next one. Returns whether anything moved.
@@ -61,14 +61,14 @@ class Registers:
         `back_cycles`: from the device's answer to the processor.
         """
         moved = self.busy and self._follow(edge, flags, back_cycles)
-        if not self.busy and self._accesses and self._accesses[0].due <= edge:
-            self._start(self._accesses.popleft())
+        if not self.busy and self.accesses and self.accesses[0].due <= edge:
+            self._start(self.accesses.popleft())
             moved = True
         return moved
 
     def next(self) -> int:
         """The edge at which something happens next by itself."""
-        edge = self._accesses[0].due if self._accesses else NEVER
+        edge = self.accesses[0].due if self.accesses else NEVER
         return min(edge, self.answered[0][0]) if self.answered else edge
 
     def report(self) -> list[str]:
@@ -77,8 +77,8 @@ class Registers:
         if self.busy:
             what = "read" if self._current.ticket >= 0 else "write"
             said.append(f"the device has not answered a {what} of register {self._current.address:#x}")
-        if self._accesses:
-            said.append(f"{count(len(self._accesses), 'register access')} on the way to the device")
+        if self.accesses:
+            said.append(f"{count(len(self.accesses), 'register access')} on the way to the device")
         return said
 
     def _start(self, access: _Access) -> None:

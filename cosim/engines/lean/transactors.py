@@ -36,18 +36,19 @@ class LeanTransactors:
     """Bus, registers, MAC and interrupt lines round one device.
 
     Parameters: the device's configuration; its pins. Attributes: `status`, up to date whenever `tick` has returned
-    True; `idle_cycles`, so many edges may run without a tick, as nothing happens.
+    True, or `count` been called; `idle_cycles`, so many edges may run without a tick, as nothing happens.
     """
 
     def __init__(self, config: NicConfig, pins: Pins) -> None:
-        self.status = Status(cycles=RESET_EDGES + 1)
+        self._cycles = RESET_EDGES + 1  # a member of a Status is slow
+        self.status = Status(cycles=self._cycles)
         self.idle_cycles = 0
         self._config = config
         self._edges = Edges(config.clock_hz)
         self._pins = pins
         self._inputs = Inputs(pins)
         self._registers = Registers(config, pins, self._inputs)
-        self._read_flags, self._read_irq = pins.reader("flags"), pins.reader("irq")
+        self._read_flags, self._read_irq = pins.reader("flags"), pins.watcher("irq")
         self._read_deadline = pins.reader("next_deadline")
         self._set_ready, self._set_jump, self._set_jump_to = (
             pins.writer(name) for name in ("ready", "jump", "jump_to"))
@@ -59,6 +60,7 @@ class LeanTransactors:
         self._wake_lines, self._wake_error = 0, False
         self._irq, self._error_irq = 0, False
         self._still_cycles = 0
+        self._never_stuck_before = 0
         self._values: list[tuple[int, int]] = []
         self._rises: list[tuple[int, int]] = []
 
@@ -106,7 +108,7 @@ class LeanTransactors:
         """See `Library.take`."""
         taken = Taken(self._mac.reported(), self._values, self._host.bursts, self._rises)
         self._values, self._host.bursts, self._rises = [], [], []
-        self._count()
+        self.count()
         return taken
 
     def report(self) -> str:
@@ -121,7 +123,7 @@ class LeanTransactors:
         edge = self._edge = self._next_edge
         self._next_edge = edge + 1
         self.idle_cycles = 0
-        self.status.cycles += 1
+        self._cycles += 1
         if self._jumping:
             self._jumping = False
             self._set_jump(0)
@@ -137,8 +139,9 @@ class LeanTransactors:
         if flags & OFFERS:
             host.take(edge, flags)
             moved = True
-        read_cycles = host.bus.timing.mmio_read_cycles
-        moved |= registers.step(edge, flags, read_cycles - read_cycles // 2)
+        if registers.busy or registers.accesses:
+            read_cycles = host.bus.timing.mmio_read_cycles
+            moved |= registers.step(edge, flags, read_cycles - read_cycles // 2)
         host.drive(edge, flags)
         moved |= mac.sink(edge, flags)
         moved |= mac.source(edge, flags)
@@ -149,7 +152,7 @@ class LeanTransactors:
             _, ticket, value = registers.answered.popleft()
             self._values.append((ticket, value))
             stop |= _READ
-        if mac.report_by() <= edge:
+        if mac.report_by <= edge:
             stop |= _FRAMES
         if host.error:
             stop |= _BROKEN
@@ -162,7 +165,7 @@ class LeanTransactors:
             self._still_cycles = 0 if moved or mac.drains(edge) else self._still_cycles + 1
             if edge >= self._limit_edge:
                 stop |= _LIMIT
-        if self._still_cycles > self._stuck_cycles or edge >= self._stuck_at():
+        if self._still_cycles > self._stuck_cycles or (edge >= self._never_stuck_before and self._is_stuck(edge)):
             stop |= _STUCK
         if not stop:
             return False
@@ -170,13 +173,20 @@ class LeanTransactors:
         status.edge = edge
         status.stop |= stop
         status.now_ps = max(self._limit_ps, now_ps) if stop == _LIMIT else now_ps
-        self._count()
+        self.count()
         return True
 
     def skip(self, edges: int) -> None:
         """So many edges ran without a tick: at most `idle_cycles`."""
         self._next_edge += edges
-        self.status.cycles += edges
+        self._cycles += edges
+
+    def _is_stuck(self, edge: int) -> bool:
+        """Whether the device has waited for too long; and if not, how long it cannot have. What it waits for may have
+        moved since, but not before this edge if it waits for nothing yet."""
+        stuck_at = self._stuck_at()
+        self._never_stuck_before = min(stuck_at, edge + self._stuck_cycles + 1)
+        return edge >= stuck_at
 
     def _stuck_at(self) -> int:
         """The edge at which the device will have waited for too long for host memory or the MAC."""
@@ -214,9 +224,10 @@ class LeanTransactors:
             self._irq, self._error_irq = irq, error
         return _INTERRUPT if irq & self._wake_lines or (error and self._wake_error) else 0
 
-    def _count(self) -> None:
+    def count(self) -> None:
         """What the host may want to know, into `status`."""
         status, host, mac = self.status, self._host, self._mac
+        status.cycles = self._cycles
         status.next_ps = self._edges.time_of(self._edges.at(status.now_ps) + 1)
         status.irq, status.error_irq = self._irq, self._error_irq
         status.dma_read_bytes, status.dma_write_bytes = host.read_bytes, host.write_bytes
