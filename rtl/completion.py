@@ -36,7 +36,7 @@ from rtl.interfaces import (
 )
 from rtl.primitives import SmallRam, StreamArbiter, StreamFifo
 
-TOKENS_IN_FLIGHT = 64
+TOKENS_IN_FLIGHT = 128
 """Tokens between the completion's write and its response, which may be a hundred cycles later; also how many may wait
 for the events."""
 
@@ -75,7 +75,7 @@ class Completion(wiring.Component):
     behind, or while that one waited for the write engine; a write that fails fails for all its entries, with one
     `fault`.
     Latency from a token to its write command 5 cycles, and as many more as entries follow at once in the same write;
-    throughput one completion in 2 cycles (one with a bus of 32 bytes or more), 64 in flight.
+    throughput one completion in 2 cycles (one with a bus of 32 bytes or more), 128 in flight.
 
     Parameters
     ----------

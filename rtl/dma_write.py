@@ -14,23 +14,27 @@ from rtl.primitives import SkidBuffer, SmallRam, StreamFifo, round_robin
 RECEIVE_WRITES = 32
 """Bursts in flight of received frames."""
 
-COMPLETION_WRITES = 32
-"""Bursts in flight of completions."""
-
 RECEIVE_BURSTS_BUFFERED = 4
 """Full bursts of received rows that wait for the bus: one being written, the others so that the next is whole."""
 
 COMPLETION_ROWS_BUFFERED = 16
 
 
+def completion_writes(config: NicConfig) -> int:
+    """Bursts in flight of completions. A frame sent and one received need two, if they are of different rings, and an
+    answer may take 100 cycles and more: so 32 last for frames in 7 cycles, 64 for frames in 4, as come from the widest
+    MAC."""
+    return 64 if config.host_bytes == 64 else 32
+
+
 class DmaWriteClient(wiring.Component):
     """One client's half of the write engine: commands and rows to whole bursts, bus responses to `done`.
 
     Enters: `cmd`, commands; `row`, their rows; `answered`, responses to the client's bursts in any order; `clear`,
-    instead of a response: forget the slot of `answered` (after a reset). Leaves: `request`, a burst whose rows are all
-    in the block and whose response has a slot, taken by `grant` in the same cycle; `ready_row`, the rows of all bursts
-    in order; `done`, one for each command, in order, 3 cycles after its last response at the earliest.
-    Throughput one row a cycle, one burst in 2 cycles.
+    instead of a response: forget the slot of `answered` (after a reset). Leaves: `request`, a burst whose rows are in
+    the block (all of them, or the first if `streams`) and whose response has a slot, taken by `grant` in the same
+    cycle; `ready_row`, the rows of all bursts in order; `done`, one for each command, in order, 3 cycles after its last
+    response at the earliest. Throughput one row a cycle, one burst in 2 cycles, one `done` in 2 cycles.
 
     Parameters
     ----------
@@ -39,12 +43,14 @@ class DmaWriteClient(wiring.Component):
         Bursts in flight.
     rows : int
         Rows buffered, a power of two, at least one burst.
+    streams : bool
+        The rows of a command come in each cycle once the first is there, so a burst may begin before its last is.
     """
 
-    def __init__(self, *, config: NicConfig, slots: int, rows: int):
+    def __init__(self, *, config: NicConfig, slots: int, rows: int, streams: bool = False):
         if not isinstance(rows, int) or rows * config.host_bytes < BURST:
             raise ValueError(f"rows must be an integer that holds a burst of {BURST} bytes, not {rows!r}")
-        self.config, self.slots, self.rows = config, slots, rows
+        self.config, self.slots, self.rows, self.streams = config, slots, rows, streams
         slot_bits = ceil_log2(slots)
         super().__init__({
             "cmd": In(stream.Signature(WriteCommand)),
@@ -68,32 +74,26 @@ class DmaWriteClient(wiring.Component):
         connect(m, rows.o, flipped(self.ready_row))
 
         # Issue: a burst waits until rows for it have come that no earlier burst has claimed.
-        burst = Signal(Burst)
+        burst = cutter.o.payload
         burst_rows = Signal(range(BURST // self.config.host_bytes + 1))
-        unclaimed = Signal(range(self.rows + 3))
-        waiting, claimed = Signal(), Signal()
-        load, claim, enter = Signal(), Signal(), Signal()
+        unclaimed = Signal(range(-BURST // self.config.host_bytes, self.rows + 3))
+        claimed, counts = Signal(), Signal()  # `counts`: in the cycle behind, the rows are taken off
+        claim, enter = Signal(), Signal()
         m.d.comb += [
-            load.eq(cutter.o.valid & (~waiting | self.grant)), cutter.o.ready.eq(~waiting | self.grant),
-            enter.eq(rows.i.valid & rows.i.ready),
-            claim.eq(waiting & ~claimed & (unclaimed >= burst_rows)),
+            burst_rows.eq(burst.final[lanes:] - burst.first[lanes:] + 1),
+            cutter.o.ready.eq(self.grant), enter.eq(rows.i.valid & rows.i.ready),
+            claim.eq(cutter.o.valid & ~claimed & (unclaimed >= (1 if self.streams else burst_rows))),
             self.request.eq(claimed & ring.room), self.burst.eq(burst), self.slot.eq(ring.tail),
             ring.allocate.eq(self.grant),
             lasts.write_en.eq(self.grant), lasts.write_addr.eq(ring.tail), lasts.write_data.eq(burst.last),
         ]
         self.invariants = [
-            (~waiting | (burst.first <= burst.final), "a burst ends before it begins"),
-            (~claimed | waiting, "rows are claimed for no burst"),
+            (~cutter.o.valid | (burst.first <= burst.final), "a burst ends before it begins"),
+            (~claimed | cutter.o.valid, "rows are claimed for no burst"),
         ]
-        with m.If(enter | claim):
-            m.d.sync += unclaimed.eq(unclaimed + enter - Mux(claim, burst_rows, 0))
-        with m.If(load):
-            m.d.sync += [
-                waiting.eq(1), burst.eq(cutter.o.payload),
-                burst_rows.eq(cutter.o.payload.final[lanes:] - cutter.o.payload.first[lanes:] + 1),
-            ]
-        with m.Elif(self.grant):
-            m.d.sync += waiting.eq(0)
+        m.d.sync += counts.eq(claim)
+        with m.If(enter | counts):
+            m.d.sync += unclaimed.eq(unclaimed + enter - Mux(counts, burst_rows, 0))
         with m.If(claim):
             m.d.sync += claimed.eq(1)
         with m.Elif(self.grant):
@@ -107,7 +107,7 @@ class DmaWriteClient(wiring.Component):
             ring.answered.valid.eq(self.answered.valid | self.clear), ring.answered.payload.eq(answer),
             lasts.read_addr.eq(ring.head),
             leave.eq(self.done.valid & self.done.ready),
-            retire.eq(ring.answered_head & (~lasts.read_data | ~self.done.valid | self.done.ready)),
+            retire.eq(ring.answered_head & (~lasts.read_data | ~self.done.valid)),
             ring.advance.eq(retire), ring.release.eq(retire),
         ]
         with m.If(retire):
@@ -118,7 +118,7 @@ class DmaWriteClient(wiring.Component):
             m.d.sync += self.done.valid.eq(0)
 
         m.d.comb += self.active.eq(
-            cutter.active | rows.active | ring.active | load | claim | self.grant | retire | leave)
+            cutter.active | rows.active | ring.active | claim | counts | self.grant | retire | leave)
         return m
 
 
@@ -127,10 +127,11 @@ class DmaWrite(wiring.Component):
 
     Enters: commands of two clients, of any alignment, and their rows. Leaves: AXI4 bursts, cut at 256-byte
     boundaries, addresses ascending for each client, with exact strobes; `done` for each command, in its client's
-    order, when the bus has answered all its bursts. Bursts of the clients alternate; one is begun only when its rows
-    are at hand, so that a client without rows does not block the other. BREADY is constantly 1: each burst has a slot
-    for its response, whose number is its ID.
-    Latency from the last row of a burst to its first W beat 6 cycles; throughput one W beat a cycle. For
+    order, when the bus has answered all its bursts. Bursts of the clients alternate; one of completions is begun only
+    when its rows are at hand, one of received frames when its first is, behind which the others come in each cycle: so
+    a client without rows does not block the other. BREADY is constantly 1: each burst has a slot for its response,
+    whose number is its ID.
+    Latency from a row that is waited for to its W beat 4 cycles, from a command 6; throughput one W beat a cycle. For
     `2 ** id_bits` cycles after reset the table of slots is cleared and no AW is given.
 
     Parameters
@@ -155,8 +156,9 @@ class DmaWrite(wiring.Component):
         self.config = config
         burst_rows = BURST // config.host_bytes
         self.clients = {
-            "receive": DmaWriteClient(config=config, slots=RECEIVE_WRITES, rows=RECEIVE_BURSTS_BUFFERED * burst_rows),
-            "completion": DmaWriteClient(config=config, slots=COMPLETION_WRITES, rows=COMPLETION_ROWS_BUFFERED),
+            "receive": DmaWriteClient(config=config, slots=RECEIVE_WRITES, rows=RECEIVE_BURSTS_BUFFERED * burst_rows,
+                                      streams=True),
+            "completion": DmaWriteClient(config=config, slots=completion_writes(config), rows=COMPLETION_ROWS_BUFFERED),
         }
         self.id_bits = ceil_log2(sum(client.slots for client in self.clients.values()))
         members = {"axi": Out(AxiWriteMaster(config, self.id_bits)), "active": Out(1)}
@@ -254,7 +256,7 @@ class DmaWrite(wiring.Component):
             m.d.comb += [
                 mine.eq((answer.id >= first_id) & (answer.id < first_id + client.slots)),
                 client.answered.valid.eq(answered & mine), client.clear.eq(clear & mine),
-                client.answered.payload.slot.eq(answer.id), client.answered.payload.lap.eq(laps.write_data),
+                client.answered.payload.slot.eq(answer.id - first_id), client.answered.payload.lap.eq(laps.write_data),
                 client.answered.payload.error.eq(answer.resp != 0),
             ]
 

@@ -164,13 +164,13 @@ class Nic(wiring.Component):
         link(keys.answer_1, receive.key_answer)
         link(receive.write_cmd, dma_write.cmd_receive)
         connect(m, receive.write_row, dma_write.row_receive)
-        link(dma_write.done_receive, receive.write_done)
-        link(receive.done, completion.rx)
+        connect(m, dma_write.done_receive, receive.write_done)
+        connect(m, receive.done, completion.rx)
 
         # Completions and interrupts.
         link(completion.write_cmd, dma_write.cmd_completion)
         connect(m, completion.write_row, dma_write.row_completion)
-        link(dma_write.done_completion, completion.write_done)
+        connect(m, dma_write.done_completion, completion.write_done)
         connect(m, completion.retired, events.retired)
         m.d.comb += [
             fetch.tx_retired.eq(completion.tx_retired), fetch.tx_retired_epoch.eq(completion.tx_retired_epoch),

@@ -66,6 +66,8 @@ class RxBuffer(wiring.Component):
     without extension headers, no fragments, whose checksums are right. When there is no room for another header, a
     segment comes without.
 
+    A row has room if two were free a cycle before: so the compare is not on its way, and the last row may stay free.
+
     Each frame counts in `count_frames_in`, and if it is dropped, in one of the others, the first that applies.
 
     Parameters
@@ -114,22 +116,23 @@ class RxBuffer(wiring.Component):
         fills = self._take_in(m, rows, entries, head, committed, tail)
         reads = self._give_out(m, rows, head)
         m.d.comb += [self.fill.eq(tail - head), self.active.eq(fills | reads | entries.active)]
+        self.invariants = [(self.fill <= depth, "more rows than the buffer has")]
         return m
 
     def _take_in(self, m, rows, entries, head, committed, tail):
         """The side of the MAC."""
         row = self.row.payload
-        depth_bit = len(head) - 1
-        has_room, stores, keeps = Signal(), Signal(), Signal()
+        has_room, has_room_next, stores, keeps = Signal(init=1), Signal(), Signal(), Signal()
         missed, has_missed = Signal(), Signal()  # a row of this frame found no room; so did one before
         behind = Signal.like(tail)
         m.d.comb += [
-            has_room.eq((tail ^ head) != 1 << depth_bit),
+            has_room_next.eq(~self.fill[-1] & ~self.fill[:-1].all()),
             missed.eq((has_missed & ~row.first) | (~has_room & row.count.any())),
             stores.eq(self.row.valid & row.count.any() & ~missed),
             behind.eq(tail + stores),
             rows.write_en.eq(stores), rows.write_addr.eq(tail), rows.write_data.eq(row.data),
         ]
+        m.d.sync += has_room.eq(has_room_next)
         with m.If(self.row.valid):
             m.d.sync += [has_missed.eq(missed), tail.eq(behind)]
 
@@ -143,6 +146,7 @@ class RxBuffer(wiring.Component):
         ends, refused = Signal(), 0
         m.d.comb += ends.eq(self.row.valid & row.last)
         counted = [ends]
+        changes_room = Signal()
         self._count(m, "frames_in", ends)
         for name, reason in reasons.items():
             applies = Signal(name=f"drops_{name}")
@@ -157,16 +161,18 @@ class RxBuffer(wiring.Component):
             entries.i.payload.info.eq(row.info), entries.i.payload.checksum.eq(row.checksum),
             entries.i.payload.time.eq(self._time_of_frame(m)),
             entries.i.payload.hash.eq(row.hash), entries.i.payload.header.eq(self._keep_header(m, keeps)),
+            changes_room.eq(has_room != has_room_next),
         ]
         with m.If(keeps):
             m.d.sync += committed.eq(behind)
         with m.Elif(ends):
             m.d.sync += tail.eq(committed)
-        return self.row.valid | Cat(counted).any() | self.count_frames_in.valid | self.header_release | self.header_read
+        return (self.row.valid | Cat(counted).any() | self.count_frames_in.valid | self.header_release
+                | self.header_read | changes_room)
 
     def _keep_header(self, m, keeps):
-        """Write the first rows of each frame in the next place for a header, and leave them there if the frame may be
-        coalesced; whether that is so, at its last row."""
+        """Write the first rows of each frame in the next place for a header, and leave them there if the frame is kept
+        and may be coalesced; whether it may, at its last row."""
         row = self.row.payload
         in_frame = HEADER_BYTES // self.config.host_bytes
         places = HEADER_ROWS // in_frame
@@ -200,7 +206,7 @@ class RxBuffer(wiring.Component):
             m.d.sync += tail.eq(tail + 1)
         with m.If(self.header_release):
             m.d.sync += head.eq(head + 1)
-        return keeps_header
+        return may
 
     def _count(self, m, name, event):
         strobe = getattr(self, f"count_{name}")

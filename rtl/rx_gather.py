@@ -39,8 +39,8 @@ class RxGather(wiring.Component):
 
     Enters: `part`, parts of frames in the order in which the bus answered. Leaves: `done`, one for each buffer of a
     receive, the first of which has its status, number of segments and the like. A frame in one buffer that is not
-    merged leaves 1 cycle after it came; another part is taken in 3 cycles; a buffer of a receive that closes leaves
-    in 3.
+    merged leaves 1 cycle after it came, one in 2 cycles; another part is taken in 3 cycles; a buffer of a receive that
+    closes leaves in 3.
 
     If any part of a receive failed, all its buffers are told with length 0, and the head has the first status that was
     not OK.
@@ -79,7 +79,7 @@ class RxGather(wiring.Component):
         is_good = Signal()
         at = exact_log2(MAX_AGGREGATE_BUFFERS)
         m.d.comb += [
-            free.eq(~self.done.valid | self.done.ready),
+            free.eq(~self.done.valid),  # and not `done.ready` too, which comes late
             is_alone.eq(part.first & part.last & part.opens & part.closes & ~part.close),
             states.read_addr.eq(part.context), states.write_addr.eq(part.context),
             states.write_en.eq(stores), states.write_data.eq(state),

@@ -36,14 +36,18 @@ from rtl.rx_buffer import LENGTH_BITS, RxFrame
 from rtl.rx_gather import MERGED_INFO
 from rtl.small_fifo import SmallFifo
 
-PREFETCH_SLOTS = 64
-"""Slots that the device holds of each receive ring. At a frame in 8 cycles they last for 512 cycles of bus latency."""
-
 FETCH_SLOTS = BURST // RECEIVE_SLOT_BYTES
 """Slots of a fetch at most. It ends at a multiple of so many: so it is one burst, and never wraps at a ring's end."""
 
 FETCHES = 8
 """Fetches in flight, over all channels; two more, for the oldest stand in a stage of their own."""
+
+
+def prefetch_slots(config: NicConfig) -> int:
+    """Slots that the device holds of each receive ring: at a frame in 8 cycles 64 of them last for 512 cycles of bus
+    latency, with the widest MACs 128 at a frame in 4."""
+    return 128 if config.host_bytes == 64 else 64
+
 
 _GENERATION_BITS = 4  # a channel cannot be started 16 times while one fetch is in flight: a start takes a drain
 _DRAIN_BITS = 13  # more than buffers can be between their take and their completion, those of all aggregates too
@@ -119,7 +123,7 @@ class RxRings(wiring.Component):
     """Finds buffers for each frame, and keeps buffers ready by fetching receive slots ahead.
 
     Enters: `task`, a frame after the other; doorbells. Leaves: `matched`, each frame with its buffer or the reason why
-    it has none, 4 cycles after it came, and a frame each 4 cycles. A frame that needs more buffers than one gives a
+    it has none, 3 cycles after it came, and a frame each 3 cycles. A frame that needs more buffers than one gives a
     part for each: 4 cycles for each to see that there are enough, then 3 for each. It gets all or none. A segment that
     is appended begins in its aggregate's latest buffer (4 cycles if it fits there).
     A frame waits here only while a slot that it needs is being fetched. A fetch leaves 11 cycles after its doorbell,
@@ -231,6 +235,7 @@ class RxRings(wiring.Component):
 
         first, here = Signal(INDEX_BITS), Signal(INDEX_BITS)
         is_open, is_posted, is_landed = Signal(), Signal(), Signal()
+        may_receive, has_posted, has_landed = Signal(), Signal(), Signal()  # as the tables say of the task's channel
         buffer = Signal(Buffer)
         left = Signal(LENGTH_BITS)  # bytes of the frame that have no place yet
         number = Signal(range(MAX_FRAME_BUFFERS))  # of the slot at `here`, in the frame
@@ -240,16 +245,19 @@ class RxRings(wiring.Component):
         why = Signal(Match)
         covers, length = Signal(), Signal(LENGTH_BITS)
         runs = Signal()
-        free, wakes = Signal(), Signal()
+        free, wakes, looks = Signal(), Signal(), Signal()
         gives, takes, ends, closes, drops, stores = (
             Signal(name=n) for n in ("gives", "takes", "ends", "closes", "drops", "stores"))
         takes_all = Signal()
         m.d.comb += [
             runs.eq(self.running.bit_select(channel, 1)),
+            may_receive.eq(runs & permitted.word["match"].any()),
+            has_posted.eq(producer.word["match"] != used.word["match"]),
+            has_landed.eq(landed.word["match"] != used.word["match"]),
             wakes.eq((landed.word["match"] != here) | (producer.word["match"] == here) | ~runs),
             free.eq((~self.matched.valid | self.matched.ready) & ~self.start.valid),
             covers.eq(left <= buffer.length), length.eq(Mux(covers, left, buffer.length)),
-            queue.read_channel.eq(channel), queue.read_slot.eq(here),
+            queue.read_channel.eq(channel), queue.read_slot.eq(Mux(looks, used.word["match"], here)),
         ]
 
         def finish():
@@ -269,9 +277,7 @@ class RxRings(wiring.Component):
                     m.d.comb += moves.eq(1)
                     m.d.sync += [
                         first.eq(used.word["match"]), here.eq(used.word["match"]),
-                        is_open.eq(runs & permitted.word["match"].any()),
-                        is_posted.eq(producer.word["match"] != used.word["match"]),
-                        is_landed.eq(landed.word["match"] != used.word["match"]),
+                        is_open.eq(may_receive), is_posted.eq(has_posted), is_landed.eq(has_landed),
                         left.eq(frame.length), number.eq(0), buffers.eq(0), is_first.eq(1), appends.eq(0),
                         why.eq(Match.NONE),
                         Value.cast(aggregate).eq(aggregates.read_data), held_here.eq(is_held.bit_select(context, 1)),
@@ -279,6 +285,10 @@ class RxRings(wiring.Component):
                     with m.Switch(task.kind):
                         with m.Case(TaskKind.FRAME):
                             m.next = "READ"
+                            # Its slot may have landed just now, and is not read while it is written.
+                            with m.If(may_receive & has_posted & has_landed & ~queue.writes):
+                                m.d.comb += queue.read_en.eq(1)
+                                m.next = "KEEP"
                         with m.Case(TaskKind.APPEND):
                             m.next = "APPEND"
                         with m.Default():
@@ -330,7 +340,7 @@ class RxRings(wiring.Component):
                 with m.If(~self.start.valid):
                     m.d.comb += moves.eq(1)
                     m.d.sync += [
-                        is_open.eq(runs & permitted.word["match"].any()), is_posted.eq(producer.word["match"] != here),
+                        is_open.eq(may_receive), is_posted.eq(producer.word["match"] != here),
                         is_landed.eq(landed.word["match"] != here),
                     ]
                     m.next = "READ"
@@ -401,7 +411,7 @@ class RxRings(wiring.Component):
                         m.d.comb += [drops.eq(1), ends.eq(1)]
                         m.next = "LOOK"
 
-        m.d.comb += self.task.ready.eq(ends)
+        m.d.comb += [looks.eq(fsm.ongoing("LOOK")), self.task.ready.eq(ends)]
         used.write_or_clear(m, takes_all, channel, here + 1, self.start)
         m.d.sync += self.index.valid.eq(takes_all)
         with m.If(takes_all):
@@ -470,7 +480,7 @@ class RxRings(wiring.Component):
         ring_base = Signal(64)
         lives = Signal(_GENERATION_BITS)
         posted = Signal(INDEX_BITS)
-        ahead = Signal(range(PREFETCH_SLOTS + 1))
+        ahead = Signal(range(prefetch_slots(self.config) + 1))
         available = Signal(INDEX_BITS)
         to_boundary, count = Signal(range(FETCH_SLOTS + 1)), Signal(range(FETCH_SLOTS + 1))
         offset = Signal(INDEX_BITS + exact_log2(RECEIVE_SLOT_BYTES))
@@ -536,7 +546,7 @@ class RxRings(wiring.Component):
                 # A doorbell that took slots back leaves more fetched than posted.
                 m.d.sync += [
                     available.eq(Mux(posted > ahead, posted - ahead, 0)),
-                    may_fetch.eq(runs & (ahead <= PREFETCH_SLOTS - FETCH_SLOTS)),
+                    may_fetch.eq(runs & (ahead <= prefetch_slots(self.config) - FETCH_SLOTS)),
                     offset.eq((asked & (size - 1)) << exact_log2(RECEIVE_SLOT_BYTES)),
                 ]
                 m.next = "CUT"
@@ -589,7 +599,8 @@ class RxRings(wiring.Component):
             behind.eq(index + (beat.count >> exact_log2(RECEIVE_SLOT_BYTES))),
             returns.eq(lands & beat.last),
             oldest_fetch.o.ready.eq(returns),
-            queue.write_en.eq(keeps), queue.write_channel.eq(channel), queue.write_slot.eq(index), queue.beat.eq(beat),
+            queue.beat_taken.eq(lands), queue.write_en.eq(keeps), queue.write_channel.eq(channel),
+            queue.write_slot.eq(index), queue.beat.eq(beat),
         ]
         landed.write_or_clear(m, keeps, channel, behind, self.start)
         with m.If(lands):
@@ -671,8 +682,10 @@ class _Table:
 class _SlotQueue(wiring.Component):
     """Slots that were fetched, for all channels in one place.
 
-    Enters: `beat`, a beat of slots whose first has the ring index `write_slot`. Leaves: `buffer`, one cycle after
-    `read_en`, the slot with ring index `read_slot`; it may be read from 2 cycles after it was written. Slots of a beat
+    Enters: `beat`, a beat of slots whose first has the ring index `write_slot`; with `beat_taken` it goes into
+    registers, from where it is stored if `write_en` says so, which comes late. Leaves: `buffer`, one cycle after
+    `read_en`, the slot with ring index `read_slot`; it may be read from 2 cycles after it was written: not in the next
+    one, in which `writes` is 1. Slots of a beat
     lie side by side in as many memories, so that a slot may be read while its neighbour is written.
     """
 
@@ -680,16 +693,18 @@ class _SlotQueue(wiring.Component):
         self.config = config
         bits = exact_log2(config.channels)
         super().__init__({
-            "write_en": In(1), "write_channel": In(bits), "write_slot": In(INDEX_BITS), "beat": In(read_beat(config)),
+            "beat_taken": In(1), "write_en": In(1), "write_channel": In(bits), "write_slot": In(INDEX_BITS),
+            "beat": In(read_beat(config)),
             "read_en": In(1), "read_channel": In(bits), "read_slot": In(INDEX_BITS), "buffer": Out(Buffer),
-            "active": Out(1),
+            "writes": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         lanes = self.config.host_bytes // RECEIVE_SLOT_BYTES
         lane_number_bits = exact_log2(lanes)
-        index = slice(lane_number_bits, exact_log2(PREFETCH_SLOTS))
+        slots = prefetch_slots(self.config)
+        index = slice(lane_number_bits, exact_log2(slots))
         byte_bits = exact_log2(RECEIVE_SLOT_BYTES)
         first = self.beat.start >> byte_bits
         behind = first + (self.beat.count >> byte_bits)
@@ -698,18 +713,17 @@ class _SlotQueue(wiring.Component):
             m.d.sync += lane_read.eq(read_lane)
         words = []
         writing = Signal(lanes)
-        write_addr = Signal(exact_log2(self.config.channels * PREFETCH_SLOTS // lanes))
-        m.d.comb += self.active.eq(self.write_en | self.read_en | writing.any())
-        with m.If(self.write_en):
+        write_addr = Signal(exact_log2(self.config.channels * slots // lanes))
+        m.d.comb += [self.writes.eq(writing.any()), self.active.eq(self.beat_taken | self.read_en | self.writes)]
+        with m.If(self.beat_taken):
             m.d.sync += write_addr.eq(Cat(self.write_slot[index], self.write_channel))
         for lane in range(lanes):
             slot = Signal(Buffer, name=f"slot_{lane}")
-            writes_lane = self.write_en & (first <= lane) & (lane < behind)
-            m.d.sync += writing[lane].eq(writes_lane)
-            with m.If(writes_lane):
+            m.d.sync += writing[lane].eq(self.write_en & (first <= lane) & (lane < behind))
+            with m.If(self.beat_taken):
                 m.d.sync += slot.eq(_buffer_of(self.beat.data.word_select(lane, 8 * RECEIVE_SLOT_BYTES)))
             m.submodules[f"slots_{lane}"] = ram = Ram(
-                shape=Buffer, depth=self.config.channels * PREFETCH_SLOTS // lanes)
+                shape=Buffer, depth=self.config.channels * slots // lanes)
             words.append(ram.read_data)
             m.d.comb += [
                 ram.write_en.eq(writing[lane]), ram.write_addr.eq(write_addr), ram.write_data.eq(slot),

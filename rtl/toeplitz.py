@@ -13,9 +13,10 @@ from rtl.primitives import SmallRam
 
 WORD_BITS = 32
 
-WORDS_PER_CYCLE = {8: 2, 16: 3, 32: 5, 64: 9}
+WORDS_PER_CYCLE = {8: 3, 16: 3, 32: 5, 64: 9}
 """By the MAC's width in bytes: the shortest frame that has a hash (IPv4 without anything: 34 bytes) takes as many beats
-as a hash takes cycles. So no frame ever waits for another's hash."""
+as a hash takes cycles, or more. So no frame ever waits for another's hash. With 8 bytes 2 words would do, but each
+frame would wait 2 cycles longer."""
 
 _IPV4_PORTS, _IPV6_PORTS = 2, FLOW_KEY_WORDS - 1
 """The word that has the ports."""

@@ -129,7 +129,8 @@ def ends_burst(claims: Claims, block: DmaReadClient) -> Any:
 
 def claims_rows(claims: Claims, block: DmaWriteClient) -> None:
     """A burst asks for the bus only when its rows are there: the rows of granted bursts never outnumber those that
-    came, so W never waits for a client. Responses go to bursts in flight only, and `done` counts commands."""
+    came, so W never waits for a client; or, of a client that streams, when its first row is. Responses go to bursts in
+    flight only, and `done` counts commands."""
     m = claims.m
     commands_are_good(claims, block)
     claims.stream(block.row, given=True)
@@ -142,7 +143,7 @@ def claims_rows(claims: Claims, block: DmaWriteClient) -> None:
     promised = Signal(8)
     with m.If(block.grant):
         m.d.sync += promised.eq(promised + rows)
-    claims.holds(promised + rows <= came, block.request)
+    claims.holds(promised + (1 if block.streams else rows) <= came, block.request)
     in_flight, laps = Signal(SLOTS), Signal(SLOTS)
     answer = block.answered.payload
     claims.given(in_flight.bit_select(answer.slot, 1), block.answered.valid)
@@ -170,6 +171,9 @@ PROOFS = [
     Proof("a read has a landing slot of its own", lambda: DmaReadClient(config=CONFIG, slots=SLOTS), landing_slots,
           depth=12, cover=14, arrays=True, long=True),
     Proof("a write's rows are at hand", lambda: DmaWriteClient(config=CONFIG, slots=SLOTS, rows=16), claims_rows,
+          depth=12, cover=14, arrays=True, long=True),
+    Proof("a streamed write's first row is at hand",
+          lambda: DmaWriteClient(config=CONFIG, slots=SLOTS, rows=16, streams=True), claims_rows,
           depth=12, cover=14, arrays=True, long=True),
 ]
 

@@ -300,5 +300,5 @@ def test_latency(config):
 
     bench.add(main)
     bench.run()
-    of_parser = {8: 17, 16: 15, 32: 14, 64: 13}[config.mac_bytes]
+    of_parser = {8: 15, 16: 15, 32: 14, 64: 13}[config.mac_bytes]
     assert waited == [2 + of_parser]
