@@ -450,7 +450,7 @@ class DescriptorParser(wiring.Component):
         # The slot at hand, and its descriptor.
         has_slot, enters, leaves = Signal(), Signal(), Signal()
         slot, first, last, broken = Signal(SLOT_BITS), Signal(), Signal(), Signal()
-        pushed, early, given = Signal(), Signal(), Signal()
+        may_be_early, early, given = Signal(), Signal(), Signal()
         head, channel, ring_index = Signal(Head), Signal(CHANNEL_BITS), Signal(INDEX_BITS)
         unknown, forbidden, bad_shape, refused = Signal(), Signal(), Signal(), Signal()
         inline_left, pieces_left, in_upper = Signal(4), Signal(range(MAX_PIECES + 1)), Signal()
@@ -466,7 +466,8 @@ class DescriptorParser(wiring.Component):
         ]
         with m.If(enters):
             m.d.sync += [has_slot.eq(1), slot.eq(part.data), first.eq(part.first), last.eq(part.last),
-                         broken.eq(part.broken), pushed.eq(part.pushed)]
+                         broken.eq(part.broken),
+                         may_be_early.eq(part.pushed & part.first & (arriving.pieces <= 1))]
         with m.Elif(leaves):
             m.d.sync += has_slot.eq(0)
 
@@ -475,7 +476,7 @@ class DescriptorParser(wiring.Component):
             Signal(Piece), Signal(), Signal(), Signal(), Signal())
         may_go = Signal()
         m.d.comb += [
-            early.eq(pushed & first & ~refused & (pieces_left <= 1)),
+            early.eq(may_be_early & ~refused),
             may_go.eq(has_slot & (~((last & ~given) | early) | ~self.parsed.valid | self.parsed.ready)),
             has_piece.eq(~refused & Mux(first, pieces_left != 0, inline_left == 0)),
             self.piece.valid.eq(may_go & has_piece), names_piece.eq(self.piece.valid & self.piece.ready),
