@@ -450,7 +450,7 @@ class DescriptorParser(wiring.Component):
         # The slot at hand, and its descriptor.
         has_slot, enters, leaves = Signal(), Signal(), Signal()
         slot, first, last, broken = Signal(SLOT_BITS), Signal(), Signal(), Signal()
-        may_be_early, early, given = Signal(), Signal(), Signal()
+        may_be_early, early, given, short = Signal(), Signal(), Signal(), Signal()
         head, channel, ring_index = Signal(Head), Signal(CHANNEL_BITS), Signal(INDEX_BITS)
         unknown, forbidden, bad_shape, refused = Signal(), Signal(), Signal(), Signal()
         inline_left, pieces_left, in_upper = Signal(4), Signal(range(MAX_PIECES + 1)), Signal()
@@ -497,7 +497,7 @@ class DescriptorParser(wiring.Component):
             m.d.sync += inline_left.eq(inline_left - 1)
         m.d.comb += [
             self.inline.payload.data.eq(slot), self.inline.payload.last.eq(inline_left == 1),
-            self.inline.payload.short.eq((head.inline_bytes[:5] != 0) & (head.inline_bytes[:5] <= 16)),
+            self.inline.payload.short.eq(short),
         ]
 
         # A head takes the place of the descriptor before it, which may leave in the same cycle. Whether it is refused
@@ -523,6 +523,7 @@ class DescriptorParser(wiring.Component):
                 unknown.eq(is_unknown), forbidden.eq(is_forbidden), bad_shape.eq(is_bad_shape),
                 refused.eq(is_unknown | is_forbidden | is_bad_shape),
                 inline_left.eq(inline_slots), pieces_left.eq(arriving.pieces),
+                short.eq(begun_slot & (arriving.inline_bytes[:5] <= 16)),
             ]
 
         # Sums over the pieces, with the one at hand.
