@@ -450,7 +450,7 @@ class DescriptorParser(wiring.Component):
         # The slot at hand, and its descriptor.
         has_slot, enters, leaves = Signal(), Signal(), Signal()
         slot, first, last, broken = Signal(SLOT_BITS), Signal(), Signal(), Signal()
-        pushed, early, given = Signal(), Signal(), Signal()
+        may_be_early, early, given, short = Signal(), Signal(), Signal(), Signal()
         head, channel, ring_index = Signal(Head), Signal(CHANNEL_BITS), Signal(INDEX_BITS)
         unknown, forbidden, bad_shape, refused = Signal(), Signal(), Signal(), Signal()
         inline_left, pieces_left, in_upper = Signal(4), Signal(range(MAX_PIECES + 1)), Signal()
@@ -466,7 +466,8 @@ class DescriptorParser(wiring.Component):
         ]
         with m.If(enters):
             m.d.sync += [has_slot.eq(1), slot.eq(part.data), first.eq(part.first), last.eq(part.last),
-                         broken.eq(part.broken), pushed.eq(part.pushed)]
+                         broken.eq(part.broken),
+                         may_be_early.eq(part.pushed & part.first & (arriving.pieces <= 1))]
         with m.Elif(leaves):
             m.d.sync += has_slot.eq(0)
 
@@ -475,7 +476,7 @@ class DescriptorParser(wiring.Component):
             Signal(Piece), Signal(), Signal(), Signal(), Signal())
         may_go = Signal()
         m.d.comb += [
-            early.eq(pushed & first & ~refused & (pieces_left <= 1)),
+            early.eq(may_be_early & ~refused),
             may_go.eq(has_slot & (~((last & ~given) | early) | ~self.parsed.valid | self.parsed.ready)),
             has_piece.eq(~refused & Mux(first, pieces_left != 0, inline_left == 0)),
             self.piece.valid.eq(may_go & has_piece), names_piece.eq(self.piece.valid & self.piece.ready),
@@ -496,7 +497,7 @@ class DescriptorParser(wiring.Component):
             m.d.sync += inline_left.eq(inline_left - 1)
         m.d.comb += [
             self.inline.payload.data.eq(slot), self.inline.payload.last.eq(inline_left == 1),
-            self.inline.payload.short.eq((head.inline_bytes[:5] != 0) & (head.inline_bytes[:5] <= 16)),
+            self.inline.payload.short.eq(short),
         ]
 
         # A head takes the place of the descriptor before it, which may leave in the same cycle. Whether it is refused
@@ -522,6 +523,7 @@ class DescriptorParser(wiring.Component):
                 unknown.eq(is_unknown), forbidden.eq(is_forbidden), bad_shape.eq(is_bad_shape),
                 refused.eq(is_unknown | is_forbidden | is_bad_shape),
                 inline_left.eq(inline_slots), pieces_left.eq(arriving.pieces),
+                short.eq(begun_slot & (arriving.inline_bytes[:5] <= 16)),
             ]
 
         # Sums over the pieces, with the one at hand.

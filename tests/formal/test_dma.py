@@ -37,13 +37,17 @@ def cuts_exactly(claims: Claims, block: BurstCutter) -> None:
     begin = Cat(burst.first, burst.block)
     length = Signal(LENGTH_BITS + 1)
     m.d.comb += length.eq(burst.final - burst.first + 1)
-    # The next command is taken while the last burst of the one before may still be offered.
+    # The next command is taken while the last burst of the one before may still be offered; then it waits.
     next_valid, next_begin, next_length = Signal(), Signal(64), Signal(LENGTH_BITS)
-    with m.If(taken):
-        m.d.sync += [next_valid.eq(1), next_begin.eq(command.address), next_length.eq(command.length)]
     ends = leaves & burst.last
-    with m.If(next_valid & (~under_way | ends)):
-        m.d.sync += [under_way.eq(1), expected.eq(next_begin), left.eq(next_length), next_valid.eq(taken)]
+    begins = ~under_way | ends
+    claims.holds(~taken, next_valid)
+    with m.If(taken & ~begins):
+        m.d.sync += [next_valid.eq(1), next_begin.eq(command.address), next_length.eq(command.length)]
+    with m.If(begins & next_valid):
+        m.d.sync += [under_way.eq(1), expected.eq(next_begin), left.eq(next_length), next_valid.eq(0)]
+    with m.Elif(begins & taken):
+        m.d.sync += [under_way.eq(1), expected.eq(command.address), left.eq(command.length)]
     with m.Elif(ends):
         m.d.sync += under_way.eq(0)
     with m.Elif(leaves):
@@ -170,6 +174,8 @@ PROOFS = [
           asserts=False),
     Proof("a read has a landing slot of its own", lambda: DmaReadClient(config=CONFIG, slots=SLOTS), landing_slots,
           depth=12, cover=14, arrays=True, long=True),
+    Proof("a read has one, straight from the block RAM", lambda: DmaReadClient(
+          config=CONFIG, slots=SLOTS, registered=False), landing_slots, depth=12, cover=14, arrays=True, long=True),
     Proof("a write's rows are at hand", lambda: DmaWriteClient(config=CONFIG, slots=SLOTS, rows=16), claims_rows,
           depth=12, cover=14, arrays=True, long=True),
     Proof("a streamed write's first row is at hand",
