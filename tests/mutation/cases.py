@@ -19,6 +19,7 @@ from cosim.benches.floors import MARGIN
 from cosim.benches.rtl import AT_LEAST, Figure, Variant, figures
 from cosim.engines.bus import BusTiming
 from nic_model.contract import CONFIGS
+from tests.device import test_zero_checksum
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import check_sense, difference
 from tests.device.test_transfers import CASES as TRANSFERS
@@ -118,6 +119,12 @@ def _hostile(scenario: str, way: str, **arguments: int) -> Case:
     return ScenarioCase(f"hostile {scenario} {arguments['seed']}", spec, judge, way)
 
 
+def _zero_checksum() -> Case:
+    def judge(result: Any) -> None:
+        assert result == test_zero_checksum.EXPECTED
+    return ScenarioCase("zero checksum", test_zero_checksum.SPEC, judge, TRANSMIT)
+
+
 def _transfers() -> Case:
     def judge(result: Any) -> None:
         assert not any(result), next(filter(None, result))
@@ -166,7 +173,7 @@ def all_cases() -> list[Case]:
         _hostile("send", BOTH, seed=1, sends=60), *(_hostile("receive", RECEIVE, seed=9000 + n, frames=500)
                                                     for n in range(2)),
         *(_fault(name, way) for name, way in FAULTS.items()),
-        _transfers(),
+        _zero_checksum(), _transfers(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
           if figure.key in BENCH),
     ]
