@@ -1,8 +1,8 @@
 """The `tiny` device with counters at each branch and bit, from the Verilog that Amaranth writes.
 
-That is the Verilog which goes to an FPGA: it has a module for each block and an `if` or `case` for each of Amaranth's, in
-an `always @*` for each signal. The compiled engine's own SystemVerilog has neither: it is one module, in which a block is
-skipped while nothing happens in it.
+That is the Verilog which goes to an FPGA: it has a module for each block and an `if` or `case` for each of Amaranth's,
+in an `always @*` for each signal. The compiled engine's own SystemVerilog has neither: it is one module, in which a
+block is skipped while nothing happens in it.
 """
 
 from __future__ import annotations

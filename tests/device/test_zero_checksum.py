@@ -37,8 +37,8 @@ async def zero_checksums(rig: Rig, arguments: None) -> list[list[str]]:
             # The last word makes the sum what it must be.
             frame[-2:] = ((0xFFFF - wanted - ones_sum(bytes(frame[L4_OFFSET:]))) % 0xFFFF).to_bytes(2, "big")
             flags = SendFlag.L4_CHECKSUM | (SendFlag.UDP if udp else SendFlag(0))
-            user.channel.submit(Descriptor(Opcode.SEND_FRAME, bytes(frame), (), flags, l3_offset=14, l4_offset=L4_OFFSET,
-                                           checksum_offset=at), wanted)
+            user.channel.submit(Descriptor(Opcode.SEND_FRAME, bytes(frame), (), flags, l3_offset=14,
+                                           l4_offset=L4_OFFSET, checksum_offset=at), wanted)
             user.bell()
             await rig.port.sleep(20 * US)
         await user.until_finished(3)

@@ -187,9 +187,10 @@ def tell(mutants: list[Mutant], verdicts: dict[int, Verdict]) -> bool:
     print("killed by " + ", ".join(f"{way}: {count}" for way, count in sorted(ways.items())))
     survivors = [mutant for mutant in mutants if mutant.number in verdicts and not verdicts[mutant.number].killed_by]
     for mutant in survivors:
+        why = explanations.why(mutant.block, mutant.statement, mutant.change)
         print(f"\n{mutant.block} {mutant.number} survives: {mutant.change} of {mutant.cell}\n"
               f"    {mutant.source or 'no source line'}: {mutant.statement}\n"
-              f"    {explanations.why(mutant.block, mutant.statement) or 'NOT EXPLAINED in ' + EXPLAINED.name}")
+              f"    {why or 'NOT EXPLAINED in ' + EXPLAINED.name}")
     return good
 
 

@@ -73,9 +73,12 @@ def _way(way: str) -> Case:
 
 def test_explanations_are_found_by_block_and_statement(tmp_path: Path) -> None:
     path = tmp_path / "some.toml"
-    path.write_text('[[explained]]\nblock = "keys"\nstatement = "a.eq(b)"\nwhy = "it is so"\n')
+    path.write_text('[[explained]]\nblock = "keys"\nstatement = "a.eq(b)"\nwhy = "it is so"\n'
+                    '[[explained]]\nblock = "keys"\nstatement = "d"\nchange = "inv Y"\nwhy = "one way only"\n')
     found = Explanations(path)
     assert found.why("keys", "a.eq(b)") == "it is so"
+    assert found.why("keys", "d", "inv Y[3]") == "one way only"
+    assert found.why("keys", "d", "inv A[3]") == ""
     assert found.why("fetch", "a.eq(b)") == found.why("keys", "a.eq(c)") == ""
     assert Explanations(tmp_path / "none.toml").entries == []
     for entry in Explanations(EXPLAINED).entries:
