@@ -35,7 +35,7 @@ APART = ("transmit", "receive")
 """Blocks that only connect others: each of theirs has a row."""
 
 TESTS = ("tests/device",)
-NOT_RUN = "not icarus and not cocotb"
+NOT_RUN = ("--ignore", "tests/device/test_engines.py", "-k", "not icarus and not wide_bus")
 """Of the tests: those of other simulators."""
 
 
@@ -98,7 +98,7 @@ def main() -> int:
     path = KEPT / f"{covered.library.parents[1].name}.dat"
     if not options.show:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "tests.coverage.plugin", "-k", NOT_RUN, *options.tests],
+            [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "tests.coverage.plugin", *NOT_RUN, *options.tests],
             cwd=ROOT, env={**os.environ, SUM: str(path)}, check=False)
         if done.returncode:
             print("the tests failed over the device that counts; see above")
