@@ -5,7 +5,10 @@ An entry holds for a statement of the RTL in a block, by its text, so that it ou
     [[explained]]
     block = "segmenter"
     statement = "m.d.comb += self.o.valid.eq(1)"
+    change = "cnot1 A"
     why = "..."
+
+With `change`, it holds only for what begins so.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ class Explained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block: str
     statement: str
     why: str
+    change: str = ""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,8 +36,8 @@ class Explanations:
 
     def __init__(self, path: Path) -> None:
         self.entries = msgspec.toml.decode(path.read_bytes(), type=_File).explained if path.is_file() else []
-        self._why = {(entry.block, entry.statement): entry.why for entry in self.entries}
 
-    def why(self, block: str, statement: str) -> str:
-        """What explains a statement of a block; empty if nothing does."""
-        return self._why.get((block, statement), "")
+    def why(self, block: str, statement: str, change: str = "") -> str:
+        """What explains a statement of a block, and what was changed in it; empty if nothing does."""
+        return next((entry.why for entry in self.entries if (entry.block, entry.statement) == (block, statement)
+                     and change.startswith(entry.change)), "")

@@ -56,6 +56,7 @@ from nic_model.contract.config import BURST_BYTES  # noqa: E402
 from nic_model.contract.protocols import MAC_CONTROL_ADDRESS  # noqa: E402
 from nic_model.pause import pause_frame  # noqa: E402
 from tests.device.rig import US, Rig  # noqa: E402
+from tests.device.stray import stray_addresses  # noqa: E402
 from tests.gro import Streams  # noqa: E402
 
 NOBODY = NullAccount()
@@ -178,13 +179,15 @@ class Program:
     bad_receive_blocks: list[int]
     coalesces: bool = False
     """Segments are merged; what is open ends with the last frame, never by its age."""
+    strays: bool = False
+    """Before anything is sent, somebody writes where there are no registers."""
 
 
 # ------------------------------------------------------------------------------------------------ making programs
 
 
 def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int = 14, frames: int = 30,
-                 coalesces: bool = False, rng: random.Random | None = None) -> Program:
+                 coalesces: bool = False, strays: bool = False, rng: random.Random | None = None) -> Program:
     """A program of about `sends` descriptors for each channel and `frames` arriving frames, all of it decided by `rng`
     (the seed's, unless another is given)."""
     rng = rng or random.Random(seed)
@@ -201,7 +204,7 @@ def make_program(seed: int, *, channels: int = 4, vectors: int = 4, sends: int =
         arrivals=_arrivals(rng, frames, channels, flows,
                            Streams(rng, 6, sizes=(20, 200, 900), destination=OWN_TEXT) if coalesces else None),
         bad_receive_blocks=[rng.randrange(0, RECEIVE_AREA_BYTES, BURST_BYTES) for _ in range(rng.choice((0, 20)))],
-        coalesces=coalesces)
+        coalesces=coalesces, strays=strays)
     if coalesces:
         for channel in program.channels:
             channel.operations |= OperationMask.COALESCE
@@ -643,6 +646,11 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
         await runner.open()
     for runner in runners:
         runner.allow_receive(area)
+    if program.strays:
+        values = random.Random(program.seed)
+        for address in stray_addresses(rig.config):
+            rig.port.write32(address, values.getrandbits(32))
+        await rig.port.read32(register("ID"))
     posted: dict[int, tuple[int, int]] = {}
     tasks = [rig.kernel.spawn(runner.run(), f"channel {runner.program.number}") for runner in runners]
     tasks.append(rig.kernel.spawn(_receive(rig, program, runners, posted), "arrivals"))

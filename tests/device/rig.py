@@ -22,7 +22,7 @@ from cosim.engines.bench import CountingPort
 from cosim.engines.bus import Bus, BusTiming
 from cosim.engines.model import ModelPort
 from cosim.mac import MacTiming, SentFrame
-from cosim.memory import HostMemory
+from cosim.memory import DEFAULT_BASE, HostMemory
 from cosim.pcapng import PcapngWriter
 from host_driver.port import Port
 from host_driver.runtime import Kernel, first_of
@@ -116,8 +116,8 @@ def never(address: int, write: bool) -> bool:
 class FaultyMemory(HostMemory):
     """Host memory whose device side fails as `faults` says: for the model, which has no bus."""
 
-    def __init__(self, size_bytes: int, faults: Faults) -> None:
-        super().__init__(size_bytes)
+    def __init__(self, size_bytes: int, faults: Faults, base: int) -> None:
+        super().__init__(size_bytes, base)
         self._faults = faults
 
     def read(self, address: int, length: int) -> bytes | None:
@@ -209,6 +209,8 @@ class RigSpec(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     posted: bool = False
     """Host writes reach the RTL only after a barrier."""
+    base: int = DEFAULT_BASE
+    """Bus address of host memory."""
     limit_ps: int = 1000 * MS
     capture: str | None = None
     """Where to keep all frames, as pcapng."""
@@ -227,7 +229,8 @@ class RigBench:
         self._spec = spec
         self.config = DEVICES[self._spec.device]
         self.kernel = Kernel()
-        self.memory = PostedMemory(POSTED_MEMORY_BYTES) if self._spec.posted else HostMemory(MEMORY_BYTES)
+        self.memory = PostedMemory(POSTED_MEMORY_BYTES) if self._spec.posted else HostMemory(
+            MEMORY_BYTES, self._spec.base)
         self._faults = Faults()
         self.mac = RecordingMac(self.kernel, self._spec.seed)
         self.bus = Bus(self._spec.timing, self._faults)
@@ -296,7 +299,7 @@ def on_rtl(spec: RigSpec, *, jump: bool = True, engine: str = "compiled", wave: 
 def on_model(spec: RigSpec) -> Any:
     """Run a scenario over the model."""
     kernel, faults = Kernel(), Faults()
-    memory = FaultyMemory(MEMORY_BYTES, faults)
+    memory = FaultyMemory(MEMORY_BYTES, faults, spec.base)
     # Its frames wait behind their completions for room in the MAC, so there always is.
     mac = RecordingMac(kernel, spec.seed, fifo_bytes=1 << 40)
     config = DEVICES[spec.device]

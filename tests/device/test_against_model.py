@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cosim.engines.base import Wave
 from cosim.engines.bus import BusTiming
-from nic_model.contract import COUNTERS
-from tests.device.rig import FAR, FAST, RigSpec, on_model, on_rtl
+from nic_model.contract import CONFIGS, COUNTERS
+from tests.device.rig import FAR, FAST, MEMORY_BYTES, RigSpec, on_model, on_rtl
+from tests.device.stray import stray_addresses
 
 KEPT = Path(__file__).parents[2] / "build" / "failed-programs"
 
@@ -62,7 +64,7 @@ def keep(seed: int, run: RigSpec, engine: str) -> Path:
 
     def alone(capture: str) -> RigSpec:
         return RigSpec(scenario=run.scenario, arguments=run.arguments | {"seeds": [seed]}, timing=run.timing,
-                       seed=run.seed, device=run.device, capture=str(folder / capture))
+                       seed=run.seed, device=run.device, base=run.base, capture=str(folder / capture))
 
     on_model(alone("model.pcapng"))
     on_rtl(alone("rtl.pcapng"), engine=engine, wave=Wave(path=str(folder / "rtl.vcd"), jump=True))
@@ -92,6 +94,22 @@ def test_random_programs(tiny_compiled: Path, timing: BusTiming) -> None:
                     "rx_checksum_errors", "rx_steered_rule", "rx_steered_rss"):
         assert sum(result["counters"][counter] for result in results) > 0, counter
     assert sum(result["counters"]["interrupts"] for result in results) > 0
+
+
+BASES = [0, 0xA5A5_A5A5_A500_0000, (1 << 64) - MEMORY_BYTES]
+"""Of host memory: the bottom, the top, and where the upper half of an address is not the other two's."""
+
+
+@pytest.mark.parametrize("base", BASES, ids=hex)
+def test_random_programs_anywhere_in_memory(tiny_compiled: Path, base: int) -> None:
+    """Every bit of an address counts, wherever it passes."""
+    assert_same(msgspec.structs.replace(spec(list(range(600, 604))), base=base))
+
+
+@pytest.mark.parametrize("coalesces", [False, True])
+def test_writes_where_there_is_no_register_have_no_effect(tiny_compiled: Path, coalesces: bool) -> None:
+    assert len(stray_addresses(CONFIGS["tiny"])) > 3000
+    assert_same(spec([610, 611], sends=6, frames=40, coalesces=coalesces, strays=True))
 
 
 def test_random_programs_that_coalesce(tiny_compiled: Path) -> None:

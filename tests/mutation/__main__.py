@@ -96,6 +96,8 @@ def start(mutant: int, cases: list[Case], library: Path) -> Child:
                 said = judge(cases, library)
             os.write(writer, b"=" + said.encode())
             status = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(writer)
@@ -103,7 +105,7 @@ def start(mutant: int, cases: list[Case], library: Path) -> Child:
 
 
 def finish(child: Child) -> str:
-    """What killed it, once its pipe can be read."""
+    """What killed it, once its pipe can be read. Raises RuntimeError for what is no mutant's fault."""
     said = b""
     while part := os.read(child.pipe, 1 << 16):
         said += part
@@ -111,8 +113,10 @@ def finish(child: Child) -> str:
     _, status = os.waitpid(child.pid, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
         return f"processor time: not done after {PROCESSOR_S} s"
+    if os.WIFSIGNALED(status):
+        return f"crash: {signal.Signals(os.WTERMSIG(status)).name}"
     if not said.startswith(b"="):
-        return f"crash: status {status}"
+        raise RuntimeError(f"mutant {child.mutant}: the tests themselves failed, and not the device; see above")
     return said[1:].decode()
 
 
@@ -130,7 +134,11 @@ def decide(todo: list[Mutant], cases: list[Case], library: Path, jobs: int, log:
     verdicts: dict[int, Verdict] = {}
     kills: dict[str, Counter[str]] = {block: Counter() for block in BLOCKS}
     running: dict[int, Child] = {}
-    waiting, blocks = list(reversed(todo)), {mutant.number: mutant.block for mutant in todo}
+    blocks = {mutant.number: mutant.block for mutant in todo}
+    place = {mutant.number: [each.number for each in todo if each.block == mutant.block].index(mutant.number)
+             for mutant in todo}
+    # One of each block in turn, so that half of a run says something of all.
+    waiting = sorted(todo, key=lambda mutant: -place[mutant.number])
     began = time.monotonic()
     with selectors.DefaultSelector() as selector, log.open("a") as kept:
         try:
@@ -179,9 +187,10 @@ def tell(mutants: list[Mutant], verdicts: dict[int, Verdict]) -> bool:
     print("killed by " + ", ".join(f"{way}: {count}" for way, count in sorted(ways.items())))
     survivors = [mutant for mutant in mutants if mutant.number in verdicts and not verdicts[mutant.number].killed_by]
     for mutant in survivors:
+        why = explanations.why(mutant.block, mutant.statement, mutant.change)
         print(f"\n{mutant.block} {mutant.number} survives: {mutant.change} of {mutant.cell}\n"
               f"    {mutant.source or 'no source line'}: {mutant.statement}\n"
-              f"    {explanations.why(mutant.block, mutant.statement) or 'NOT EXPLAINED in ' + EXPLAINED.name}")
+              f"    {why or 'NOT EXPLAINED in ' + EXPLAINED.name}")
     return good
 
 

@@ -18,9 +18,11 @@ from cosim.benches import cycles
 from cosim.benches.floors import MARGIN
 from cosim.benches.rtl import AT_LEAST, Figure, Variant, figures
 from cosim.engines.bus import BusTiming
+from cosim.memory import DEFAULT_BASE
 from nic_model.contract import CONFIGS
+from tests.device import test_zero_checksum
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
-from tests.device.test_against_model import check_sense, difference
+from tests.device.test_against_model import BASES, check_sense, difference
 from tests.device.test_transfers import CASES as TRANSFERS
 from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
 
@@ -79,9 +81,10 @@ class ScenarioCase(Case):
         return end_ps
 
 
-def _program(name: str, seed: int, timing: BusTiming, way: str = BOTH, **sizes: int | bool) -> Case:
+def _program(name: str, seed: int, timing: BusTiming, way: str = BOTH, base: int = DEFAULT_BASE,
+             **sizes: int | bool) -> Case:
     spec = RigSpec(scenario="tests.device.programs:run_seeds", arguments={"seeds": [seed], "sizes": sizes},
-                   timing=timing, seed=seed)
+                   timing=timing, seed=seed, base=base)
     (model,) = on_model(spec)
 
     def judge(result: Any) -> None:
@@ -116,6 +119,12 @@ def _hostile(scenario: str, way: str, **arguments: int) -> Case:
     def judge(result: Any) -> None:
         assert result == model, "the model's answers differ"
     return ScenarioCase(f"hostile {scenario} {arguments['seed']}", spec, judge, way)
+
+
+def _zero_checksum() -> Case:
+    def judge(result: Any) -> None:
+        assert result == test_zero_checksum.EXPECTED
+    return ScenarioCase("zero checksum", test_zero_checksum.SPEC, judge, TRANSMIT)
 
 
 def _transfers() -> Case:
@@ -162,11 +171,14 @@ def all_cases() -> list[Case]:
         *(_program("program", seed, FAST) for seed in range(100, 110)),
         *(_program("coalescing program", seed, FAST, RECEIVE, sends=2, frames=80, coalesces=True)
           for seed in range(500, 508)),
-        *(_program("far program", seed, FAR) for seed in range(200, 208)),
+        *(_program("program elsewhere", 600 + number, FAR, base=base) for number, base in enumerate(BASES)),
+        *(_program("program with strays", 610 + coalesces, FAST, sends=6, frames=40, strays=True, coalesces=coalesces)
+          for coalesces in (False, True)),
+        *(_program("far program", seed, FAR) for seed in range(200, 206)),
         _hostile("send", BOTH, seed=1, sends=60), *(_hostile("receive", RECEIVE, seed=9000 + n, frames=500)
                                                     for n in range(2)),
         *(_fault(name, way) for name, way in FAULTS.items()),
-        _transfers(),
+        _zero_checksum(), _transfers(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
           if figure.key in BENCH),
     ]

@@ -134,7 +134,8 @@ def _build(config: NicConfig, work: Path, target: builds.Target) -> None:
 
 def _chosen(work: Path) -> list[tuple[str, str]]:
     """Block and line of `mutate -list` of all mutants."""
-    script = ["read_rtlil flat.il", "design -save flat", *(f"connect -unset {wire}" for wire in UNSEEN), "opt_clean",
+    script = ["read_rtlil flat.il", "design -save flat",
+              *(f"delete w:{wire} %ci1 c:* %i" for wire in UNSEEN), "opt_clean",
               "select -write seen.txt *", "design -load flat", "select -read seen.txt", "select -set seen %"]
     for block, (place, _) in BLOCKS.items():
         # `?` for the backslash before each part of a name

@@ -1,0 +1,86 @@
+"""The machinery of mutation tests: what a mutant is, how a process judges it, how explanations are found."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cosim.engines.base import RunError
+from tests.explanations import Explanations
+from tests.mutation.__main__ import EXPLAINED, finish, start
+from tests.mutation.cases import BENCH, FAULTS, Case
+from tests.mutation.mutants import BLOCKS, BOTH, RECEIVE, ROOT, TRANSMIT, parse
+
+
+def test_a_mutant_is_read() -> None:
+    line = (r"mutate -mode cnot1 -module simulation_top -cell $flatten\nic.\keys.$74 -port A -portbit 6 -ctrlbit 2 "
+            f"-src {ROOT}/rtl/primitives.py:1 -src /elsewhere/amaranth/lib/stream.py:49 -src {ROOT}/rtl/keys.py:1")
+    mutant = parse(7, "keys", line)
+    assert mutant == (7, "keys", "cnot1 A[6] by bit 2", r"$flatten\nic.\keys.$74", "rtl/keys.py:1")
+    assert mutant.statement == (ROOT / "rtl/keys.py").read_text().splitlines()[0]
+    assert parse(8, "keys", "mutate -mode inv -cell c -port Y -portbit 0 -wire w").statement == ""
+
+
+class Fake(Case):
+    """Fails as it is told."""
+
+    def __init__(self, error: Exception | None = None, dies: bool = False) -> None:
+        super().__init__("fake")
+        self._error = error
+        self._dies = dies
+
+    def learn(self, library: Path) -> None:
+        """Nothing."""
+
+    def check(self, library: Path) -> None:
+        if self._dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize(("cases", "said"), [
+    ([Fake(), Fake()], ""),
+    ([Fake(), Fake(AssertionError("frames differ\nby far"))], "fake: AssertionError: frames differ"),
+    ([Fake(RunError("nothing moves"))], "fake: RunError: nothing moves"),
+    ([Fake(dies=True)], "crash: SIGKILL")])
+def test_a_process_tells_what_killed_its_mutant(cases: list[Case], said: str) -> None:
+    assert finish(start(3, cases, Path("no.so"))) == said
+
+
+def test_a_fault_of_the_tests_kills_no_mutant(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="mutant 3: the tests themselves failed"):
+        finish(start(3, [Fake(MemoryError("none left"))], Path("no.so")))
+    assert "MemoryError: none left" in capfd.readouterr().err
+
+
+def test_cases_judge_the_blocks_of_their_way() -> None:
+    assert [[Case.judges(case, way) for way in (TRANSMIT, RECEIVE, BOTH)]
+            for case in (_way(TRANSMIT), _way(RECEIVE), _way(BOTH))] == [
+        [True, False, True], [False, True, True], [True, True, True]]
+    for ways in (FAULTS.values(), BENCH.values(), [block.way for block in BLOCKS.values()]):
+        assert set(ways) == {TRANSMIT, RECEIVE, BOTH}
+
+
+def _way(way: str) -> Case:
+    case = Fake()
+    case.way = way
+    return case
+
+
+def test_explanations_are_found_by_block_and_statement(tmp_path: Path) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text('[[explained]]\nblock = "keys"\nstatement = "a.eq(b)"\nwhy = "it is so"\n'
+                    '[[explained]]\nblock = "keys"\nstatement = "d"\nchange = "inv Y"\nwhy = "one way only"\n')
+    found = Explanations(path)
+    assert found.why("keys", "a.eq(b)") == "it is so"
+    assert found.why("keys", "d", "inv Y[3]") == "one way only"
+    assert found.why("keys", "d", "inv A[3]") == ""
+    assert found.why("fetch", "a.eq(b)") == found.why("keys", "a.eq(c)") == ""
+    assert Explanations(tmp_path / "none.toml").entries == []
+    for entry in Explanations(EXPLAINED).entries:
+        assert entry.block in BLOCKS
+        assert len(entry.why) > 20
