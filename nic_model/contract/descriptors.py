@@ -105,7 +105,8 @@ RECEIVE_SLOT = _layout(
     "receive slot", RECEIVE_SLOT_BYTES,
     ("offset", 0, 40, "byte offset inside the key's memory"),
     ("key", 5, 24, "memory key with the WRITE right"),
-    ("length", 8, 24, "size of the buffer in bytes, at least 1"),
+    ("length", 8, 24, "size of the buffer in bytes, at least 1: with 0, every frame of the channel counts as too long,"
+     " and the slot stays"),
     ("buffer_id", 12, 16, "returned in the completion"),
 )
 
