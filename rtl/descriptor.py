@@ -36,7 +36,6 @@ from rtl.interfaces import (
     CHANNEL_BITS,
     INDEX_BITS,
     LENGTH_BITS,
-    QUEUE_SLOTS,
     ChannelFault,
     ChannelNumber,
     IndexReport,
@@ -53,7 +52,7 @@ from rtl.primitives import SkidBuffer, SmallRam, StreamFifo
 from rtl.small_fifo import SmallFifo
 
 SLOT_BITS = 8 * SUBMISSION_SLOT_BYTES
-FETCH_SLOTS = QUEUE_SLOTS
+FETCH_SLOTS = 64
 """Slots of the longest fetch."""
 
 PAYLOAD_BITS = (MAX_PIECES * MAX_PIECE_BYTES).bit_length()

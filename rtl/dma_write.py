@@ -45,12 +45,14 @@ class DmaWriteClient(wiring.Component):
         Rows buffered, a power of two, at least one burst.
     streams : bool
         The rows of a command come in each cycle once the first is there, so a burst may begin before its last is.
+    ahead : bool
+        Rows are claimed for a burst while the one before still waits for `grant`: a wait of a cycle costs nothing.
     """
 
-    def __init__(self, *, config: NicConfig, slots: int, rows: int, streams: bool = False):
+    def __init__(self, *, config: NicConfig, slots: int, rows: int, streams: bool = False, ahead: bool = False):
         if not isinstance(rows, int) or rows * config.host_bytes < BURST:
             raise ValueError(f"rows must be an integer that holds a burst of {BURST} bytes, not {rows!r}")
-        self.config, self.slots, self.rows, self.streams = config, slots, rows, streams
+        self.config, self.slots, self.rows, self.streams, self.ahead = config, slots, rows, streams, ahead
         slot_bits = ceil_log2(slots)
         super().__init__({
             "cmd": In(stream.Signature(WriteCommand)),
@@ -79,21 +81,30 @@ class DmaWriteClient(wiring.Component):
         unclaimed = Signal(range(-BURST // self.config.host_bytes, self.rows + 3))
         claimed, counts = Signal(), Signal()  # `counts`: in the cycle behind, the rows are taken off
         claim, enter = Signal(), Signal()
+        self.invariants = [(~cutter.o.valid | (burst.first <= burst.final), "a burst ends before it begins")]
+        if self.ahead:
+            # the claimed burst leaves the cutter
+            owner = Signal(Burst)
+            owner_rows = Signal.like(burst_rows)
+            may_claim = ~counts & (~claimed | self.grant)
+            m.d.comb += owner_rows.eq(owner.final[lanes:] - owner.first[lanes:] + 1)
+            with m.If(claim):
+                m.d.sync += owner.eq(burst)
+            self.invariants.append((~claimed | (owner.first <= owner.final), "a claimed burst ends before it begins"))
+        else:
+            owner, owner_rows, may_claim = burst, burst_rows, ~claimed
+            self.invariants.append((~claimed | cutter.o.valid, "rows are claimed for no burst"))
         m.d.comb += [
             burst_rows.eq(burst.final[lanes:] - burst.first[lanes:] + 1),
-            cutter.o.ready.eq(self.grant), enter.eq(rows.i.valid & rows.i.ready),
-            claim.eq(cutter.o.valid & ~claimed & (unclaimed >= (1 if self.streams else burst_rows))),
-            self.request.eq(claimed & ring.room), self.burst.eq(burst), self.slot.eq(ring.tail),
+            cutter.o.ready.eq(claim if self.ahead else self.grant), enter.eq(rows.i.valid & rows.i.ready),
+            claim.eq(cutter.o.valid & may_claim & (unclaimed >= (1 if self.streams else burst_rows))),
+            self.request.eq(claimed & ring.room), self.burst.eq(owner), self.slot.eq(ring.tail),
             ring.allocate.eq(self.grant),
-            lasts.write_en.eq(self.grant), lasts.write_addr.eq(ring.tail), lasts.write_data.eq(burst.last),
-        ]
-        self.invariants = [
-            (~cutter.o.valid | (burst.first <= burst.final), "a burst ends before it begins"),
-            (~claimed | cutter.o.valid, "rows are claimed for no burst"),
+            lasts.write_en.eq(self.grant), lasts.write_addr.eq(ring.tail), lasts.write_data.eq(owner.last),
         ]
         m.d.sync += counts.eq(claim)
         with m.If(enter | counts):
-            m.d.sync += unclaimed.eq(unclaimed + enter - Mux(counts, burst_rows, 0))
+            m.d.sync += unclaimed.eq(unclaimed + enter - Mux(counts, owner_rows, 0))
         with m.If(claim):
             m.d.sync += claimed.eq(1)
         with m.Elif(self.grant):
@@ -158,7 +169,9 @@ class DmaWrite(wiring.Component):
         self.clients = {
             "receive": DmaWriteClient(config=config, slots=RECEIVE_WRITES, rows=RECEIVE_BURSTS_BUFFERED * burst_rows,
                                       streams=True),
-            "completion": DmaWriteClient(config=config, slots=completion_writes(config), rows=COMPLETION_ROWS_BUFFERED),
+            # On the widest bus, two completions of frames in 4 cycles and a burst of received rows between them.
+            "completion": DmaWriteClient(config=config, slots=completion_writes(config), rows=COMPLETION_ROWS_BUFFERED,
+                                         ahead=config.host_bytes == 64),
         }
         self.id_bits = ceil_log2(sum(client.slots for client in self.clients.values()))
         members = {"axi": Out(AxiWriteMaster(config, self.id_bits)), "active": Out(1)}

@@ -33,7 +33,6 @@ from rtl.descriptor import (
 from rtl.interfaces import (
     INDEX_BITS,
     PUSH_BUFFERS,
-    QUEUE_SLOTS,
     ChannelFault,
     ChannelNumber,
     FreedSlots,
@@ -46,6 +45,7 @@ from rtl.interfaces import (
     SubmissionDoorbell,
     TxJob,
     TxPiece,
+    queue_slots,
     read_beat,
     row,
     tx_row,
@@ -66,8 +66,18 @@ JOBS_BEHIND = 512
 PAGE_BITS = exact_log2(RING_ALIGNMENT_BYTES)
 LOG2_BITS = LARGEST_RING_LOG2.bit_length()
 
-CREDIT_BITS = QUEUE_SLOTS.bit_length()
 POSITION_BITS = exact_log2(PUSH_WINDOW_SLOTS)
+
+
+def fetches_of_a_channel(config: NicConfig) -> int:
+    """Fetches of a channel that may be under way at a time. Those of a channel that waits for room are short ones; for
+    all `queue_slots` to be under way, two are too few on the widest bus."""
+    return 4 if config.host_bytes == 64 else 2
+
+
+def least_fetch(config: NicConfig) -> int:
+    """Slots that there must be room for, if more stand in the ring: never fewer than the longest descriptor's."""
+    return max(MAX_DESCRIPTOR_SLOTS, queue_slots(config) // 4)
 
 
 class FetchScheduler(wiring.Component):
@@ -75,12 +85,12 @@ class FetchScheduler(wiring.Component):
 
     Enters: doorbells and pushed descriptors, and from the cutter the indices of what it took. Leaves: read commands for
     up to 64 slots from where a channel's last fetch ended, and for each fetch its description. A fetch that passes the
-    ring's end is two commands. Channels with work take turns; a channel has two fetches under way at a time, so that
-    doorbells that come meanwhile gather for the next. A doorbell that advances beyond the ring's size stops the
+    ring's end is two commands. Channels with work take turns; a channel has `fetches_of_a_channel` under way at a time,
+    so that doorbells that come meanwhile gather for the next. A doorbell that advances beyond the ring's size stops the
     channel; one for a channel that does not run has no effect.
 
-    Credits: of each channel no more than `QUEUE_SLOTS` slots are asked for and not freed. A fetch takes what there is
-    room for, but waits until that is the longest descriptor's slots, or all that stand in the ring. When the cutter
+    Credits: of each channel no more than `queue_slots` are asked for and not freed. A fetch takes what there is
+    room for, but waits until that is `least_fetch`, or all that stand in the ring. When the cutter
     left a descriptor that was cut off, the channel is fetched from there again; what had been asked for behind it
     will be thrown away, and needs no room.
 
@@ -113,6 +123,10 @@ class FetchScheduler(wiring.Component):
 
     def __init__(self, config: NicConfig):
         self.config = config
+        self.slots = queue_slots(config)
+        self.credit_bits = self.slots.bit_length()
+        self.fetches = fetches_of_a_channel(config)
+        self.least = least_fetch(config)
         super().__init__({
             "write": In(Strobe(RegisterWrite)), "start": In(Strobe(ChannelNumber)), "running": In(config.channels),
             "doorbell": In(stream.Signature(SubmissionDoorbell)),
@@ -177,13 +191,13 @@ class FetchScheduler(wiring.Component):
         m.d.sync += Assert(~(self.start.valid & emptying & ~empties), "a start is lost")
 
         # Indices: what the driver posted, what was asked for, what the cutter took, and what has been freed (its lowest
-        # bits, enough for a difference of `QUEUE_SLOTS`).
+        # bits, enough for a difference of `queue_slots`).
         producer, asked = table("producer", INDEX_BITS, 2), table("asked", INDEX_BITS, 2)
-        consumer, freed = table("consumer", INDEX_BITS), table("freed", CREDIT_BITS, 3)
+        consumer, freed = table("consumer", INDEX_BITS), table("freed", self.credit_bits, 3)
         consumed = self.consumed.payload
         written(consumer, self.consumed.valid | empties, Mux(self.consumed.valid, consumed.channel, emptied_channel),
                 Mux(self.consumed.valid, consumed.index, 0))
-        freed_channel, freed_now = self.freed.payload.channel, Signal(CREDIT_BITS)
+        freed_channel, freed_now = self.freed.payload.channel, Signal(self.credit_bits)
         m.d.comb += [freed[2].read_addr.eq(freed_channel), freed_now.eq(freed[2].read_data + self.freed.payload.slots)]
         written(freed, self.freed.valid | empties, Mux(self.freed.valid, freed_channel, emptied_channel),
                 Mux(self.freed.valid, freed_now, 0))
@@ -194,9 +208,11 @@ class FetchScheduler(wiring.Component):
         may_ask = Signal()
         m.d.comb += may_ask.eq(~rewinds & ~empties)
 
-        # Which channels have work, which wait for room, and which have one fetch under way, or two.
+        # Which channels have work, which wait for room, and which have one fetch under way at least, or two, and so on.
         pending, starved = Signal(channels), Signal(channels)
         one_fetch, two_fetches = Signal(channels), Signal(channels)
+        under_way = [one_fetch, two_fetches,
+                     *(Signal(channels, name=f"fetches_{count}") for count in range(3, self.fetches + 1))]
         rung, looked_at, has_more, starves, woken, issued_to, ended, rewound = (
             Signal(channels, name=name) for name in (
                 "rung", "looked_at", "has_more", "starves", "woken", "issued_to", "ended", "rewound"))
@@ -208,18 +224,19 @@ class FetchScheduler(wiring.Component):
             pending.eq(((pending & ~looked_at) | rung | has_more | rewound | (woken & starved)) & self.running),
             starved.eq(((starved & ~woken) | starves) & self.running),
             one_fetch.eq((one_fetch & ~(ended & ~two_fetches)) | issued_to),
-            two_fetches.eq((two_fetches & ~ended) | (issued_to & one_fetch & ~ended) | (two_fetches & issued_to)),
         ]
+        for fewer, these, more in zip(under_way, under_way[1:], [*under_way[2:], None]):
+            ends = ended if more is None else ended & ~more
+            m.d.sync += these.eq((these & ~ends) | (issued_to & fewer & ~ended) | (these & issued_to))
 
         # Freed slots wake a channel that waits for room. A grant that looked just before them does not know of them;
-        # but it waits with more than 48 slots outstanding, so more will be freed.
+        # but it waits with most slots outstanding, so more will be freed.
         counting, counted_channel = Signal(), Signal(number_bits)
         judging, judged_channel = Signal(), Signal(number_bits)
-        counted, judged = Signal(CREDIT_BITS), Signal(CREDIT_BITS)
+        counted, judged = Signal(self.credit_bits), Signal(self.credit_bits)
         m.d.comb += [
             asked[1].read_addr.eq(counted_channel),
-            woken.eq(Mux(judging & (judged <= QUEUE_SLOTS - MAX_DESCRIPTOR_SLOTS),
-                         _one_hot(judged_channel, channels), 0)),
+            woken.eq(Mux(judging & (judged <= self.slots - self.least), _one_hot(judged_channel, channels), 0)),
         ]
         m.d.sync += [counting.eq(self.freed.valid), judging.eq(counting)]
         with m.If(self.freed.valid):
@@ -229,7 +246,7 @@ class FetchScheduler(wiring.Component):
 
         doorbells = self._take_doorbells(m, producer, consumer, freed, live, fetches, empties, emptied_channel, rung,
                                          may_ask)
-        grants = self._grant(m, producer, asked, freed, live, pending, two_fetches, fetches, doorbells,
+        grants = self._grant(m, producer, asked, freed, live, pending, under_way[-1], fetches, doorbells,
                              rewinds, rewound_channel, may_ask, looked_at, has_more, starves)
         m.d.comb += [
             # a pushed descriptor goes first; a grant waits for it
@@ -257,7 +274,7 @@ class FetchScheduler(wiring.Component):
         channels = self.config.channels
         channel, index = Signal(exact_log2(channels), name="rung_channel"), Signal(INDEX_BITS, name="rung_index")
         waiting, advance, found = Signal(INDEX_BITS), Signal(INDEX_BITS), Signal(INDEX_BITS)
-        used, slots, buffer = Signal(CREDIT_BITS), Signal(5), Signal(exact_log2(PUSH_BUFFERS))
+        used, slots, buffer = Signal(self.credit_bits), Signal(5), Signal(exact_log2(PUSH_BUFFERS))
         pushed, fits = Signal(), Signal()
         end = Signal(INDEX_BITS)
         reach = Signal(INDEX_BITS + 1)
@@ -300,7 +317,7 @@ class FetchScheduler(wiring.Component):
                 m.d.sync += [
                     reach.eq(waiting + advance), end.eq(found + slots),
                     fits.eq((waiting == 0) & (advance[:POSITION_BITS] == 0)
-                            & (used <= QUEUE_SLOTS - MAX_DESCRIPTOR_SLOTS)),
+                            & (used <= self.slots - MAX_DESCRIPTOR_SLOTS)),
                 ]
                 m.next = "JUDGE"
             with m.State("JUDGE"):
@@ -325,7 +342,7 @@ class FetchScheduler(wiring.Component):
                     m.next = "LOOK"
         return _Doorbells(busy, stores, pushes, channel, found, end, slots)
 
-    def _grant(self, m, producer, asked, freed, live, pending, two_fetches, fetches, doorbells,
+    def _grant(self, m, producer, asked, freed, live, pending, most_fetches, fetches, doorbells,
                rewinds, rewound_channel, may_ask, looked_at, has_more, starves):
         """The grant side: choose a channel, see what waits in its ring, ask for it."""
         channels = self.config.channels
@@ -334,7 +351,7 @@ class FetchScheduler(wiring.Component):
         available, index, end = (Signal(INDEX_BITS, name=name) for name in ("available", "index", "asked_end"))
         mask, position, behind = (Signal(INDEX_BITS - 1, name=name) for name in ("mask", "position", "behind"))
         base_low, base_high = Signal(32 - PAGE_BITS), Signal(32)
-        used, room, wanted = Signal(CREDIT_BITS), Signal(CREDIT_BITS), Signal(range(FETCH_SLOTS + 1))
+        used, room, wanted = Signal(self.credit_bits), Signal(self.credit_bits), Signal(range(FETCH_SLOTS + 1))
         count, first = Signal(range(FETCH_SLOTS + 1)), Signal(range(FETCH_SLOTS + 1))
         wraps, more, tight = Signal(), Signal(), Signal()
         address_low = Signal(len(base_low) + 1)
@@ -353,7 +370,7 @@ class FetchScheduler(wiring.Component):
 
         requests, free = Signal(channels), Signal()
         m.d.comb += [
-            requests.eq(pending & self.running & ~two_fetches), free.eq(~self.cmd.valid & ~rest_waits),
+            requests.eq(pending & self.running & ~most_fetches), free.eq(~self.cmd.valid & ~rest_waits),
             producer[1].read_addr.eq(channel), asked[0].read_addr.eq(channel), freed[1].read_addr.eq(channel),
             live["log2"][1].read_addr.eq(channel), live["base_low"][0].read_addr.eq(channel),
             live["base_high"][0].read_addr.eq(channel),
@@ -382,7 +399,7 @@ class FetchScheduler(wiring.Component):
                     mask.eq(_mask(live["log2"][1].read_data, len(mask))), moved.eq(moves_now),
                     base_low.eq(live["base_low"][0].read_data), base_high.eq(live["base_high"][0].read_data),
                 ]
-                with m.If((chosen & two_fetches).any()):
+                with m.If((chosen & most_fetches).any()):
                     m.next = "CHOOSE"
                 with m.Else():
                     # a doorbell from now on makes the channel pending again
@@ -393,7 +410,7 @@ class FetchScheduler(wiring.Component):
                 m.d.sync += [
                     position.eq(index & mask), behind.eq(~index & mask), moved.eq(moved | moves_now),
                     wanted.eq(Mux(available > FETCH_SLOTS, FETCH_SLOTS, available)), more.eq(available > FETCH_SLOTS),
-                    room.eq(QUEUE_SLOTS - used), tight.eq(used > QUEUE_SLOTS - MAX_DESCRIPTOR_SLOTS),
+                    room.eq(self.slots - used), tight.eq(used > self.slots - self.least),
                 ]
                 with m.If(available == 0):
                     m.next = "CHOOSE"
@@ -463,7 +480,7 @@ class _Grants(NamedTuple):
 
 def job_bits(config: NicConfig) -> int:
     """Bits of a number of jobs between the front and their completion."""
-    return (config.channels * QUEUE_SLOTS + JOBS_BEHIND).bit_length()
+    return (config.channels * queue_slots(config) + JOBS_BEHIND).bit_length()
 
 
 class DrainWatch(wiring.Component):

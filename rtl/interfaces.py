@@ -31,12 +31,16 @@ REGISTER_BITS = exact_log2(REGISTER_SPACE_BYTES)
 LENGTH_BITS = 21
 SLOT_COUNT_BITS = MAX_DESCRIPTOR_SLOTS.bit_length()
 TIME_BITS = 64
-QUEUE_SLOTS = 64
-"""Submission slots of a channel between their fetch and the end of what they ask for, at most."""
 BURST = BURST_BYTES
 
 PUSH_BUFFERS = 4
 """Descriptors that may be pushed at a time, of all channels together."""
+
+
+def queue_slots(config: NicConfig) -> int:
+    """Submission slots of a channel between their fetch and the end of what they ask for, at most. The widest bus takes
+    small frames so fast that 64 would not cover the latency of host memory."""
+    return 128 if config.host_bytes == 64 else 64
 
 
 def lane_bits(config: NicConfig) -> int:

@@ -6,28 +6,32 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from nic_model.contract import SUBMISSION_SLOT_BYTES, NicConfig
-from rtl.interfaces import LENGTH_BITS, QUEUE_SLOTS, Strobe, TxJob, TxPiece, tx_row
+from rtl.interfaces import LENGTH_BITS, Strobe, TxJob, TxPiece, queue_slots, tx_row
 from rtl.primitives import Ram, SmallRam
 
-JOB_INDEX_BITS = exact_log2(QUEUE_SLOTS)
-"""Each slot may be a job."""
-
-PIECE_INDEX_BITS = exact_log2(2 * QUEUE_SLOTS)
-"""A slot names two pieces at most."""
-
 StoredPiece = data.StructLayout({"address": 64, "length": LENGTH_BITS})
+
+
+def job_index_bits(config: NicConfig) -> int:
+    """Bits of a job's place in its channel's ring: each slot may be a job."""
+    return exact_log2(queue_slots(config))
+
+
+def piece_index_bits(config: NicConfig) -> int:
+    """Bits of a piece's place in its channel's ring: a slot names two pieces at most."""
+    return exact_log2(2 * queue_slots(config))
 
 
 def row_index_bits(config: NicConfig) -> int:
     """Bits of an inline row's place in its channel's ring: a slot holds so many, or each descriptor with an inline slot
     has a head's slot too, so that half a row for each slot is enough."""
-    return exact_log2(QUEUE_SLOTS * SUBMISSION_SLOT_BYTES // config.host_bytes)
+    return exact_log2(queue_slots(config) * SUBMISSION_SLOT_BYTES // config.host_bytes)
 
 
 def stored_job(config: NicConfig) -> data.StructLayout:
     """A job as it waits: without its channel, but with the places of its first piece and its first inline row."""
     fields = {name: shape for name, shape in TxJob.members.items() if name != "channel"}
-    return data.StructLayout({**fields, "first_piece": PIECE_INDEX_BITS, "first_row": row_index_bits(config)})
+    return data.StructLayout({**fields, "first_piece": piece_index_bits(config), "first_row": row_index_bits(config)})
 
 
 class TxQueues(wiring.Component):
@@ -56,8 +60,10 @@ class TxQueues(wiring.Component):
         super().__init__({
             "job": In(Strobe(TxJob)), "stored_row": In(Strobe(tx_row(config))), "stored_piece": In(Strobe(TxPiece)),
             "arrived": Out(config.channels), "arrived_channel": Out(self.channel_bits),
-            "read_job": In(1), "job_at": In(self.channel_bits + JOB_INDEX_BITS), "job_data": Out(stored_job(config)),
-            "read_piece": In(1), "piece_at": In(self.channel_bits + PIECE_INDEX_BITS), "piece_data": Out(StoredPiece),
+            "read_job": In(1), "job_at": In(self.channel_bits + job_index_bits(config)),
+            "job_data": Out(stored_job(config)),
+            "read_piece": In(1), "piece_at": In(self.channel_bits + piece_index_bits(config)),
+            "piece_data": Out(StoredPiece),
             "read_row": In(1), "row_at": In(self.channel_bits + row_index_bits(config)),
             "row_data": Out(8 * config.host_bytes),
             "active": Out(1),
@@ -71,7 +77,8 @@ class TxQueues(wiring.Component):
 
         # Behind the last job of each channel, and behind the last piece and row of those jobs.
         ends = {}
-        for name, bits in (("job", JOB_INDEX_BITS), ("piece", PIECE_INDEX_BITS), ("row", row_index_bits(self.config))):
+        for name, bits in (("job", job_index_bits(self.config)), ("piece", piece_index_bits(self.config)),
+                           ("row", row_index_bits(self.config))):
             m.submodules[f"{name}_ends"] = ends[name] = SmallRam(shape=bits, depth=channels)
             m.d.comb += [
                 ends[name].write_en.eq(self.job.valid), ends[name].write_addr.eq(job_channel),
@@ -102,7 +109,7 @@ class TxQueues(wiring.Component):
 
         # The ring of jobs.
         kept = stored_job(self.config)
-        m.submodules.jobs = jobs = Ram(shape=kept, depth=channels << JOB_INDEX_BITS)
+        m.submodules.jobs = jobs = Ram(shape=kept, depth=channels << job_index_bits(self.config))
         stored = data.View(kept, jobs.write_data)
         m.d.comb += [
             jobs.write_en.eq(self.job.valid), jobs.write_addr.eq(Cat(job_channel, ends["job"].read_data)),

@@ -34,7 +34,7 @@ from rtl.interfaces import (
 from rtl.primitives import SmallRam, StreamFifo, number_of, round_robin
 from rtl.segmenter import SEGMENT_BITS
 from rtl.token_buckets import TokenBuckets, sent_frame
-from rtl.tx_queues import JOB_INDEX_BITS, PIECE_INDEX_BITS, StoredPiece, TxQueues, row_index_bits, stored_job
+from rtl.tx_queues import StoredPiece, TxQueues, job_index_bits, piece_index_bits, row_index_bits, stored_job
 
 STORED_ROW_BYTES = 4096
 """Inline bytes of frames that are decided and whose payload is on its way."""
@@ -55,7 +55,7 @@ def decision(config: NicConfig) -> data.StructLayout:
     and `first_row` say where the job's pieces and rows begin."""
     return data.StructLayout({
         "slice": TxSlice, "pays": 1, "template": 1,
-        "first_piece": PIECE_INDEX_BITS, "first_row": row_index_bits(config),
+        "first_piece": piece_index_bits(config), "first_row": row_index_bits(config),
     })
 
 
@@ -114,7 +114,8 @@ class FrameScheduler(wiring.Component):
             "limited": In(config.channels), "sent": Out(Strobe(sent_frame(config))),
             "arrived": In(config.channels), "arrived_channel": In(self.channel_bits),
             "arriving_job": In(TxJob),
-            "read_job": Out(1), "job_at": Out(self.channel_bits + JOB_INDEX_BITS), "job_data": In(stored_job(config)),
+            "read_job": Out(1), "job_at": Out(self.channel_bits + job_index_bits(config)),
+            "job_data": In(stored_job(config)),
             "begun": In(Strobe(CountAmount)), "dropped": In(Strobe(CountAmount)),
             "decision": Out(stream.Signature(decision(config))), "active": Out(1),
         })
@@ -123,11 +124,11 @@ class FrameScheduler(wiring.Component):
         m = Module()
         channels = self.config.channels
         m.submodules.progresses = progresses = SmallRam(shape=Progress, depth=channels)
-        m.submodules.heads = heads = SmallRam(shape=JOB_INDEX_BITS, depth=channels)
+        m.submodules.heads = heads = SmallRam(shape=job_index_bits(self.config), depth=channels)
         pending, emptied = Signal(channels), Signal(channels)
         # the place behind each channel's last job, read where a job arrives and where one ends
-        m.submodules.counts = counts = SmallRam(shape=JOB_INDEX_BITS, depth=channels)
-        m.submodules.tails = tails = SmallRam(shape=JOB_INDEX_BITS, depth=channels)
+        m.submodules.counts = counts = SmallRam(shape=job_index_bits(self.config), depth=channels)
+        m.submodules.tails = tails = SmallRam(shape=job_index_bits(self.config), depth=channels)
         for ram in (counts, tails):
             m.d.comb += [
                 ram.write_en.eq(self.arrived.any()), ram.write_addr.eq(self.arrived_channel),
@@ -190,7 +191,7 @@ class FrameScheduler(wiring.Component):
         in_reach, may_decide = Signal(), Signal(init=1)
         out, slice_, after = self.decision.payload, made.slice, data.View(Progress, progresses.write_data)
         good, last = Signal(), Signal()
-        head_after, empties = Signal(JOB_INDEX_BITS), Signal()
+        head_after, empties = Signal(job_index_bits(self.config)), Signal()
         m.d.comb += [
             good.eq(runs & (job.status == Status.OK)), last.eq(~good | ~longer),
             slice_.job.channel.eq(current),
@@ -346,14 +347,15 @@ class PieceWalker(wiring.Component):
         self.channel_bits = exact_log2(config.channels)
         super().__init__({
             "i": In(stream.Signature(decision(config))),
-            "read_piece": Out(1), "piece_at": Out(self.channel_bits + PIECE_INDEX_BITS), "piece_data": In(StoredPiece),
+            "read_piece": Out(1), "piece_at": Out(self.channel_bits + piece_index_bits(config)),
+            "piece_data": In(StoredPiece),
             "cmd": Out(stream.Signature(ReadCommand)), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         # Where the next frame of each channel's present job begins: in which piece, and how much of it is used.
-        place = data.StructLayout({"piece": PIECE_INDEX_BITS, "used": LENGTH_BITS})
+        place = data.StructLayout({"piece": piece_index_bits(self.config), "used": LENGTH_BITS})
         m.submodules.places = places = SmallRam(shape=place, depth=self.config.channels)
         channel = self.i.payload.slice.job.channel[:self.channel_bits]
         begin, present = Signal(place), Signal(place)

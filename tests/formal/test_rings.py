@@ -17,7 +17,7 @@ from nic_model.contract import MAX_DESCRIPTOR_SLOTS, RING_ALIGNMENT_BYTES, SUBMI
 from rtl.addresses import channel_of, is_channel_register
 from rtl.descriptor import FETCH_SLOTS
 from rtl.fetch import FetchScheduler
-from rtl.interfaces import INDEX_BITS, QUEUE_SLOTS
+from rtl.interfaces import INDEX_BITS, queue_slots
 from tests.formal.claims import Claims
 from tests.formal.prover import Proof, cases, check
 
@@ -149,7 +149,7 @@ def fetches_what_was_posted(claims: Claims, block: FetchScheduler) -> None:
     posted = producer + Mux(fetch.pushed, fetch.count, 0)
     claims.holds((end - consumer)[:INDEX_BITS] <= (posted - consumer)[:INDEX_BITS], is_fetch)
     claims.holds(block.push.valid == (block.issued & fetch.pushed))
-    claims.holds((end - returned)[:INDEX_BITS] <= QUEUE_SLOTS, is_fetch)
+    claims.holds((end - returned)[:INDEX_BITS] <= queue_slots(CONFIG), is_fetch)
 
     # Commands follow the description that they belong to: inside the ring, and as many slots.
     command, asks, left = block.cmd.payload, Signal(), Signal(range(FETCH_SLOTS + 1))

@@ -205,6 +205,37 @@ def test_received_frames_stream_at_a_beat_a_cycle(width: int) -> None:
     assert len(cycles) - 1 >= 0.95 * (cycles[-1] - cycles[0])
 
 
+def test_completions_leave_in_every_other_cycle_beside_received_frames() -> None:
+    """On the widest bus, where a received burst goes between every two of them."""
+    width, count = 64, 200
+    config, rng = config_of(width), random.Random(8)
+    bench = Bench(DmaWrite(config), seed=8)
+    bus = Bus(bench, width)
+    done: dict[str, list] = {c: [] for c in CLIENTS}
+    for client, base, number in (("receive", 0x10_0000, count // 2), ("completion", 0x20_0000, count)):
+        commands = [{"address": base + 0x100 * n, "length": 32} for n in range(number)]
+        bench.source(getattr(bench.dut, f"cmd_{client}"), commands)
+        bench.source(getattr(bench.dut, f"row_{client}"),
+                     [r for command in commands for r in rows_of(rng, width, command, bytes(32))])
+        bench.sink(getattr(bench.dut, f"done_{client}"), done[client])
+    cycles: list[int] = []
+
+    async def watch_w(ctx):
+        async for _, _, valid, ready in ctx.tick().sample(bench.dut.axi.w.valid, bench.dut.axi.w.ready):
+            if valid and ready:
+                cycles.append(bench.cycle)
+
+    async def wait(ctx):
+        while len(done["completion"]) < count or len(done["receive"]) < count // 2:
+            await ctx.tick()
+
+    bench.background(watch_w)
+    bench.add(wait)
+    bench.run()
+    assert len(bus.bursts) == len(cycles) == count + count // 2
+    assert cycles[-1] - cycles[0] <= 2 * count + 8
+
+
 @pytest.mark.parametrize(("waiting", "given", "other"), [("receive", 0, "completion"), ("completion", 7, "receive")])
 def test_a_client_without_rows_does_not_block_the_other(waiting: str, given: int, other: str) -> None:
     """Received rows follow each other without a gap, so a burst of those may begin with its first; one of completions

@@ -26,11 +26,13 @@ from nic_model.contract import (
 )
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.submission import read_submission
-from rtl.descriptor import QUEUE_SLOTS, DescriptorCheck, DescriptorCutter, DescriptorParser
+from rtl.descriptor import FETCH_SLOTS, DescriptorCheck, DescriptorCutter, DescriptorParser
 from rtl.fetch import DrainWatch, FetchScheduler, TransmitFetch
 from tests.rtl.harness import Bench, idle, until
 
 CHANNELS = 4
+QUEUE_SLOTS = {16: 64, 32: 64, 64: 128}
+"""By the bytes of the host bus."""
 ALL_OPERATIONS = OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED
 BURST_BYTES = 256
 
@@ -130,7 +132,7 @@ class Host:
         end = address + length
         assert end <= ring.base + len(ring.memory), "a fetch goes beyond its ring"
         assert length % SUBMISSION_SLOT_BYTES == 0
-        assert 0 < length <= QUEUE_SLOTS * SUBMISSION_SLOT_BYTES
+        assert 0 < length <= FETCH_SLOTS * SUBMISSION_SLOT_BYTES
         while address < end:
             lane = address % self.width
             count = min(self.width - lane, end - address)
@@ -638,8 +640,11 @@ class SchedulerBench:
     log2 : log2 of the rings' entries.
     """
 
-    def __init__(self, sizes, *, seed, log2, base=0x7_FFFF_F000, answer_cycles=(0, 60), free_cycles=(2, 60)):
-        self.scheduler = FetchScheduler(NicConfig(name="test", channels=CHANNELS, vectors=4))
+    def __init__(self, sizes, *, seed, log2, base=0x7_FFFF_F000, answer_cycles=(0, 60), free_cycles=(2, 60),
+                 host_bytes=16):
+        self.scheduler = FetchScheduler(
+            NicConfig(name="test", channels=CHANNELS, vectors=4, mac_bytes=8, host_bytes=host_bytes))
+        self.queue_slots = QUEUE_SLOTS[host_bytes]
         self.bench = Bench(self.scheduler, seed=seed)
         self.rng = random.Random(seed)
         self.sizes, self.log2, self.base = sizes, log2, base
@@ -694,7 +699,7 @@ class SchedulerBench:
                 end = start + fetch.count
                 assert fetch.count > 0
                 assert end <= self.produced[c]
-                assert end - before[c] <= QUEUE_SLOTS, "more slots than there is room for"
+                assert end - before[c] <= self.queue_slots, "more slots than there is room for"
                 self.asked.append(c)
                 self.waiting.append((self.bench.cycle + self.rng.randint(*self._answer_cycles), c, start, fetch.count,
                                      fetch.more))
@@ -747,12 +752,13 @@ class SchedulerBench:
                 self.freed[c] += slots
 
 
+@pytest.mark.parametrize("host_bytes", [16, 64])
 @pytest.mark.parametrize(("seed", "free_cycles"), [(31, (2, 60)), (32, (150, 400))], ids=["room", "little room"])
-def test_scheduler_loses_no_doorbell_and_keeps_to_the_credits(seed, free_cycles):
+def test_scheduler_loses_no_doorbell_and_keeps_to_the_credits(seed, free_cycles, host_bytes):
     """Doorbells at all distances, to channels that are being looked at; descriptors of all sizes, cut off or not."""
     rng = random.Random(seed)
     sizes = [[rng.choice((1, 1, 3, 4, 16, rng.randint(1, 16))) for _ in range(300)] for _ in range(3)]
-    rig = SchedulerBench(sizes, seed=seed, log2=8, free_cycles=free_cycles)
+    rig = SchedulerBench(sizes, seed=seed, log2=8, free_cycles=free_cycles, host_bytes=host_bytes)
 
     async def testbench(ctx):
         await rig.start(ctx)
@@ -1006,40 +1012,41 @@ def test_drain_watch_against_a_count_of_each_kind():
     assert max(waits) < 100, "new work holds the drain up"
 
 
-def test_a_channel_has_no_more_slots_behind_its_fetch_than_there_is_room_for():
-    """Nothing is freed: 64 slots of one-slot descriptors are fetched, and no more; another channel goes on; with room
-    for the longest descriptor the first goes on too."""
+@pytest.mark.parametrize(("host_bytes", "most", "least"), [(16, 64, 16), (64, 128, 32)])
+def test_a_channel_has_no_more_slots_behind_its_fetch_than_there_is_room_for(host_bytes, most, least):
+    """Nothing is freed: `most` slots of one-slot descriptors are fetched, and no more; another channel goes on; with
+    room for `least` the first goes on too."""
     rings = [Ring(channel=c, log2=8, base=0x10000 * (c + 1)) for c in (1, 2)]
-    host = Host(rings)
+    host = Host(rings, host_bytes=host_bytes)
     named_keys(host)
     host.may_free = 0
 
     async def testbench(ctx):
         for ring in rings:
             await host.enable(ctx, ring)
-        for _ in range(150):
+        for _ in range(200):
             rings[0].post(GOOD)
         await host.ring_doorbell(ctx, rings[0])
         await host.settle(ctx)
-        assert [job["channel"] for job in host.jobs] == [1] * 64
+        assert [job["channel"] for job in host.jobs] == [1] * most
         for _ in range(3):
             rings[1].post(make_descriptor(pieces=[(FOREIGN, 0, 60)]))
         await host.ring_doorbell(ctx, rings[1])
         await host.settle(ctx)
-        assert len(host.jobs) == 67
-        host.may_free = 15
+        assert len(host.jobs) == most + 3
+        host.may_free = least - 1
         await host.settle(ctx)
-        assert len(host.jobs) == 67, "there is room for 15 slots, and a descriptor may have 16"
-        host.may_free = 16
+        assert len(host.jobs) == most + 3, "there is less room than a fetch needs"
+        host.may_free = least
         await host.settle(ctx)
-        assert len(host.jobs) == 67 + 16
+        assert len(host.jobs) == most + 3 + least
         host.may_free = 1 << 20
         await host.settle(ctx)
 
     host.bench.add(testbench)
     host.bench.run()
     host.check()
-    assert len(host.jobs) == 153
+    assert len(host.jobs) == 203
 
 
 async def drain_at_once(ctx, host, ring):
@@ -1241,12 +1248,13 @@ def steady_cycles(host, rings):
     return (jobs[-1] - jobs[first]) / (len(jobs) - 1 - first)
 
 
-def test_rate_of_one_channel_with_memory_far_away():
-    """64 slots of a channel in a round trip of 250 cycles and what the blocks take."""
+@pytest.mark.parametrize(("host_bytes", "most"), [(16, 7), (64, 4)])
+def test_rate_of_one_channel_with_memory_far_away(host_bytes, most):
+    """64 or 128 slots of a channel in a round trip of 250 cycles and what the blocks take."""
     ring = Ring(channel=1, log2=9, base=0x10000)
-    host = Host([ring], latency=(250, 250))
+    host = Host([ring], host_bytes=host_bytes, latency=(250, 250))
     named_keys(host)
-    assert steady_cycles(host, [ring]) <= 7
+    assert steady_cycles(host, [ring]) <= most
 
 
 def test_rate_of_several_channels_with_memory_far_away():

@@ -10,7 +10,8 @@ from nic_model.contract import NicConfig, Status, channel_register, slots_needed
 from rtl.tx_scheduler import TransmitScheduler, bytes_ahead
 from tests.rtl.harness import Bench, idle, plain
 
-QUEUE_SLOTS = 64
+QUEUE_SLOTS = {16: 64, 32: 64, 64: 128}
+"""By the bytes of the host bus."""
 MISSED_CYCLES = 6
 """A job that arrives so shortly before a decision is not seen by it."""
 DECIDED = 3
@@ -138,7 +139,8 @@ class Host:
 
     def room(self, channel: int) -> int:
         stored = sum(job.slots for job in self.jobs[channel])
-        return QUEUE_SLOTS - stored + sum(f["slots"] for f in self.freed if f["channel"] == channel)
+        freed = sum(f["slots"] for f in self.freed if f["channel"] == channel)
+        return QUEUE_SLOTS[self.config.host_bytes] - stored + freed
 
     async def store(self, ctx, job: Job) -> None:
         """As `rtl.descriptor.JobIssue` does it: rows and pieces side by side, the job with the last of them."""
