@@ -649,7 +649,8 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     if program.strays:
         values = random.Random(program.seed)
         for address in stray_addresses(rig.config):
-            rig.port.write32(address, values.getrandbits(32))
+            # 0 would turn off what is on.
+            rig.port.write32(address, values.getrandbits(32) if program.seed % 2 else 0)
         await rig.port.read32(register("ID"))
     posted: dict[int, tuple[int, int]] = {}
     tasks = [rig.kernel.spawn(runner.run(), f"channel {runner.program.number}") for runner in runners]

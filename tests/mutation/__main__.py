@@ -214,6 +214,8 @@ def main() -> int:
     mutants = [mutant for mutant in built.mutants if mutant.block in wanted]
     todo = [mutant for mutant in mutants if mutant.number not in verdicts
             or (not verdicts[mutant.number].killed_by and verdicts[mutant.number].tests != key)]
+    # Those that survived other tests come last.
+    todo.sort(key=lambda mutant: mutant.number in verdicts)
     if todo and not options.survivors:
         print(f"{len(mutants)} mutants, {len(todo)} to run; first the device as it is", flush=True)
         cases = all_cases()

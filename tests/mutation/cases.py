@@ -24,6 +24,7 @@ from tests.device import test_zero_checksum
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
 from tests.device.test_transfers import CASES as TRANSFERS
+from tests.device.wide_values import LATE_PS, SLOW
 from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
 
 SLACK_PS = 500 * US
@@ -127,6 +128,40 @@ def _zero_checksum() -> Case:
     return ScenarioCase("zero checksum", test_zero_checksum.SPEC, judge, TRANSMIT)
 
 
+def _wide(scenario: str, way: str, timing: BusTiming = FAST, **arguments: int) -> Case:
+    spec = RigSpec(scenario=f"tests.device.wide_values:{scenario}", arguments=arguments, base=BASES[1], timing=timing)
+    model = on_model(spec)
+
+    def judge(result: Any) -> None:
+        assert result == model, "the model's results differ"
+    return ScenarioCase(f"{scenario} {arguments['seed']}", spec, judge, way)
+
+
+def _ages() -> Case:
+    def judge(result: Any) -> None:
+        over = [after - age for age, after in result]
+        assert 0 < min(over) <= max(over) <= min(100, min(over) + 2), over
+    return ScenarioCase("ages", RigSpec(scenario="tests.device.wide_values:ages"), judge, RECEIVE)
+
+
+def _full_turn() -> Case:
+    def judge(result: Any) -> None:
+        assert min(result) > 1 << 16
+    return ScenarioCase("full turn", RigSpec(scenario="tests.device.wide_values:full_turn"), judge)
+
+
+def _late(seed: int) -> Case:
+    spec = RigSpec(scenario="tests.device.wide_values:late",
+                   arguments={"late_ps": LATE_PS, "seeds": [seed], "sizes": {}})
+    (model,) = on_model(spec)
+
+    def judge(result: Any) -> None:
+        (rtl,) = result
+        found = difference(model, rtl)
+        assert not found, found
+    return ScenarioCase(f"late program {seed}", spec, judge)
+
+
 def _transfers() -> Case:
     def judge(result: Any) -> None:
         assert not any(result), next(filter(None, result))
@@ -172,13 +207,17 @@ def all_cases() -> list[Case]:
         *(_program("coalescing program", seed, FAST, RECEIVE, sends=2, frames=80, coalesces=True)
           for seed in range(500, 508)),
         *(_program("program elsewhere", 600 + number, FAR, base=base) for number, base in enumerate(BASES)),
-        *(_program("program with strays", 610 + coalesces, FAST, sends=6, frames=40, strays=True, coalesces=coalesces)
-          for coalesces in (False, True)),
+        *(_program("program with strays", seed, FAST, sends=6, frames=40, strays=True, coalesces=coalesces)
+          for seed, coalesces in ((610, False), (611, False), (610, True))),
         *(_program("far program", seed, FAR) for seed in range(200, 206)),
         _hostile("send", BOTH, seed=1, sends=60), *(_hostile("receive", RECEIVE, seed=9000 + n, frames=500)
                                                     for n in range(2)),
         *(_fault(name, way) for name, way in FAULTS.items()),
+        _wide("long_rings", BOTH, seed=1), _wide("long_rings", BOTH, SLOW, seed=2),
+        *(_wide("limits", RECEIVE, seed=seed) for seed in (1, 2)), _wide("contexts", RECEIVE, seed=1),
+        _wide("bounds", BOTH, seed=1), _ages(), _late(700),
         _zero_checksum(), _transfers(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
           if figure.key in BENCH),
+        _full_turn(),
     ]

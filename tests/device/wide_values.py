@@ -1,0 +1,414 @@
+"""Numbers with all their bits: long rings, keys and buffers of any size, a device that has run for long, any age and
+size of an aggregate, every context. Random programs have mostly small ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import replace
+from typing import Any
+
+from host_driver.channel import Channel
+from host_driver.nic import Nic
+from host_driver.rings import Descriptor, Piece
+from nic_model import ring
+from nic_model.contract import (
+    COMPLETION,
+    COMPLETION_BYTES,
+    KEY_COMMIT,
+    MAX_COALESCED_BYTES,
+    MAX_FRAME_BYTES,
+    SUBMISSION_HEAD,
+    SUBMISSION_SLOT_BYTES,
+    CompletionKind,
+    KeyRight,
+    Opcode,
+    OperationMask,
+    SendFlag,
+    Status,
+    doorbell,
+    key_register,
+    register,
+)
+from tests.device.faults import NOBODY, start
+from tests.device.programs import POISON, RX_BURST_BYTES, STILL_PS, run_seeds
+from tests.device.rig import FAR, MS, US, Rig
+from tests.gro import PSH, SYN, Segment
+
+OPERATIONS = OperationMask.SEND_FRAME | OperationMask.RECEIVE_RAW | OperationMask.COALESCE
+OWN_TEXT, OWN_MAC = "02:00:00:00:aa:01", bytes.fromhex("02000000aa01")
+KEY_BYTES, OFFSET_BITS, PIECE_LENGTH_BITS = (1 << 40) - 1, 39, 24
+NEVER_US = 10**7
+
+SLOW = replace(FAR, read_latency_cycles=1500, write_latency_cycles=1500)
+"""So far away that reads and writes in flight run out."""
+
+
+class Area:
+    """Memory of a channel behind a key that is far larger, and begins `delta` bytes before it."""
+
+    def __init__(self, rig: Rig, nic: Nic, channel: int, size: int, rng: random.Random) -> None:
+        self._rig = rig
+        # Somewhere, so that the bits of its address are as good as random.
+        before = rng.randrange(1 << 22)
+        self._start = rig.memory.allocate(before + size, 4096)
+        self.address = self._start + before
+        self._nic = nic
+        self._key = nic.register_memory(self.address, size, KeyRight.READ | KeyRight.WRITE, channel, NOBODY)
+        self.widen(rng.getrandbits(OFFSET_BITS))
+
+    def widen(self, delta: int, behind: int | None = None) -> None:
+        """Let the key begin `delta` bytes before the memory, and end so many behind its start, or as late as it can:
+        more than host memory has, which the driver would refuse."""
+        self.delta = delta
+        address = self.address - delta & (1 << 64) - 1
+        length = KEY_BYTES if behind is None else delta + behind
+        key = self._key
+        for name, value in (
+            ("KEY_ADDRESS_LO", address & 0xFFFF_FFFF), ("KEY_ADDRESS_HI", address >> 32),
+            ("KEY_LENGTH_LO", length & 0xFFFF_FFFF), ("KEY_LENGTH_HI", length >> 32),
+            ("KEY_COMMIT", KEY_COMMIT.pack_word(generation=key.value >> 12, rights=key.rights, owner=key.owner,
+                                                valid=1))):
+            self._nic.port.write32(key_register(name, key.index), value)
+
+    def piece(self, place: int, length: int) -> Piece:
+        """From a place in the memory."""
+        return Piece(self._key.value, self.delta + place, length)
+
+    def view(self, place: int, length: int) -> memoryview:
+        return self._rig.memory.view(self.address + place, length)
+
+    async def close(self, nic: Nic) -> None:
+        await nic.deregister_memory(self._key)
+        self._rig.memory.free(self._start)
+
+
+async def late(rig: Rig, arguments: dict[str, Any]) -> list[Any]:
+    """Scenario: programs on a device that has run for `late_ps`; see `run_seeds`."""
+    await rig.port.sleep(arguments["late_ps"])
+    return await run_seeds(rig, arguments)
+
+
+# ---------------------------------------------------------------------------------------------- long rings
+
+ROUNDS, EACH = 22, 50
+"""So many sends and frames in all are more than a ring of 2^10 has."""
+
+LONG_LOG2 = 10
+SPAN, STRIDE = 256, 40_009
+"""Bytes of a send or a frame at most, and from one buffer to the next."""
+
+
+async def long_rings(rig: Rig, arguments: dict[str, int]) -> dict[str, Any]:
+    """Scenario: rings of 2^10 entries, gone through once and somewhat; sends and buffers anywhere in a wide key.
+
+    Returns `sent`, `finished`, `received`: digests by round; and asserts that every timestamp is of its round.
+    """
+    rng = random.Random(f"long rings {arguments['seed']}")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=LONG_LOG2 + 1, rx_log2=LONG_LOG2)
+    size = EACH * (SPAN + STRIDE)
+    area = Area(rig, nic, channel.number, size, rng)
+    told: dict[str, Any] = {"sent": [], "finished": [], "received": []}
+    for number in range(ROUNDS):
+        began_ps, sent_before = rig.kernel.now, len(rig.mac.sent)
+        area.view(0, EACH * SPAN)[:] = rng.randbytes(EACH * SPAN)
+        area.view(EACH * SPAN, EACH * STRIDE)[:] = bytes([POISON]) * (EACH * STRIDE)
+        for place in range(EACH):
+            length = rng.choice((SPAN, rng.randrange(SPAN, 1 << PIECE_LENGTH_BITS)))
+            channel.buffers.put(area.piece(EACH * SPAN + place * STRIDE, length), number << 8 | place)
+            head = rng.randbytes(6) + OWN_MAC + b"\x08\0"
+            channel.submit(Descriptor(Opcode.SEND_FRAME, head, (area.piece(place * SPAN, rng.randrange(1, SPAN)),),
+                                      SendFlag.COMPLETE | SendFlag.TIMESTAMP), number)
+        rig.port.wmb()
+        rig.port.write32(doorbell("RX_DOORBELL", channel.number), channel.buffers.producer)
+        channel.ring_doorbell(NOBODY)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+        for _ in range(EACH):
+            rig.mac.arrive(OWN_MAC + rng.randbytes(rng.randrange(54, SPAN - 6)), False)
+        await rig.port.sleep(2 * STILL_PS)
+        found: dict[CompletionKind, list[str]] = {CompletionKind.SEND: [], CompletionKind.RECEIVE: []}
+        completed = channel.completed
+        while completed.has_completion:
+            at = completed.address + ring.slot(completed.consumer, completed.log2) * COMPLETION_BYTES
+            fields = COMPLETION.unpack(bytes(rig.memory.view(at, COMPLETION_BYTES)))
+            completion = completed.take()
+            stamp_ps = nic.cycles_to_ps(fields["timestamp"])
+            # The model's frames have a time of their own.
+            assert rig.is_model or began_ps <= stamp_ps <= rig.kernel.now, f"{completion} of round {number}"
+            if completion.kind is CompletionKind.SEND:
+                channel.submissions.retire(completion.ring_index)
+            else:
+                channel.buffers.give_back()
+            found[completion.kind].append(COMPLETION.pack(**fields | {"timestamp": 0, "phase": 0}).hex())
+        for kind, entries in found.items():
+            assert len(entries) == EACH, f"round {number}: {len(entries)} completions of {kind.name}, not {EACH}"
+        told["finished"].append(_digest(found[CompletionKind.SEND]))
+        told["received"].append([_digest(found[CompletionKind.RECEIVE]),
+                                 hashlib.sha256(area.view(0, size)).hexdigest()])
+        told["sent"].append(_digest([frame.hex() for _, frame in rig.mac.sent[sent_before:]]))
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return told
+
+
+TURN_LOG2, TURN_ROUNDS, TURN_EACH = 12, 17, 4_000
+"""More sends and more frames than an index has values."""
+
+TOGETHER = 100
+SLOT_BYTES = 64
+
+
+async def full_turn(rig: Rig, arguments: Any) -> list[int]:
+    """Scenario: every index goes all the way round: as many sends, which fail at once, and as many frames. Returns how
+    many sends and frames there were; asserts of each that it is told of in its turn."""
+    rng = random.Random("full turn")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=TURN_LOG2, rx_log2=TURN_LOG2)
+    area = Area(rig, nic, 0, TURN_EACH * SLOT_BYTES, rng)
+    submissions, completed = channel.submissions, channel.completed
+    told = {CompletionKind.SEND: 0, CompletionKind.RECEIVE: 0}
+    for number in range(TURN_ROUNDS):
+        for place in range(TURN_EACH):
+            count = number * TURN_EACH + place
+            at = submissions.address + ring.slot(submissions.producer, TURN_LOG2) * SUBMISSION_SLOT_BYTES
+            rig.memory.view(at, SUBMISSION_SLOT_BYTES)[:] = SUBMISSION_HEAD.pack(
+                opcode=0xFF, slots=1, tag=count & 0xFFFF).ljust(SUBMISSION_SLOT_BYTES, b"\0")
+            submissions.producer = ring.advance(submissions.producer)
+            channel.buffers.put(area.piece(place * SLOT_BYTES, SLOT_BYTES), count & 0xFFFF)
+        rig.port.wmb()
+        rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+        rig.port.write32(doorbell("TX_DOORBELL", 0), submissions.producer)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+        frames = [OWN_MAC + bytes(6) + rng.randbytes(48) for _ in range(TURN_EACH)]
+        for first in range(0, TURN_EACH, TOGETHER):
+            for frame in frames[first:first + TOGETHER]:
+                rig.mac.arrive(frame, False)
+            await rig.port.sleep(10 * US)
+        await rig.port.sleep(STILL_PS)
+        while completed.has_completion:
+            completion = completed.take()
+            count = told[completion.kind]
+            is_send = completion.kind is CompletionKind.SEND
+            assert completion.tag == count & 0xFFFF, f"{completion}, number {count} of its kind"
+            assert completion.ring_index == count + 1 & 0xFFFF, f"{completion}, number {count} of its kind"
+            assert completion.status is (Status.BAD_OPCODE if is_send else Status.OK), f"{completion}, number {count}"
+            told[completion.kind] += 1
+            if is_send:
+                submissions.retire(completion.ring_index)
+            else:
+                place = count % TURN_EACH
+                assert area.view(place * SLOT_BYTES, 60) == frames[place], f"the bytes of {completion}"
+                channel.buffers.give_back()
+        assert list(told.values()) == [(number + 1) * TURN_EACH] * 2, f"round {number}"
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return list(told.values())
+
+
+def _digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- sizes of aggregates
+
+TRIALS = 24
+BUFFERS, BUFFER_SPAN = 24, 1 << 16
+
+
+async def limits(rig: Rig, arguments: dict[str, int]) -> list[Any]:
+    """Scenario: streams that come near COALESCE_BYTES, whatever it is, into buffers of any length. Returns what each
+    trial has completed, with a digest of all bytes."""
+    rng = random.Random(f"limits {arguments['seed']}")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=5)
+    area = Area(rig, nic, 0, BUFFERS * BUFFER_SPAN, rng)
+    free = list(range(BUFFERS))
+    told = []
+    for trial in range(TRIALS):
+        head = Segment(
+            rng.randrange(4), rng.random() < 0.5, rng.choice((None, 5)), rng.getrandbits(32),
+            rng.randbytes(rng.choice((1, 100, 1448, MAX_FRAME_BYTES - 140, rng.randrange(1, MAX_FRAME_BYTES - 140)))),
+            options=rng.choice((b"", b"\1\1\x08\x0a" + rng.randbytes(8))), df=True, destination=OWN_TEXT)
+        size, most = len(head.payload), max(2, 70_000 // len(head.payload))
+        count = min(rng.randrange(2, 13), most)
+        limit = head.ip_bytes + (count - 1) * size + rng.choice((-1, 0, 0, 1))
+        limit = min(rng.choice((limit, limit, rng.randrange(100, 1 << 16))), MAX_COALESCED_BYTES)
+        nic.set_coalescing(NEVER_US, limit)
+        area.view(0, BUFFERS * BUFFER_SPAN)[:] = bytes([POISON]) * (BUFFERS * BUFFER_SPAN)
+        small = rng.random() < 0.3
+        for place in free:
+            length = rng.choice((3000, 9000, rng.randrange(2000, 1 << 16)) if small else (
+                BUFFER_SPAN, BUFFER_SPAN + rng.randrange(BUFFER_SPAN), 1 << rng.randrange(16, 24),
+                rng.randrange(BUFFER_SPAN, 1 << PIECE_LENGTH_BITS)))
+            channel.buffers.put(area.piece(place * BUFFER_SPAN, length), place)
+        free = []
+        rig.port.wmb()
+        rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+        came, left = 0, RX_BURST_BYTES
+        for number in range(min(count + 2, most)):
+            frame = Segment(**{**head.__dict__, "seq": head.seq + number * size & 0xFFFF_FFFF,
+                               "ident": number & 0xFFFF, "payload": rng.randbytes(size)}).frame()
+            if len(frame) > left:
+                await rig.port.sleep(STILL_PS)
+                left = RX_BURST_BYTES
+            rig.mac.arrive(frame, False)
+            left -= len(frame)
+            came += 1
+        await rig.port.sleep(STILL_PS)
+        nic.set_coalescing(0)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(20 * US)
+        entries, tags = _take_receives(rig, channel)
+        free += tags
+        assert entries, f"trial {trial}: nothing came of {came} segments"
+        told.append([limit, came, entries, hashlib.sha256(area.view(0, BUFFERS * BUFFER_SPAN)).hexdigest()])
+    nic.set_coalescing(0)
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return told
+
+
+def _take_receives(rig: Rig, channel: Channel) -> tuple[list[str], list[int]]:
+    """Completions as they stand there but for times and phase, and the ids of their buffers."""
+    entries, tags, completed = [], [], channel.completed
+    while completed.has_completion:
+        at = completed.address + ring.slot(completed.consumer, completed.log2) * COMPLETION_BYTES
+        fields = COMPLETION.unpack(bytes(rig.memory.view(at, COMPLETION_BYTES)))
+        completed.take()
+        channel.buffers.give_back()
+        tags.append(fields["tag"])
+        entries.append(COMPLETION.pack(**fields | {"timestamp": int(fields["timestamp"] != 0), "phase": 0}).hex())
+    return entries, tags
+
+
+# ---------------------------------------------------------------------------------------------- many aggregates
+
+FLOWS = 20
+"""More than there are contexts."""
+
+ENDS = {
+    "open": lambda s: s, "PSH": lambda s: replace(s, flags=s.flags | PSH), "short": lambda s: replace(
+        s, payload=s.payload[:-1]), "gap": lambda s: replace(s, seq=s.seq + 1 & 0xFFFF_FFFF),
+    "alone": lambda s: replace(s, flags=s.flags | SYN), "empty": lambda s: replace(s, payload=b""),
+}
+"""What a stream's segment is, by what comes of its aggregate."""
+
+SMALL, LARGE = 220, 2048
+
+
+async def contexts(rig: Rig, arguments: dict[str, int]) -> list[Any]:
+    """Scenario: more streams at a time than contexts, whose aggregates end in each way, also for want of buffers.
+    Returns what each round has completed, with a digest of all bytes."""
+    rng = random.Random(f"contexts {arguments['seed']}")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=6)
+    area = Area(rig, nic, 0, (1 << 6) * LARGE, rng)
+    told: list[Any] = []
+    rounds = [(end, size, rng.choice((FLOWS, 16))) for end in ENDS for size in (SMALL, LARGE)]
+    rng.shuffle(rounds)
+    free = list(range(1 << 6))
+    for end, size, flows in rounds:
+        area.view(0, (1 << 6) * LARGE)[:] = bytes([POISON]) * ((1 << 6) * LARGE)
+        nic.set_coalescing(NEVER_US)
+        # Not enough for all, if they are small: then a segment finds none, and its aggregate ends.
+        for place in free:
+            channel.buffers.put(area.piece(place * LARGE, size), place)
+        free = []
+        rig.port.wmb()
+        rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+        streams = [Segment(flow, flow % 2 == 1, seq=rng.getrandbits(32), payload=rng.randbytes(100),
+                           destination=OWN_TEXT) for flow in range(flows)]
+        for number in range(4):
+            for flow in rng.sample(range(flows), flows):
+                segment = streams[flow]
+                rig.mac.arrive((ENDS[end](segment) if number == 2 else segment).frame(), False)
+                streams[flow] = replace(segment, seq=segment.seq + 100 & 0xFFFF_FFFF, payload=rng.randbytes(100))
+            await rig.port.sleep(STILL_PS)
+        nic.set_coalescing(0)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(40 * US)
+        entries, tags = _take_receives(rig, channel)
+        free += tags
+        assert entries, f"{end}: nothing came"
+        told.append([end, size, entries, hashlib.sha256(area.view(0, (1 << 6) * LARGE)).hexdigest()])
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return told
+
+
+# ---------------------------------------------------------------------------------------------- the end of a key
+
+BOUNDS = 60
+
+
+async def bounds(rig: Rig, arguments: dict[str, int]) -> list[list[int]]:
+    """Scenario: frames into buffers of any length, anywhere in keys of any length; the last byte is the key's last, or
+    a byte behind it. Returns for each the status that it must have, and the one that it has."""
+    rng = random.Random(f"bounds {arguments['seed']}")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=4)
+    area = Area(rig, nic, 0, LARGE, rng)
+    told = []
+    for number in range(BOUNDS):
+        frame, beyond = OWN_MAC + rng.randbytes(rng.randrange(54, 1500)), rng.random() < 0.5
+        area.widen(rng.getrandbits(rng.randrange(1, OFFSET_BITS + 1)), len(frame) - beyond)
+        channel.buffers.put(area.piece(0, rng.randrange(LARGE, 1 << PIECE_LENGTH_BITS)), number)
+        rig.port.wmb()
+        rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+        rig.mac.arrive(frame, False)
+        await rig.port.sleep(20 * US)
+        ((entry,), _) = _take_receives(rig, channel)
+        status = COMPLETION.unpack(bytes.fromhex(entry))["status"]
+        assert status or area.view(0, len(frame)) == frame, f"the bytes of buffer {number}"
+        told.append([Status.KEY_BOUNDS if beyond else Status.OK, status])
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return told
+
+
+# ---------------------------------------------------------------------------------------------- ages
+
+AGES = [512 + (1 << bit) for bit in range(9)] + [(1 << bit) + 300 for bit in range(9, 22)]
+"""Cycles, up to 13 ms: each bit of COALESCE_TICKS up to the 21st is 1 in one of them. More takes minutes."""
+
+
+async def ages(rig: Rig, arguments: Any) -> list[list[int]]:
+    """Scenario: one segment for each age. Returns age, and cycles from its first beat to the interrupt."""
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=6)
+    area = Area(rig, nic, 0, 1 << 16, random.Random("ages"))
+    nic.set_moderation(0, rx_usecs=0, rx_frames=0, tx_usecs=0, tx_frames=0)
+    nic.mask(0, False)
+    told = []
+    for number, age in enumerate(AGES):
+        channel.post(area.piece(number << 11, 2048), number, None)
+        channel.ring_doorbell(NOBODY)
+        rig.port.write32(register("COALESCE_TICKS"), age)
+        channel.arm(NOBODY)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+        rises = len(rig.irqs)
+        rig.mac.arrive(Segment(number, payload=bytes(100), destination=OWN_TEXT).frame(), False)
+        await rig.port.sleep(nic.cycles_to_ps(age) + 20 * US)
+        (finished,) = channel.completions()
+        assert finished.completion.status is Status.OK
+        assert len(rig.irqs) == rises + 1, f"age {age}: {len(rig.irqs) - rises} interrupts"
+        after_ps = rig.irqs[-1][0] - nic.cycles_to_ps(finished.completion.timestamp)
+        told.append([age, round(after_ps * rig.config.clock_hz / 10**12)])
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return told
+
+
+LATE_PS = 200 * MS
+"""Some 2^25 cycles."""
