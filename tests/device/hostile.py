@@ -116,12 +116,12 @@ class Receiver:
         self._rig.memory.free(self._area)
 
 
-def burst(rng: random.Random, streams: Streams) -> list[Hostile]:
-    """Frames that may arrive without a pause; some are segments of streams, which may be coalesced, or spoilt ones."""
+def burst(rng: random.Random, streams: Streams, share: float) -> list[Hostile]:
+    """Frames that may arrive without a pause; a share are segments of streams, which may be coalesced, or spoilt."""
     frames: list[Hostile] = []
     size = 0
     while len(frames) < BURST_FRAMES:
-        frame = _of_a_stream(rng, streams) if rng.random() < 0.25 else hostile_frame(rng)
+        frame = _of_a_stream(rng, streams) if rng.random() < share else hostile_frame(rng)
         # A long one comes alone: the receive buffer must have room.
         if frames and size + len(frame.data) > RX_BURST_BYTES:
             break
@@ -140,12 +140,13 @@ def _of_a_stream(rng: random.Random, streams: Streams) -> Hostile:
 
 @lru_cache(maxsize=2)
 def bursts(seed: int, frames: int) -> list[list[Hostile]]:
-    """All bursts of a batch of so many frames."""
+    """All bursts of a batch of so many frames. In every other batch more streams than contexts run at a time."""
     rng = random.Random(f"hostile frames {seed}")
-    streams = Streams(rng, 4, sizes=(20, 200, 900), destination="02:00:00:00:aa:01")
+    many = seed % 2
+    streams = Streams(rng, 24 if many else 4, sizes=(20, 200, 900), destination="02:00:00:00:aa:01")
     found, left = [], frames
     while left > 0:
-        found.append(burst(rng, streams)[:left])
+        found.append(burst(rng, streams, 0.8 if many else 0.25)[:left])
         left -= len(found[-1])
     return found
 

@@ -6,7 +6,8 @@ wires as it can, and puts a switch with each change. Two kinds of cells are left
 
 - those from which only `quiet` and the probes come: that `active` tells of every change is for the blocks' tests, which
   look at all registers in each cycle, and no device test can see it;
-- changes of which the optimizer finds that they change nothing, such as a 0 in place of a constant 0.
+- changes of which the optimizer finds that they change nothing, such as a 0 in place of a constant 0, and those of a
+  bit of an OR or AND while another of its bits decides it.
 """
 
 from __future__ import annotations
@@ -150,7 +151,10 @@ def _chosen(work: Path) -> list[tuple[str, str]]:
     compares = re.findall(r"connect \\A \\mutant\n *connect \\B \d+'([01]+)$", (work / "tried.il").read_text(),
                           re.MULTILINE)
     numbers = {int(bits, 2) for bits in compares}
-    changing = [line for number, line in enumerate(lines, 1) if number in numbers]
+    cells = re.findall(r"^ *cell (\S+) (\S+)$", (work / "flat.il").read_text(), re.MULTILINE)
+    types = {name: kind for kind, name in cells}
+    changing = [(block, line) for number, (block, line) in enumerate(lines, 1)
+                if number in numbers and not decided(line, types)]
     chosen = []
     for block in BLOCKS:
         mine = [line for line in changing if line[0] == block][:MUTANTS]
@@ -158,6 +162,14 @@ def _chosen(work: Path) -> list[tuple[str, str]]:
             raise ToolError(f"only {len(mine)} mutants of {block} change anything, of {MUTANTS + SPARE}")
         chosen += mine
     return chosen
+
+
+def decided(line: str, types: dict[str, str]) -> bool:
+    """Whether a mutant turns an input bit of a reduction only while another of its bits alone gives the result."""
+    options = dict(re.findall(r"-(\w+) (\S+)", line))
+    deciding = {"$reduce_or": "cnot1", "$reduce_bool": "cnot1", "$logic_not": "cnot1", "$reduce_and": "cnot0"}
+    kind = types.get(options["cell"], types.get("\\" + options["cell"], ""))
+    return options["port"] == "A" and deciding.get(kind) == options["mode"]
 
 
 def _mutated(lines: list[tuple[str, str]], width: int) -> list[str]:

@@ -12,7 +12,7 @@ from cosim.engines.base import RunError
 from tests.explanations import Explanations
 from tests.mutation.__main__ import EXPLAINED, finish, start
 from tests.mutation.cases import BENCH, FAULTS, Case
-from tests.mutation.mutants import BLOCKS, BOTH, RECEIVE, ROOT, TRANSMIT, parse
+from tests.mutation.mutants import BLOCKS, BOTH, RECEIVE, ROOT, TRANSMIT, decided, parse
 
 
 def test_a_mutant_is_read() -> None:
@@ -22,6 +22,13 @@ def test_a_mutant_is_read() -> None:
     assert mutant == (7, "keys", "cnot1 A[6] by bit 2", r"$flatten\nic.\keys.$74", "rtl/keys.py:1")
     assert mutant.statement == (ROOT / "rtl/keys.py").read_text().splitlines()[0]
     assert parse(8, "keys", "mutate -mode inv -cell c -port Y -portbit 0 -wire w").statement == ""
+
+
+def test_what_another_bit_decides_is_no_mutant() -> None:
+    types = {"$1": "$reduce_or", "$2": "$reduce_and", "$3": "$add"}
+    said = {(cell, mode, port): decided(f"mutate -mode {mode} -cell {cell} -port {port} -portbit 1 -ctrlbit 2", types)
+            for cell in types for mode in ("cnot0", "cnot1", "inv") for port in ("A", "Y")}
+    assert [case for case, is_decided in said.items() if is_decided] == [("$1", "cnot1", "A"), ("$2", "cnot0", "A")]
 
 
 class Fake(Case):
