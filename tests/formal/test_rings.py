@@ -13,11 +13,18 @@ from typing import Any, NamedTuple
 import pytest
 from amaranth.hdl import Cat, Mux, Signal
 
-from nic_model.contract import MAX_DESCRIPTOR_SLOTS, RING_ALIGNMENT_BYTES, SUBMISSION_SLOT_BYTES, NicConfig
+from nic_model.contract import (
+    MAX_DESCRIPTOR_SLOTS,
+    RECEIVE_SLOT_BYTES,
+    RING_ALIGNMENT_BYTES,
+    SUBMISSION_SLOT_BYTES,
+    NicConfig,
+)
 from rtl.addresses import channel_of, is_channel_register
 from rtl.descriptor import FETCH_SLOTS
 from rtl.fetch import FetchScheduler
 from rtl.interfaces import INDEX_BITS, queue_slots
+from rtl.rx_rings import RxRings, prefetch_slots
 from tests.formal.claims import Claims
 from tests.formal.prover import Proof, cases, check
 
@@ -171,9 +178,66 @@ def fetches_what_was_posted(claims: Claims, block: FetchScheduler) -> None:
     claims.reached(leaves & is_watched & (slots != left))
 
 
+def receive_slots_are_posted(claims: Claims, block: RxRings) -> None:
+    """For one channel of two, with slots posted and taken back, until the first of them has landed: each fetch begins
+    where the one before ended, is for slots that are posted at that time, no more than the device holds, and reads
+    them from where they lie in the ring."""
+    m = claims.m
+    watched = 0
+    base, size = _rings(claims, block, "RX")[watched]
+    starts = block.start.valid & (block.start.payload.channel == watched)
+    started = Signal(CONFIG.channels)
+    m.d.sync += started.eq(started | Mux(block.start.valid, 1 << block.start.payload.channel[:2], 0))
+    claims.given((block.start.payload.channel < CHANNELS)
+                 & ~started.bit_select(block.start.payload.channel[:2], 1), block.start.valid)
+    claims.given((block.running & ~started) == 0)
+    claims.given(~block.beat.valid & ~block.task.valid)  # nothing has landed, so nothing is used
+    # Its ring registers are read when they are needed, so the driver leaves them alone while it runs.
+    claims.given(~(started[watched] | starts) | (channel_of(CONFIG, block.write.payload.address) != watched), block.write.valid)
+
+    doorbell, producer = block.doorbell.payload, Signal(INDEX_BITS)
+    claims.stream(block.doorbell, given=True)
+    claims.given(doorbell.channel < CHANNELS)
+    claims.given((doorbell.index[NEAR_BITS:] == 0) | doorbell.index[NEAR_BITS:].all())
+    rung = block.doorbell.valid & block.doorbell.ready & (doorbell.channel == watched)
+    with m.If(starts):
+        m.d.sync += producer.eq(0)
+    with m.Elif(rung & (doorbell.index <= size)):  # else it goes back or beyond the ring; of a stopped one, none asks
+        m.d.sync += producer.eq(doorbell.index)
+
+    fetches, asked = claims.part("fetches").i, Signal(INDEX_BITS)
+    fetch, issues = fetches.payload, fetches.valid & fetches.ready
+    is_fetch, expected = Signal(), Signal(64)
+    m.d.comb += is_fetch.eq(issues & (fetch.channel == watched))
+    was_watched, index = Signal(), Signal(INDEX_BITS)
+    with m.If(issues):
+        m.d.sync += [was_watched.eq(fetch.channel == watched), index.eq(fetch.index)]
+    command, gone = block.cmd.payload, block.cmd.valid & block.cmd.ready
+    slots = command.length // RECEIVE_SLOT_BYTES
+    m.d.comb += expected.eq(base + (index & (size - 1)) * RECEIVE_SLOT_BYTES)
+    with m.If(starts):
+        m.d.sync += asked.eq(0)
+    with m.Elif(gone & was_watched):
+        m.d.sync += asked.eq(index + slots)
+    claims.stream(block.cmd)
+    claims.holds(fetch.index == Mux(block.cmd.valid & was_watched, index + slots, asked), is_fetch)
+    claims.holds((command.length % RECEIVE_SLOT_BYTES == 0) & (slots != 0), block.cmd.valid)
+    claims.holds(command.address == expected, block.cmd.valid & was_watched)
+    claims.holds((index & (size - 1)) + slots <= size, block.cmd.valid & was_watched)
+    # It may be posted no longer when the command leaves: what was posted when it was decided counts.
+    most = Signal(INDEX_BITS)
+    with m.If(rung & (doorbell.index <= size) & (doorbell.index > most)):
+        m.d.sync += most.eq(doorbell.index)
+    claims.holds(index + slots <= most, block.cmd.valid & was_watched)
+    claims.holds(index + slots <= prefetch_slots(CONFIG), block.cmd.valid & was_watched)
+    claims.reached(gone & was_watched & (index != 0))
+
+
 PROOFS = [
     Proof("slots are fetched once, and none before it is posted", lambda: FetchScheduler(CONFIG),
-          fetches_what_was_posted, depth=18, cover=18),
+          fetches_what_was_posted, depth=14, cover=17, long=True),
+    Proof("receive slots are fetched once, and none before it is posted", lambda: RxRings(CONFIG),
+          receive_slots_are_posted, depth=14, cover=20, arrays=True, long=True),
 ]
 
 
