@@ -193,7 +193,8 @@ def receive_slots_are_posted(claims: Claims, block: RxRings) -> None:
     claims.given((block.running & ~started) == 0)
     claims.given(~block.beat.valid & ~block.task.valid)  # nothing has landed, so nothing is used
     # Its ring registers are read when they are needed, so the driver leaves them alone while it runs.
-    claims.given(~(started[watched] | starts) | (channel_of(CONFIG, block.write.payload.address) != watched), block.write.valid)
+    is_its = channel_of(CONFIG, block.write.payload.address) == watched
+    claims.given(~(started[watched] | starts) | ~is_its, block.write.valid)
 
     doorbell, producer = block.doorbell.payload, Signal(INDEX_BITS)
     claims.stream(block.doorbell, given=True)
