@@ -67,10 +67,15 @@ class Area:
         key = self._key
         for name, value in (
             ("KEY_ADDRESS_LO", address & 0xFFFF_FFFF), ("KEY_ADDRESS_HI", address >> 32),
-            ("KEY_LENGTH_LO", length & 0xFFFF_FFFF), ("KEY_LENGTH_HI", length >> 32),
-            ("KEY_COMMIT", KEY_COMMIT.pack_word(generation=key.value >> 12, rights=key.rights, owner=key.owner,
-                                                valid=1))):
+            ("KEY_LENGTH_LO", length & 0xFFFF_FFFF), ("KEY_LENGTH_HI", length >> 32)):
             self._nic.port.write32(key_register(name, key.index), value)
+        self.commit()
+
+    def commit(self) -> None:
+        """Write the key once more."""
+        key = self._key
+        self._nic.port.write32(key_register("KEY_COMMIT", key.index), KEY_COMMIT.pack_word(
+            generation=key.value >> 12, rights=key.rights, owner=key.owner, valid=1))
 
     def piece(self, place: int, length: int) -> Piece:
         """From a place in the memory."""
@@ -96,6 +101,9 @@ ROUNDS, EACH = 22, 50
 """So many sends and frames in all are more than a ring of 2^10 has."""
 
 LONG_LOG2 = 10
+COMMITS = 100
+"""Writes of a key, as it is, while sends begin."""
+
 SPAN, STRIDE = 256, 40_009
 """Bytes of a send or a frame at most, and from one buffer to the next."""
 
@@ -119,11 +127,13 @@ async def long_rings(rig: Rig, arguments: dict[str, int]) -> dict[str, Any]:
             length = rng.choice((SPAN, rng.randrange(SPAN, 1 << PIECE_LENGTH_BITS)))
             channel.buffers.put(area.piece(EACH * SPAN + place * STRIDE, length), number << 8 | place)
             head = rng.randbytes(6) + OWN_MAC + b"\x08\0"
-            channel.submit(Descriptor(Opcode.SEND_FRAME, head, (area.piece(place * SPAN, rng.randrange(1, SPAN)),),
-                                      SendFlag.COMPLETE | SendFlag.TIMESTAMP), number)
+            pieces = tuple(area.piece(place * SPAN + 32 * n, rng.randrange(1, 33)) for n in range(rng.choice((1, 7))))
+            channel.submit(Descriptor(Opcode.SEND_FRAME, head, pieces, SendFlag.COMPLETE | SendFlag.TIMESTAMP), number)
         rig.port.wmb()
         rig.port.write32(doorbell("RX_DOORBELL", channel.number), channel.buffers.producer)
         channel.ring_doorbell(NOBODY)
+        for _ in range(COMMITS):  # while keys are looked up
+            area.commit()
         await rig.port.read32(register("ID"))
         await rig.port.sleep(4 * US)
         for _ in range(EACH):
@@ -296,10 +306,19 @@ ENDS = {
     "open": lambda s: s, "PSH": lambda s: replace(s, flags=s.flags | PSH), "short": lambda s: replace(
         s, payload=s.payload[:-1]), "gap": lambda s: replace(s, seq=s.seq + 1 & 0xFFFF_FFFF),
     "alone": lambda s: replace(s, flags=s.flags | SYN), "empty": lambda s: replace(s, payload=b""),
+    "an option": lambda s: _turned(s, 7 * s.flow), "last option": lambda s: _turned(s, -1),
+    "option before it": lambda s: _turned(s, -1 - s.flow // 4),
 }
 """What a stream's segment is, by what comes of its aggregate."""
 
-SMALL, LARGE = 220, 2048
+SMALL, LARGE = 260, 2048
+
+
+def _turned(segment: Segment, place: int) -> Segment:
+    """With a bit of one byte of its options turned."""
+    options = bytearray(segment.options)
+    options[place % len(options)] ^= 2
+    return replace(segment, options=bytes(options))
 
 
 async def contexts(rig: Rig, arguments: dict[str, int]) -> list[Any]:
@@ -324,8 +343,8 @@ async def contexts(rig: Rig, arguments: dict[str, int]) -> list[Any]:
         rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
         await rig.port.read32(register("ID"))
         await rig.port.sleep(4 * US)
-        streams = [Segment(flow, flow % 2 == 1, seq=rng.getrandbits(32), payload=rng.randbytes(100),
-                           destination=OWN_TEXT) for flow in range(flows)]
+        streams = [Segment(flow, rng.random() < 0.5, rng.choice((None, 5)), rng.getrandbits(32), rng.randbytes(100),
+                           options=b"\1" * rng.randrange(4, 41, 4), destination=OWN_TEXT) for flow in range(flows)]
         for number in range(4):
             for flow in rng.sample(range(flows), flows):
                 segment = streams[flow]
