@@ -1,5 +1,4 @@
-"""Rings: no slot is fetched before the driver posted it, none is skipped or fetched twice; each completion is written
-once, in its place, with the phase of its lap.
+"""Rings: no slot is fetched before the driver posted it, and none is skipped or fetched twice.
 
 Indices are free-running and only ever subtracted, so what is shown from index 0 on holds across the wrap of their 16
 bits too; the wrap of the rings themselves is reached.
