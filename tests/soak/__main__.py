@@ -29,6 +29,9 @@ KEPT = Path(__file__).parents[2] / "build" / "failed-soak"
 FRAMES, SENDS = 500, 60
 """Of a batch."""
 
+PROGRAMS = 10_000
+"""Added to the seeds of random programs: they are others than the suite's."""
+
 TELL_S = 5.0
 
 
@@ -78,13 +81,22 @@ def check(batch: Batch, figures: Counter[str]) -> None:
 
 
 def batches(frames: int, sends: int, programs: int, first: int) -> Iterator[Batch]:
-    """All batches; one in four on a bus that is far away."""
-    for number in range(-(-frames // FRAMES)):
-        yield Batch("frames", first + number, FAR if number % 4 == 3 else FAST, min(FRAMES, frames - number * FRAMES))
-    for number in range(-(-sends // SENDS)):
-        yield Batch("sends", first + number, FAR if number % 4 == 3 else FAST, min(SENDS, sends - number * SENDS))
-    for number in range(programs):
-        yield Batch("program", 10_000 + first + number, FAR if number % 4 == 3 else FAST, coalesces=number % 3 == 2)
+    """All batches. A batch follows from its kind, size and seed: one in four runs on a bus that is far away, and one in
+    three programs coalesces."""
+    for kind, wanted, most in (("frames", frames, FRAMES), ("sends", sends, SENDS)):
+        for number in range(-(-wanted // most)):
+            seed = first + number
+            yield Batch(kind, seed, FAR if seed % 4 == 0 else FAST, min(most, wanted - number * most))
+    for seed in range(first, first + programs):
+        yield Batch("program", PROGRAMS + seed, FAR if seed % 4 == 0 else FAST, coalesces=seed % 3 == 0)
+
+
+def again(batch: Batch) -> str:
+    """Options that make this batch alone."""
+    name, size, seed = (batch.kind, batch.size, batch.seed) if batch.kind != "program" else (
+        "programs", 1, batch.seed - PROGRAMS)
+    counts = {"frames": 0, "sends": 0, "programs": 0, name: size, "seed": seed}
+    return " ".join(f"--{option} {value}" for option, value in counts.items())
 
 
 def keep(batch: Batch, error: Exception) -> Path:
@@ -116,11 +128,8 @@ def main() -> int:
         try:
             check(batch, figures)
         except (AssertionError, CaseFailed, RunError, TaskFailed) as error:
-            again = {"frames": f"--frames {batch.size} --sends 0 --programs 0 --seed {batch.seed}",
-                     "sends": f"--frames 0 --sends {batch.size} --programs 0 --seed {batch.seed}",
-                     "program": f"see tests/device/test_against_model.py, seed {batch.seed}"}[batch.kind]
             print(f"\n{batch.kind}, seed {batch.seed}: {type(error).__name__}: {str(error)[:2000]}\n"
-                  f"kept in {keep(batch, error)}; again: {again}")
+                  f"kept in {keep(batch, error)}; again: make soak ARGS=\"{again(batch)}\"")
             return 1
         now = time.monotonic()
         if now - told > TELL_S or number == len(todo):
