@@ -169,14 +169,14 @@ class HeaderWriter(wiring.Component):
             m.d.sync += unused.eq(unused + 1)
 
         # Room downstream.
-        frames, ends = Signal(range(FRAMES + 1)), Signal(range(ENDS + 1))
-        takes, opens, marks, passes_on, may_open = Signal(), Signal(), Signal(), Signal(), Signal()
+        frames, frames_next, ends = Signal(range(FRAMES + 1)), Signal(range(FRAMES + 1)), Signal(range(ENDS + 1))
+        takes, opens, marks, passes_on, may_open = Signal(), Signal(), Signal(), Signal(), Signal(init=1)
         has_payload = Signal()  # the frame that is opened
         opened, marked = Signal(), Signal()
         # Frames are counted a cycle later, and a frame may be opened right behind a mark: so one place is kept free.
-        m.d.comb += may_open.eq(frames < FRAMES - 1)
+        m.d.comb += frames_next.eq(frames + (opened | marked) - self.freed)
         m.d.sync += [
-            opened.eq(opens), marked.eq(marks), frames.eq(frames + (opened | marked) - self.freed),
+            opened.eq(opens), marked.eq(marks), frames.eq(frames_next), may_open.eq(frames_next < FRAMES - 1),
             ends.eq(ends + (takes & slice_.last) - self.reported),
         ]
 
