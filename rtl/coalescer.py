@@ -4,7 +4,7 @@
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from nic_model.contract import MAX_COALESCED_BYTES, NicConfig, OperationMask, RxInfo, register
@@ -20,7 +20,7 @@ from nic_model.contract.protocols import (
 )
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import TIME_BITS, RegisterWrite, Strobe, lane_bits
-from rtl.primitives import Ram, SmallRam, StreamFifo
+from rtl.primitives import Ram, SkidBuffer, SmallRam, StreamFifo
 from rtl.rx_buffer import HEADER_BYTES, HEADER_ROWS, LENGTH_BITS, OfferedFrame
 from rtl.rx_rings import TaskKind, rx_task
 
@@ -139,7 +139,10 @@ class Coalescer(wiring.Component):
         m = Module()
         config = self.config
         contexts = config.coalesce_contexts
-        frame, task = self.frame.payload, self.task.payload
+        # `ready` comes late from the rings, and would enable all that a decision moves: so it ends in this stage.
+        m.submodules.tasks = tasks = SkidBuffer(shape=rx_task(config))
+        connect(m, tasks.o, flipped(self.task))
+        frame, task = self.frame.payload, tasks.i.payload
         info = frame.info
 
         def has(flag):
@@ -208,7 +211,7 @@ class Coalescer(wiring.Component):
         match, match_row = Signal(WAYS), Signal(range(max(contexts // WAYS, 2)))
         then_hold, then_pass = Signal(), Signal()
         m.d.comb += [
-            free.eq(~self.task.valid | self.task.ready),
+            free.eq(tasks.i.ready),
             may_hold.eq(is_on & frame.header & permitted.read_data),
             emitted_context.eq(context),
         ]
@@ -355,17 +358,12 @@ class Coalescer(wiring.Component):
         m.d.comb += [self.frame.ready.eq(passes), self.header_release.eq(passes & frame.header)]
         merged_info = Cat(Const(0, int(RxInfo.FIXED_ID).bit_length() - 1), ~ipv6 & state.fixed & id_stays,
                           flag(TcpFlags.PSH), flag(TcpFlags.FIN))
-        with m.If(emits):
-            merges = passes & (kind == TaskKind.APPEND)
-            m.d.sync += [
-                self.task.valid.eq(1), task.kind.eq(kind), task.context.eq(emitted_context),
-                task.keeps_open.eq(keeps_open), task.header_bytes.eq(header["end"]),
-                task.payload_bytes.eq(payload),
-                *(task.frame[name].eq(frame[name]) for name, _ in task.frame.shape()),
-                task.frame.info.eq(info | Mux(merges, merged_info, 0)),
-            ]
-        with m.Elif(self.task.ready):
-            m.d.sync += self.task.valid.eq(0)
+        m.d.comb += [
+            tasks.i.valid.eq(emits), task.kind.eq(kind), task.context.eq(emitted_context),
+            task.keeps_open.eq(keeps_open), task.header_bytes.eq(header["end"]), task.payload_bytes.eq(payload),
+            *(task.frame[name].eq(frame[name]) for name, _ in task.frame.shape()),
+            task.frame.info.eq(info | Mux(passes & (kind == TaskKind.APPEND), merged_info, 0)),
+        ]
 
         # -- what the contexts keep
         after = data.View(_State, states.write_data)
@@ -393,15 +391,19 @@ class Coalescer(wiring.Component):
         with m.Elif(closes):
             m.d.sync += is_open.bit_select(closing, 1).eq(0)
 
-        # The end of each aggregate has been taken when something else stands in the register, or nothing.
-        is_behind = ~self.task.valid | ((task.kind == TaskKind.FRAME) & ~task.keeps_open)
+        # Tasks that say something of an aggregate and have not been taken; behind the last of them all have ended.
+        untaken = Signal(range(3))
+        taken = self.task.payload
+        told = emits & ((kind != TaskKind.FRAME) | keeps_open)
+        took = self.task.valid & self.task.ready & ((taken.kind != TaskKind.FRAME) | taken.keeps_open)
+        m.d.sync += untaken.eq(untaken + told - took)
         flushes = Signal()
         m.d.comb += flushes.eq(self.drain_request & (
-            self.flushed | (fsm.ongoing("IDLE") & ~is_open.any() & is_behind)))
+            self.flushed | (fsm.ongoing("IDLE") & ~is_open.any() & (untaken == 0))))
         m.d.sync += self.flushed.eq(flushes)
 
         m.d.comb += self.active.eq(
-            moves | (self.task.valid & self.task.ready) | ages | sets | (flushes != self.flushed)
+            moves | tasks.active | ages | sets | (flushes != self.flushed)
             | (fsm.ongoing("IDLE") & Cat(then_hold, then_pass, found, search_row.any(), match.any()).any()))
         return m
 

@@ -22,8 +22,9 @@ PRODUCT_BITS = SEGMENT_BITS + 32
 
 
 def sent_frame(config: NicConfig) -> data.StructLayout:
-    """A frame that counts against its channel's rate; `length` in bytes."""
-    return data.StructLayout({"channel": exact_log2(config.channels), "length": SEGMENT_BITS})
+    """A frame that counts against its channel's rate, if it has one: the channel, and as a bit; `length` in bytes."""
+    return data.StructLayout({
+        "channel": exact_log2(config.channels), "channel_bit": config.channels, "length": SEGMENT_BITS})
 
 
 class TokenBuckets(wiring.Component):
@@ -37,7 +38,7 @@ class TokenBuckets(wiring.Component):
     before it on: so what is not used adds up to TX_BURST at most, and a channel exceeds that by less than a frame.
     A write to TX_BYTE_TIME forgets what was sent.
 
-    A channel is held from its frame on, until 9 cycles later it is found that it may go on, or until `now` is there.
+    A channel is held from its frame on, until 10 cycles later it is found that it may go on, or until `now` is there.
     One frame is worked on at a time; when a channel's time has come, all that wait are looked at, 3 cycles each. Late
     decisions do not lower the rate: the times do not depend on when the frames went.
 
@@ -49,7 +50,7 @@ class TokenBuckets(wiring.Component):
     Members
     -------
     write : register writes.
-    sent : strobe, a frame: its channel, and its bytes.
+    sent : strobe, a frame; without a bit it does not count.
     held, limited : a bit for each channel: it must not send; it has a rate.
     now : the device's cycle count.
     next_deadline, deadline_valid : the block works by itself when `now` is there; it may then find nothing to do.
@@ -87,15 +88,22 @@ class TokenBuckets(wiring.Component):
         with m.If(forgets):
             m.d.sync += limited.eq(Mux(written.data == 0, limited & ~written_bit, limited | written_bit))
 
-        # Frames that are to be counted: one of each channel at most, since a channel is held from its frame on.
-        m.submodules.frames = frames = SmallFifo(shape=sent_frame(self.config), depth=channels)
+        # Frames that are to be counted: one of each channel at most, since a channel is held from its frame on. A frame
+        # is decided late in a cycle, so that it gets here a cycle later, and only holding the channel does not wait.
+        counted = data.StructLayout({"channel": self.channel_bits, "length": SEGMENT_BITS})
+        m.submodules.frames = frames = SmallFifo(shape=counted, depth=channels)
         frame, sent = frames.o.payload, self.sent.payload
         sent_bit = Signal(channels)
+        arrives, arrived = Signal(), Signal(counted)
         m.d.comb += [
-            sent_bit.eq(Mux(self.sent.valid, 1 << sent.channel, 0)),
-            frames.i.valid.eq((sent_bit & limited).any()), frames.i.payload.eq(sent),
+            sent_bit.eq(Mux(self.sent.valid, sent.channel_bit & limited, 0)),
+            frames.i.valid.eq(arrives), frames.i.payload.eq(arrived),
         ]
-        m.d.sync += Assert(~frames.i.valid | frames.i.ready, "a channel sends though it is held")
+        m.d.sync += [
+            arrives.eq(sent_bit.any()), Assert(~arrives | frames.i.ready, "a channel sends though it is held"),
+        ]
+        with m.If(self.sent.valid):
+            m.d.sync += [arrived.channel.eq(sent.channel), arrived.length.eq(sent.length)]
 
         # For each channel the time at which what it has sent is over (with its fraction), and if it waits (`timed`)
         # until when.
@@ -125,7 +133,7 @@ class TokenBuckets(wiring.Component):
         ]
         # A channel that is held but not timed has one frame here, whose end lets it go on.
         m.d.sync += self.held.eq(
-            (self.held | (sent_bit & limited)) & ~released & ~Mux(forgets, written_bit & timed, 0))
+            (self.held | sent_bit) & ~released & ~Mux(forgets, written_bit & timed, 0))
         with m.If(forgets):
             m.d.sync += timed.eq(timed & ~written_bit)
             with m.If(written_channel == channel):
@@ -223,5 +231,5 @@ class TokenBuckets(wiring.Component):
                     m.d.sync += [best.eq(deadline), found.eq(1)]
                 m.next = "SCAN"
 
-        m.d.comb += self.active.eq(moves | self.write.valid | self.sent.valid)
+        m.d.comb += self.active.eq(moves | self.write.valid | self.sent.valid | arrives)
         return m

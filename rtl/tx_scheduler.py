@@ -173,7 +173,7 @@ class FrameScheduler(wiring.Component):
         job, progress = Signal(TxJob), Signal(Progress)
         found = data.View(Progress, progresses.read_data)
         runs, left, limit, longer = Signal(), Signal(LENGTH_BITS), Signal(SEGMENT_BITS), Signal()
-        owed, is_limited = Signal(), Signal()
+        owed, is_limited, counts_bit = Signal(), Signal(), Signal(channels)
         credit, has_credit = Signal(Credit), Signal()
         header_bytes = Signal(range(MAX_INLINE_BYTES + 1))  # with the tag
         less_limit, less_left = Signal(Credit), Signal(Credit)
@@ -242,8 +242,8 @@ class FrameScheduler(wiring.Component):
 
         # What it costs in time, if the channel has a rate: it is held from the next cycle on.
         m.d.comb += [
-            self.sent.valid.eq(decides & good & is_limited), self.sent.payload.channel.eq(current),
-            self.sent.payload.length.eq(header_bytes + slice_.count),
+            self.sent.valid.eq(decides), self.sent.payload.channel.eq(current),
+            self.sent.payload.channel_bit.eq(counts_bit), self.sent.payload.length.eq(header_bytes + slice_.count),
         ]
         with m.If(rounds):
             m.d.sync += [spent.eq(0), due.eq(~0)]
@@ -299,6 +299,7 @@ class FrameScheduler(wiring.Component):
                 m.d.comb += [moves.eq(1), self.read_job.eq(1)]  # also a job that came past LOOK
                 m.d.sync += [
                     longer.eq(left > limit), has_credit.eq(~credit[-1]),
+                    counts_bit.eq(Mux(good & is_limited, current_bit, 0)),
                     header_bytes.eq(job.inline_bytes + Mux(job.tagged, VLAN_TAG_BYTES, 0)),
                     less_limit.eq(credit - limit), less_left.eq(credit - left[:SEGMENT_BITS]),
                 ]

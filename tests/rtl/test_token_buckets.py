@@ -56,7 +56,7 @@ def test_rate_and_burst(byte_time, burst, length):
         await idle(ctx, 20)
         while True:
             if not ctx.get(dut.held) >> 2 & 1:
-                await bench.strobe(ctx, dut.sent, {"channel": 2, "length": length})
+                await bench.strobe(ctx, dut.sent, {"channel": 2, "channel_bit": 1 << 2, "length": length})
                 sent.append(clock.now)
                 if len(sent) == wanted:
                     break
@@ -114,7 +114,7 @@ def test_random_channels_against_whole_numbers(seed):
                     # counted from `now` a cycle or more after the strobe, since the block takes its time
                     ends[channel] = max(ends[channel], (clock.now + 1) * UNIT) + length * rates[channel]
                     free_at[channel] = (ends[channel] // UNIT) - bursts[channel]
-                await bench.strobe(ctx, dut.sent, {"channel": channel, "length": length})
+                await bench.strobe(ctx, dut.sent, {"channel": channel, "channel_bit": 1 << channel, "length": length})
                 if rates[channel]:
                     continue
             elif rng.random() < 0.01:
@@ -139,14 +139,14 @@ def test_a_new_rate_lets_a_channel_go():
 
     async def testbench(ctx):
         await write(bench, ctx, dut, "TX_BYTE_TIME", 1, 1 << 31)
-        await bench.strobe(ctx, dut.sent, {"channel": 1, "length": 1000})
+        await bench.strobe(ctx, dut.sent, {"channel": 1, "channel_bit": 1 << 1, "length": 1000})
         await idle(ctx, 40)
         assert ctx.get(dut.held) == 2
         assert ctx.get(dut.deadline_valid)
         await write(bench, ctx, dut, "TX_BYTE_TIME", 1, 0)
         await idle(ctx, 3)
         assert ctx.get(dut.held) == 0
-        await bench.strobe(ctx, dut.sent, {"channel": 1, "length": 1000})
+        await bench.strobe(ctx, dut.sent, {"channel": 1, "channel_bit": 1 << 1, "length": 1000})
         await idle(ctx, 3)
         assert ctx.get(dut.held) == 0
 
