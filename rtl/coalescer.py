@@ -141,8 +141,8 @@ class Coalescer(wiring.Component):
         contexts = config.coalesce_contexts
         # `ready` comes late from the rings, and would enable all that a decision moves: so it ends in this stage.
         m.submodules.tasks = tasks = SkidBuffer(shape=rx_task(config))
-        connect(m, tasks.o, flipped(self.task))
         frame, task = self.frame.payload, tasks.i.payload
+        self._pass_on(m, tasks)
         info = frame.info
 
         def has(flag):
@@ -406,6 +406,20 @@ class Coalescer(wiring.Component):
             moves | tasks.active | ages | sets | (flushes != self.flushed)
             | (fsm.ongoing("IDLE") & Cat(then_hold, then_pass, found, search_row.any(), match.any()).any()))
         return m
+
+    def _pass_on(self, m, tasks):
+        """The tasks, with the channel from a register of its own: the rings look it up at once, and not behind the
+        multiplexer of the stage."""
+        coming, here, next_here = self.frame.payload.channel, *(Signal.like(self.frame.payload.channel) for _ in "12")
+        enter, leave = tasks.i.valid & tasks.i.ready, self.task.valid & self.task.ready
+        with m.If(enter):
+            m.d.sync += next_here.eq(coming)
+        with m.If(leave & ~tasks.i.ready):
+            m.d.sync += here.eq(next_here)
+        with m.Elif(enter & (leave | ~self.task.valid)):
+            m.d.sync += here.eq(coming)
+        connect(m, tasks.o, flipped(self.task))
+        m.d.comb += self.task.payload.frame.channel.eq(here)
 
     def _take_registers(self, m):
         """Age and size."""
