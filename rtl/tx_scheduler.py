@@ -31,7 +31,7 @@ from rtl.interfaces import (
     row,
     tx_row,
 )
-from rtl.primitives import SmallRam, StreamFifo, number_of, round_robin
+from rtl.primitives import SkidBuffer, SmallRam, StreamFifo, number_of, round_robin
 from rtl.segmenter import SEGMENT_BITS
 from rtl.token_buckets import TokenBuckets, sent_frame
 from rtl.tx_queues import StoredPiece, TxQueues, job_index_bits, piece_index_bits, row_index_bits, stored_job
@@ -187,9 +187,12 @@ class FrameScheduler(wiring.Component):
         ]
 
         # What is decided of it.
+        # `ready` comes late from who reads payload and rows, and a decision moves much: so it ends in this stage.
+        m.submodules.decisions = decisions = SkidBuffer(shape=decision(self.config))
+        connect(m, decisions.o, flipped(self.decision))
         made, passed = Signal(decision(self.config)), Signal()
         in_reach, may_decide = Signal(), Signal(init=1)
-        out, slice_, after = self.decision.payload, made.slice, data.View(Progress, progresses.write_data)
+        slice_, after = made.slice, data.View(Progress, progresses.write_data)
         good, last = Signal(), Signal()
         head_after, empties = Signal(job_index_bits(self.config)), Signal()
         m.d.comb += [
@@ -210,10 +213,7 @@ class FrameScheduler(wiring.Component):
             heads.write_addr.eq(current), heads.write_data.eq(head_after), heads.write_en.eq(decides & last),
             emptied.eq(Mux(decides & empties, current_bit, 0)),
         ]
-        with m.If(self.decision.ready):
-            m.d.sync += self.decision.valid.eq(0)
-        with m.If(decides):
-            m.d.sync += [self.decision.valid.eq(1), out.eq(made)]
+        m.d.comb += [decisions.i.valid.eq(decides), decisions.i.payload.eq(made)]
 
         # What the frame costs. A channel that owes more than a round's credit is passed over.
         passes_over, credit_after, is_spent = Signal(), Signal(Credit), Signal()
@@ -306,7 +306,7 @@ class FrameScheduler(wiring.Component):
                 m.next = "DECIDE"
             with m.State("DECIDE"):
                 m.d.comb += [
-                    decides.eq((~self.decision.valid | self.decision.ready) & may_decide & ~passes_over),
+                    decides.eq(decisions.i.ready & may_decide & ~passes_over),
                     passed.eq(decides | passes_over), moves.eq(passed),
                 ]
                 with m.If(passed):
@@ -320,7 +320,7 @@ class FrameScheduler(wiring.Component):
 
         m.d.comb += self.active.eq(
             moves | choosing | rounds | self.write.valid | (by_weight ^ weighted.any()) | self.arrived.any()
-            | changes | counting | (in_reach ^ may_decide) | (self.decision.valid & self.decision.ready))
+            | changes | counting | (in_reach ^ may_decide) | decisions.active)
         return m
 
 
