@@ -140,9 +140,17 @@ class HeaderWriter(wiring.Component):
         row_bits = header_row_bits(self.config)
         payload_bits = payload_row_bits(self.config)
 
-        m.submodules.slices = slices = StreamFifo(shape=TxSlice, depth=slices_under_way(self.config))
-        m.d.comb += [slices.i.valid.eq(self.order.valid), slices.i.payload.eq(self.order.payload)]
-        slice_, sums = slices.o.payload, self.sums.payload
+        # Beside each slice: if anything of it comes as rows, and if its job has inline bytes.
+        waiting = data.StructLayout({"slice": TxSlice, "has_rows": 1, "has_inline": 1})
+        m.submodules.slices = slices = StreamFifo(shape=waiting, depth=slices_under_way(self.config))
+        ordered = self.order.payload
+        m.d.comb += [
+            slices.i.valid.eq(self.order.valid), slices.i.payload.slice.eq(ordered),
+            slices.i.payload.has_rows.eq(has_rows(ordered)),
+            slices.i.payload.has_inline.eq(ordered.job.inline_bytes != 0),
+        ]
+        slice_, sums = slices.o.payload.slice, self.sums.payload
+        with_rows, with_inline = slices.o.payload.has_rows, slices.o.payload.has_inline
         job, channel = slice_.job, slice_.job.channel[:exact_log2(self.config.channels)]
         template = Signal(TemplateState)
 
@@ -170,14 +178,18 @@ class HeaderWriter(wiring.Component):
 
         # Room downstream.
         frames, frames_next, ends = Signal(range(FRAMES + 1)), Signal(range(FRAMES + 1)), Signal(range(ENDS + 1))
+        ends_next, taken_last, may_end = Signal(range(ENDS + 1)), Signal(), Signal(init=1)
         takes, opens, marks, passes_on, may_open = Signal(), Signal(), Signal(), Signal(), Signal(init=1)
         has_payload = Signal()  # the frame that is opened
         opened, marked = Signal(), Signal()
-        # Frames are counted a cycle later, and a frame may be opened right behind a mark: so one place is kept free.
-        m.d.comb += frames_next.eq(frames + (opened | marked) - self.freed)
+        # Both are counted a cycle later. A frame may be opened right behind a mark: so one place is kept free.
+        m.d.comb += [
+            frames_next.eq(frames + (opened | marked) - self.freed),
+            ends_next.eq(ends + taken_last - self.reported),
+        ]
         m.d.sync += [
             opened.eq(opens), marked.eq(marks), frames.eq(frames_next), may_open.eq(frames_next < FRAMES - 1),
-            ends.eq(ends + (takes & slice_.last) - self.reported),
+            taken_last.eq(takes & slice_.last), ends.eq(ends_next), may_end.eq(ends_next != ENDS),
         ]
 
         # The frame under way: opened, then its lengths follow in the next cycle.
@@ -226,7 +238,7 @@ class HeaderWriter(wiring.Component):
         copy_row, copies_left, copies_end = Signal(row_bits), Signal(row_bits), Signal()
         flags, cleared = Signal(16), Signal(16)
         inline_only, has_sums, drops = Signal(), Signal(), Signal()
-        new_template = slice_.first & (job.inline_bytes != 0)
+        new_template = slice_.first & with_inline
         m.d.comb += [
             copies_end.eq(copies_left == 0),
             # PSH and FIN stand on the last segment only, CWR (RFC 3168 §6.1.2) on the first
@@ -249,8 +261,8 @@ class HeaderWriter(wiring.Component):
 
         with m.FSM(name="headers"):
             with m.State("TAKE"):
-                with m.If(slices.o.valid & (ends != ENDS)):
-                    with m.If(~has_rows(slice_)):
+                with m.If(slices.o.valid & may_end):
+                    with m.If(~with_rows):
                         m.d.comb += takes.eq(1)
                         m.next = "MARK"
                     with m.Elif(new_template):
@@ -269,7 +281,7 @@ class HeaderWriter(wiring.Component):
                     with m.Else():
                         m.d.comb += takes.eq(has_sums)
                         with m.If(takes):
-                            m.d.sync += template.eq(Mux(job.inline_bytes == 0, 0, states.read_data))
+                            m.d.sync += template.eq(Mux(with_inline, states.read_data, 0))
                         open_frame()
 
             with m.State("FRAME"):
@@ -287,7 +299,7 @@ class HeaderWriter(wiring.Component):
             with m.State("COPY"):
                 # without inline bytes there is nothing to copy, but the sums start here all the same
                 m.d.comb += [
-                    issues.eq(1), issue.copy.eq(job.inline_bytes != 0),
+                    issues.eq(1), issue.copy.eq(with_inline),
                     issue.position.eq(copy_row << lane_bits), issue.first.eq(copy_row == 0),
                     issue.l3_term.eq(Mux(copy_row == 0, frame.l3_sum, 0)),
                     issue.l4_term.eq(Mux(copy_row == 0, frame.l4_sum, 0)),
@@ -380,7 +392,7 @@ class HeaderWriter(wiring.Component):
             m.d.sync += [
                 template_slot.eq(Mux(slice_.first, new_slots.o.payload, job_slots.read_data)),
                 # a job's template came if anything of its first slice passed
-                has_template.eq((job.inline_bytes != 0) & (job.status == Status.OK)
+                has_template.eq(with_inline & (job.status == Status.OK)
                                 & ~(slice_.first & slice_.discarded)),
             ]
 
@@ -392,7 +404,7 @@ class HeaderWriter(wiring.Component):
                 frame.l3_sum.eq(Mux(has_payload, sums.l3_sum[:16] + sums.l3_sum[16], 0)),
                 frame.l4_sum.eq(Mux(has_payload, sums.l4_sum[:16] + sums.l4_sum[16], 0)),
                 payload_row.eq(payload_row + payload_rows), copy_row.eq(0),
-                copies_left.eq(Mux(job.inline_bytes == 0, 0, (job.inline_bytes - 1) >> lane_bits)),
+                copies_left.eq(Mux(with_inline, (job.inline_bytes - 1) >> lane_bits, 0)),
                 sent.length.eq(slice_.offset + Mux(has_payload, sums.length, 0)),
                 sent.segments.eq(slice_.number + 1),
             ]
@@ -423,7 +435,7 @@ class HeaderWriter(wiring.Component):
         ]
         with m.If(send_ends):
             m.d.sync += freed_slot.eq(template_slot)
-        m.d.sync += self.dropped.valid.eq(drops | (marks & has_rows(slice_)))
+        m.d.sync += self.dropped.valid.eq(drops | (marks & with_rows))
         with m.If(drops | marks):
             m.d.sync += self.dropped.payload.amount.eq(job.inline_bytes + slice_.count)
         with m.If(passes_on):
@@ -440,7 +452,7 @@ class HeaderWriter(wiring.Component):
                     record.length.eq(Mux(slice_.first, 0, before.length)),
                     record.segments.eq(Mux(slice_.first, 0, before.segments)),
                 ]
-                with m.If(has_rows(slice_)):
+                with m.If(with_rows):
                     m.d.sync += record.status.eq(Status.BUS_ERROR)
 
         # The pipeline of operations. First the sums, and where a word goes.
@@ -533,8 +545,8 @@ class HeaderWriter(wiring.Component):
                             m.d.sync += field.eq(arrived.value)
 
         m.d.comb += self.active.eq(Cat(
-            slices.active, takes, opens, opened, marks, marked, issues, self.sums.valid & self.sums.ready, first_valid,
-            second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
+            slices.active, takes, taken_last, opens, opened, marks, marked, issues, self.sums.valid & self.sums.ready,
+            first_valid, second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
             self.template.valid, self.freed, self.reported, self.retired, self.template_freed, free_slots.active,
             new_slots.active,
         ).any())
