@@ -20,11 +20,19 @@ import msgspec
 
 from cosim.builds import cache_folder
 from cosim.errors import ToolError
-from cosim.synthesis import PART_NAME, TARGET_HZ, Area, Timing, block_verilog, blocks, place_and_route, synthesize
+from cosim.synthesis import (
+    PART_NAME,
+    PLACE_WHOLE,
+    TARGET_HZ,
+    WHOLE,
+    Area,
+    Timing,
+    block_verilog,
+    blocks,
+    place_and_route,
+    synthesize,
+)
 from nic_model.contract import CONFIGS, NicConfig
-
-WHOLE = "nic"
-"""The block that is the whole device."""
 
 SEEDS = (1, 2, 3)
 """Of placement, for the whole device; a block alone is placed with the first."""
@@ -132,8 +140,13 @@ def _duration(seconds: float) -> str:
 def _key(job: Job, route: bool) -> str:
     """Content hash of all that a result depends on."""
     digest = hashlib.sha256(block_verilog(job.config, job.block).encode())
-    digest.update(repr((_tools(), PART_NAME, TARGET_HZ, job.seed if route else None)).encode())
+    digest.update(repr((_tools(), PART_NAME, TARGET_HZ, _placing(job) if route else None)).encode())
     return digest.hexdigest()[:16]
+
+
+def _placing(job: Job) -> tuple[int | str, ...]:
+    """What place and route depends on, beside the netlist."""
+    return (job.seed, *PLACE_WHOLE) if job.block == WHOLE else (job.seed,)
 
 
 def _tools() -> list[str]:
@@ -163,7 +176,8 @@ def document(found: dict[Job, Found]) -> str:
     whole = [(job, result) for job, result in found.items() if job.block == WHOLE]
     if whole:
         lines += ["", f"## The whole `{DEVICES[0].name}`", "",
-                  f"Budget: {BUDGET_LUT4:,} LUT4, {BUDGET_BLOCK_RAMS} block RAMs.", "",
+                  f"Placed and routed with `{' '.join(PLACE_WHOLE)}`. Budget: {BUDGET_LUT4:,} LUT4, {BUDGET_BLOCK_RAMS} "
+                  "block RAMs.", "",
                   "| seed | LUT4 | flip-flops | block RAM | distributed RAM | multipliers | Fmax, MHz |",
                   "|--:|--:|--:|--:|--:|--:|--:|"]
         lines += [f"| {job.seed} {_area(result.area)} {_fmax(result.timing)} |" for job, result in whole]
