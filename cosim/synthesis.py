@@ -46,8 +46,10 @@ class Timing(NamedTuple):
 
 
 def blocks() -> dict[str, Callable[[NicConfig], Any]]:
-    """Name -> function that makes the component: the whole device as `nic`, and its blocks in packet order."""
+    """Name -> function that makes the component: the whole device as `nic`, its blocks in packet order, and those that
+    `receive` consists of."""
     from rtl.channels import Channels
+    from rtl.coalescer import Coalescer
     from rtl.completion import Completion
     from rtl.counters import Counters
     from rtl.dma_read import DmaRead
@@ -57,15 +59,21 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.fetch import TransmitFetch
     from rtl.keys import KeyTable
     from rtl.nic import Nic
+    from rtl.parser import Parser
     from rtl.receive import Receive
     from rtl.registers import Registers
+    from rtl.rx_buffer import RxBuffer
+    from rtl.rx_deliver import RxDeliver
+    from rtl.rx_gather import RxGather
+    from rtl.rx_rings import RxRings
     from rtl.transmit_back import TransmitBack
     from rtl.tx_scheduler import TransmitScheduler
 
     return {
         WHOLE: Nic, "registers": Registers, "doorbells": Doorbells, "channels": Channels, "keys": KeyTable,
         "fetch": TransmitFetch, "scheduler": TransmitScheduler, "dma_read": DmaRead, "transmit": TransmitBack,
-        "receive": Receive,
+        "receive": Receive, "parser": Parser, "rx_buffer": RxBuffer, "coalescer": Coalescer, "rx_rings": RxRings,
+        "rx_deliver": RxDeliver, "rx_gather": RxGather,
         "dma_write": DmaWrite, "completion": Completion, "events": Events, "counters": Counters,
     }
 
