@@ -165,7 +165,7 @@ def completes_once(claims: Claims, block: Completion) -> None:
 
 PROOFS = [
     Proof("a token is completed once, in its place, with its phase", lambda: _Narrow(CONFIG), completes_once,
-          depth=16, cover=0, long=True),
+          depth=16, cover=24, long=True),
 ]
 
 
