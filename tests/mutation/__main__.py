@@ -29,12 +29,13 @@ from host_driver.runtime import TaskFailed
 from tests.device.rig import CaseFailed
 from tests.explanations import Explanations
 from tests.mutation.cases import Case, all_cases
-from tests.mutation.mutants import BLOCKS, MUTANTS, ROOT, SELECTOR, Mutant, build
+from tests.mutation.mutants import BLOCKS, ROOT, SELECTOR, Mutant, build
 
 KEPT = ROOT / "build" / "mutation"
 EXPLAINED = Path(__file__).parent / "survivors.toml"
 
-LEAST_PERCENT = 90
+LEAST_PERCENT, LEAST_MUTANTS = 90, 50
+"""Of each block, of those that may do something else than the device."""
 
 PROCESSOR_S = 180
 """Of all cases of a mutant, ten times what they need. Cycles end what hangs; this is for what loops outside of
@@ -174,20 +175,29 @@ def decide(todo: list[Mutant], cases: list[Case], library: Path, jobs: int, log:
 def tell(mutants: list[Mutant], verdicts: dict[int, Verdict]) -> bool:
     """Print the table and the survivors; whether the bar is reached."""
     explanations = Explanations(EXPLAINED)
-    print(f"\n{'block':12} mutants  killed      %")
+
+    def same(mutant: Mutant) -> bool:
+        found = explanations.find(mutant.block, mutant.statement, mutant.change)
+        return found is not None and found.same and not verdicts[mutant.number].killed_by
+
+    print(f"\n{'block':12} mutants    same  killed  % of those that differ")
     good = True
     for block in BLOCKS:
-        mine = [verdicts[mutant.number] for mutant in mutants if mutant.block == block and mutant.number in verdicts]
-        killed = sum(bool(verdict.killed_by) for verdict in mine)
-        percent = 100 * killed / len(mine) if mine else 0.0
-        good &= percent >= LEAST_PERCENT and len(mine) >= MUTANTS
-        print(f"{block:12} {len(mine):7} {killed:7} {percent:6.1f}{'' if percent >= LEAST_PERCENT else '  too few'}")
+        mine = [mutant for mutant in mutants if mutant.block == block and mutant.number in verdicts]
+        killed = sum(bool(verdicts[mutant.number].killed_by) for mutant in mine)
+        alike = sum(same(mutant) for mutant in mine)
+        differ = len(mine) - alike
+        percent = 100 * killed / differ if differ else 0.0
+        good &= percent >= LEAST_PERCENT and differ >= LEAST_MUTANTS
+        print(f"{block:12} {len(mine):7} {alike:7} {killed:7} {percent:7.1f}"
+              f"{'' if percent >= LEAST_PERCENT else '  too few'}")
     ways = Counter(next((way for way in ("processor time", "crash") if verdict.killed_by.startswith(way)), "a case")
                    for verdict in verdicts.values() if verdict.killed_by)
     print("killed by " + ", ".join(f"{way}: {count}" for way, count in sorted(ways.items())))
     survivors = [mutant for mutant in mutants if mutant.number in verdicts and not verdicts[mutant.number].killed_by]
     for mutant in survivors:
-        why = explanations.why(mutant.block, mutant.statement, mutant.change)
+        found = explanations.find(mutant.block, mutant.statement, mutant.change)
+        why = ("Does the same. " if found.same else "") + found.why if found else ""
         print(f"\n{mutant.block} {mutant.number} survives: {mutant.change} of {mutant.cell}\n"
               f"    {mutant.source or 'no source line'}: {mutant.statement}\n"
               f"    {why or 'NOT EXPLAINED in ' + EXPLAINED.name}")
