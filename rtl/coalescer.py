@@ -140,7 +140,7 @@ class Coalescer(wiring.Component):
         config = self.config
         contexts = config.coalesce_contexts
         # `ready` comes late from the rings, and would enable all that a decision moves: so it ends in this stage.
-        m.submodules.tasks = tasks = SkidBuffer(shape=rx_task(config))
+        m.submodules.tasks = tasks = SkidBuffer(shape=rx_task(config), early=True)
         frame, task = self.frame.payload, tasks.i.payload
         self._pass_on(m, tasks)
         info = frame.info
@@ -198,7 +198,7 @@ class Coalescer(wiring.Component):
 
         is_candidate, appends, holds = Signal(), Signal(), Signal()
         m.d.comb += [
-            is_candidate.eq(is_exact & is_whole & is_unfragmented & (payload != 0)),
+            is_candidate.eq(is_exact & is_whole & is_unfragmented),
             appends.eq(found & is_candidate & ~header["differs"] & is_next & fits & has_size & ~flag(TcpFlags.CWR)
                        & (ipv6 | Mux(state.fixed & ((state.segments != 1) | id_stays), id_stays, id_counts))),
             holds.eq(is_candidate & ~flag(TcpFlags.URG, TcpFlags.PSH, TcpFlags.RST, TcpFlags.SYN, TcpFlags.FIN)),
@@ -294,7 +294,7 @@ class Coalescer(wiring.Component):
                 m.d.comb += moves.eq(1)
                 m.d.sync += [
                     is_exact.eq(end == frame.length),
-                    is_whole.eq((header_words >= TCP_HEADER_BYTES // 4) & ~payload[16]),
+                    is_whole.eq((header_words >= TCP_HEADER_BYTES // 4) & ~payload[16] & (payload != 0)),
                     is_unfragmented.eq(ipv6 | ((header["fragment"] & (0xFFFF & ~_IPV4_DF)) == 0)),
                     is_next.eq(Cat(header["sequence_low"], header["sequence_high"]) == state.sequence),
                     fits.eq(payload <= state.mss), is_short.eq(payload < state.mss),
@@ -359,6 +359,9 @@ class Coalescer(wiring.Component):
         merged_info = Cat(Const(0, int(RxInfo.FIXED_ID).bit_length() - 1), ~ipv6 & state.fixed & id_stays,
                           flag(TcpFlags.PSH), flag(TcpFlags.FIN))
         m.d.comb += [
+            # in a state that says something, unless it waits; and there something moves if there is room
+            tasks.may_enter.eq((fsm.ongoing("IDLE") & self.frame.valid)
+                               | Cat(fsm.ongoing(state) for state in ("DECIDE", "OPEN", "PASS", "CLOSE")).any()),
             tasks.i.valid.eq(emits), task.kind.eq(kind), task.context.eq(emitted_context),
             task.keeps_open.eq(keeps_open), task.header_bytes.eq(header["end"]), task.payload_bytes.eq(payload),
             *(task.frame[name].eq(frame[name]) for name, _ in task.frame.shape()),

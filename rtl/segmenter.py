@@ -87,9 +87,11 @@ class Segmenter(wiring.Component):
             "first": 1, "template": 1, "payload": 1,
         })
         m.submodules.waiting = waiting = SmallFifo(shape=waiting_shape, depth=most)
-        under_way, takes, queued = Signal(range(most + 1)), Signal(), waiting.i.payload
+        under_way, under_way_next = Signal(range(most + 1)), Signal(range(most + 1))
+        has_room, takes, queued = Signal(init=1), Signal(), waiting.i.payload
         m.d.comb += [
-            self.slice.ready.eq(under_way != most), takes.eq(self.slice.valid & self.slice.ready),
+            under_way_next.eq(under_way + takes - self.retired),
+            self.slice.ready.eq(has_room), takes.eq(self.slice.valid & self.slice.ready),
             self.order.valid.eq(takes), self.order.payload.eq(slice_),
             waiting.i.valid.eq(takes & has_rows(slice_)),
             queued.channel.eq(slice_.job.channel), queued.inline_bytes.eq(slice_.job.inline_bytes),
@@ -97,7 +99,7 @@ class Segmenter(wiring.Component):
             queued.template.eq(slice_.first & (slice_.job.inline_bytes != 0)),
             queued.payload.eq(slice_.count != 0),
         ]
-        m.d.sync += under_way.eq(under_way + takes - self.retired)
+        m.d.sync += [under_way.eq(under_way_next), has_room.eq(under_way_next != most)]
 
         # The frame whose rows pass.
         frame, frame_valid, in_template, error = Signal(waiting_shape), Signal(), Signal(), Signal()
