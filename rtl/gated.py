@@ -56,6 +56,9 @@ class GatedWriter(Writer):
     TOGETHER = 8
     """So many neighbours that hardly ever are active are looked at together."""
 
+    MERGES = True
+    """Statements under a condition that others have, too, are brought together under one test of it."""
+
     WORTH_AN_EXIT = 16
     """A sum of so many terms is not computed beyond the first that decide it."""
 
@@ -558,9 +561,9 @@ class GatedWriter(Writer):
                 stack.extend(node.args)
         return found
 
-    def _ordered(self, statements):
+    def _ordered(self, statements, kept):
         """Statements in an order in which few read what another wrote before. Those that write the same stay in their
-        order, as one."""
+        order, as one. Those under one condition stand under one test; `kept`: expressions that stand in variables."""
         groups, group_of = [], {}
         for statement in statements:
             joined = [statement]
@@ -572,8 +575,46 @@ class GatedWriter(Writer):
             groups.append(joined)
             for item in written(joined):
                 group_of[item] = joined
+        if self.MERGES:
+            groups = self._merged(groups, kept)
         ordered = _before_writers([(tuple(group), self._reads(group), set(written(group))) for group in groups])
         return [statement for group in ordered for statement in group]
+
+    def _merged(self, groups, kept):
+        """The same groups, but those whose statements all stand under one condition, or a part of it, as one `If` for
+        each such part. Who reads or writes a memory that others write or read stays alone, so that there is an order of
+        all."""
+        words = [{item for item in self._reads(group) if not isinstance(item, Piece)} for group in groups]
+        columns = [{item for item in written(group) if not isinstance(item, Piece)} for group in groups]
+        conflicts = set().union(*words) & set().union(*columns)
+        parts_of, counts = {}, {}
+        for number, group in enumerate(groups):
+            parts = [_conjuncts(statement.branches[0][0], kept)
+                     if isinstance(statement, If) and len(statement.branches) == 1 else {} for statement in group]
+            common = dict.fromkeys(part for part in parts[0] if all(part in other for other in parts[1:]))
+            if conflicts.isdisjoint(words[number] | columns[number]) and common:
+                parts_of[number] = parts, common
+                for part in common:
+                    counts[part] = counts.get(part, 0) + len(group)
+        chosen = {}
+        for number, (_parts, common) in parts_of.items():
+            best = max(common, key=lambda part: (counts[part], -part.serial))
+            if counts[best] > 1:
+                chosen.setdefault(best, []).append(number)
+        found, taken = [], set()
+        for part, numbers in chosen.items():
+            statements = [statement for number in numbers for statement in groups[number]]
+            if len(statements) < 2:
+                continue
+            body = []
+            for number in numbers:
+                taken.add(number)
+                for statement, parts in zip(groups[number], parts_of[number][0], strict=True):
+                    rest = [other for other in parts if other is not part]
+                    inner = statement.branches[0][1]
+                    body += [If([(functools.reduce(self.netlist.make.and_, rest), inner)])] if rest else inner
+            found.append([If([(part, self._ordered(body, kept))])])
+        return [*(group for number, group in enumerate(groups) if number not in taken), *found]
 
     def read(self, piece):
         hazards = self._hazards
@@ -704,7 +745,7 @@ class GatedWriter(Writer):
 
     def _gate_body(self, gate, kept):
         """Lines of a gate's statements; `kept`: expressions that stand in variables."""
-        root = _Block(self._ordered(gate.statements), None, 0)
+        root = _Block(self._ordered(gate.statements, kept), None, 0)
         self._watch(root)
         places, order, seen = {}, [], set()
 
@@ -873,6 +914,15 @@ class _Block:
         self.depth = 0 if parent is None else parent.depth + 1
         self.temporaries, self.inner = {}, []
         self.begins, self.ends = {}, {}  # registers that are compared from one statement to another
+
+
+def _conjuncts(node, kept):
+    """Bits that must all be 1 for a bit to be so; `kept`: expressions that are not taken apart."""
+    if node is None:
+        return {}
+    if node.op != "and" or node in kept:
+        return {node: None}
+    return {part: None for arg in node.args for part in _conjuncts(arg, kept)}
 
 
 def _once(statement, piece):

@@ -32,6 +32,7 @@ class InterpretedWriter(GatedWriter):
 
     TEST_COST, TOGETHER = 1.2, 1  # reading an operand is what takes time, and a test reads one
     WORTH_AN_EXIT = sys.maxsize  # never: after an X the others may still decide
+    MERGES = False  # an X of what is tested first would make X of what the rest leaves alone
     differs, show = "!==", "<="
     header = "/* words of the arrays are registers and variables */"
 
