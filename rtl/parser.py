@@ -225,10 +225,10 @@ class Parser(wiring.Component):
                 parsed.hash.eq(verdict.hash & at_end.is_ip.replicate(WORD_BITS)),
                 parsed.hash_type.eq(Mux(at_end.is_ip, verdict.hash_type, HashType.NONE)),
             ]
-        let_in = at_end.is_ip & at_end.passes & ~delayed.bad & ~too_short & ~too_long
+        let_in = ends & at_end.is_ip & at_end.passes & ~delayed.bad & ~too_short & ~too_long
+        counts = self.count_steered_rule.valid | self.count_steered_rss.valid
         for strobe, steered in ((self.count_steered_rule, verdict.by_rule), (self.count_steered_rss, verdict.by_hash)):
-            m.d.sync += strobe.valid.eq(0)
-            with m.If(ends):
+            with m.If(ends | counts):
                 m.d.sync += strobe.valid.eq(let_in & steered)
             m.d.comb += strobe.payload.amount.eq(1)
 
@@ -277,22 +277,19 @@ class Parser(wiring.Component):
 
         header_mask, l4_mask, raw_mask = (Signal(2 * self._words, name=f"{n}_mask") for n in ("header", "l4", "raw"))
         checksum_mask = Signal(self._words)
-        words = range(self._words)
-        with m.If(valid[4] & early[4]):
-            for word in words:
-                in_header = behind(edges.l3, word) & ~behind(edges.l4, word)
-                m.d.sync += [
-                    checksum_mask[word].eq(edges.udp_checksum.here & (edges.udp_checksum.lane == word)),
-                    header_mask[2 * word].eq(in_header), header_mask[2 * word + 1].eq(in_header),
-                ]
-        with m.If(valid[4] & (early[4] | edges.end.here | edges.end.passed)):  # it does not change in between
-            for word in words:
-                in_l4 = ((behind(edges.addresses, word) & ~behind(edges.addresses_end, word))
-                         | behind(edges.l4, word))
-                m.d.sync += [l4_mask[byte].eq(in_l4 & ~behind(edges.end, byte)) for byte in (2 * word, 2 * word + 1)]
+        had_end = Signal()
         with m.If(valid[4]):
+            m.d.sync += had_end.eq(edges.end.here)
             m.d.sync += [raw_mask[byte].eq((count > byte) & ((number != 0) | (byte >= ETHERNET_HEADER_BYTES)))
                          for byte in range(2 * self._words)]
+        with m.If(valid[4] & (early[4] | edges.end.here | had_end)):  # the others do not change in other rows
+            for word in range(self._words):
+                in_header = behind(edges.l3, word) & ~behind(edges.l4, word)
+                in_l4 = ((behind(edges.addresses, word) & ~behind(edges.addresses_end, word))
+                         | behind(edges.l4, word))
+                m.d.sync += checksum_mask[word].eq(edges.udp_checksum.here & (edges.udp_checksum.lane == word))
+                for byte in (2 * word, 2 * word + 1):
+                    m.d.sync += [header_mask[byte].eq(in_header), l4_mask[byte].eq(in_l4 & ~behind(edges.end, byte))]
         return header_mask, l4_mask, raw_mask, checksum_mask
 
     def _zero_words(self, m, valid, row_data):
