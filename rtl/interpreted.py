@@ -89,12 +89,6 @@ class InterpretedWriter(GatedWriter):
     def _words(self):
         return range(0)
 
-    def _before(self, piece):
-        """See `GatedWriter._before`. What says whether a gate is active has been computed before the clock."""
-        if piece.gate.active is None:
-            return self._saved(piece)
-        return f"({self.holds(piece.gate.active)}) ? {self._saved(piece)} : {self.names[piece]}"
-
     # ---- what is unknown
 
     def holds(self, active):
