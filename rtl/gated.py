@@ -5,11 +5,12 @@ inside, before its first use. It assigns at once rather than at the end of the t
 order in which a register is read before it is written; where there is no such order, its old value is kept aside.
 
 Before them it computes what must be known first: each `active`, and the outputs. So an edge is one pass over a text,
-without a second for what hangs on the registers; the outputs are those of the cycle that the edge ends. Every gated
-component and every input has a bit that says whether it changed at the last edge. An expression is computed anew only
-if something that it depends on has changed; neighbours that depend on the same things share the test, and so does a
-group of them that belongs to one block. What may change in each cycle lives in variables of the process, which a
-compiler keeps in registers or moves to where they are needed; the rest in variables of the module.
+without a second for what hangs on the registers; the outputs are those of the cycle that the edge ends. An expression
+is computed anew only if something that it depends on has changed; neighbours that depend on the same things share the
+test, and so does a group of them that belongs to one block. Each test has one bit, which every gated component, calm
+register or input that it looks for sets for the next edge when it changes: tests are many at each edge, changes few.
+What may change in each cycle lives in variables of the process, which a compiler keeps in registers or moves to where
+they are needed; the rest in variables of the module. Statements under one condition are brought together under it.
 """
 
 import fnmatch
@@ -152,11 +153,11 @@ class GatedWriter(Writer):
             if ".".join(gate.path) in busy:
                 gate.active = None
         gated = [gate for gate in netlist.gates if gate.active is not None]
-        # of gates, then of pieces of inputs
+        # of gates, then of calm registers and of pieces of inputs
         self._bits = {gate: bit for bit, gate in enumerate([*gated, self._seldom], start=1)}
         self._calm = self._find_calm(gated)
         for piece in self._calm:
-            self._bits.setdefault(piece.gate, len(self._bits) + 1)
+            self._bits[piece] = len(self._bits) + 1
         self._supports = {}
         self._terms = {}  # and, or, or nor of many -> (operation, operands) in another order
         # what is shown only while it counts needs no value otherwise, and none that is kept
@@ -268,7 +269,9 @@ class GatedWriter(Writer):
                 piece = node.value
                 if piece.kind == "input":
                     found = 1 << self._bits.setdefault(piece, len(self._bits) + 1)
-                elif piece.gate.active is not None or piece.gate is self._seldom or piece in self._calm:
+                elif piece in self._calm:
+                    found = 1 << self._bits[piece]
+                elif piece.gate.active is not None or piece.gate is self._seldom:
                     found = 1 << self._bits[piece.gate]
                 else:
                     found = ALWAYS
@@ -351,7 +354,7 @@ class GatedWriter(Writer):
             return None
         sizes, found = {}, set()
         for source, bit in self._bits.items():
-            path = () if isinstance(source, Piece) else source.path[:2]
+            path = source.path[:2] if isinstance(source, Gate) else source.gate.path[:2] if source in self._calm else ()
             sizes[path] = sizes.get(path, 0) + bool(path)
             if support >> bit & 1:
                 found.add(path)
@@ -793,13 +796,13 @@ class GatedWriter(Writer):
         if not isinstance(statement, Set) or statement.piece not in self._calm or statement.piece in self._watched:
             return text
         target, _, value = text.removesuffix(";").partition(f" {self.assign} ")
-        return f"if ({target} {self.differs} {value}) begin {text} {self._mark(statement.piece.gate)} end"
+        return f"if ({target} {self.differs} {value}) begin {text} {self._mark(statement.piece)} end"
 
     def _block_lines(self, block, names):
         lines, hazards = [], self._hazards
         for index, statement in enumerate(block.statements):
             lines += [f"{self._was(p)} = {self.names[p]};" for p in block.begins.get(index, ())]
-            ends = [f"if ({self._was(p)} {self.differs} {self.names[p]}) begin {self._mark(p.gate)} end"
+            ends = [f"if ({self._was(p)} {self.differs} {self.names[p]}) begin {self._mark(p)} end"
                     for p in block.ends.get(index, ())]
             for node in block.temporaries.get(index, ()):
                 name = self.temporary(names.pop(node), node.width)
@@ -859,7 +862,7 @@ class GatedWriter(Writer):
 
     def _entering_pieces(self):
         """Inputs that what is computed before the clock depends on."""
-        return [source for source in self._bits if isinstance(source, Piece)]
+        return [source for source in self._bits if isinstance(source, Piece) and source.kind == "input"]
 
     def _reset(self):
         """What happens in reset."""

@@ -137,7 +137,7 @@ class InterpretedWriter(GatedWriter):
                 part = "" if item.value.width == item.piece.width else f"[{item.low}+:{item.value.width}]"
                 lines[f"{self.names[item.piece]}{part} = 'x;"] = None
                 if item.piece in self._calm:
-                    lines[self._mark(item.piece.gate)] = None
+                    lines[self._mark(item.piece)] = None
             else:
                 lines[self._forget(item)] = None
         return list(lines)
