@@ -108,6 +108,9 @@ class Checksum(wiring.Component):
         masked_data, valid_lanes = Signal(8 * width), Signal(width)
         from_l3, from_l4 = Signal(width), Signal(width)
         sums_row, stop = Signal(), Signal(lane_bits + 1)
+        # Behind all offsets: all lanes count from there on, and none of them for L3.
+        late, was_late, has_l3 = Signal(), Signal(), Signal(name="masked_has_l3")
+        m.d.comb += late.eq(inside & next_number[row_bits])
         m.d.comb += [sums_row.eq(passes & ~where.plain), stop.eq(row.start + row.count)]
         m.d.sync += valid.eq(sums_row)
         with m.If(passes):
@@ -119,7 +122,9 @@ class Checksum(wiring.Component):
                 next_number.eq(Mux(~inside, begin + 1, Mux(next_number[row_bits], next_number, next_number + 1))),
                 masked_data.eq(row.data), first.eq(~inside), last.eq(row.last),
                 valid_lanes.eq(Cat((row.start <= lane) & (stop > lane) for lane in range(width))),
+                was_late.eq(late), has_l3.eq(~(late & was_late)),
             ]
+        with m.If(sums_row & ~(late & was_late)):
             for target, offset in ((from_l3, where.l3), (from_l4, where.l4)):
                 behind = Mux(inside, next_number > offset.row, ~tag.template & offset.behind)
                 here = Mux(inside, next_number == offset.row, Mux(tag.template, offset.row == 0, offset.here))
@@ -136,26 +141,28 @@ class Checksum(wiring.Component):
         while len(l3_terms) > 2:
             l3_next, l4_next = [], []
             stage = f"stage{len(stages)}"
-            stage_valid, stage_first, stage_last = (Signal(name=f"{stage}_{what}")
-                                                    for what in ("valid", "first", "last"))
+            stage_valid, stage_first, stage_last, stage_has_l3 = (
+                Signal(name=f"{stage}_{what}") for what in ("valid", "first", "last", "has_l3"))
             m.d.sync += stage_valid.eq(valid)
             with m.If(valid):
-                m.d.sync += [stage_first.eq(first), stage_last.eq(last)]
-                for name, terms, found in (("l3", l3_terms, l3_next), ("l4", l4_terms, l4_next)):
-                    for at in range(0, len(terms), 4):
-                        total = Signal(len(terms[0]) + 2, name=f"{stage}_{name}_{at // 4}")
+                m.d.sync += [stage_first.eq(first), stage_last.eq(last), stage_has_l3.eq(has_l3)]
+            for name, terms, found, enable in (("l3", l3_terms, l3_next, valid & has_l3),
+                                               ("l4", l4_terms, l4_next, valid)):
+                for at in range(0, len(terms), 4):
+                    total = Signal(len(terms[0]) + 2, name=f"{stage}_{name}_{at // 4}")
+                    with m.If(enable):
                         m.d.sync += total.eq((terms[at] + terms[at + 1]) + (terms[at + 2] + terms[at + 3]))
-                        found.append(total)
+                    found.append(total)
             l3_terms, l4_terms = l3_next, l4_next
-            valid, first, last = stage_valid, stage_first, stage_last
+            valid, first, last, has_l3 = stage_valid, stage_first, stage_last, stage_has_l3
             stages.append(valid)
 
         # Over the run's rows, then fold the carries in.
         summed = Signal()
         m.d.sync += summed.eq(valid & last)
-        for name, terms in (("l3_sum", l3_terms), ("l4_sum", l4_terms)):
+        for name, terms, enable in (("l3_sum", l3_terms, valid & has_l3), ("l4_sum", l4_terms, valid)):
             total = Signal(_SUM_BITS, name=f"run_{name}")
-            with m.If(valid):
+            with m.If(enable):
                 m.d.sync += total.eq(Mux(first, 0, total) + sum(terms[1:], terms[0]))
             m.d.comb += folded.i.payload[name].eq(total[:16] + total[16:])
         m.d.comb += folded.i.valid.eq(summed)

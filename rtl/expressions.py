@@ -89,6 +89,9 @@ class Expressions:
                 return self.bits(self._make("swap", LIMB_BITS, low.args), high.value, high.value + 16)
         if len(parts) < LANES:
             return whole
+        joined = self._join_choices(parts)
+        if len(joined) < len(parts):
+            return self.cat(*joined)
         found, at = [], 0
         while at < len(parts):
             end = at
@@ -110,6 +113,24 @@ class Expressions:
         if len(found) == len(parts):
             return whole
         return self.cat(*found)
+
+    def _join_choices(self, parts):
+        """Neighbours that one bit chooses, as one choice between words where that is less work."""
+        found, at = [], 0
+        while at < len(parts):
+            end = at + 1
+            while (end < len(parts) and parts[at].op == parts[end].op == "mux"
+                   and parts[end].args[0] is parts[at].args[0]):
+                end += 1
+            run = parts[at:end]
+            if len(run) >= LANES and sum(part.width for part in run) <= LIMB_BITS:
+                ones, zeros = (self.cat(*(part.args[n] for part in run)) for n in (1, 2))
+                whole = self._make("mux", ones.width, (run[0].args[0], ones, zeros))
+                if self.cost(whole) < sum(self.cost(part) + 2 for part in run):
+                    run = [whole]
+            found += run
+            at = end
+        return found
 
     def _roll(self, parts):
         """Parts of equal width side by side, as operations on words; None if they differ in kind."""
@@ -340,6 +361,23 @@ class Expressions:
                 return self.cat(*(self.mux(condition, self.bits(one, low, high), self.bits(zero, low, high))
                                   for low, high in pairwise(cuts)))
         return self._make("mux", one.width, (condition, one, zero))
+
+    def given(self, node, condition, value):
+        """What an expression is where `condition`, a bit, is `value`, as far as that is easily seen."""
+        if node is condition:
+            return self.const(value, 1)
+        if node.op == "mux":
+            which, one, zero = (self.given(arg, condition, value) for arg in node.args)
+            return self.mux(which, one, zero)
+        if node.op == "cat":
+            return self.cat(*(self.given(arg, condition, value) for arg in node.args))
+        if node.op in ("and", "or"):
+            return self.bitwise(node.op, *(self.given(arg, condition, value) for arg in node.args))
+        if node.op == "not":
+            return self.not_(self.given(node.args[0], condition, value))
+        if node.op == "replicate":
+            return self.replicate(self.given(node.args[0], condition, value), node.width)
+        return node
 
     def arithmetic(self, op, a, b):
         """Sum, difference or product of two words, of their width."""

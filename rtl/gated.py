@@ -5,11 +5,12 @@ inside, before its first use. It assigns at once rather than at the end of the t
 order in which a register is read before it is written; where there is no such order, its old value is kept aside.
 
 Before them it computes what must be known first: each `active`, and the outputs. So an edge is one pass over a text,
-without a second for what hangs on the registers; the outputs are those of the cycle that the edge ends. Every gated
-component and every input has a bit that says whether it changed at the last edge. An expression is computed anew only
-if something that it depends on has changed; neighbours that depend on the same things share the test, and so does a
-group of them that belongs to one block. What may change in each cycle lives in variables of the process, which a
-compiler keeps in registers or moves to where they are needed; the rest in variables of the module.
+without a second for what hangs on the registers; the outputs are those of the cycle that the edge ends. An expression
+is computed anew only if something that it depends on has changed; neighbours that depend on the same things share the
+test, and so does a group of them that belongs to one block. Each test has one bit, which every gated component, calm
+register or input that it looks for sets for the next edge when it changes: tests are many at each edge, changes few.
+What may change in each cycle lives in variables of the process, which a compiler keeps in registers or moves to where
+they are needed; the rest in variables of the module. Statements under one condition are brought together under it.
 """
 
 import fnmatch
@@ -40,6 +41,9 @@ WIDEST_CALM = 8
 EXIT_TERMS = 6
 """Terms that are looked at together."""
 
+WORTH_A_BRANCH = 5
+"""Further parts of a condition with so many operations are looked at only if the first holds."""
+
 ALWAYS = 1
 """The support of what may change in each cycle: bit 0 of the change bits is always set."""
 
@@ -56,6 +60,9 @@ class GatedWriter(Writer):
     TOGETHER = 8
     """So many neighbours that hardly ever are active are looked at together."""
 
+    MERGES = True
+    """Statements under a condition that others have, too, are brought together under one test of it."""
+
     WORTH_AN_EXIT = 16
     """A sum of so many terms is not computed beyond the first that decide it."""
 
@@ -71,7 +78,7 @@ class GatedWriter(Writer):
         self._kept = {}  # expressions that the combinational process keeps -> their variables
         self._hazards = None  # while statements at the clock are written: see `read`
         self._aside = {}  # registers whose old value other gates need -> those gates
-        self._places = {}  # change bits -> their places in the words
+        self._tests = {}  # supports that are asked for -> the numbers of their bits
         self._variables = {}  # of the module -> (width, initial value or None)
         self._temporaries = {}  # variables of the process -> their widths
 
@@ -89,7 +96,7 @@ class GatedWriter(Writer):
         return name
 
     def _changed(self, word):
-        """Bits that say what changed at the last edge."""
+        """Bits that say which tests hold after the last edge."""
         return self.variable(f"_changed_{word}", self.WORD_BITS, "'1")
 
     def _now(self, word):
@@ -110,14 +117,18 @@ class GatedWriter(Writer):
         return self.temporary("_was" + self.names[piece], piece.width)
 
     def _bits_text(self, value):
-        """A constant of as many bits as say what changed."""
+        """A constant of as many bits as such a word has."""
         return f"{self.WORD_BITS}'h{value:x}"
 
     def _mark(self, source, word_of=None):
-        """A statement that sets the bit of a gate or an input."""
-        word, bit = divmod(self._places[self._bits[source]], self.WORD_BITS)
-        target = (word_of or self._changed)(word)
-        return f"{target} = {target} | {self._bits_text(1 << bit)};"
+        """Statements that set the bits of all tests that depend on a gate or an input."""
+        bit, masks = 1 << self._bits[source], {}
+        for support, place in self._tests.items():
+            if support & bit:
+                word, at = divmod(place, self.WORD_BITS)
+                masks[word] = masks.get(word, 0) | 1 << at
+        targets = {(word_of or self._changed)(word): mask for word, mask in masks.items()}
+        return " ".join(f"{target} = {target} | {self._bits_text(mask)};" for target, mask in targets.items())
 
     # ---- what depends on what
 
@@ -142,11 +153,11 @@ class GatedWriter(Writer):
             if ".".join(gate.path) in busy:
                 gate.active = None
         gated = [gate for gate in netlist.gates if gate.active is not None]
-        # of gates, then of pieces of inputs
+        # of gates, then of calm registers and of pieces of inputs
         self._bits = {gate: bit for bit, gate in enumerate([*gated, self._seldom], start=1)}
         self._calm = self._find_calm(gated)
         for piece in self._calm:
-            self._bits.setdefault(piece.gate, len(self._bits) + 1)
+            self._bits[piece] = len(self._bits) + 1
         self._supports = {}
         self._terms = {}  # and, or, or nor of many -> (operation, operands) in another order
         # what is shown only while it counts needs no value otherwise, and none that is kept
@@ -258,7 +269,9 @@ class GatedWriter(Writer):
                 piece = node.value
                 if piece.kind == "input":
                     found = 1 << self._bits.setdefault(piece, len(self._bits) + 1)
-                elif piece.gate.active is not None or piece.gate is self._seldom or piece in self._calm:
+                elif piece in self._calm:
+                    found = 1 << self._bits[piece]
+                elif piece.gate.active is not None or piece.gate is self._seldom:
                     found = 1 << self._bits[piece.gate]
                 else:
                     found = ALWAYS
@@ -341,7 +354,7 @@ class GatedWriter(Writer):
             return None
         sizes, found = {}, set()
         for source, bit in self._bits.items():
-            path = () if isinstance(source, Piece) else source.path[:2]
+            path = source.path[:2] if isinstance(source, Gate) else source.gate.path[:2] if source in self._calm else ()
             sizes[path] = sizes.get(path, 0) + bool(path)
             if support >> bit & 1:
                 found.add(path)
@@ -374,36 +387,12 @@ class GatedWriter(Writer):
         return cost
 
     def _words(self):
-        return range(len(self._bits) // self.WORD_BITS + 1)
-
-    def _place_bits(self, supports):
-        """Give each change bit its place in the words: so that what is tested together stands together, for a test
-        looks at each word that holds a bit of it."""
-        tests = {0: set()}
-        for number, support in enumerate(supports):
-            for bit in range(support.bit_length()):
-                if support >> bit & 1:
-                    tests.setdefault(bit, set()).add(number)
-        rest = list(range(1, len(self._bits) + 1))
-        order, looks = [0], set()
-        while rest:
-            if len(order) % self.WORD_BITS == 0:
-                looks = set()
-            chosen = max(rest, key=lambda bit: 2 * len(looks & tests.get(bit, looks)) - len(tests.get(bit, ())))
-            rest.remove(chosen)
-            order.append(chosen)
-            looks |= tests.get(chosen, set())
-        self._places = {bit: place for place, bit in enumerate(order)}
+        return range(-(-len(self._tests) // self.WORD_BITS))
 
     def _test(self, support):
-        """Whether something of a support has changed."""
-        masks = dict.fromkeys(self._words(), 0)
-        for bit in range(support.bit_length()):
-            if support >> bit & 1:
-                word, place = divmod(self._places[bit], self.WORD_BITS)
-                masks[word] |= 1 << place
-        return " || ".join(f"({self._now(word)} & {self._bits_text(mask)}) != 0"
-                           for word, mask in masks.items() if mask)
+        """Whether something of a support has changed: its test's bit, which whoever changes something of it sets."""
+        word, bit = divmod(self._tests.setdefault(support, len(self._tests)), self.WORD_BITS)
+        return f"({self._now(word)} & {self._bits_text(1 << bit)}) != 0"
 
     def _combinational(self):
         """The parts of what is computed before the clock."""
@@ -411,10 +400,6 @@ class GatedWriter(Writer):
         blocks = [list(run) for _block, run in itertools.groupby(clusters, key=lambda cluster: cluster[0])]
         quiet = [self._quiet_part(node) if guard is None else None for _target, node, guard in self._shown]
         unions = [functools.reduce(operator.or_, (support for _block, support, _cluster in run)) for run in blocks]
-        self._place_bits([support for _block, support, _cluster in clusters if support != ALWAYS] + unions
-                         + [self._support(node) for _target, node, guard in self._shown
-                            if guard is None and self._support(node) != ALWAYS]
-                         + [self._support(node) for node in quiet if node is not None])
         known_outside = self._needed | {g.active for g in self._bits if not isinstance(g, Piece)}
         known_outside |= {active for active, _groups in self._chunks}
         for target, node, guard in self._shown:
@@ -558,9 +543,9 @@ class GatedWriter(Writer):
                 stack.extend(node.args)
         return found
 
-    def _ordered(self, statements):
+    def _ordered(self, statements, kept):
         """Statements in an order in which few read what another wrote before. Those that write the same stay in their
-        order, as one."""
+        order, as one. Those under one condition stand under one test; `kept`: expressions that stand in variables."""
         groups, group_of = [], {}
         for statement in statements:
             joined = [statement]
@@ -572,8 +557,60 @@ class GatedWriter(Writer):
             groups.append(joined)
             for item in written(joined):
                 group_of[item] = joined
+        if self.MERGES:
+            groups = self._merged(groups, kept)
         ordered = _before_writers([(tuple(group), self._reads(group), set(written(group))) for group in groups])
-        return [statement for group in ordered for statement in group]
+        found = []
+        for statement in (statement for group in ordered for statement in group):
+            last = found[-1] if found else None
+            if self.MERGES and all(isinstance(s, If) and len(s.branches) == 1 for s in (last, statement)) and (
+                    last.branches[0][0] is statement.branches[0][0]):
+                found[-1] = If([(last.branches[0][0], last.branches[0][1] + statement.branches[0][1])])
+            else:
+                found.append(statement)
+        return found
+
+    def _merged(self, groups, kept):
+        """The same groups, but those whose statements all stand under one condition, or a part of it, as one `If` for
+        each such part. Those that write a memory that others read stand apart from those that do not, so that there is
+        an order of all; who does both stays alone."""
+        reads = [{item for item in self._reads(group) if not isinstance(item, Piece)} for group in groups]
+        writes = [{item for item in written(group) if not isinstance(item, Piece)} for group in groups]
+        shared = set().union(*reads) & set().union(*writes)
+        parts_of, counts = {}, {}
+        for number, group in enumerate(groups):
+            parts = [_conjuncts(statement.branches[0][0], kept)
+                     if isinstance(statement, If) and len(statement.branches) == 1 else {} for statement in group]
+            common = [part for part in parts[0] if all(part in other for other in parts[1:])]
+            if common:
+                parts_of[number] = parts, common
+                for part in common:
+                    counts[part] = counts.get(part, 0) + len(group)
+        chosen = {}
+        for number, (_parts, common) in parts_of.items():
+            best = max(common, key=lambda part: (counts[part], -part.serial))
+            is_writer, is_reader = not shared.isdisjoint(writes[number]), not shared.isdisjoint(reads[number])
+            chosen.setdefault((best, number if is_writer and is_reader else -1 - is_writer), []).append(number)
+        found, taken = [], set()
+        for (part, _kind), numbers in chosen.items():
+            body = []
+            for number in numbers:
+                for statement, parts in zip(groups[number], parts_of[number][0], strict=True):
+                    rest = [other for other in parts if other is not part]
+                    inner = statement.branches[0][1]
+                    body += [If([(functools.reduce(self.netlist.make.and_, rest), inner)])] if rest else inner
+            if sum(len(groups[number]) for number in numbers) > 1 or any(
+                    isinstance(statement, If) and self._cost_to(statement.branches[0][0], kept) >= WORTH_A_BRANCH
+                    for statement in body):
+                taken.update(numbers)
+                found.append([If([(part, self._ordered(body, kept))])])
+        return [*(group for number, group in enumerate(groups) if number not in taken), *found]
+
+    def _cost_to(self, node, kept):
+        """Operations of an expression down to those that stand in variables; 0 of None."""
+        if node is None or node in kept:
+            return 0
+        return own_cost(node) + sum(self._cost_to(arg, kept) for arg in node.args)
 
     def read(self, piece):
         hazards = self._hazards
@@ -612,11 +649,10 @@ class GatedWriter(Writer):
                 hazards.enter_gate()
                 body = self._gate_body(gate, self._kept)
                 there, here = (sorted(pieces, key=self.names.get) for pieces in (hazards.old_there, hazards.old_here))
-                aside = [f"{self._old(piece)} = {self._before(piece)};" for piece in there]
-                aside += [f"{self._old(piece)} = {self.names[piece]};" for piece in here]
                 for piece in there:
                     self._aside.setdefault(piece, []).append(gate)
-                bodies[gate] = aside + body
+                    body = _with_first(f"{self._old(piece)} = {self._before(piece)};", self._old(piece), body)
+                bodies[gate] = [f"{self._old(piece)} = {self.names[piece]};" for piece in here] + body
         self._hazards = None
         changes = set(written(self._seldom.statements))
         for part in parts:
@@ -699,12 +735,11 @@ class GatedWriter(Writer):
         """The value before the clock of a register that another gate may have written."""
         if piece.gate.active is None:
             return self._saved(piece)
-        word, bit = divmod(self._places[self._bits[piece.gate]], self.WORD_BITS)
-        return f"{self._changed(word)}[{bit}] ? {self._saved(piece)} : {self.names[piece]}"
+        return f"({self.holds(piece.gate.active)}) ? {self._saved(piece)} : {self.names[piece]}"
 
     def _gate_body(self, gate, kept):
         """Lines of a gate's statements; `kept`: expressions that stand in variables."""
-        root = _Block(self._ordered(gate.statements), None, 0)
+        root = _Block(self._ordered(gate.statements, kept), None, 0)
         self._watch(root)
         places, order, seen = {}, [], set()
 
@@ -761,13 +796,13 @@ class GatedWriter(Writer):
         if not isinstance(statement, Set) or statement.piece not in self._calm or statement.piece in self._watched:
             return text
         target, _, value = text.removesuffix(";").partition(f" {self.assign} ")
-        return f"if ({target} {self.differs} {value}) begin {text} {self._mark(statement.piece.gate)} end"
+        return f"if ({target} {self.differs} {value}) begin {text} {self._mark(statement.piece)} end"
 
     def _block_lines(self, block, names):
         lines, hazards = [], self._hazards
         for index, statement in enumerate(block.statements):
             lines += [f"{self._was(p)} = {self.names[p]};" for p in block.begins.get(index, ())]
-            ends = [f"if ({self._was(p)} {self.differs} {self.names[p]}) begin {self._mark(p.gate)} end"
+            ends = [f"if ({self._was(p)} {self.differs} {self.names[p]}) begin {self._mark(p)} end"
                     for p in block.ends.get(index, ())]
             for node in block.temporaries.get(index, ()):
                 name = self.temporary(names.pop(node), node.width)
@@ -823,11 +858,11 @@ class GatedWriter(Writer):
             any_now, any_before = " | ".join(resting), self.variable(self.unique("_before_any"), 1, 0)
             lines += [f"if (({any_now} | {any_before}) {self.differs} 0) begin", *indented(still),
                       f"  {any_before} = {any_now};", "end"]
-        return lines + [f"{self._changed(word)} = {self._bits_text(0 if word else ALWAYS)};" for word in self._words()]
+        return lines + [f"{self._changed(word)} = {self._bits_text(0)};" for word in self._words()]
 
     def _entering_pieces(self):
         """Inputs that what is computed before the clock depends on."""
-        return [source for source in self._bits if isinstance(source, Piece)]
+        return [source for source in self._bits if isinstance(source, Piece) and source.kind == "input"]
 
     def _reset(self):
         """What happens in reset."""
@@ -873,6 +908,33 @@ class _Block:
         self.depth = 0 if parent is None else parent.depth + 1
         self.temporaries, self.inner = {}, []
         self.begins, self.ends = {}, {}  # registers that are compared from one statement to another
+
+
+def _conjuncts(node, kept):
+    """Bits that must all be 1 for a bit to be so; `kept`: expressions that are not taken apart."""
+    if node is None:
+        return {}
+    if node.op != "and" or node in kept:
+        return {node: None}
+    return {part: None for arg in node.args for part in _conjuncts(arg, kept)}
+
+
+def _with_first(line, name, body):
+    """Lines of statements, and `line` at the beginning of the innermost block that has all uses of a name."""
+    block, common = [], None
+    for number, text in enumerate(body):
+        stripped = text.strip()
+        if stripped == "end":
+            block.pop()
+        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+            common = block[:] if common is None else [a for a, b in zip(common, block, strict=False) if a == b]
+        if stripped.endswith("begin"):
+            block.append(number)
+    if not common:
+        return [line, *body]
+    at = common[-1] + 1
+    space = " " * (len(body[common[-1]]) - len(body[common[-1]].lstrip()) + 2)
+    return [*body[:at], space + line, *body[at:]]
 
 
 def _once(statement, piece):

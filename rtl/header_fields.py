@@ -51,6 +51,8 @@ _UNTAGGED_LANE = (ETHERNET_HEADER_BYTES + IPV6_HEADER_BYTES) % IPV6_EXTENSION_UN
 _TAGGED_LANE = (_UNTAGGED_LANE + VLAN_TAG_BYTES // 2) % _UNIT_WORDS
 """The word of a unit in which what follows the IPv6 header begins, without and with a VLAN tag."""
 _LEFT_BITS = ceil_log2(PARSED_BYTES // IPV6_EXTENSION_UNIT_BYTES)
+_LAST_HEADER_WORD = (1 << L4_BITS) - 1 + UDP_CHECKSUM_OFFSET // 2
+"""No word behind it is looked for."""
 
 # What a protocol number or a next header means to the parser; nothing set: something else.
 Kind = data.StructLayout({"extension": 1, "routing": 1, "fragment": 1, "tcp": 1, "udp": 1})
@@ -82,13 +84,18 @@ Flow = data.StructLayout({
 
 
 def keep_header(m, config, row, valid):
-    """Stage 1: number of the row in its frame, and header bytes by their offsets."""
+    """Stage 1: number of the row in its frame; whether it is `early`, one of those with headers or the first behind
+    them; and header bytes by their offsets. What all later rows find of the headers is what the last early one does, so
+    nobody need look there again."""
     width = config.host_bytes
+    behind = _LAST_HEADER_WORD // (width // 2) + 1
+    assert PARSED_BYTES // width < behind
+    early = Signal(name="early_1")
     number = Signal(ceil_log2(MAX_FRAME_BYTES // width + 2), name="number_1")
     following = Signal(number.shape())
     m.d.comb += following.eq(number + ~number.all())  # a frame that is too long must not start anew
     with m.If(valid):
-        m.d.sync += number.eq(Mux(row.first, 0, following))
+        m.d.sync += [number.eq(Mux(row.first, 0, following)), early.eq(row.first | (number < behind))]
     window = {}
     for offset in _KEPT:
         window[offset] = Signal(8, name=f"byte_{offset}")
@@ -96,7 +103,7 @@ def keep_header(m, config, row, valid):
         passes_by = row.first if row_number == 0 else ~row.first & (number == row_number - 1)
         with m.If(valid & passes_by):
             m.d.sync += window[offset].eq(row.data.word_select(offset % width, 8))
-    return number, window
+    return number, early, window
 
 
 def _kind(number, *, ipv6):
@@ -294,18 +301,20 @@ def find_places(m, valid, fields, walk):
     return places
 
 
-def judge_headers(m, valid, places, length, passes):
+def judge_headers(m, valid, early, is_last, places, length, passes):
     """Stages 4 and 5: what the headers of the frame are, now that its length is known; and what the pseudo-header adds
     to the addresses' sum. Both mean something at the last row only. Returns them, and the places at stage 4."""
     judged = Signal(data.StructLayout({
         "whole": 1, "is_l4": 1, "l4_bytes": 18, "length": FRAME_LENGTH_BITS, "passes": 1, "places": Places,
     }), name="judged_4")
-    with m.If(valid[3]):
+    with m.If(valid[3] & early[3]):
+        m.d.sync += judged.places.eq(places)
+    with m.If(valid[3] & is_last[3]):
         m.d.sync += [
             judged.whole.eq((places.end <= length) & places.length_fits),
             judged.is_l4.eq((places.ipv4 | places.ipv6) & places.l4_known & ~places.source_routed),
             judged.l4_bytes.eq(places.end - (places.l4 << 1)),
-            judged.length.eq(length), judged.passes.eq(passes), judged.places.eq(places),
+            judged.length.eq(length), judged.passes.eq(passes),
         ]
     found, pseudo = Signal(Found, name="found_5"), Signal(17, name="pseudo_5")
     at = judged.places
@@ -313,7 +322,7 @@ def judge_headers(m, valid, places, length, passes):
     fragment = Signal(name="is_fragment")
     is_l4 = judged.whole & judged.is_l4 & ~fragment & ~behind_end
     m.d.comb += fragment.eq(at.fragment & (at.ipv4 | (~behind_end & (l4_bytes >= IPV6_EXTENSION_UNIT_BYTES))))
-    with m.If(valid[4]):
+    with m.If(valid[4] & is_last[4]):
         m.d.sync += [
             found.length.eq(judged.length), found.passes.eq(judged.passes),
             found.tagged.eq(at.tagged & (judged.length >= ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES)),
@@ -331,13 +340,13 @@ class Edges:
     """Stage 4: where the frame's parts lie, seen from its row: registers with `passed`, an earlier row; `here`, this
     one; and then `lane`."""
 
-    def __init__(self, m, valid, config, places, number):
+    def __init__(self, m, valid, early, config, places, number):
         word_bits = exact_log2(config.host_bytes // 2)
         layout = data.StructLayout({"passed": 1, "here": 1, "lane": word_bits + 1})
 
-        def edge(name, offset, bits, known=1):
+        def edge(name, offset, bits, known=1, enable=valid & early):
             found = Signal(layout, name=f"edge_{name}")
-            with m.If(valid):
+            with m.If(enable):
                 m.d.sync += [
                     found.passed.eq((number > offset[bits:]) & known), found.here.eq((number == offset[bits:]) & known),
                     found.lane.eq(offset[:bits]),
@@ -351,7 +360,7 @@ class Edges:
         self.l4 = edge("l4", places.l4, word_bits, known)
         self.destination_port = edge("destination_port", places.l4 + 1, word_bits, known)
         self.udp_checksum = edge("udp_checksum", places.l4 + UDP_CHECKSUM_OFFSET // 2, word_bits, known)
-        self.end = edge("end", places.end, word_bits + 1)
+        self.end = edge("end", places.end, word_bits + 1, enable=valid)
 
 
 def capture_flow(m, valid, config, row_data, number, places, edges, found):

@@ -32,6 +32,7 @@ class InterpretedWriter(GatedWriter):
 
     TEST_COST, TOGETHER = 1.2, 1  # reading an operand is what takes time, and a test reads one
     WORTH_AN_EXIT = sys.maxsize  # never: after an X the others may still decide
+    MERGES = False  # an X of what is tested first would make X of what the rest leaves alone
     differs, show = "!==", "<="
     header = "/* words of the arrays are registers and variables */"
 
@@ -88,12 +89,6 @@ class InterpretedWriter(GatedWriter):
     def _words(self):
         return range(0)
 
-    def _before(self, piece):
-        """See `GatedWriter._before`. What says whether a gate is active has been computed before the clock."""
-        if piece.gate.active is None:
-            return self._saved(piece)
-        return f"({self.holds(piece.gate.active)}) ? {self._saved(piece)} : {self.names[piece]}"
-
     # ---- what is unknown
 
     def holds(self, active):
@@ -142,7 +137,7 @@ class InterpretedWriter(GatedWriter):
                 part = "" if item.value.width == item.piece.width else f"[{item.low}+:{item.value.width}]"
                 lines[f"{self.names[item.piece]}{part} = 'x;"] = None
                 if item.piece in self._calm:
-                    lines[self._mark(item.piece.gate)] = None
+                    lines[self._mark(item.piece)] = None
             else:
                 lines[self._forget(item)] = None
         return list(lines)

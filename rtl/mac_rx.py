@@ -104,8 +104,7 @@ class MacRx(wiring.Component):
 def contiguous_ones(m, keep):
     """Number of ones in `keep`, all of which stand below all zeros. Combinational."""
     count = Signal(ceil_log2(len(keep) + 1), name="contiguous")
-    ends = [keep[n] & ~keep[n + 1] for n in range(len(keep) - 1)] + [keep[-1]]
-    m.d.comb += count.eq(Cat(
-        Cat(end for n, end in enumerate(ends, start=1) if n >> bit & 1).any() for bit in range(len(count))
-    ))
+    ends = [keep[n] & ~keep[n + 1] for n in range(len(keep) - 1)]
+    partial = Cat(Cat(end for n, end in enumerate(ends, start=1) if n >> bit & 1).any() for bit in range(len(count)))
+    m.d.comb += count.eq(Mux(keep[-1], len(keep), partial))
     return count

@@ -805,16 +805,33 @@ class _Reader:
             address = self.value(port._addr)
             inside = make.less(address, make.const(memory.depth, address.width), False, False) \
                 if memory.depth < 1 << address.width else make.const(1, 1)
-            by_enable = {}
-            for column in memory.columns:
-                for start, end, enable in self._enable(port, column.low, column.low + column.width):
-                    by_enable.setdefault(make.and_(enable, inside), []).append(
-                        (column, start - column.low, start, end))
-            for enable, parts in by_enable.items():
-                written = [Write(column, address, low, self.bits(port._data, start, end))
-                           for column, low, start, end in parts]
-                writes.extend(self._when(enable, written))
+            parts = [(enable, column, start - column.low, self.bits(port._data, start, end))
+                     for column in memory.columns
+                     for start, end, enable in self._enable(port, column.low, column.low + column.width)]
+            chosen = {enable.args[0] if enable.op == "mux" else None for enable, _column, _low, _value in parts}
+            if len({enable for enable, _column, _low, _value in parts}) > 1 and len(chosen) == 1 and None not in chosen:
+                # two share the port
+                who = chosen.pop()
+                branches = [(who if given else None, self._writes([
+                    (make.given(enable, who, given), column, low, make.given(value, who, given))
+                    for enable, column, low, value in parts], make.given(address, who, given))) for given in (1, 0)]
+                writes.extend(self._when(inside, [If(branches)]))
+            else:
+                writes.extend(self._when(inside, self._writes(parts, address)))
         return reads + writes
+
+    def _writes(self, parts, address):
+        """Statements that write parts of a word: (enable, column, bit, value); those that always come together as
+        one."""
+        by_enable = {}
+        for enable, column, low, value in parts:
+            found = by_enable.setdefault(enable, [])
+            last = found[-1] if found else None
+            if last is not None and last.column is column and last.low + last.value.width == low:
+                last.value = self.make.cat(last.value, value)
+            else:
+                found.append(Write(column, address, low, value))
+        return [statement for enable, found in by_enable.items() for statement in self._when(enable, found)]
 
     @staticmethod
     def _when(condition, statements):

@@ -115,12 +115,13 @@ class Parser(wiring.Component):
         for n in range(1, self.latency + 1):
             m.d.sync += valid[n].eq(valid[n - 1])
 
-        def carry(source, name, first_stage, last_stage):
-            """`source`, of the stage before `first_stage`, in registers of each stage to the last: stage -> Value."""
+        def carry(source, name, first_stage, last_stage, of=None):
+            """`source`, of the stage before `first_stage`, in registers of each stage to the last: stage -> Value.
+            `of`: it is carried for those rows only that have that bit in each stage."""
             carried = {first_stage - 1: source}
             for n in range(first_stage, last_stage + 1):
                 carried[n] = Signal.like(source, name=f"{name}_{n}")
-                with m.If(valid[n - 1]):
+                with m.If(valid[n - 1] if of is None else valid[n - 1] & of[n - 1]):
                     m.d.sync += carried[n].eq(carried[n - 1])
             return carried
 
@@ -132,37 +133,40 @@ class Parser(wiring.Component):
         count = carry(row.count, "count", 1, 4)
 
         # Headers.
-        number, window = keep_header(m, self.config, row, valid[0])
-        number = carry(number, "number", 2, 4)
+        number, early, window = keep_header(m, self.config, row, valid[0])
+        number, early = carry(number, "number", 2, 4), carry(early, "early", 2, added)
         passes, sets_register = self._filter(m, valid)
-        fields, tagged = choose_fields(m, valid[1], window)
-        units = Units(m, valid[1], row_data[1], tagged)
-        walk = walk_extensions(m, valid[2], fields, units, number[2])
-        places = find_places(m, valid[2], fields, walk)
+        fields, tagged = choose_fields(m, valid[1] & early[1], window)
+        units = Units(m, valid[1] & early[1], row_data[1], tagged)
+        walk = walk_extensions(m, valid[2] & early[2], fields, units, number[2])
+        places = find_places(m, valid[2] & early[2], fields, walk)
         length = Signal(FRAME_LENGTH_BITS)
         with m.If(valid[2]):
             m.d.sync += length.eq((number[2] << lane_bits(self.config)) + count[2])
-        found, pseudo, places_4 = judge_headers(m, valid, places, length, passes)
-        edges = Edges(m, valid[3], self.config, places, number[3])
-        flow = capture_flow(m, valid[4], self.config, row_data[4], number[4], places_4, edges, found)
+        found, pseudo, places_4 = judge_headers(m, valid, early, is_last, places, length, passes)
+        edges = Edges(m, valid[3], early[3], self.config, places, number[3])
+        flow = capture_flow(m, valid[4] & early[4], self.config, row_data[4], number[4], places_4, edges, found)
         m.d.comb += [
             steering.flow.valid.eq(valid[_FOUND_STAGE] & is_last[_FOUND_STAGE] & (found.ipv4 | found.ipv6)),
             steering.flow.payload.eq(flow),
         ]
 
         # Sums.
-        header_mask, l4_mask, raw_mask, checksum_mask = self._mask(m, valid, edges, number[4], count[4])
-        zero_words = self._zero_words(m, valid[4], row_data[4])
+        header_mask, l4_mask, raw_mask, checksum_mask = self._mask(m, valid, early, edges, number[4], count[4])
+        zero_words = self._zero_words(m, valid[4] & early[4], row_data[4])
         is_zero = Signal()
-        with m.If(valid[5]):
+        with m.If(valid[5] & early[5]):
             m.d.sync += is_zero.eq(Mux(is_first[5], 0, is_zero) | (checksum_mask & zero_words).any())
-        sums = [self._add(m, valid, name, row_data[5], mask, is_first[added])
-                for name, mask in (("header", header_mask), ("l4", l4_mask), ("raw", raw_mask))]
+        # An IPv4 header, the only one with a sum, ends in early rows.
+        has_header = [None, *(valid[n] & early[n] for n in range(1, added + 1))]
+        sums = [self._add(m, enable, name, row_data[5], mask, is_first[added])
+                for name, mask, enable in (("header", header_mask, has_header), ("l4", l4_mask, valid),
+                                           ("raw", raw_mask, valid))]
 
         # Carries added back in; a sum is right if that leaves 0xffff.
         header_folded, l4_folded, raw_folded = (Signal(17, name=f"{n}_folded") for n in ("header", "l4", "raw"))
         header_right, l4_total, raw_sum, l4_right = Signal(), Signal(18), Signal(CHECKSUM_BITS), Signal()
-        pseudo = carry(pseudo, "pseudo", 6, added + 2)[added + 2]
+        pseudo = carry(pseudo, "pseudo", 6, added + 2, of=is_last)[added + 2]
         with m.If(valid[added + 1] & is_last[added + 1]):
             m.d.sync += [folded.eq(total[:16] + total[16:]) for folded, total in zip(
                 (header_folded, l4_folded, raw_folded), sums, strict=True)]
@@ -172,11 +176,11 @@ class Parser(wiring.Component):
                 l4_total.eq(l4_folded + pseudo), raw_sum.eq(raw_folded[:16] + raw_folded[16]),
             ]
         m.d.comb += l4_right.eq(l4_total[2:16].all() & (l4_total[:2] + l4_total[16:] == 3))
-        found = carry(found, "found", _FOUND_STAGE + 1, added + 3)[added + 3]
+        found = carry(found, "found", _FOUND_STAGE + 1, added + 3, of=is_last)[added + 3]
         info = Signal(INFO_BITS)
         m.d.comb += info.eq(_info(
             found=found,
-            is_zero=carry(is_zero, "is_zero", 7, added + 3)[added + 3],
+            is_zero=carry(is_zero, "is_zero", 7, added + 3, of=is_last)[added + 3],
             header_right=header_right, l4_right=l4_right,
         ))
 
@@ -222,8 +226,10 @@ class Parser(wiring.Component):
                 parsed.hash_type.eq(Mux(at_end.is_ip, verdict.hash_type, HashType.NONE)),
             ]
         let_in = ends & at_end.is_ip & at_end.passes & ~delayed.bad & ~too_short & ~too_long
+        counts = self.count_steered_rule.valid | self.count_steered_rss.valid
         for strobe, steered in ((self.count_steered_rule, verdict.by_rule), (self.count_steered_rss, verdict.by_hash)):
-            m.d.sync += strobe.valid.eq(let_in & steered)
+            with m.If(ends | counts):
+                m.d.sync += strobe.valid.eq(let_in & steered)
             m.d.comb += strobe.payload.amount.eq(1)
 
     def _filter(self, m, valid):
@@ -263,7 +269,7 @@ class Parser(wiring.Component):
             m.d.sync += passes_3.eq(passes_2)
         return passes_3, sets.any()
 
-    def _mask(self, m, valid, edges, number, count):
+    def _mask(self, m, valid, early, edges, number, count):
         """Stage 5: which words of the row the header sum takes, which bytes the L4 sum and the raw sum take, and which
         word is the UDP checksum."""
         def behind(edge, lane):
@@ -271,18 +277,19 @@ class Parser(wiring.Component):
 
         header_mask, l4_mask, raw_mask = (Signal(2 * self._words, name=f"{n}_mask") for n in ("header", "l4", "raw"))
         checksum_mask = Signal(self._words)
+        had_end = Signal()
         with m.If(valid[4]):
+            m.d.sync += had_end.eq(edges.end.here)
+            m.d.sync += [raw_mask[byte].eq((count > byte) & ((number != 0) | (byte >= ETHERNET_HEADER_BYTES)))
+                         for byte in range(2 * self._words)]
+        with m.If(valid[4] & (early[4] | edges.end.here | had_end)):  # the others do not change in other rows
             for word in range(self._words):
                 in_header = behind(edges.l3, word) & ~behind(edges.l4, word)
                 in_l4 = ((behind(edges.addresses, word) & ~behind(edges.addresses_end, word))
                          | behind(edges.l4, word))
                 m.d.sync += checksum_mask[word].eq(edges.udp_checksum.here & (edges.udp_checksum.lane == word))
                 for byte in (2 * word, 2 * word + 1):
-                    in_frame = (number != 0) | (byte >= ETHERNET_HEADER_BYTES)
-                    m.d.sync += [
-                        header_mask[byte].eq(in_header), l4_mask[byte].eq(in_l4 & ~behind(edges.end, byte)),
-                        raw_mask[byte].eq((count > byte) & in_frame),
-                    ]
+                    m.d.sync += [header_mask[byte].eq(in_header), l4_mask[byte].eq(in_l4 & ~behind(edges.end, byte))]
         return header_mask, l4_mask, raw_mask, checksum_mask
 
     def _zero_words(self, m, valid, row_data):

@@ -194,7 +194,8 @@ class PauseTransmit(wiring.Component):
         quanta = Signal(QUANTA_BITS, init=0xFFFF)
         high = Signal(self.fill_bits, init=config.pause_high_bytes // config.host_bytes)
         low = Signal(self.fill_bits, init=config.pause_low_bytes // config.host_bytes)
-        self._take_registers(m, honour, send, quanta, high, low)
+        has_quanta = Signal(init=1)  # not 0
+        self._take_registers(m, honour, send, quanta, has_quanta, high, low)
 
         # The peer's wish. 31B.3.2, 31B.3.3: while the pause timer runs no data frame begins, but one that began is not
         # cut off, and MAC Control frames are not held back; a further PAUSE sets the timer anew.
@@ -215,7 +216,7 @@ class PauseTransmit(wiring.Component):
         next_full = Signal()
         m.d.comb += [
             next_full.eq((fill >= high) | (full & (fill >= low))),
-            wanted.eq(full & send & quanta.any()),
+            wanted.eq(full & send & has_quanta),
             begin.eq(~pending & ((wanted ^ told) | (wanted & ~refresh.running & ~refresh.loading))),
             refresh.now.eq(self.now),
             refresh.set.valid.eq(sent & told), refresh.set.payload.quanta.eq(sent_quanta >> 1),
@@ -271,7 +272,7 @@ class PauseTransmit(wiring.Component):
         ]
         return m
 
-    def _take_registers(self, m, honour, send, quanta, high, low):
+    def _take_registers(self, m, honour, send, quanta, has_quanta, high, low):
         """Keep what software writes."""
         write, lanes = self.write.payload, lane_bits(self.config)
         with m.If(self.write.valid):
@@ -280,7 +281,7 @@ class PauseTransmit(wiring.Component):
                     m.d.sync += [honour.eq((write.data & PauseControl.HONOUR) != 0),
                                  send.eq((write.data & PauseControl.SEND) != 0)]
                 with m.Case(register("PAUSE_QUANTA")):
-                    m.d.sync += quanta.eq(write.data)
+                    m.d.sync += [quanta.eq(write.data), has_quanta.eq(write.data[:QUANTA_BITS].any())]
                 for name, mark in (("PAUSE_HIGH", high), ("PAUSE_LOW", low)):
                     with m.Case(register(name)):
                         # more than the buffer has is never reached

@@ -179,8 +179,8 @@ class RxBuffer(wiring.Component):
         m.submodules.headers = headers = Ram(shape=8 * self.config.host_bytes, depth=HEADER_ROWS)
         head, tail = Signal(exact_log2(places) + 1), Signal(exact_log2(places) + 1)
         following, number = Signal(range(in_frame + 1)), Signal(range(in_frame + 1))
-        has_place, has_room, had_room, may, keeps_header = (
-            Signal(name=n) for n in ("has_place", "has_room", "had_room", "may_coalesce", "keeps_header"))
+        has_place, has_room, had_room, may = (
+            Signal(name=n) for n in ("has_place", "has_room", "had_room", "may_coalesce"))
 
         def has(*flags):
             return Cat(row.info[int(flag).bit_length() - 1] for flag in flags)
@@ -194,7 +194,6 @@ class RxBuffer(wiring.Component):
             may.eq(has(RxInfo.TCP, RxInfo.L4_CHECKSUM_OK).all() & has_room & Mux(
                 has(RxInfo.IPV6), header_words == IPV6_HEADER_BYTES // 2,
                 has(RxInfo.IPV4, RxInfo.L3_CHECKSUM_OK).all() & (header_words == IPV4_HEADER_BYTES // 2))),
-            keeps_header.eq(keeps & may),
             headers.write_en.eq(self.row.valid & (number != in_frame) & has_room),
             headers.write_addr.eq(Cat(number[:exact_log2(in_frame)], tail)), headers.write_data.eq(row.data),
             headers.read_en.eq(self.header_read), headers.read_addr.eq(self.header_row),
@@ -202,16 +201,18 @@ class RxBuffer(wiring.Component):
         ]
         with m.If(self.row.valid):
             m.d.sync += [following.eq(number + (number != in_frame)), had_room.eq(has_room)]
-        with m.If(keeps_header):
+        with m.If(keeps), m.If(may):
             m.d.sync += tail.eq(tail + 1)
         with m.If(self.header_release):
             m.d.sync += head.eq(head + 1)
         return may
 
     def _count(self, m, name, event):
+        """Count an event at a frame's last row; each of them counts in `count_frames_in`, too."""
         strobe = getattr(self, f"count_{name}")
         m.d.comb += strobe.payload.amount.eq(1)
-        m.d.sync += strobe.valid.eq(event)
+        with m.If((self.row.valid & self.row.payload.last) | self.count_frames_in.valid):
+            m.d.sync += strobe.valid.eq(event)
 
     def _time_of_frame(self, m):
         """Time of the frame whose row is there: it came with the first."""

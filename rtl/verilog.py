@@ -34,7 +34,7 @@ BUSY = (
 
 LIVELY = (
     "*.head", "*.beat", "*.unclaimed", "*.stored", "nic.receive.row__valid*", "nic.receive.parser.valid_*",
-    "nic.receive.parsed__valid", "nic.transmit.framer.leaving.full",
+    "nic.receive.parsed__valid", "nic.transmit.framer.leaving.full", "nic.receive.buffer.waiting",
 )
 """Small registers of these that change in many cycles, as measured. Between the ends of frames, and where a stream has
 no pauses, the others stand still, and what depends on them need not be computed."""

@@ -44,7 +44,7 @@ class Mac {
   explicit Mac(const MacSettings& settings) : random_(settings.seed), settings_(settings) {}
 
   std::vector<SentFrame> frames;  // not yet handed to the host
-  std::vector<uint8_t> bytes;     // of those frames, one behind the other; then of the frame that enters
+  std::vector<uint8_t> bytes;     // of those frames, one behind the other
   int64_t frames_sent = 0, frames_received = 0;
 
   // A frame for the device, whose last bit arrives at `time`. Times do not fall.
@@ -60,10 +60,9 @@ class Mac {
     const bool moves = (out.flags & M_AXIS_TX_VALID) && (in.ready & M_AXIS_TX_TAKEN);
     if (moves) {
       const uint64_t keep = out.m_axis_tx.keep;
-      const size_t at = bytes.size(), count = keep == ALL_KEPT ? MAC_BYTES : __builtin_popcountll(keep);
-      bytes.resize(at + MAC_BYTES);  // a size that the compiler knows
-      std::memcpy(bytes.data() + at, out.m_axis_tx.data, MAC_BYTES);
-      if (count != MAC_BYTES) bytes.resize(at + count);
+      if (entered_ + MAC_BYTES > entering_.size()) entering_.resize(2 * entering_.size() + 4096);
+      std::memcpy(entering_.data() + entered_, out.m_axis_tx.data, MAC_BYTES);  // a size that the compiler knows
+      entered_ += keep == ALL_KEPT ? MAC_BYTES : __builtin_popcountll(keep);
       inside_ = !out.m_axis_tx.last;
       if (out.m_axis_tx.last) leave(edge);
     }
@@ -112,12 +111,9 @@ class Mac {
   // The edge by which the host must have seen the oldest frame that it has not.
   Edge report_by() const { return frames.empty() ? NEVER : report_by_; }
 
-  // The host has seen them; what follows is the frame that enters.
+  // The host has seen them.
   void reported() {
-    size_t seen = 0;
-    for (const SentFrame& frame : frames) seen += frame.length;
-    bytes.erase(bytes.begin(), bytes.begin() + seen);
-    begun_ -= static_cast<int64_t>(seen);
+    bytes.clear();
     frames.clear();
   }
 
@@ -165,7 +161,9 @@ class Mac {
 
   void leave(Edge edge) {
     SentFrame& frame = frames.emplace_back();
-    frame.length = static_cast<int64_t>(bytes.size()) - begun_;
+    bytes.insert(bytes.end(), entering_.begin(), entering_.begin() + entered_);
+    frame.length = static_cast<int64_t>(entered_);
+    entered_ = 0;
     const int64_t padded = std::max(frame.length, settings_.min_frame_bytes);
     frame.taken_ps = time_of(edge);
     frame.start_ps = std::max(frame.taken_ps, free_at_);
@@ -174,7 +172,6 @@ class Mac {
     if (settings_.jitter_ps) frame.free_ps += random_.below(settings_.jitter_ps);
     free_at_ = frame.free_ps;
     if (frames.size() == 1) report_by_ = std::max(edge, edge_at(frame.end_ps + settings_.lookahead_ps));
-    begun_ = static_cast<int64_t>(bytes.size());
     leaving_.push_back({edge_from(frame.free_ps), padded});
     queued_ += padded;
     ++frames_sent;
@@ -186,7 +183,9 @@ class Mac {
   size_t sent_ = 0;
   Edge resume_ = 0;
   std::deque<Leaving> leaving_;
-  int64_t queued_ = 0, begun_ = 0;
+  std::vector<uint8_t> entering_;  // the frame that enters, in its first `entered_` bytes
+  size_t entered_ = 0;
+  int64_t queued_ = 0;
   Ps free_at_ = 0;
   Edge report_by_ = NEVER, held_since_ = NEVER;
   bool inside_ = false;
