@@ -20,7 +20,7 @@ from cosim.benches.rtl import AT_LEAST, Figure, Variant, figures
 from cosim.engines.bus import BusTiming
 from cosim.memory import DEFAULT_BASE
 from nic_model.contract import CONFIGS
-from tests.device import test_zero_checksum
+from tests.device import pushes, test_zero_checksum
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
 from tests.device.test_transfers import CASES as TRANSFERS
@@ -162,6 +162,12 @@ def _late(seed: int) -> Case:
     return ScenarioCase(f"late program {seed}", spec, judge)
 
 
+def _pushes() -> Case:
+    def judge(result: Any) -> None:
+        assert result == pushes.expected()
+    return ScenarioCase("pushes", RigSpec(scenario="tests.device.pushes:pushes"), judge, TRANSMIT)
+
+
 def _transfers() -> Case:
     def judge(result: Any) -> None:
         assert not any(result), next(filter(None, result))
@@ -216,7 +222,7 @@ def all_cases() -> list[Case]:
         _wide("long_rings", BOTH, seed=1), _wide("long_rings", BOTH, SLOW, seed=2),
         *(_wide("limits", RECEIVE, seed=seed) for seed in (1, 2)), _wide("contexts", RECEIVE, seed=1),
         _wide("bounds", BOTH, seed=1), _ages(), _late(700),
-        _zero_checksum(), _transfers(),
+        _zero_checksum(), _pushes(), _transfers(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
           if figure.key in BENCH),
         _full_turn(),
