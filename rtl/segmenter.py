@@ -103,7 +103,8 @@ class Segmenter(wiring.Component):
 
         # The frame whose rows pass.
         frame, frame_valid, in_template, error = Signal(waiting_shape), Signal(), Signal(), Signal()
-        failed = Signal(self.config.channels)  # the channel's present job
+        failed = Signal(self.config.channels)  # the channel's present job, known when a frame's first row leaves
+        fresh, error_before = Signal(), Signal()
         error_now, begins, row_leaves, ends_template, ends_frame = Signal(), Signal(), Signal(), Signal(), Signal()
         most_templates = templates_kept(self.config)
         templates, begins_template = Signal(range(most_templates + 1)), Signal()
@@ -120,15 +121,15 @@ class Segmenter(wiring.Component):
             m.d.sync += frame_valid.eq(0)
             m.d.sync += failed.bit_select(frame.channel[:exact_log2(self.config.channels)], 1).eq(error_now)
         with m.If(begins):
-            same = coming.channel == frame.channel
-            m.d.sync += [
-                frame.eq(coming), frame_valid.eq(1), in_template.eq(coming.template),
-                error.eq(~coming.first & Mux(
-                    ends_frame & same, error_now,
-                    failed.bit_select(coming.channel[:exact_log2(self.config.channels)], 1))),
-            ]
+            m.d.sync += [frame.eq(coming), frame_valid.eq(1), in_template.eq(coming.template), fresh.eq(1)]
+        with m.Elif(row_leaves):
+            m.d.sync += [fresh.eq(0), error.eq(error_now)]
 
-        m.d.comb += error_now.eq(error)
+        m.d.comb += [
+            error_before.eq(Mux(
+                fresh, ~frame.first & failed.bit_select(frame.channel[:exact_log2(self.config.channels)], 1), error)),
+            error_now.eq(error_before),
+        ]
         with m.If(in_template):
             m.d.comb += [
                 self.rows.valid.eq(frame_valid & self.inline.valid),
@@ -136,7 +137,7 @@ class Segmenter(wiring.Component):
                 ends_template.eq(frame.inline_bytes <= width),
                 rows.data.eq(self.inline.payload.data),
                 rows.count.eq(Mux(ends_template, frame.inline_bytes, width)),
-                rows.last.eq(ends_template), tag.template.eq(1), tag.error.eq(error), tag.end.eq(~frame.payload),
+                rows.last.eq(ends_template), tag.template.eq(1), tag.error.eq(error_before), tag.end.eq(~frame.payload),
             ]
             with m.If(row_leaves & ~begins):
                 m.d.sync += [frame.inline_bytes.eq(frame.inline_bytes - width), in_template.eq(~ends_template)]
@@ -144,12 +145,12 @@ class Segmenter(wiring.Component):
             m.d.comb += [
                 self.rows.valid.eq(frame_valid & self.payload.valid),
                 self.payload.ready.eq(frame_valid & self.rows.ready),
-                error_now.eq(error | beat.error),
+                error_now.eq(error_before | beat.error),
                 rows.data.eq(beat.data), rows.start.eq(beat.start), rows.count.eq(beat.count), rows.at.eq(frame.at),
                 rows.last.eq(frame.count == beat.count), tag.error.eq(error_now), tag.end.eq(1),
             ]
             with m.If(row_leaves & ~begins):
-                m.d.sync += [frame.count.eq(frame.count - beat.count), error.eq(error_now)]
+                m.d.sync += frame.count.eq(frame.count - beat.count)
 
         m.d.comb += self.active.eq(takes | waiting.active | row_leaves | self.retired | self.template_freed)
         return m

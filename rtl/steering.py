@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
@@ -90,7 +90,7 @@ class Steering(wiring.Component):
         valid = [self.flow.valid, *(Signal(name=f"valid_{n}") for n in range(1, steering_latency(self.config) + 1))]
         m.d.sync += [later.eq(earlier) for earlier, later in pairwise(valid)]
         hashed = hash_latency(self.config)
-        flow = self._keep_flow(m, valid[0], valid[hashed + 3])
+        flow = self._keep_flow(m, valid[0], valid[hashed + 2])
         hash_types, types_written = self._choose_type(m, valid, hashed)
         is_udp = [self.flow.payload.udp, *(Signal(name=f"is_udp_{n}") for n in range(1, hashed + 1))]
         for n in range(hashed):
@@ -116,14 +116,16 @@ class Steering(wiring.Component):
         return self.write.valid & (self.write.payload.address == steering_register(name))
 
     def _keep_flow(self, m, enters, leaves):
-        """What was hashed, for the compare."""
+        """What was hashed, for the compare in the cycle behind `leaves`; in a register, since the memory is wide and
+        its address comes late everywhere."""
         m.submodules.flows = flows = SmallRam(shape=Flow, depth=FLOWS_UNDER_WAY)
         m.d.comb += [flows.write_en.eq(enters), flows.write_data.eq(self.flow.payload)]
         with m.If(enters):
             m.d.sync += flows.write_addr.eq(flows.write_addr + 1)
+        kept = Signal(Flow, name="kept_flow")
         with m.If(leaves):
-            m.d.sync += flows.read_addr.eq(flows.read_addr + 1)
-        return data.View(Flow, flows.read_data)
+            m.d.sync += [flows.read_addr.eq(flows.read_addr + 1), Value.cast(kept).eq(flows.read_data)]
+        return kept
 
     def _choose_type(self, m, valid, hashed):
         """What the hash covers that RSS uses. Returns it, beside the hashes, and a Value: registers were written."""
