@@ -9,107 +9,100 @@ from nic_model.contract import NicConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StageTiming:
-    """Cycles, in packet order. Each is a latency (from one event to the next, when nothing is in the way) or an interval
-    (from one to the next of its kind, when everything waits for this stage)."""
+    """Cycles, in packet order: from one event at the device's ports to the next when nothing is in the way, or between
+    two of a kind when everything waits for one stage (`..._interval`). A few are negative: then a stage is ahead of the
+    event that it is counted from."""
 
     register_write: int
     """`AxiLiteSlave`, `Registers`: from one posted register write to the next."""
     register_read: int
-    """The same: a read at the device's port, until it answers."""
+    """The same: a read, from the device's port and back."""
     bell_write: int
     """`Doorbells`: from one posted doorbell to the next."""
     bell_to_port: int
-    """The same: from the write's time to its last beat at the device's port."""
+    """The same: from the end of the write's way to its last beat at the device's port."""
 
     bell_to_fetch: int
     """`Doorbells`, `FetchScheduler`, `DmaRead`: from a doorbell's beat to the read of its slots."""
     fetch_interval: int
-    """`FetchScheduler`: from one fetch to the next."""
+    """`FetchScheduler`: from one channel's fetch to the next one's."""
     fetch_overhead: int
     """`DescriptorCutter`: cycles that a fetch costs beside its slots."""
     refetch: int
     """`DescriptorCutter`, `FetchScheduler`: from a descriptor that was cut off to the read that asks for it again."""
-    land_to_stream: int
-    """`DmaRead`: from a burst's last beat on the bus to its first beat out."""
-    slot_cycles: int
-    """`SlotReader`: a slot's beats, or 1."""
-    slot_to_job: int
-    """`DescriptorParser`, `PieceTranslator`, `KeyTable`, `DescriptorCheck`, `JobIssue`: from a descriptor's last slot to
-    its job."""
+    slot_to_read: int
+    """`DmaReadClient`: from the last beat of the burst that leaves a landing slot to the read that takes it."""
+    slot_to_payload: int
+    """`DmaRead`, `SlotReader` ... `JobIssue`, `FrameScheduler`, `PieceWalker`: from a descriptor's last slot on the bus
+    to the read of its payload."""
+    busy_to_payload: int
+    """`FrameScheduler`: cycles more, if it was at work when the job came."""
     job_interval: int
-    """`JobIssue` and before it: from one job of one slot to the next."""
+    """`JobIssue` and those before it: from one job of one slot to the next."""
 
-    job_to_decision: int
-    """`TxQueues`, `FrameScheduler`: from a job to the decision on its first frame."""
     decision_interval: int
-    """`FrameScheduler`: from one decision to the next."""
+    """`FrameScheduler`: from one frame to the next."""
     piece_first: int
     """`PieceWalker`: cycles of a piece that no frame has used."""
     piece_further: int
     """The same, of one that was begun by another frame."""
-    decision_to_read: int
-    """`PieceWalker`, `DmaRead`: from a decision to its first read."""
     decision_to_rows: int
-    """`SliceIssue`, `Segmenter`: from a decision to the first row of its template."""
+    """`SliceIssue`, `Segmenter`: from a frame's first read to the rows of its template."""
     freed_to_fetch: int
     """`TransmitScheduler`, `FetchScheduler`: from a job's last read to the fetch of a channel that waited for its room."""
     freed_before_fetch: int
     """The same: so much sooner than that fetch, a job's room still counts for another that is being prepared."""
-    slot_to_read: int
-    """`DmaReadClient`: from a landing slot that comes free to the next read."""
-    begun_to_decision: int
-    """`MacTx`, `FrameScheduler`: from a frame's first beat to a decision that waited for it."""
+    begun_to_payload: int
+    """`MacTx`, `FrameScheduler`: from a frame's first beat to the read of a frame that waited for it."""
 
-    stream_to_sum: int
-    """`Segmenter`, `Aligner`, `Checksum`: from a frame's last beat of payload to its sum, if the frame wants checksums."""
-    plain_to_sum: int
-    """The same, if it does not."""
+    sum_cycles: int
+    """`Checksum`: cycles until a frame's sums are made, if it wants any."""
     header_overhead: int
     """`HeaderWriter`: cycles of a frame beside its operations."""
     template_cycles: int
     """The same: cycles that a new template of a segmented send costs."""
     header_to_frame: int
-    """`HeaderWriter`, `Framer`, `MacTx`: from the last operation on a header to the frame's first beat."""
-    whole_to_frame: int
+    """`Segmenter` ... `MacTx`: from a frame's last data on the bus to its first beat, beside the operations on its header."""
+    plain_to_frame: int
     """The same, of a frame whose header needs no operation."""
-    sent_to_done: int
-    """`MacTx`, `Completion`: from a send's last beat to its completion's way."""
 
-    completion_to_write: int
-    """`Completion`, `DmaWrite`: from there to the write's first beat."""
+    sent_to_write: int
+    """`MacTx`, `Completion`, `DmaWrite`: from a send's last beat to its completion's first."""
     completion_interval: int
     """`Completion`: from one entry to the next."""
     burst_interval: int
-    """`DmaWrite`: from one write's first beat to the next, of one beat."""
-    response_to_retired: int
-    """`DmaWrite`, `Completion`: from the bus's response to the completion's index."""
-    retired_to_irq: int
-    """`Events`: from there to the interrupt line."""
+    """`DmaWrite`: from one burst's first beat to the next one's, of one beat."""
+    response_to_irq: int
+    """`DmaWrite`, `Completion`, `Events`: from the bus's response to a completion to the interrupt line."""
     event_interval: int
     """`Events`: from one completion to the next."""
     deadline_to_irq: int
     """`Events`: from the deadline of moderation to the interrupt line."""
 
-    arrived_to_match: int
-    """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`: from a frame's last beat to its search for a buffer."""
+    arrived_to_write: int
+    """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`, `RxDeliver`, `DmaWrite`: from a frame's last beat to the first
+    that is written of it."""
     match_interval: int
     """`RxRings`: from one frame to the next."""
     match_further: int
     """The same: cycles for each further buffer."""
-    match_to_write: int
-    """`RxDeliver`, `KeyTable`, `DmaWrite`: from there to the write's first beat."""
     deliver_interval: int
     """`RxDeliver`: from one part of a frame to the next."""
-    response_to_done: int
-    """`DmaWrite`, `RxDeliver`, `RxGather`: from the bus's response to the completion's way."""
-    post_to_fetch: int
-    """`Doorbells`, `RxRings`, `DmaRead`: from a doorbell to the read of receive slots."""
-    prefetch_interval: int
-    """`RxRings`: from one fetch to the next."""
-    slots_to_match: int
-    """`DmaRead`, `RxRings`: from fetched slots on the bus to a frame that may have them."""
     row_to_write: int
-    """`RxBuffer`, `Aligner`, `DmaWrite`: from a row that leaves the receive buffer to the write's beat."""
+    """`RxBuffer` ... `DmaWrite`: how much sooner a row's place in the receive buffer is free than the row is written, as
+    seen from the MAC."""
+    response_to_write: int
+    """`DmaWrite`, `RxDeliver`, `RxGather`, `Completion`: from the bus's last response to a frame to its completion's
+    first beat."""
+    post_to_fetch: int
+    """`Doorbells`, `RxRings`, `DmaRead`: from a doorbell's beat to the read of receive slots."""
+    used_to_fetch: int
+    """`RxRings`, `DmaRead`: from a frame's last beat to the read of slots that its buffer makes room for."""
+    prefetch_interval: int
+    """`RxRings`: from one fetch of receive slots to the next."""
+    slots_to_write: int
+    """`DmaRead`, `RxRings` ... `DmaWrite`: from a receive slot on the bus to the first beat of a frame that waited for
+    it."""
 
     @classmethod
     def names(cls) -> list[str]:

@@ -295,7 +295,7 @@ def read_slots(p: Any, s: Any, q: Any, horizon: int) -> None:
                 s.at_slots = edge
                 return
             s.d_ar_last = edge
-            out = max(read(p, s, q, edge, rows, SLOTS) + p.land_to_stream, s.d_out_free)
+            out = max(read(p, s, q, edge, rows, SLOTS), s.d_out_free)
             s.d_out_free = out + rows
             q.d_release[slot] = out + rows - 1
             s.d_bursts += 1
@@ -455,10 +455,10 @@ def _make_job(p: Any, s: Any, q: Any, channel: int, place: int, edge: int) -> No
     inline_rows = beats(q.d_inline[channel, place], p.host_bytes)
     work = max(max(inline_rows, q.d_pieces[channel, place]) - 1 + p.job_interval,
                q.d_slots[channel, place] * p.slot_cycles)
-    job = max(edge + p.slot_to_job, s.job_last + work)
+    job = max(edge + p.slot_to_payload, s.job_last + work)
     s.job_last = job
     q.d_job[channel, place] = job
-    q.a_edge[s.arrival_tail % ARRIVALS] = job + p.job_to_decision
+    q.a_edge[s.arrival_tail % ARRIVALS] = job
     q.a_channel[s.arrival_tail % ARRIVALS] = channel
     s.arrival_tail += 1
     if p.traced:
@@ -490,13 +490,13 @@ def plan_decision(p: Any, s: Any, q: Any) -> None:
         if s.arrival_head == s.arrival_tail:
             s.at_decide = NEVER
             return
-        at = max(at, q.a_edge[s.arrival_head % ARRIVALS])
+        at = max(at, _seen(p, s, q))
     if s.ahead - s.gone_ahead >= p.bytes_ahead:
         # wait for frames that begin to leave
         missing, head = s.ahead - s.gone_ahead - p.bytes_ahead, s.begun_head
         while missing >= 0 and head < s.begun_tail:
             missing -= q.b_bytes[head % BEGUN]
-            at = max(at, q.b_edge[head % BEGUN] + p.begun_to_decision)
+            at = max(at, q.b_edge[head % BEGUN] + p.begun_to_payload)
             head += 1
         if missing >= 0:
             s.at_decide = NEVER
@@ -508,16 +508,23 @@ BEGUN = 4096
 
 
 @rule
+def _seen(p: Any, s: Any, q: Any) -> int:
+    """When the next job may be decided on: one that comes while nothing else is to be done takes a shorter way."""
+    edge = q.a_edge[s.arrival_head % ARRIVALS]
+    return edge if s.has_job == 0 and edge >= s.rest_edge else edge + p.busy_to_payload
+
+
+@rule
 def decide(p: Any, s: Any, q: Any) -> None:
     """Decide on one frame: channels with jobs take turns."""
     now = s.at_decide
-    while s.arrival_head < s.arrival_tail and q.a_edge[s.arrival_head % ARRIVALS] <= now:
+    while s.arrival_head < s.arrival_tail and _seen(p, s, q) <= now:
         channel = q.a_channel[s.arrival_head % ARRIVALS]
         if q.jobs[channel] == 0:
             s.has_job += 1
         q.jobs[channel] += 1
         s.arrival_head += 1
-    while s.begun_head < s.begun_tail and q.b_edge[s.begun_head % BEGUN] + p.begun_to_decision <= now:
+    while s.begun_head < s.begun_tail and q.b_edge[s.begun_head % BEGUN] + p.begun_to_payload <= now:
         s.gone_ahead += q.b_bytes[s.begun_head % BEGUN]
         s.begun_head += 1
     if s.ahead - s.gone_ahead >= p.bytes_ahead or s.has_job == 0:
@@ -546,7 +553,7 @@ def decide(p: Any, s: Any, q: Any) -> None:
     q.c_first[command] = offset == 0
     q.c_last[command] = last
     q.c_number[command] = q.number[channel]
-    q.c_edge[command] = max(now, s.walk_free) + p.decision_to_read + (p.piece_further - p.piece_first) * (offset > 0)
+    q.c_edge[command] = max(now, s.walk_free) + (p.piece_further - p.piece_first) * (offset > 0)
     s.walk_free = walked
     s.command_tail += 1
     s.frames_decided += 1
@@ -559,7 +566,10 @@ def decide(p: Any, s: Any, q: Any) -> None:
         q.jobs[channel] -= 1
         if q.jobs[channel] == 0:
             s.has_job -= 1
-        free_slots(p, s, q, channel, q.d_slots[channel, place], now + p.decision_to_read + p.freed_to_fetch)
+        if s.has_job == 0:
+            s.decide_free = max(now + 1, walked)
+            s.rest_edge = now + 1
+        free_slots(p, s, q, channel, q.d_slots[channel, place], now + p.freed_to_fetch)
     else:
         q.offset[channel] += count
         q.number[channel] += 1
@@ -637,7 +647,7 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             if q.c_first[command] and q.d_inline[channel, place] > 0:
                 # the template's rows go before the payload
                 rows = beats(q.d_inline[channel, place], p.host_bytes)
-                s.stream_free = max(s.stream_free, s.frame_edge - p.decision_to_read + p.decision_to_rows) + rows
+                s.stream_free = max(s.stream_free, s.frame_edge + p.decision_to_rows) + rows
                 s.template_end = s.stream_free
         while s.read_left > 0:
             slot = s.p_bursts % p.payload_reads
@@ -650,7 +660,7 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             rows = rows_between(at, length, p.host_bytes)
             s.p_ar_last = edge
             landed = read(p, s, q, edge, rows, PAYLOAD)
-            out = max(landed + p.land_to_stream, s.stream_free)
+            out = max(landed, s.stream_free)
             if s.run_beats == 0:
                 out = max(out, _room_for_frame(p, s, q, channel, place, q.c_count[command]))
             s.stream_free = out + rows
@@ -739,28 +749,30 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     segmented, sums = q.d_mss[channel, place] > 0, q.d_sums[channel, place]
     length = inline + count
 
-    # its sum is there some cycles behind its last beat
-    latency = p.stream_to_sum if segmented or sums > 0 else p.plain_to_sum
+    # its sum is made as its beats pass
     if count > 0:
         spills = ((inline + count - s.run_last) % p.host_bytes + s.run_last > p.host_bytes)
-        summed = s.stream_free - 1 + spills + latency
+        summed = s.stream_free - 1 + spills
         if spills:
             s.stream_free += 1
     else:
-        summed = s.template_end + latency
+        summed = s.template_end
+
+    if segmented or sums > 0:
+        summed += p.sum_cycles
 
     # one header after the other; room for it; a new template is taken apart before
     lane = s.frame_tail % p.segmenters
     free = q.header_free[lane]
     if segmented and q.c_first[command]:
-        free = max(free, s.template_end + p.stream_to_sum) + p.template_cycles
+        free = max(free, s.template_end) + p.template_cycles
     start = max(free, summed)
     if s.frame_tail >= p.frames_ready:
         start = max(start, q.t_last[(s.frame_tail - p.frames_ready) % FRAMES])
     operations = header_operations(p, q, channel, place)
     q.header_free[lane] = start + p.header_overhead + operations
     whole = inline == 0 and sums == 0
-    ready = start + (p.whole_to_frame if whole else p.header_overhead + operations + p.header_to_frame)
+    ready = start + (p.plain_to_frame if whole else p.header_overhead + operations + p.header_to_frame)
 
     # the MAC
     first = enter_mac(p, s, q, max(ready, s.mac_last + 1))
@@ -778,7 +790,7 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     put(s, q, FRAME, channel, q.d_number[channel, place], first, last, q.c_number[command])
     if q.c_last[command]:
         token = s.tx_tail % TOKENS
-        q.tx_edge[token] = last + p.sent_to_done
+        q.tx_edge[token] = last + p.sent_to_write
         q.tx_channel[token] = channel
         q.tx_token[token] = q.d_number[channel, place]
         q.tx_writes[token] = q.d_complete[channel, place]
@@ -838,7 +850,7 @@ def plan_completion(p: Any, s: Any, q: Any) -> None:
     if at == NEVER:
         s.at_complete = NEVER
     else:
-        s.at_complete = max(max(at, s.complete_free) + p.completion_to_write, port_free(p, s))
+        s.at_complete = max(max(at, s.complete_free), port_free(p, s))
 
 
 @rule
@@ -861,12 +873,10 @@ def complete(p: Any, s: Any, q: Any) -> None:
     if port_free(p, s) > now or q.cw_release[s.completion_writes % p.completion_writes] + 2 > now:
         s.at_complete = max(port_free(p, s), q.cw_release[s.completion_writes % p.completion_writes] + 2)
         return
-    waited = now - p.completion_to_write
-    # entries that had come by then are in the same write
     entries, sent, channel, is_tx = 0, s.complete_free, -1, True
     first_token = s.batch_tail
     while entries < BATCH_BYTES // COMPLETION_BYTES and (s.tx_head < s.tx_tail or s.rx_head < s.rx_tail):
-        from_tx = _next_is_tx(s, q, max(sent, waited))
+        from_tx = _next_is_tx(s, q, max(sent, now))
         token = (s.tx_head if from_tx else s.rx_head) % TOKENS
         if from_tx:
             edge, its, writes, number = q.tx_edge[token], q.tx_channel[token], q.tx_writes[token], q.tx_token[token]
@@ -883,7 +893,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
             return
         if entries == 0:
             sent = max(sent, edge)
-        elif (its != channel or edge > max(sent + 1, waited)
+        elif (its != channel or edge > max(sent + 1, now)
               or q.cq_index[channel] % (BATCH_BYTES // COMPLETION_BYTES) == 0):
             break
         else:
@@ -900,7 +910,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
         entries += 1
     begin = q.cq_index[channel] - entries
     rows = rows_between(begin * COMPLETION_BYTES, entries * COMPLETION_BYTES, p.host_bytes)
-    first = max(now, sent + p.completion_to_write)
+    first = max(now, sent)
     s.w_first = first
     s.w_last = first + rows - 1
     s.w_was_completion = 1
@@ -909,9 +919,9 @@ def complete(p: Any, s: Any, q: Any) -> None:
     q.cw_release[s.completion_writes % p.completion_writes] = response
     s.completion_writes += 1
     # the next entry may be made while this one waits for the port, and its write follows at once
-    s.complete_free = max(sent + p.completion_interval, first - p.completion_to_write)
+    s.complete_free = max(sent + p.completion_interval, first)
     for number in range(entries):
-        s.event_last = max(response + p.response_to_retired, s.event_last + p.event_interval)
+        s.event_last = max(response + p.response_to_irq, s.event_last + p.event_interval)
         put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) % TOKENS], s.w_last, stored, s.event_last)
     plan_completion(p, s, q)
 
@@ -937,7 +947,7 @@ def arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number:
     q.i_number[place] = number
     s.in_tail += 1
     if s.at_arrive == NEVER:
-        s.at_arrive = last + p.arrived_to_match
+        s.at_arrive = last
     return first
 
 
@@ -976,7 +986,7 @@ def keep_frame(p: Any, s: Any, q: Any) -> None:
         s.wait_tail += 1
         plan_match(p, s, q)
     s.in_head += 1
-    s.at_arrive = q.i_edge[s.in_head % INCOMING] + p.arrived_to_match if s.in_head < s.in_tail else NEVER
+    s.at_arrive = q.i_edge[s.in_head % INCOMING] if s.in_head < s.in_tail else NEVER
 
 
 # rtl/rx_rings.py: the matching side
@@ -1034,12 +1044,12 @@ def match(p: Any, s: Any, q: Any) -> bool:
         edge += needed * p.match_further
     q.rx_used[channel] += needed
     if needed > 0:
-        q.rx_want[channel] = min(q.rx_want[channel], edge + 2)
+        q.rx_want[channel] = min(q.rx_want[channel], edge + p.used_to_fetch)
         plan_prefetch(p, s, q)
     put(s, q, MATCHED, q.m_number[wait], edge, channel, 0, 0)
     for part in range(parts):
         place = s.parts_tail % PARTS
-        q.w_edge[place] = edge + p.match_to_write
+        q.w_edge[place] = edge + p.arrived_to_write
         q.w_at[place] = q.answer_at[part] if p.asks else 0
         q.w_left[place] = q.answer_length[part] if p.asks else q.m_length[wait]
         q.w_begun[place] = 0
@@ -1108,13 +1118,13 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
         slot = s.r_bursts % p.receive_reads
         edge = max(now, q.r_release[slot] + p.slot_to_read)
         landed = read(p, s, q, edge, rows, BUFFERS)
-        out = max(landed + p.land_to_stream, s.r_out_free)
+        out = max(landed, s.r_out_free)
         s.r_out_free = out + rows
         q.r_release[slot] = out + rows - 1
         s.r_bursts += 1
         for number in range(count):
             q.rx_landed[channel, (asked + number) % RX_LANDED] = (
-                out - p.land_to_stream + number * RX_SLOT_BYTES // p.host_bytes + p.slots_to_match)
+                out + number * RX_SLOT_BYTES // p.host_bytes + p.slots_to_write - p.arrived_to_write)
         q.rx_asked[channel] += count
         if available > count:
             q.rx_want[channel] = now + p.prefetch_interval
@@ -1171,7 +1181,7 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     q.w_at[place] = at + length
     q.w_left[place] = left - length
     if left == length:
-        s.part_done = max(s.part_done, q.w_done[place] + p.response_to_done)
+        s.part_done = max(s.part_done, q.w_done[place] + p.response_to_write)
         s.parts_head += 1
         s.parts_done += 1
         if q.w_last[place] and q.w_tells[place]:
