@@ -46,6 +46,9 @@ NO_BUFFER, FIFO_FULL = range(2)
 PAYLOAD, SLOTS, BUFFERS = range(3)
 """Who reads."""
 
+OUTS = 1 << 14
+"""Places for what comes out between two calls."""
+
 OUT_ROOM = 512
 """Places for what comes out that must be free before a stage acts."""
 
@@ -131,7 +134,7 @@ def read_due(p: Any, s: Any, q: Any, edge: int, length: int) -> int:
     if p.tags < TAGS_THAT_BIND:
         for _ in range(requests):
             if s.tags_used >= p.tags:
-                start = max(start, q.tag_free[s.tag_head % TAGS_THAT_BIND])
+                start = max(start, q.tag_free[s.tag_head & TAGS_THAT_BIND - 1])
                 s.tag_head += 1
                 s.tags_used -= 1
     if p.duplex:
@@ -144,7 +147,7 @@ def read_due(p: Any, s: Any, q: Any, edge: int, length: int) -> int:
         s.bus_up = free
     if p.tags < TAGS_THAT_BIND:
         for _ in range(requests):
-            q.tag_free[(s.tag_head + s.tags_used) % TAGS_THAT_BIND] = free
+            q.tag_free[(s.tag_head + s.tags_used) & TAGS_THAT_BIND - 1] = free
             s.tags_used += 1
             if s.tags_used > p.tags:
                 s.tag_head += 1
@@ -248,10 +251,10 @@ def _starve(p: Any, s: Any, q: Any, channel: int) -> None:
     """A channel waits for room; that which is already on its way may be enough."""
     most = q.asked[channel] - (p.queue_slots - p.least_fetch) - q.freed[channel]
     for number in range(s.freed_head, s.freed_tail):
-        if q.fr_channel[number % FREED] == channel:
-            most -= q.fr_slots[number % FREED]
+        if q.fr_channel[number & FREED - 1] == channel:
+            most -= q.fr_slots[number & FREED - 1]
             if most <= 0:
-                q.pending[channel] = q.fr_edge[number % FREED]
+                q.pending[channel] = q.fr_edge[number & FREED - 1]
                 return
     q.starved[channel] = 1
 
@@ -259,7 +262,7 @@ def _starve(p: Any, s: Any, q: Any, channel: int) -> None:
 @rule
 def _cut_bursts(p: Any, s: Any, q: Any, now: int, channel: int, count: int) -> None:
     """The bursts of a fetch."""
-    place = s.fetch_tail % FETCHES_KEPT
+    place = s.fetch_tail & FETCHES_KEPT - 1
     q.f_channel[place] = channel
     q.f_index[place] = q.asked[channel]
     q.f_count[place] = count
@@ -285,7 +288,7 @@ def read_slots(p: Any, s: Any, q: Any, horizon: int) -> None:
     """Ask for bursts of the oldest fetch, as far as there are landing slots and nobody else comes first. They stream out
     in order."""
     while s.slots_fetch < s.fetch_tail:
-        place = s.slots_fetch % FETCHES_KEPT
+        place = s.slots_fetch & FETCHES_KEPT - 1
         while s.slots_burst < q.f_bursts[place]:
             here = q.f_burst_slots[place, s.slots_burst]
             rows = rows_between(q.f_burst_at[place, s.slots_burst], here * SLOT_BYTES, p.host_bytes)
@@ -318,17 +321,17 @@ FETCHES_KEPT = 16
 @rule
 def _slot_out(p: Any, s: Any, q: Any) -> int:
     """When the cutter may have the next slot of its fetch."""
-    return q.f_burst_out[s.cut_fetch % FETCHES_KEPT, s.cut_burst] + (s.cut_slot + 1) * p.slot_cycles - 1
+    return q.f_burst_out[s.cut_fetch & FETCHES_KEPT - 1, s.cut_burst] + (s.cut_slot + 1) * p.slot_cycles - 1
 
 
 @rule
 def _take_slot(s: Any, q: Any) -> None:
     s.cut_slot += 1
     s.cut_left -= 1
-    if s.cut_slot == q.f_burst_slots[s.cut_fetch % FETCHES_KEPT, s.cut_burst]:
+    if s.cut_slot == q.f_burst_slots[s.cut_fetch & FETCHES_KEPT - 1, s.cut_burst]:
         s.cut_slot = 0
         s.cut_burst += 1
-        if s.cut_burst == q.f_bursts[s.cut_fetch % FETCHES_KEPT] and s.cut_left > 0:
+        if s.cut_burst == q.f_bursts[s.cut_fetch & FETCHES_KEPT - 1] and s.cut_left > 0:
             s.cut_fetch += 1
             s.cut_burst = 0
 
@@ -338,7 +341,7 @@ def _slots_are_asked(s: Any, q: Any, slots: int) -> int:
     """Whether the bursts of the next slots have been asked for."""
     fetch, burst, at = s.cut_fetch, s.cut_burst, s.cut_slot
     while True:
-        place = fetch % FETCHES_KEPT
+        place = fetch & FETCHES_KEPT - 1
         if q.f_burst_out[place, burst] >= NEVER:
             return 0
         slots -= q.f_burst_slots[place, burst] - at
@@ -362,7 +365,7 @@ def cut(p: Any, s: Any, q: Any) -> None:
         if s.fetch_tail == s.fetch_head:
             s.at_cut = NEVER
             return
-        place = s.fetch_head % FETCHES_KEPT
+        place = s.fetch_head & FETCHES_KEPT - 1
         s.cutting = 1
         s.cut_fetch = s.fetch_head
         s.cut_burst = s.cut_slot = 0
@@ -375,7 +378,7 @@ def cut(p: Any, s: Any, q: Any) -> None:
         s.at_cut = NEVER
         return
     if s.cut_stale:
-        last = q.f_burst_out[s.cut_fetch % FETCHES_KEPT, q.f_bursts[s.cut_fetch % FETCHES_KEPT] - 1]
+        last = q.f_burst_out[s.cut_fetch & FETCHES_KEPT - 1, q.f_bursts[s.cut_fetch & FETCHES_KEPT - 1] - 1]
         if last >= NEVER:
             s.at_cut = NEVER
             return
@@ -389,7 +392,7 @@ def cut(p: Any, s: Any, q: Any) -> None:
         s.cut_free = now + 2
         s.at_cut = max(now + 2, s.cut_free) if s.fetch_tail != s.fetch_head else NEVER
         return
-    place = q.parsed[channel] % q.d_slots.shape[1]
+    place = q.parsed[channel] % p.descriptors
     slots = q.d_slots[channel, place]
     edge = max(_slot_out(p, s, q), s.cut_free)
     if now < edge:
@@ -400,12 +403,12 @@ def cut(p: Any, s: Any, q: Any) -> None:
             s.at_cut = edge + 2
             return
         following = s.fetch_head + 1
-        if (following < s.fetch_tail and q.f_channel[following % FETCHES_KEPT] == channel
-                and q.f_index[following % FETCHES_KEPT] == s.cut_end):
+        if (following < s.fetch_tail and q.f_channel[following & FETCHES_KEPT - 1] == channel
+                and q.f_index[following & FETCHES_KEPT - 1] == s.cut_end):
             _end_fetch(p, s, q, now)
             s.fetch_head += 1
-            s.cut_left += q.f_count[following % FETCHES_KEPT]
-            s.cut_end += q.f_count[following % FETCHES_KEPT]
+            s.cut_left += q.f_count[following & FETCHES_KEPT - 1]
+            s.cut_end += q.f_count[following & FETCHES_KEPT - 1]
             s.cut_free = now + 1
         else:
             q.asked[channel] = q.consumed[channel]
@@ -458,8 +461,8 @@ def _make_job(p: Any, s: Any, q: Any, channel: int, place: int, edge: int) -> No
     job = max(edge + p.slot_to_payload, s.job_last + work)
     s.job_last = job
     q.d_job[channel, place] = job
-    q.a_edge[s.arrival_tail % ARRIVALS] = job
-    q.a_channel[s.arrival_tail % ARRIVALS] = channel
+    q.a_edge[s.arrival_tail & ARRIVALS - 1] = job
+    q.a_channel[s.arrival_tail & ARRIVALS - 1] = channel
     s.arrival_tail += 1
     if p.traced:
         put(s, q, JOB, channel, q.parsed[channel], job, 0, 0)
@@ -467,6 +470,7 @@ def _make_job(p: Any, s: Any, q: Any, channel: int, place: int, edge: int) -> No
 
 
 ARRIVALS = 4096
+PIECES = 1 << 20
 
 
 # ---------------------------------------------------------------------------------------------- which frame is next
@@ -485,7 +489,7 @@ def plan_decision(p: Any, s: Any, q: Any) -> None:
         if s.frames_decided - p.slices >= s.frame_tail:
             s.at_decide = NEVER
             return
-        at = max(at, q.t_header[(s.frames_decided - p.slices) % FRAMES])
+        at = max(at, q.t_header[(s.frames_decided - p.slices) & FRAMES - 1])
     if s.has_job == 0:
         if s.arrival_head == s.arrival_tail:
             s.at_decide = NEVER
@@ -495,8 +499,8 @@ def plan_decision(p: Any, s: Any, q: Any) -> None:
         # wait for frames that begin to leave
         missing, head = s.ahead - s.gone_ahead - p.bytes_ahead, s.begun_head
         while missing >= 0 and head < s.begun_tail:
-            missing -= q.b_bytes[head % BEGUN]
-            at = max(at, q.b_edge[head % BEGUN] + p.begun_to_payload)
+            missing -= q.b_bytes[head & BEGUN - 1]
+            at = max(at, q.b_edge[head & BEGUN - 1] + p.begun_to_payload)
             head += 1
         if missing >= 0:
             s.at_decide = NEVER
@@ -510,7 +514,7 @@ BEGUN = 4096
 @rule
 def _seen(p: Any, s: Any, q: Any) -> int:
     """When the next job may be decided on: one that comes while nothing else is to be done takes a shorter way."""
-    edge = q.a_edge[s.arrival_head % ARRIVALS]
+    edge = q.a_edge[s.arrival_head & ARRIVALS - 1]
     return edge if s.has_job == 0 and edge >= s.rest_edge else edge + p.busy_to_payload
 
 
@@ -519,13 +523,13 @@ def decide(p: Any, s: Any, q: Any) -> None:
     """Decide on one frame: channels with jobs take turns."""
     now = s.at_decide
     while s.arrival_head < s.arrival_tail and _seen(p, s, q) <= now:
-        channel = q.a_channel[s.arrival_head % ARRIVALS]
+        channel = q.a_channel[s.arrival_head & ARRIVALS - 1]
         if q.jobs[channel] == 0:
             s.has_job += 1
         q.jobs[channel] += 1
         s.arrival_head += 1
-    while s.begun_head < s.begun_tail and q.b_edge[s.begun_head % BEGUN] + p.begun_to_payload <= now:
-        s.gone_ahead += q.b_bytes[s.begun_head % BEGUN]
+    while s.begun_head < s.begun_tail and q.b_edge[s.begun_head & BEGUN - 1] + p.begun_to_payload <= now:
+        s.gone_ahead += q.b_bytes[s.begun_head & BEGUN - 1]
         s.begun_head += 1
     if s.ahead - s.gone_ahead >= p.bytes_ahead or s.has_job == 0:
         plan_decision(p, s, q)
@@ -535,7 +539,7 @@ def decide(p: Any, s: Any, q: Any) -> None:
         if q.jobs[channel] > 0:
             break
     s.decide_last = channel
-    place = q.decided[channel] % q.d_slots.shape[1]
+    place = q.decided[channel] % p.descriptors
     offset, payload = q.offset[channel], q.d_payload[channel, place]
     left = payload - offset
     count = min(q.d_mss[channel, place], left) if q.d_mss[channel, place] > 0 else left
@@ -544,7 +548,7 @@ def decide(p: Any, s: Any, q: Any) -> None:
     touched, walk = 0, 0
     if payload > 0:
         touched, walk = _walk(p, q, channel, place, offset, count)
-    command = s.command_tail % COMMANDS
+    command = s.command_tail & COMMANDS - 1
     walked = max(now, s.walk_free) + walk
     q.c_channel[command] = channel
     q.c_place[command] = place
@@ -587,7 +591,7 @@ def _walk(p: Any, q: Any, channel: int, place: int, offset: int, count: int) -> 
     touched, cycles, begin = 0, 0, 0
     piece = q.d_piece[channel, place]
     for _ in range(q.d_pieces[channel, place]):
-        length = q.piece_length[piece % q.piece_length.shape[0]]
+        length = q.piece_length[piece & PIECES - 1]
         if begin < offset + count and begin + length > offset:
             touched += 1
             cycles += p.piece_further if touched == 1 and begin < offset else p.piece_first
@@ -601,7 +605,7 @@ def _walk(p: Any, q: Any, channel: int, place: int, offset: int, count: int) -> 
 @rule
 def free_slots(p: Any, s: Any, q: Any, channel: int, slots: int, edge: int) -> None:
     """Submission slots of a job need no room any more from an edge on; a channel may have waited for it."""
-    place = s.freed_tail % FREED
+    place = s.freed_tail & FREED - 1
     q.fr_edge[place] = edge
     q.fr_channel[place] = channel
     q.fr_slots[place] = slots
@@ -619,8 +623,8 @@ FREED = 8192
 @rule
 def count_freed(p: Any, s: Any, q: Any, edge: int) -> None:
     """Slots that whoever asks at an edge knows to be free."""
-    while s.freed_head < s.freed_tail and q.fr_edge[s.freed_head % FREED] <= edge + p.freed_before_fetch:
-        place = s.freed_head % FREED
+    while s.freed_head < s.freed_tail and q.fr_edge[s.freed_head & FREED - 1] <= edge + p.freed_before_fetch:
+        place = s.freed_head & FREED - 1
         q.freed[q.fr_channel[place]] += q.fr_slots[place]
         q.freeing[q.fr_channel[place]] -= q.fr_slots[place]
         s.freed_head += 1
@@ -634,7 +638,7 @@ def count_freed(p: Any, s: Any, q: Any, edge: int) -> None:
 def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
     """Ask for bursts of the oldest decided frame, as far as there are landing slots and nobody else comes first."""
     while s.command_head < s.command_tail:
-        command = s.command_head % COMMANDS
+        command = s.command_head & COMMANDS - 1
         channel, place = q.c_channel[command], q.c_place[command]
         if not s.reading:
             s.reading = 1
@@ -675,8 +679,8 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             s.piece_left -= length
             if s.piece_left == 0 and s.read_left > 0:
                 s.piece += 1
-                s.piece_at = q.piece_address[s.piece % q.piece_address.shape[0]]
-                s.piece_left = q.piece_length[s.piece % q.piece_length.shape[0]]
+                s.piece_at = q.piece_address[s.piece & PIECES - 1]
+                s.piece_left = q.piece_length[s.piece & PIECES - 1]
         s.reading = 0
         if s.command_tail - s.command_head == p.commands_ahead:
             # whoever is behind it moves up in the same cycles
@@ -685,8 +689,8 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
         finish_frame(p, s, q, command)
         plan_decision(p, s, q)
         if s.command_head < s.command_tail:
-            following = q.c_edge[s.command_head % COMMANDS]
-            if following > horizon or s.at_decide <= following or s.out_count + OUT_ROOM > q.out.shape[0]:
+            following = q.c_edge[s.command_head & COMMANDS - 1]
+            if following > horizon or s.at_decide <= following or s.out_count + OUT_ROOM > OUTS:
                 s.at_read = following
                 return
     s.at_read = NEVER
@@ -700,11 +704,11 @@ def _find_piece(s: Any, q: Any, channel: int, place: int, offset: int) -> None:
     s.piece_at = 0
     if q.d_pieces[channel, place] == 0:
         return
-    while offset >= q.piece_length[s.piece % q.piece_length.shape[0]]:
-        offset -= q.piece_length[s.piece % q.piece_length.shape[0]]
+    while offset >= q.piece_length[s.piece & PIECES - 1]:
+        offset -= q.piece_length[s.piece & PIECES - 1]
         s.piece += 1
-    s.piece_at = q.piece_address[s.piece % q.piece_address.shape[0]] + offset
-    s.piece_left = q.piece_length[s.piece % q.piece_length.shape[0]] - offset
+    s.piece_at = q.piece_address[s.piece & PIECES - 1] + offset
+    s.piece_left = q.piece_length[s.piece & PIECES - 1] - offset
 
 
 @rule
@@ -713,13 +717,13 @@ def _room_for_frame(p: Any, s: Any, q: Any, channel: int, place: int, count: int
     rows = rows_between(q.d_inline[channel, place], count, p.host_bytes)
     at = 0
     while s.rows_head < s.frame_tail and s.rows_in + rows - s.rows_out > p.tx_rows - 4:
-        number = s.rows_head % FRAMES
+        number = s.rows_head & FRAMES - 1
         s.rows_out += q.t_rows[number]
         at = max(at, q.t_last[number])
         s.rows_head += 1
     s.rows_in += rows
     if s.frame_tail >= RUNS:
-        at = max(at, q.t_header[(s.frame_tail - RUNS) % FRAMES])
+        at = max(at, q.t_header[(s.frame_tail - RUNS) & FRAMES - 1])
     return at
 
 
@@ -745,7 +749,7 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     """All of a frame's payload is on its way: when its header is written, and when it goes to the MAC."""
     channel, place = q.c_channel[command], q.c_place[command]
     count, inline = q.c_count[command], q.d_inline[channel, place]
-    number = s.frame_tail % FRAMES
+    number = s.frame_tail & FRAMES - 1
     segmented, sums = q.d_mss[channel, place] > 0, q.d_sums[channel, place]
     length = inline + count
 
@@ -768,7 +772,7 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
         free = max(free, s.template_end) + p.template_cycles
     start = max(free, summed)
     if s.frame_tail >= p.frames_ready:
-        start = max(start, q.t_last[(s.frame_tail - p.frames_ready) % FRAMES])
+        start = max(start, q.t_last[(s.frame_tail - p.frames_ready) & FRAMES - 1])
     operations = header_operations(p, q, channel, place)
     q.header_free[lane] = start + p.header_overhead + operations
     whole = inline == 0 and sums == 0
@@ -784,12 +788,12 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     q.t_header[number] = start
     q.t_rows[number] = rows_between(inline, count, p.host_bytes) if count > 0 else 0
     s.frame_tail += 1
-    q.b_edge[s.begun_tail % BEGUN] = first
-    q.b_bytes[s.begun_tail % BEGUN] = length
+    q.b_edge[s.begun_tail & BEGUN - 1] = first
+    q.b_bytes[s.begun_tail & BEGUN - 1] = length
     s.begun_tail += 1
     put(s, q, FRAME, channel, q.d_number[channel, place], first, last, q.c_number[command])
     if q.c_last[command]:
-        token = s.tx_tail % TOKENS
+        token = s.tx_tail & TOKENS - 1
         q.tx_edge[token] = last + p.sent_to_write
         q.tx_channel[token] = channel
         q.tx_token[token] = q.d_number[channel, place]
@@ -801,12 +805,12 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
 @rule
 def enter_mac(p: Any, s: Any, q: Any, edge: int) -> int:
     """The first edge at which the MAC takes a frame's first beat: its FIFO has room for one of any length."""
-    while s.fifo_head < s.fifo_tail and q.fifo_edge[s.fifo_head % FIFO] < edge:
-        s.fifo_bytes -= q.fifo_length[s.fifo_head % FIFO]
+    while s.fifo_head < s.fifo_tail and q.fifo_edge[s.fifo_head & FIFO - 1] < edge:
+        s.fifo_bytes -= q.fifo_length[s.fifo_head & FIFO - 1]
         s.fifo_head += 1
     while s.fifo_head < s.fifo_tail and s.fifo_bytes + MAX_FRAME_BYTES > p.fifo_bytes:
-        edge = max(edge, q.fifo_edge[s.fifo_head % FIFO] + 1)
-        s.fifo_bytes -= q.fifo_length[s.fifo_head % FIFO]
+        edge = max(edge, q.fifo_edge[s.fifo_head & FIFO - 1] + 1)
+        s.fifo_bytes -= q.fifo_length[s.fifo_head & FIFO - 1]
         s.fifo_head += 1
     return edge
 
@@ -821,8 +825,8 @@ def leave_mac(p: Any, s: Any, q: Any, edge: int, length: int) -> None:
     start = max(time_of(p, edge), s.wire_free_ps)
     bits = (padded + p.frame_overhead_bytes) * 8
     s.wire_free_ps = start + bits // p.bit_rate * PS_PER_S + (bits % p.bit_rate * PS_PER_S + p.bit_rate - 1) // p.bit_rate
-    q.fifo_edge[s.fifo_tail % FIFO] = edge_from(p, s.wire_free_ps)
-    q.fifo_length[s.fifo_tail % FIFO] = padded
+    q.fifo_edge[s.fifo_tail & FIFO - 1] = edge_from(p, s.wire_free_ps)
+    q.fifo_length[s.fifo_tail & FIFO - 1] = padded
     s.fifo_tail += 1
     s.fifo_bytes += padded
 
@@ -844,9 +848,9 @@ def plan_completion(p: Any, s: Any, q: Any) -> None:
     """When the next completion may be written."""
     at = NEVER
     if s.tx_head < s.tx_tail:
-        at = q.tx_edge[s.tx_head % TOKENS]
+        at = q.tx_edge[s.tx_head & TOKENS - 1]
     if s.rx_head < s.rx_tail:
-        at = min(at, q.rx_edge[s.rx_head % TOKENS])
+        at = min(at, q.rx_edge[s.rx_head & TOKENS - 1])
     if at == NEVER:
         s.at_complete = NEVER
     else:
@@ -860,7 +864,7 @@ def _next_is_tx(s: Any, q: Any, edge: int) -> bool:
         return True
     if s.tx_head == s.tx_tail:
         return False
-    tx, rx = q.tx_edge[s.tx_head % TOKENS], q.rx_edge[s.rx_head % TOKENS]
+    tx, rx = q.tx_edge[s.tx_head & TOKENS - 1], q.rx_edge[s.rx_head & TOKENS - 1]
     if max(tx, rx) <= edge:
         return s.token_was_tx == 0
     return tx <= rx
@@ -877,7 +881,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
     first_token = s.batch_tail
     while entries < BATCH_BYTES // COMPLETION_BYTES and (s.tx_head < s.tx_tail or s.rx_head < s.rx_tail):
         from_tx = _next_is_tx(s, q, max(sent, now))
-        token = (s.tx_head if from_tx else s.rx_head) % TOKENS
+        token = (s.tx_head if from_tx else s.rx_head) & TOKENS - 1
         if from_tx:
             edge, its, writes, number = q.tx_edge[token], q.tx_channel[token], q.tx_writes[token], q.tx_token[token]
         else:
@@ -904,7 +908,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
             s.rx_head += 1
         s.token_was_tx = from_tx
         channel = its
-        q.batch_token[s.batch_tail % TOKENS] = number
+        q.batch_token[s.batch_tail & TOKENS - 1] = number
         s.batch_tail += 1
         q.cq_index[channel] += 1
         entries += 1
@@ -922,7 +926,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
     s.complete_free = max(sent + p.completion_interval, first)
     for number in range(entries):
         s.event_last = max(response + p.response_to_irq, s.event_last + p.event_interval)
-        put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) % TOKENS], s.w_last, stored, s.event_last)
+        put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) & TOKENS - 1], s.w_last, stored, s.event_last)
     plan_completion(p, s, q)
 
 
@@ -940,7 +944,7 @@ def arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number:
     first = max(edge, s.source_free) + 1
     last = first + (beats(length, p.mac_bytes) * p.source_cycles_100 + 99) // 100 - 1
     s.source_free = last + p.source_gap
-    place = s.in_tail % INCOMING
+    place = s.in_tail & INCOMING - 1
     q.i_edge[place] = last
     q.i_channel[place] = channel
     q.i_length[place] = length
@@ -957,27 +961,27 @@ INCOMING = 8192
 @rule
 def keep_frame(p: Any, s: Any, q: Any) -> None:
     """A frame's last row: it is kept if all its rows found room."""
-    place = s.in_head % INCOMING
+    place = s.in_head & INCOMING - 1
     now = s.at_arrive
     rows = beats(q.i_length[place], p.host_bytes)
-    while s.kept_head < s.kept_tail and q.k_end[s.kept_head % INCOMING] <= now:
-        s.rx_rows -= q.k_rows[s.kept_head % INCOMING]
+    while s.kept_head < s.kept_tail and q.k_end[s.kept_head & INCOMING - 1] <= now:
+        s.rx_rows -= q.k_rows[s.kept_head & INCOMING - 1]
         s.kept_head += 1
     fill = s.rx_rows
     if s.kept_head < s.kept_tail:
-        head = s.kept_head % INCOMING
+        head = s.kept_head & INCOMING - 1
         if q.k_begin[head] < now:
             fill -= min(q.k_rows[head], now - q.k_begin[head])
     if fill + rows > p.rx_rows - 2:
         put(s, q, DROPPED, q.i_number[place], now, FIFO_FULL, 0, 0)
     else:
         s.rx_rows += rows
-        entry = s.kept_tail % INCOMING
+        entry = s.kept_tail & INCOMING - 1
         q.k_rows[entry] = rows
         q.k_begin[entry] = NEVER
         q.k_end[entry] = NEVER
         s.kept_tail += 1
-        wait = s.wait_tail % INCOMING
+        wait = s.wait_tail & INCOMING - 1
         q.m_edge[wait] = now
         q.m_channel[wait] = q.i_channel[place]
         q.m_length[wait] = q.i_length[place]
@@ -986,7 +990,7 @@ def keep_frame(p: Any, s: Any, q: Any) -> None:
         s.wait_tail += 1
         plan_match(p, s, q)
     s.in_head += 1
-    s.at_arrive = q.i_edge[s.in_head % INCOMING] if s.in_head < s.in_tail else NEVER
+    s.at_arrive = q.i_edge[s.in_head & INCOMING - 1] if s.in_head < s.in_tail else NEVER
 
 
 # rtl/rx_rings.py: the matching side
@@ -998,7 +1002,7 @@ def plan_match(p: Any, s: Any, q: Any) -> None:
     if s.wait_head == s.wait_tail or s.parts_tail - s.parts_done >= PARTS_UNDER_WAY:
         s.at_match = NEVER
     else:
-        s.at_match = max(q.m_edge[s.wait_head % INCOMING], s.match_free)
+        s.at_match = max(q.m_edge[s.wait_head & INCOMING - 1], s.match_free)
 
 
 PARTS_UNDER_WAY = 40
@@ -1009,7 +1013,7 @@ PARTS = 256
 def match(p: Any, s: Any, q: Any) -> bool:
     """Give the oldest frame its buffers, or drop it. True: the host must say which they are."""
     now = s.at_match
-    wait = s.wait_head % INCOMING
+    wait = s.wait_head & INCOMING - 1
     channel = q.m_channel[wait]
     needed = 1
     if p.asks:
@@ -1031,7 +1035,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
         s.waits_for_slot = channel + 1
         return False
     if needed > 0:
-        landed = q.rx_landed[channel, (q.rx_used[channel] + needed - 1) % RX_LANDED]
+        landed = q.rx_landed[channel, (q.rx_used[channel] + needed - 1) & RX_LANDED - 1]
         if landed > now:
             s.answered = p.asks
             s.at_match = landed
@@ -1048,7 +1052,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
         plan_prefetch(p, s, q)
     put(s, q, MATCHED, q.m_number[wait], edge, channel, 0, 0)
     for part in range(parts):
-        place = s.parts_tail % PARTS
+        place = s.parts_tail & PARTS - 1
         q.w_edge[place] = edge + p.arrived_to_write
         q.w_at[place] = q.answer_at[part] if p.asks else 0
         q.w_left[place] = q.answer_length[part] if p.asks else q.m_length[wait]
@@ -1072,8 +1076,8 @@ def match(p: Any, s: Any, q: Any) -> bool:
 @rule
 def _release_rows(s: Any, q: Any, kept: int, begin: int, rows: int) -> None:
     """The rows of a kept frame leave the buffer from an edge on."""
-    q.k_begin[kept % INCOMING] = begin
-    q.k_end[kept % INCOMING] = begin + rows
+    q.k_begin[kept & INCOMING - 1] = begin
+    q.k_end[kept & INCOMING - 1] = begin + rows
 
 
 # rtl/rx_rings.py: the fetching side
@@ -1123,14 +1127,14 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
         q.r_release[slot] = out + rows - 1
         s.r_bursts += 1
         for number in range(count):
-            q.rx_landed[channel, (asked + number) % RX_LANDED] = (
+            q.rx_landed[channel, (asked + number) & RX_LANDED - 1] = (
                 out + number * RX_SLOT_BYTES // p.host_bytes + p.slots_to_write - p.arrived_to_write)
         q.rx_asked[channel] += count
         if available > count:
             q.rx_want[channel] = now + p.prefetch_interval
         if s.waits_for_slot == channel + 1:
             s.waits_for_slot = 0
-            s.at_match = max(now, q.rx_landed[channel, q.rx_used[channel] % RX_LANDED])
+            s.at_match = max(now, q.rx_landed[channel, q.rx_used[channel] & RX_LANDED - 1])
     plan_prefetch(p, s, q)
 
 
@@ -1143,7 +1147,7 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
     if s.parts_head == s.parts_tail:
         s.at_write = NEVER
         return
-    place = s.parts_head % PARTS
+    place = s.parts_head & PARTS - 1
     at = s.rows_free
     if not q.w_begun[place]:
         at = max(at, max(q.w_edge[place], s.deliver_last + p.deliver_interval))
@@ -1155,7 +1159,7 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
 def write_burst(p: Any, s: Any, q: Any) -> None:
     """Write a burst of the oldest part of a frame; with its last one the part's end is known."""
     now = s.at_write
-    place = s.parts_head % PARTS
+    place = s.parts_head & PARTS - 1
     at, left = q.w_at[place], q.w_left[place]
     if port_free(p, s) > now:
         plan_write(p, s, q)
@@ -1192,7 +1196,7 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
 
 @rule
 def _tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> None:
-    token = s.rx_tail % TOKENS
+    token = s.rx_tail & TOKENS - 1
     q.rx_edge[token] = edge
     q.rx_channel[token] = channel
     q.rx_token[token] = number
@@ -1216,7 +1220,7 @@ def advance(p: Any, s: Any, q: Any, until: int) -> bool:
     asked which buffers a frame has (`s.asked`)."""
     s.asked = 0
     while True:
-        if s.out_count + OUT_ROOM > q.out.shape[0]:
+        if s.out_count + OUT_ROOM > OUTS:
             return False
         at = next_edge(s)
         if at > until or at == NEVER:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from nic_model.contract import MAX_DESCRIPTOR_SLOTS
+from nic_model.contract import LARGEST_RING_LOG2, MAX_CHANNELS, MAX_DESCRIPTOR_SLOTS
 from nic_model.contract.config import BURST_BYTES
 from nic_model.timing import stages
 from nic_model.timing.parameters import DeviceModel, StageTiming
 
-OUTS = 1 << 14
-"""Places for what comes out between two calls."""
+DESCRIPTORS = 1 << LARGEST_RING_LOG2
+"""Of a channel, that its ring may hold."""
+
+READS = 128
+"""DMA reads, or writes, of one client in flight at most."""
 
 
 class BusModel(Protocol):
@@ -80,7 +83,7 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, traced: bool
         "bit_rate": mac.bit_rate, "fifo_bytes": mac.fifo_bytes, "frame_overhead_bytes": mac.overhead_bytes,
         "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
-        "traced": int(traced), "asks": int(asks),
+        "descriptors": 1 << config.max_ring_log2, "traced": int(traced), "asks": int(asks),
     }
     for name in ("queue_slots", "channel_fetches", "descriptor_reads", "receive_reads", "prefetch_slots",
                  "receive_writes", "completion_writes", "frames_ready", "segmenters", "commands_ahead"):
@@ -106,6 +109,7 @@ _NUMBERS = (
     "match_free", "parts_head", "parts_tail", "parts_done", "part_done", "waits_for_slot", "prefetch_free",
     "prefetch_last", "r_out_free", "r_bursts", "rows_free", "deliver_last", "receive_writes",
     "asked", "answered", "answer_buffers", "answer_parts", "answer_tells",
+    "piece_tail", "entered", "arrived",
 )
 
 
@@ -122,137 +126,40 @@ def numbers(bus: BusModel) -> Any:
     return record
 
 
-class Queues(NamedTuple):
-    """`q`: queues and tables, by their index or modulo their size."""
-
-    out: np.ndarray
-    tag_free: np.ndarray
-    producer: np.ndarray
-    asked: np.ndarray
-    consumed: np.ndarray
-    freed: np.ndarray
-    freeing: np.ndarray
-    fr_edge: np.ndarray
-    fr_channel: np.ndarray
-    fr_slots: np.ndarray
-    pending: np.ndarray
-    starved: np.ndarray
-    under_way: np.ndarray
-    ring_slots: np.ndarray
-    f_channel: np.ndarray
-    f_index: np.ndarray
-    f_count: np.ndarray
-    f_issued: np.ndarray
-    f_bursts: np.ndarray
-    f_burst_at: np.ndarray
-    f_burst_out: np.ndarray
-    f_burst_slots: np.ndarray
-    d_release: np.ndarray
-    parsed: np.ndarray
-    decided: np.ndarray
-    jobs: np.ndarray
-    offset: np.ndarray
-    number: np.ndarray
-    d_slots: np.ndarray
-    d_inline: np.ndarray
-    d_payload: np.ndarray
-    d_mss: np.ndarray
-    d_sums: np.ndarray
-    d_ipv6: np.ndarray
-    d_complete: np.ndarray
-    d_piece: np.ndarray
-    d_pieces: np.ndarray
-    d_number: np.ndarray
-    d_job: np.ndarray
-    piece_address: np.ndarray
-    piece_length: np.ndarray
-    a_edge: np.ndarray
-    a_channel: np.ndarray
-    b_edge: np.ndarray
-    b_bytes: np.ndarray
-    c_channel: np.ndarray
-    c_place: np.ndarray
-    c_offset: np.ndarray
-    c_count: np.ndarray
-    c_first: np.ndarray
-    c_last: np.ndarray
-    c_number: np.ndarray
-    c_edge: np.ndarray
-    p_release: np.ndarray
-    t_first: np.ndarray
-    t_last: np.ndarray
-    t_header: np.ndarray
-    t_rows: np.ndarray
-    header_free: np.ndarray
-    fifo_edge: np.ndarray
-    fifo_length: np.ndarray
-    tx_edge: np.ndarray
-    tx_channel: np.ndarray
-    tx_token: np.ndarray
-    tx_writes: np.ndarray
-    rx_edge: np.ndarray
-    rx_channel: np.ndarray
-    rx_token: np.ndarray
-    batch_token: np.ndarray
-    cq_index: np.ndarray
-    cw_release: np.ndarray
-    i_edge: np.ndarray
-    i_channel: np.ndarray
-    i_length: np.ndarray
-    i_number: np.ndarray
-    k_rows: np.ndarray
-    k_begin: np.ndarray
-    k_end: np.ndarray
-    m_edge: np.ndarray
-    m_channel: np.ndarray
-    m_length: np.ndarray
-    m_number: np.ndarray
-    m_kept: np.ndarray
-    rx_posted: np.ndarray
-    rx_asked: np.ndarray
-    rx_used: np.ndarray
-    rx_want: np.ndarray
-    rx_landed: np.ndarray
-    r_release: np.ndarray
-    w_edge: np.ndarray
-    w_at: np.ndarray
-    w_left: np.ndarray
-    w_begun: np.ndarray
-    w_last: np.ndarray
-    w_kept: np.ndarray
-    w_channel: np.ndarray
-    w_number: np.ndarray
-    w_done: np.ndarray
-    w_tells: np.ndarray
-    rw_release: np.ndarray
-    answer_at: np.ndarray
-    answer_length: np.ndarray
+_TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
+    ((stages.OUTS, 6), "out"),
+    (stages.TAGS_THAT_BIND, "tag_free"),
+    (MAX_CHANNELS, "posted producer asked consumed freed freeing pending starved under_way ring_slots parsed decided jobs offset "
+                  "number cq_index rx_posted rx_asked rx_used rx_want"),
+    (stages.FETCHES_KEPT, "f_channel f_index f_count f_issued f_bursts"),
+    ((stages.FETCHES_KEPT, 16), "f_burst_at f_burst_out f_burst_slots"),
+    (stages.FREED, "fr_edge fr_channel fr_slots"),
+    (READS, "d_release p_release r_release cw_release rw_release"),
+    ((MAX_CHANNELS, DESCRIPTORS), "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_complete d_piece d_pieces d_number d_job"),
+    (stages.PIECES, "piece_address piece_length"),
+    (stages.ARRIVALS, "a_edge a_channel"),
+    (stages.BEGUN, "b_edge b_bytes"),
+    (stages.COMMANDS, "c_channel c_place c_offset c_count c_first c_last c_number c_edge"),
+    (stages.FRAMES, "t_first t_last t_header t_rows"),
+    (16, "header_free"),
+    (stages.FIFO, "fifo_edge fifo_length"),
+    (stages.TOKENS, "tx_edge tx_channel tx_token tx_writes rx_edge rx_channel rx_token batch_token"),
+    (stages.INCOMING, "i_edge i_channel i_length i_number k_rows k_begin k_end m_edge m_channel m_length m_number m_kept"),
+    ((MAX_CHANNELS, stages.RX_LANDED), "rx_landed"),
+    (stages.PARTS, "w_edge w_at w_left w_begun w_last w_kept w_channel w_number w_done w_tells"),
+    (64, "answer_at answer_length"),
+)
+"""Size, and queues and tables of that size, by their index or modulo it. One layout for all devices: so what numba has
+compiled for one is good for all."""
 
 
-def queues(model: DeviceModel, *, descriptors: int, pieces: int) -> Queues:
-    """Empty ones. `descriptors` of each channel and `pieces` of all may wait at a time."""
-    channels = model.config.channels
-    sizes: dict[str, int | tuple[int, ...]] = {
-        "out": (OUTS, 6), "tag_free": stages.TAGS_THAT_BIND,
-        "f_burst_at": (stages.FETCHES_KEPT, 16), "f_burst_out": (stages.FETCHES_KEPT, 16), "f_burst_slots": (stages.FETCHES_KEPT, 16),
-        "d_release": model.descriptor_reads, "p_release": model.config.payload_reads, "r_release": model.receive_reads,
-        "cw_release": model.completion_writes, "rw_release": model.receive_writes, "header_free": model.segmenters,
-        "batch_token": stages.TOKENS, "rx_landed": (channels, stages.RX_LANDED),
-        "answer_at": 64, "answer_length": 64, "piece_address": pieces, "piece_length": pieces,
-    }
-    by_prefix = {"f_": stages.FETCHES_KEPT, "d_": (channels, descriptors), "a_": stages.ARRIVALS, "b_": stages.BEGUN,
-                 "c_": stages.COMMANDS, "t_": stages.FRAMES, "fifo_": stages.FIFO, "tx_": stages.TOKENS,
-                 "i_": stages.INCOMING, "k_": stages.INCOMING, "m_": stages.INCOMING, "w_": stages.PARTS, "fr_": stages.FREED}
-    for name in ("rx_edge", "rx_channel", "rx_token"):
-        sizes[name] = stages.TOKENS
-    arrays = {}
-    for name in Queues._fields:
-        prefix = name.partition("_")[0] + "_"
-        size = sizes.get(name, by_prefix.get(prefix, channels))
-        arrays[name] = np.zeros(size, np.int64)
+def queues(model: DeviceModel) -> Any:
+    """The record `q`, empty."""
+    layout = [(name, np.int64, size) for size, names in _TABLES for name in names.split()]
+    record = np.zeros(1, np.dtype(layout)).view(np.recarray)[0]
     for name in ("pending", "rx_want"):
-        arrays[name][:] = stages.NEVER
+        record[name][:] = stages.NEVER
     for name in ("d_release", "p_release", "r_release", "cw_release", "rw_release"):
-        arrays[name][:] = -1000
-    arrays["ring_slots"][:] = 1 << 12
-    return Queues(**arrays)
+        record[name][:] = -1000
+    record["ring_slots"][:] = 1 << model.config.max_ring_log2
+    return record
