@@ -65,7 +65,7 @@ def arrivals(edges: Any, channels: Any, lengths: Any) -> np.ndarray:
 
 @rule
 def put_send(p: Any, s: Any, q: Any, channel: int, payload: int, mss: int, inline: int, sums: int, slots: int,
-             complete: int) -> int:
+             complete: int, bad: int) -> int:
     """A descriptor stands in its channel's ring; its pieces are added by `put_piece`. Returns its number."""
     place = q.posted[channel] % p.descriptors
     q.d_slots[channel, place] = slots
@@ -74,6 +74,7 @@ def put_send(p: Any, s: Any, q: Any, channel: int, payload: int, mss: int, inlin
     q.d_mss[channel, place] = mss
     q.d_sums[channel, place] = sums
     q.d_ipv6[channel, place] = 0
+    q.d_bad[channel, place] = bad
     q.d_complete[channel, place] = complete
     q.d_piece[channel, place] = s.piece_tail
     q.d_pieces[channel, place] = 0
@@ -113,7 +114,7 @@ def feed(p: Any, s: Any, q: Any, rows: Any, at: int) -> int:
         while (at < count and rows[at].kind == SEND and rows[at].channel == channel and rows[at].edge <= edge
                and q.producer[channel] + slots + rows[at].slots - q.consumed[channel] <= q.ring_slots[channel]):
             row = rows[at]
-            put_send(p, s, q, channel, row.length, row.mss, row.inline, row.sums, row.slots, 1)
+            put_send(p, s, q, channel, row.length, row.mss, row.inline, row.sums, row.slots, 1, 0)
             if row.length > 0:
                 put_piece(p, s, q, channel, row.address, row.length)
             slots += row.slots
@@ -140,9 +141,8 @@ class Kernel:
 
     def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel, *, ring_log2: int | None = None,
                  buffers: int = 4096) -> None:
-        self._p = state.parameters(model, bus, mac)
-        self._s = state.numbers(bus)
-        self._q = state.queues(model)
+        arrays = state.parameters(model, bus, mac), state.numbers(bus), state.queues(model)
+        self._p, self._s, self._q = (array.view(np.recarray)[0] for array in arrays)
         self._q["ring_slots"][:] = 1 << (model.config.max_ring_log2 if ring_log2 is None else ring_log2)
         if buffers:
             for channel in range(model.config.channels):

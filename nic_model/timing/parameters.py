@@ -35,6 +35,9 @@ class StageTiming:
     slot_to_payload: int
     """`DmaRead`, `SlotReader` ... `JobIssue`, `FrameScheduler`, `PieceWalker`: from a descriptor's last slot on the bus
     to the read of its payload."""
+    push_to_payload: int
+    """`PushCollector`, `FetchScheduler`, `PushReader` ... `PieceWalker`: from a pushed descriptor's last beat to the same,
+    or to where it would be."""
     busy_to_payload: int
     """`FrameScheduler`: cycles more, if it was at work when the job came."""
     job_interval: int
@@ -68,16 +71,12 @@ class StageTiming:
 
     sent_to_write: int
     """`MacTx`, `Completion`, `DmaWrite`: from a send's last beat to its completion's first."""
-    completion_interval: int
-    """`Completion`: from one entry to the next."""
     burst_interval: int
     """`DmaWrite`: from one burst's first beat to the next one's, of one beat."""
     response_to_irq: int
     """`DmaWrite`, `Completion`, `Events`: from the bus's response to a completion to the interrupt line."""
-    event_interval: int
-    """`Events`: from one completion to the next."""
     deadline_to_irq: int
-    """`Events`: from the deadline of moderation to the interrupt line."""
+    """`Completion`, `Events`: from the bus's response to the interrupt line, beside the time that moderation waits."""
 
     arrived_to_write: int
     """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`, `RxDeliver`, `DmaWrite`: from a frame's last beat to the first
@@ -86,14 +85,14 @@ class StageTiming:
     """`RxRings`: from one frame to the next."""
     match_further: int
     """The same: cycles for each further buffer."""
-    deliver_interval: int
-    """`RxDeliver`: from one part of a frame to the next."""
     row_to_write: int
     """`RxBuffer` ... `DmaWrite`: how much sooner a row's place in the receive buffer is free than the row is written, as
     seen from the MAC."""
     response_to_write: int
     """`DmaWrite`, `RxDeliver`, `RxGather`, `Completion`: from the bus's last response to a frame to its completion's
     first beat."""
+    gather_interval: int
+    """`RxGather`: from one buffer of a frame to the next."""
     post_to_fetch: int
     """`Doorbells`, `RxRings`, `DmaRead`: from a doorbell's beat to the read of receive slots."""
     used_to_fetch: int

@@ -193,6 +193,18 @@ def ring_bell(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> No
 
 
 @rule
+def push(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> None:
+    """A descriptor of so many slots was pushed, its last beat at an edge: it needs no fetch. Whoever calls sees to it
+    that its channel has nothing else in its ring."""
+    place = q.parsed[channel] % p.descriptors
+    q.producer[channel] += slots
+    q.asked[channel] += slots
+    q.consumed[channel] += slots
+    _make_job(p, s, q, channel, place, edge + p.push_to_payload - p.slot_to_payload)
+    q.parsed[channel] += 1
+
+
+@rule
 def pend(p: Any, s: Any, q: Any, channel: int, edge: int) -> None:
     """A channel has something to fetch from an edge on."""
     q.pending[channel] = min(q.pending[channel], edge)
@@ -233,7 +245,7 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     q.pending[channel] = NEVER
     s.fetch_free = now + p.fetch_interval
     if available <= 0:
-        s.fetch_free = now + p.fetch_interval - 1
+        pass
     elif room < p.least_fetch and room < wanted:
         _starve(p, s, q, channel)
     else:
@@ -545,9 +557,13 @@ def decide(p: Any, s: Any, q: Any) -> None:
     count = min(q.d_mss[channel, place], left) if q.d_mss[channel, place] > 0 else left
     last = offset + count >= payload
     # the walker asks for the pieces that the frame touches
-    touched, walk = 0, 0
+    begun, walk = 0, 0
     if payload > 0:
-        touched, walk = _walk(p, q, channel, place, offset, count)
+        begun, walk = _walk(p, q, channel, place, offset, count)
+    # and beside it the rows of a job's template are read, one a cycle
+    rows = beats(q.d_inline[channel, place], p.host_bytes) if offset == 0 else 0
+    late = max(0, rows - p.piece_first)
+    walk = max(walk, rows)
     command = s.command_tail & COMMANDS - 1
     walked = max(now, s.walk_free) + walk
     q.c_channel[command] = channel
@@ -557,7 +573,7 @@ def decide(p: Any, s: Any, q: Any) -> None:
     q.c_first[command] = offset == 0
     q.c_last[command] = last
     q.c_number[command] = q.number[channel]
-    q.c_edge[command] = max(now, s.walk_free) + (p.piece_further - p.piece_first) * (offset > 0)
+    q.c_edge[command] = max(now, s.walk_free) + (p.piece_further - p.piece_first) * begun
     s.walk_free = walked
     s.command_tail += 1
     s.frames_decided += 1
@@ -571,9 +587,10 @@ def decide(p: Any, s: Any, q: Any) -> None:
         if q.jobs[channel] == 0:
             s.has_job -= 1
         if s.has_job == 0:
-            s.decide_free = max(now + 1, walked)
-            s.rest_edge = now + 1
-        free_slots(p, s, q, channel, q.d_slots[channel, place], now + p.freed_to_fetch)
+            # at rest, a job is measured at once
+            s.decide_free = max(now + p.decision_interval - 1, walked)
+            s.rest_edge = now + p.decision_interval - 1
+        free_slots(p, s, q, channel, q.d_slots[channel, place], now + p.freed_to_fetch + late)
     else:
         q.offset[channel] += count
         q.number[channel] += 1
@@ -587,19 +604,20 @@ COMMANDS = 256
 
 @rule
 def _walk(p: Any, q: Any, channel: int, place: int, offset: int, count: int) -> tuple[int, int]:
-    """Pieces that a frame touches, and the cycles that they take."""
-    touched, cycles, begin = 0, 0, 0
+    """Whether a frame begins within a piece, and the cycles that its pieces take."""
+    begun, cycles, begin = 0, 0, 0
     piece = q.d_piece[channel, place]
     for _ in range(q.d_pieces[channel, place]):
         length = q.piece_length[piece & PIECES - 1]
-        if begin < offset + count and begin + length > offset:
-            touched += 1
-            cycles += p.piece_further if touched == 1 and begin < offset else p.piece_first
+        if begin + length > offset:
+            if begin < offset:
+                begun = 1
+            cycles += p.piece_further if begin < offset else p.piece_first
         begin += length
         piece += 1
         if begin >= offset + count:
             break
-    return touched, cycles
+    return begun, cycles
 
 
 @rule
@@ -679,6 +697,7 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             s.piece_left -= length
             if s.piece_left == 0 and s.read_left > 0:
                 s.piece += 1
+                s.frame_edge += p.piece_first
                 s.piece_at = q.piece_address[s.piece & PIECES - 1]
                 s.piece_left = q.piece_length[s.piece & PIECES - 1]
         s.reading = 0
@@ -901,7 +920,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
               or q.cq_index[channel] % (BATCH_BYTES // COMPLETION_BYTES) == 0):
             break
         else:
-            sent = max(sent + p.completion_interval, edge)
+            sent = max(sent + p.entry_rows, edge)
         if from_tx:
             s.tx_head += 1
         else:
@@ -923,10 +942,10 @@ def complete(p: Any, s: Any, q: Any) -> None:
     q.cw_release[s.completion_writes % p.completion_writes] = response
     s.completion_writes += 1
     # the next entry may be made while this one waits for the port, and its write follows at once
-    s.complete_free = max(sent + p.completion_interval, first)
+    s.complete_free = max(sent + p.entry_rows, first)
     for number in range(entries):
-        s.event_last = max(response + p.response_to_irq, s.event_last + p.event_interval)
-        put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) & TOKENS - 1], s.w_last, stored, s.event_last)
+        put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) & TOKENS - 1], s.w_last, stored,
+            response + p.response_to_irq)
     plan_completion(p, s, q)
 
 
@@ -1015,7 +1034,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
     now = s.at_match
     wait = s.wait_head & INCOMING - 1
     channel = q.m_channel[wait]
-    needed = 1
+    needed = beats(q.m_length[wait], p.buffer_bytes)
     if p.asks:
         if not s.answered:
             return True
@@ -1040,9 +1059,8 @@ def match(p: Any, s: Any, q: Any) -> bool:
             s.answered = p.asks
             s.at_match = landed
             return False
-    parts = 1
-    if p.asks:
-        parts = s.answer_parts
+    parts = s.answer_parts if p.asks else needed
+    left = q.m_length[wait]
     edge = now
     if needed > 1:
         edge += needed * p.match_further
@@ -1055,14 +1073,15 @@ def match(p: Any, s: Any, q: Any) -> bool:
         place = s.parts_tail & PARTS - 1
         q.w_edge[place] = edge + p.arrived_to_write
         q.w_at[place] = q.answer_at[part] if p.asks else 0
-        q.w_left[place] = q.answer_length[part] if p.asks else q.m_length[wait]
+        q.w_left[place] = q.answer_length[part] if p.asks else min(left, p.buffer_bytes)
+        left -= p.buffer_bytes
         q.w_begun[place] = 0
         q.w_last[place] = part == parts - 1
         q.w_kept[place] = q.m_kept[wait]
         q.w_channel[place] = channel
         q.w_number[place] = q.m_number[wait]
         q.w_done[place] = 0
-        q.w_tells[place] = s.answer_tells if p.asks else 1
+        q.w_tells[place] = s.answer_tells if p.asks else needed
         s.parts_tail += 1
         edge += p.match_interval
     s.match_free = max(now + p.match_interval, edge)
@@ -1150,7 +1169,7 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
     place = s.parts_head & PARTS - 1
     at = s.rows_free
     if not q.w_begun[place]:
-        at = max(at, max(q.w_edge[place], s.deliver_last + p.deliver_interval))
+        at = max(at, q.w_edge[place])
     at = max(at, q.rw_release[s.receive_writes % p.receive_writes] + 2)
     s.at_write = max(at, port_free(p, s))
 
@@ -1166,7 +1185,6 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         return
     if not q.w_begun[place]:
         q.w_begun[place] = 1
-        s.deliver_last = now
         if q.w_last[place]:
             rows = beats(left, p.host_bytes)
             _release_rows(s, q, q.w_kept[place], now - p.row_to_write, rows)
@@ -1188,14 +1206,15 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         s.part_done = max(s.part_done, q.w_done[place] + p.response_to_write)
         s.parts_head += 1
         s.parts_done += 1
-        if q.w_last[place] and q.w_tells[place]:
-            _tell_receive(p, s, q, q.w_channel[place], q.w_number[place], s.part_done)
+        if q.w_last[place]:
+            for buffer in range(q.w_tells[place]):
+                tell_receive(p, s, q, q.w_channel[place], q.w_number[place], s.part_done + buffer * p.gather_interval)
         plan_match(p, s, q)
     plan_write(p, s, q)
 
 
 @rule
-def _tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> None:
+def tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> None:
     token = s.rx_tail & TOKENS - 1
     q.rx_edge[token] = edge
     q.rx_channel[token] = channel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -62,8 +62,18 @@ class MacModel(Protocol):
     def source_gap_cycles(self) -> int: ...
 
 
-def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, traced: bool = False, asks: bool = False) -> Any:
-    """The record `p`. `traced`: reads and jobs come out too; `asks`: the host says which buffers a frame gets."""
+P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *(
+    "channels mac_bytes host_bytes clock_hz period_ps period_rest slot_cycles entry_rows buffer_bytes payload_reads "
+    "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
+    "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
+    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors traced asks queue_slots channel_fetches "
+    "descriptor_reads receive_reads prefetch_slots receive_writes completion_writes frames_ready segmenters "
+    "commands_ahead").split())])
+
+
+def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes: int = 2048, traced: bool = False,
+               asks: bool = False) -> np.ndarray:
+    """The record `p`; an array of one. `buffer_bytes`: of a receive buffer, unless it is asked for. `traced`: reads and jobs come out too; `asks`: the host says which buffers a frame gets."""
     config = model.config
     values: dict[str, int] = {name: getattr(model.timing, name) for name in StageTiming.names()}
     values |= {
@@ -71,6 +81,7 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, traced: bool
         "clock_hz": config.clock_hz, "period_ps": stages.PS_PER_S // config.clock_hz,
         "period_rest": stages.PS_PER_S % config.clock_hz,
         "slot_cycles": -(-stages.SLOT_BYTES // config.host_bytes),
+        "entry_rows": -(-stages.COMPLETION_BYTES // config.host_bytes), "buffer_bytes": buffer_bytes,
         "payload_reads": config.payload_reads, "bytes_ahead": config.payload_reads * BURST_BYTES,
         "tx_rows": config.tx_buffer_bytes // config.host_bytes, "rx_rows": config.rx_buffer_bytes // config.host_bytes,
         "least_fetch": max(MAX_DESCRIPTOR_SLOTS, model.queue_slots // 4),
@@ -88,10 +99,10 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, traced: bool
     for name in ("queue_slots", "channel_fetches", "descriptor_reads", "receive_reads", "prefetch_slots",
                  "receive_writes", "completion_writes", "frames_ready", "segmenters", "commands_ahead"):
         values[name] = getattr(model, name)
-    record = np.zeros(1, np.dtype([(name, np.int64) for name in values])).view(np.recarray)[0]
+    found = np.zeros(1, P_LAYOUT)
     for name, value in values.items():
-        record[name] = value
-    return record
+        found[name] = value
+    return found
 
 
 _NUMBERS = (
@@ -105,23 +116,25 @@ _NUMBERS = (
     "p_bursts", "piece", "piece_at", "piece_left", "rows_head", "rows_in", "rows_out", "frame_tail", "mac_last",
     "fifo_head", "fifo_tail", "fifo_bytes", "wire_free_ps",
     "tx_head", "tx_tail", "rx_head", "rx_tail", "complete_free", "token_was_tx", "batch_tail", "completion_writes",
-    "event_last", "source_free", "in_head", "in_tail", "kept_head", "kept_tail", "rx_rows", "wait_head", "wait_tail",
+    "source_free", "in_head", "in_tail", "kept_head", "kept_tail", "rx_rows", "wait_head", "wait_tail",
     "match_free", "parts_head", "parts_tail", "parts_done", "part_done", "waits_for_slot", "prefetch_free",
-    "prefetch_last", "r_out_free", "r_bursts", "rows_free", "deliver_last", "receive_writes",
+    "prefetch_last", "r_out_free", "r_bursts", "rows_free", "receive_writes",
     "asked", "answered", "answer_buffers", "answer_parts", "answer_tells",
     "piece_tail", "entered", "arrived",
 )
 
 
-def numbers(bus: BusModel) -> Any:
-    """The record `s`, of a device at rest."""
-    layout = [(name, np.int64) for name in _NUMBERS] + [("random", np.uint64)]
-    record = np.zeros(1, np.dtype(layout)).view(np.recarray)[0]
+S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS] + [("random", np.uint64)])
+
+
+def numbers(bus: BusModel) -> np.ndarray:
+    """The record `s`, of a device at rest; an array of one."""
+    record = np.zeros(1, S_LAYOUT)
     for name in _NUMBERS:
         if name.startswith("at_"):
             record[name] = stages.NEVER
     record["random"] = bus.seed
-    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last", "deliver_last"):
+    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last"):
         record[name] = -1000
     return record
 
@@ -135,7 +148,7 @@ _TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
     ((stages.FETCHES_KEPT, 16), "f_burst_at f_burst_out f_burst_slots"),
     (stages.FREED, "fr_edge fr_channel fr_slots"),
     (READS, "d_release p_release r_release cw_release rw_release"),
-    ((MAX_CHANNELS, DESCRIPTORS), "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_complete d_piece d_pieces d_number d_job"),
+    ((MAX_CHANNELS, DESCRIPTORS), "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_bad d_complete d_piece d_pieces d_number d_job"),
     (stages.PIECES, "piece_address piece_length"),
     (stages.ARRIVALS, "a_edge a_channel"),
     (stages.BEGUN, "b_edge b_bytes"),
@@ -153,13 +166,15 @@ _TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
 compiled for one is good for all."""
 
 
-def queues(model: DeviceModel) -> Any:
-    """The record `q`, empty."""
-    layout = [(name, np.int64, size) for size, names in _TABLES for name in names.split()]
-    record = np.zeros(1, np.dtype(layout)).view(np.recarray)[0]
+Q_LAYOUT = np.dtype([(name, np.int64, size) for size, names in _TABLES for name in names.split()])
+
+
+def queues(model: DeviceModel) -> np.ndarray:
+    """The record `q`, empty; an array of one."""
+    found = np.zeros(1, Q_LAYOUT)
     for name in ("pending", "rx_want"):
-        record[name][:] = stages.NEVER
+        found[name] = stages.NEVER
     for name in ("d_release", "p_release", "r_release", "cw_release", "rw_release"):
-        record[name][:] = -1000
-    record["ring_slots"][:] = 1 << model.config.max_ring_log2
-    return record
+        found[name] = -1000
+    found["ring_slots"] = 1 << model.config.max_ring_log2
+    return found
