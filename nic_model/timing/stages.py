@@ -470,7 +470,7 @@ def _make_job(p: Any, s: Any, q: Any, channel: int, place: int, edge: int) -> No
     inline_rows = beats(q.d_inline[channel, place], p.host_bytes)
     work = max(max(inline_rows, q.d_pieces[channel, place]) - 1 + p.job_interval,
                q.d_slots[channel, place] * p.slot_cycles)
-    job = max(edge + p.slot_to_payload, s.job_last + work)
+    job = max(edge + p.slot_to_payload + max(0, q.d_pieces[channel, place] - 1), s.job_last + work)
     s.job_last = job
     q.d_job[channel, place] = job
     q.a_edge[s.arrival_tail & ARRIVALS - 1] = job
