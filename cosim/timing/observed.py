@@ -12,6 +12,7 @@ from cosim.engines.bench import CountingPort
 from cosim.engines.bus import Bus
 from cosim.engines.compiled import CompiledDevice
 from cosim.engines.library import Library, PortEvent, PortEventKind
+from cosim.engines.timed import TimedPort
 from cosim.engines.transactor_port import TransactorPort
 from cosim.mac import PS_PER_S, SentFrame
 from cosim.memory import HostMemory
@@ -235,7 +236,7 @@ def on_rules(model: DeviceModel, case: Case) -> Observed:
             inline, pieces = HEADER_BYTES if send.mss else send.inline, send.cut()
             its = slots_needed(inline, len(pieces))
             machine.call("put_send", channel, send.payload, send.mss, inline,
-                         2 if send.mss or send.checksums else 0, its, send.complete, 0)
+                         2 if send.mss or send.checksums else 0, its, send.complete)
             for offset, length in pieces:
                 machine.call("put_piece", channel, offset, length)
             slots += its
@@ -260,4 +261,38 @@ def _observed(events: list[list[int]], begin: int) -> Observed:
             found.completions.setdefault(a, []).append(c - begin)
         elif kind == stages.DROPPED:
             found.dropped += 1
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- the device in time
+
+
+def on_model(model: DeviceModel, case: Case) -> Observed:
+    """A case over the timed device, with bytes and its host."""
+    config = model.config
+    bench = CaseBench(config, case)
+    port = TimedPort(model, bench.kernel, bench.memory, bench, case.bus)
+    found, start = Observed(), start_edge(config)
+    take_out = port.device._take_out
+    taken: list[list[int]] = []
+    machine_taken = port.device.machine.taken
+
+    def keep() -> list[list[int]]:
+        events = machine_taken()
+        taken.extend(events)
+        return events
+
+    port.device.machine.taken = keep  # type: ignore[method-assign]
+    del take_out
+    bench.start(port)
+    while not bench.finished():
+        time_ps = bench.kernel.next_time()
+        if time_ps is None:
+            raise RuntimeError(f"{case.name}: nothing goes on at {bench.kernel.now} ps")
+        bench.kernel.run_until(time_ps)
+    bench.outcome(port)
+    found = _observed([event for event in taken], start)
+    found.interrupts = [(edge_of(config, time) - start, line) for time, line in port.rises
+                        if time >= start_ps(config)]
+    keep_memory(found, bench)
     return found

@@ -51,11 +51,11 @@ def _tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) 
     return 0
 
 
-@cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT), cache=True)
+@cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT, _INT, _INT, _INT, _INT), cache=True)
 def _put_send(p: Any, s: Any, q: Any, channel: int, payload: int, mss: int, inline: int, sums: int, slots: int,
-              complete: int, bad: int) -> int:
+              complete: int) -> int:
     return int(kernel.put_send(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], channel, payload, mss, inline, sums,
-                               slots, complete, bad))
+                               slots, complete))
 
 
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT), cache=True)

@@ -65,7 +65,7 @@ def arrivals(edges: Any, channels: Any, lengths: Any) -> np.ndarray:
 
 @rule
 def put_send(p: Any, s: Any, q: Any, channel: int, payload: int, mss: int, inline: int, sums: int, slots: int,
-             complete: int, bad: int) -> int:
+             complete: int) -> int:
     """A descriptor stands in its channel's ring; its pieces are added by `put_piece`. Returns its number."""
     place = q.posted[channel] % p.descriptors
     q.d_slots[channel, place] = slots
@@ -74,7 +74,6 @@ def put_send(p: Any, s: Any, q: Any, channel: int, payload: int, mss: int, inlin
     q.d_mss[channel, place] = mss
     q.d_sums[channel, place] = sums
     q.d_ipv6[channel, place] = 0
-    q.d_bad[channel, place] = bad
     q.d_complete[channel, place] = complete
     q.d_piece[channel, place] = s.piece_tail
     q.d_pieces[channel, place] = 0
@@ -114,7 +113,7 @@ def feed(p: Any, s: Any, q: Any, rows: Any, at: int) -> int:
         while (at < count and rows[at].kind == SEND and rows[at].channel == channel and rows[at].edge <= edge
                and q.producer[channel] + slots + rows[at].slots - q.consumed[channel] <= q.ring_slots[channel]):
             row = rows[at]
-            put_send(p, s, q, channel, row.length, row.mss, row.inline, row.sums, row.slots, 1, 0)
+            put_send(p, s, q, channel, row.length, row.mss, row.inline, row.sums, row.slots, 1)
             if row.length > 0:
                 put_piece(p, s, q, channel, row.address, row.length)
             slots += row.slots

@@ -800,7 +800,8 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     # the MAC
     first = enter_mac(p, s, q, max(ready, s.mac_last + 1))
     last = first + (beats(length, p.mac_bytes) * p.sink_cycles_100 + 99) // 100 - 1
-    leave_mac(p, s, q, last, length)
+    if length > 0:
+        leave_mac(p, s, q, last, length)
     s.mac_last = last
     q.t_first[number] = first
     q.t_last[number] = last
@@ -982,6 +983,11 @@ def keep_frame(p: Any, s: Any, q: Any) -> None:
     """A frame's last row: it is kept if all its rows found room."""
     place = s.in_head & INCOMING - 1
     now = s.at_arrive
+    if q.i_channel[place] < 0:
+        # not for this host: it leaves no row
+        s.in_head += 1
+        s.at_arrive = q.i_edge[s.in_head & INCOMING - 1] if s.in_head < s.in_tail else NEVER
+        return
     rows = beats(q.i_length[place], p.host_bytes)
     while s.kept_head < s.kept_tail and q.k_end[s.kept_head & INCOMING - 1] <= now:
         s.rx_rows -= q.k_rows[s.kept_head & INCOMING - 1]

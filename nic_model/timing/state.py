@@ -148,7 +148,7 @@ _TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
     ((stages.FETCHES_KEPT, 16), "f_burst_at f_burst_out f_burst_slots"),
     (stages.FREED, "fr_edge fr_channel fr_slots"),
     (READS, "d_release p_release r_release cw_release rw_release"),
-    ((MAX_CHANNELS, DESCRIPTORS), "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_bad d_complete d_piece d_pieces d_number d_job"),
+    ((MAX_CHANNELS, DESCRIPTORS), "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_complete d_piece d_pieces d_number d_job"),
     (stages.PIECES, "piece_address piece_length"),
     (stages.ARRIVALS, "a_edge a_channel"),
     (stages.BEGUN, "b_edge b_bytes"),
