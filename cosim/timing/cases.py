@@ -6,6 +6,7 @@ RTL and over the timed model has the same inputs at the same edges. `drive` is t
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -29,7 +30,14 @@ from nic_model.contract import (
     SendFlag,
     Status,
 )
-from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, IPV4_HEADER_BYTES, TCP_HEADER_BYTES
+from nic_model.checksum import internet_checksum
+from nic_model.contract.protocols import (
+    ETHERNET_HEADER_BYTES,
+    IPV4_HEADER_BYTES,
+    TCP_FLAGS_OFFSET,
+    TCP_HEADER_BYTES,
+    TcpFlags,
+)
 
 START_CYCLES = 60_000
 """From the device's reset to a case's start: all registers are written by then, and everything rests."""
@@ -95,6 +103,8 @@ class Arrival:
     cycle: int
     length: int
     flow: int = 0
+    sequence: int = -1
+    """Of its TCP segment, whose checksums are right then; -1: whatever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +131,10 @@ class Case:
     """Of each receive buffer."""
     receivers: int = 1
     """Channels that frames are spread over, from channel 0 on."""
+    coalesce_ticks: int = 0
+    """Of receive coalescing; 0: off."""
+    seed: int = 0
+    """Of the bytes that are sent."""
     moderation: Moderation | None = None
     """None: nobody listens to interrupts."""
 
@@ -154,7 +168,7 @@ async def drive(config: NicConfig, case: Case, port: Port, kernel: Kernel, memor
         if sender:
             operations |= OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED
         if number in receiving:
-            operations |= OperationMask.RECEIVE_RAW
+            operations |= OperationMask.RECEIVE_RAW | OperationMask.COALESCE
         channels[number] = await nic.open_channel(
             number, operations=operations, vector=number % nic.capabilities.vectors,
             tx_log2=min(max(4, (slots - 1).bit_length()), nic.capabilities.max_ring_log2),
@@ -162,6 +176,7 @@ async def drive(config: NicConfig, case: Case, port: Port, kernel: Kernel, memor
             push_bytes=PUSHED_INLINE_BYTES if sender and sender.pushes else 0)
         if sender:
             region = memory.allocate(REGION_BYTES, 4096)
+            memory.view(region, REGION_BYTES)[:] = random.Random(case.seed + number).randbytes(REGION_BYTES)
             keys[number] = nic.register_memory(region, REGION_BYTES, KeyRight.READ, number, NOBODY).value
     for number in receiving:
         _post(nic, memory, channels[number], case.buffer_bytes)
@@ -169,6 +184,8 @@ async def drive(config: NicConfig, case: Case, port: Port, kernel: Kernel, memor
         nic.set_mac_address(OWN_MAC)
         if case.receivers > 1:
             nic.set_rss(indirection=list(receiving))
+        if case.coalesce_ticks:
+            nic.set_coalescing(case.coalesce_ticks * 1e6 / config.clock_hz)
         nic.enable_receive(True)
         for number in receiving:
             channels[number].ring_doorbell(NOBODY)
@@ -183,9 +200,9 @@ async def drive(config: NicConfig, case: Case, port: Port, kernel: Kernel, memor
     def at(cycle: int) -> int:
         return begin + cycle * PS_PER_S // config.clock_hz
 
-    frames = {}
+    frames: dict[tuple[int, int, int], bytes] = {}
     for arrival in case.arrivals:
-        kind = arrival.length, arrival.flow
+        kind = arrival.length, arrival.flow, arrival.sequence
         if kind not in frames:
             frames[kind] = frame_bytes(*kind)
         deliver(frames[kind], False, at(arrival.cycle))
@@ -299,11 +316,21 @@ def headers(flow: int) -> bytes:
             + struct.pack(">HHIIBBHHH", 80, 1024 + flow, 1, 1, 0x50, 0x18, 0xFFFF, 0, 0))
 
 
-def frame_bytes(length: int, flow: int) -> bytes:
-    """A frame for the device, of one of many flows."""
+def frame_bytes(length: int, flow: int, sequence: int = -1) -> bytes:
+    """A frame for the device, of one of many flows; with a `sequence` its checksums are right."""
     whole = bytearray(OWN_MAC + PEER_MAC + headers(flow)[12:])
     whole[16:18] = (length - ETHERNET_HEADER_BYTES).to_bytes(2, "big")
-    return bytes(whole).ljust(length, b"\x55")[:length]
+    whole = whole.ljust(length, b"\x55")[:length]
+    if sequence >= 0:
+        whole[_TCP + 4 : _TCP + 8] = (sequence & 0xFFFF_FFFF).to_bytes(4, "big")
+        whole[_TCP + TCP_FLAGS_OFFSET] = TcpFlags.ACK
+        whole[_IP + 10 : _IP + 12] = internet_checksum(bytes(whole[_IP:_TCP])).to_bytes(2, "big")
+        pseudo = bytes(whole[_IP + 12 : _IP + 20]) + bytes([0, 6]) + (length - _TCP).to_bytes(2, "big")
+        whole[_TCP + 16 : _TCP + 18] = internet_checksum(pseudo + bytes(whole[_TCP:])).to_bytes(2, "big")
+    return bytes(whole)
 
+
+_IP = ETHERNET_HEADER_BYTES
+_TCP = _IP + IPV4_HEADER_BYTES
 
 assert RAW_CHANNEL == 0

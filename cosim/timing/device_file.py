@@ -93,6 +93,11 @@ def find(name_or_path: str) -> Path:
     return Path(name_or_path)
 
 
+def is_device_file(name_or_path: str) -> bool:
+    """Whether it is a path of a device file, and not a name."""
+    return name_or_path.endswith(".toml")
+
+
 def shipped() -> list[str]:
     """Names of the files that come with memnic."""
     return sorted(path.stem for path in DEVICES.glob("*.toml"))
