@@ -269,6 +269,9 @@ class TimedDevice:
         if not 0 <= channel_number < self.config.channels or not 0 <= offset < DOORBELL_STRIDE:
             return
         channel = doing._channels[channel_number]
+        if offset == REGISTERS["CQ_ARM"].offset:
+            self._at(self.now + self.model.timing.arm_to_irq, self._arm, channel, data)
+            return
         posted, self._slots = channel.rx.producer, 0
         parsed = channel.tx.index
         pushes = offset >= REGISTERS["PUSH"].offset and len(data) == PUSH_BLOCK_BYTES
@@ -283,6 +286,14 @@ class TimedDevice:
         more = ring.distance(posted, channel.rx.producer)
         if more and channel.runs and offset == REGISTERS["RX_DOORBELL"].offset:
             self.machine.call("post_buffers", self.now, channel_number, more)
+
+    def _arm(self, channel: _Channel, data: bytes) -> None:
+        """An arm takes effect. The line may fall and rise again: then it has risen, though it was high before."""
+        doing, vector = self.doing, self.doing._vectors[channel.vector]
+        was_high, rises = doing.irq[channel.vector], vector.rises
+        doing.write_doorbell(channel.number, REGISTERS["CQ_ARM"].offset, data)
+        if was_high and vector.rises > rises and vector.line:
+            doing.on_irq(channel.vector, True)
 
     def _submitted(self, channel: _Channel, submission: Submission, status: int) -> None:
         """A descriptor was carried out: its stages begin."""

@@ -78,6 +78,9 @@ class StageTiming:
     deadline_to_irq: int
     """`Completion`, `Events`: from the bus's response to the interrupt line, beside the time that moderation waits."""
 
+    arm_to_irq: int
+    """`Doorbells`, `Events`: from an arm's beat to the interrupt line, if something came meanwhile."""
+
     arrived_to_write: int
     """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`, `RxDeliver`, `DmaWrite`: from a frame's last beat to the first
     that is written of it."""

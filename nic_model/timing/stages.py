@@ -160,18 +160,59 @@ TAGS_THAT_BIND = 1024
 
 
 @rule
-def read(p: Any, s: Any, q: Any, edge: int, length_beats: int, client: int) -> int:
-    """A burst is asked for at an edge: the edge of its last beat on the bus. Out of order, a burst that is late holds
-    up no other; so beats share the port as if all were in order."""
+def read(p: Any, s: Any, q: Any, edge: int, rows: int, client: int, entry: int) -> int:
+    """A burst is asked for at an edge: the edge of its last beat on the bus, if that is known by now. On a bus out of
+    order it is not; then `land` says it to the entry of the client's queue."""
     if p.traced:
         put(s, q, READ, edge, client, 0, 0, 0)
-    due = read_due(p, s, q, edge, length_beats * p.host_bytes)
-    first = max(due, s.r_last) + 1
-    s.r_last = first + length_beats - 1
-    if p.reorder:
-        late = below(s, p.reorder + 1)
-        return max(s.r_last, due + late + length_beats)
-    return s.r_last
+    due = read_due(p, s, q, edge, rows * p.host_bytes)
+    if p.reorder == 0:
+        s.r_last = max(due, s.r_last) + rows
+        return s.r_last
+    place = s.on_way
+    q.o_due[place] = due + below(s, p.reorder + 1)
+    q.o_order[place] = s.asked_for
+    q.o_rows[place] = rows
+    q.o_client[place] = client
+    q.o_entry[place] = entry
+    s.on_way += 1
+    s.asked_for += 1
+    s.at_land = min(s.at_land, max(q.o_due[place], s.r_last))
+    return NEVER
+
+
+@rule
+def land(p: Any, s: Any, q: Any) -> None:
+    """Of all data that are due, the earliest take the bus."""
+    chosen = 0
+    for place in range(1, s.on_way):
+        if q.o_due[place] < q.o_due[chosen] or (
+                q.o_due[place] == q.o_due[chosen] and q.o_order[place] < q.o_order[chosen]):
+            chosen = place
+    client, entry = q.o_client[chosen], q.o_entry[chosen]
+    s.r_last = max(q.o_due[chosen], s.r_last) + q.o_rows[chosen]
+    s.on_way -= 1
+    last = s.on_way
+    q.o_due[chosen] = q.o_due[last]
+    q.o_order[chosen] = q.o_order[last]
+    q.o_rows[chosen] = q.o_rows[last]
+    q.o_client[chosen] = q.o_client[last]
+    q.o_entry[chosen] = q.o_entry[last]
+    s.at_land = NEVER
+    for place in range(s.on_way):
+        s.at_land = min(s.at_land, max(q.o_due[place], s.r_last))
+    if client == PAYLOAD:
+        q.e_landed[entry & ENTRIES - 1] = s.r_last
+        stream_payload(p, s, q)
+    elif client == SLOTS:
+        q.g_landed[entry & ENTRIES - 1] = s.r_last
+        stream_slots(p, s, q)
+    else:
+        q.h_landed[entry & ENTRIES - 1] = s.r_last
+        stream_buffers(p, s, q)
+
+
+ENTRIES = 1024
 
 
 @rule
@@ -307,20 +348,40 @@ def read_slots(p: Any, s: Any, q: Any, horizon: int) -> None:
             slot = s.d_bursts % p.descriptor_reads
             edge = max(max(q.f_issued[place], s.d_ar_last + 1), q.d_release[slot] + p.slot_to_read)
             if edge > horizon:
-                s.at_slots = edge
+                s.at_slots = edge if edge < NEVER else NEVER
                 return
             s.d_ar_last = edge
-            out = max(read(p, s, q, edge, rows, SLOTS), s.d_out_free)
-            s.d_out_free = out + rows
-            q.d_release[slot] = out + rows - 1
+            q.d_release[slot] = NEVER
+            entry = s.d_bursts & ENTRIES - 1
+            q.g_rows[entry] = rows
+            q.g_slot[entry] = slot
+            q.g_fetch[entry] = place
+            q.g_burst[entry] = s.slots_burst
+            q.g_landed[entry] = read(p, s, q, edge, rows, SLOTS, s.d_bursts)
             s.d_bursts += 1
-            q.f_burst_out[place, s.slots_burst] = out
             s.slots_burst += 1
-            if s.at_cut == NEVER:
-                s.at_cut = edge + 1
+            stream_slots(p, s, q)
         s.slots_burst = 0
         s.slots_fetch += 1
     s.at_slots = NEVER
+
+
+@rule
+def stream_slots(p: Any, s: Any, q: Any) -> None:
+    """Bursts of slots that have landed stream out, in order."""
+    while s.d_streamed < s.d_bursts and q.g_landed[s.d_streamed & ENTRIES - 1] < NEVER:
+        entry = s.d_streamed & ENTRIES - 1
+        out = max(q.g_landed[entry], s.d_out_free)
+        s.d_out_free = out + q.g_rows[entry]
+        q.d_release[q.g_slot[entry]] = s.d_out_free - 1
+        q.f_burst_out[q.g_fetch[entry], q.g_burst[entry]] = out
+        s.d_streamed += 1
+        if s.at_cut == NEVER:
+            s.at_cut = out
+    if s.at_slots == NEVER and s.slots_fetch < s.fetch_tail:
+        release = q.d_release[s.d_bursts % p.descriptor_reads]
+        if release < NEVER:
+            s.at_slots = max(q.f_issued[s.slots_fetch & FETCHES_KEPT - 1], release + p.slot_to_read)
 
 
 FETCHES_KEPT = 16
@@ -599,7 +660,7 @@ def decide(p: Any, s: Any, q: Any) -> None:
     plan_decision(p, s, q)
 
 
-COMMANDS = 256
+COMMANDS = 512
 
 
 @rule
@@ -662,37 +723,28 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             s.reading = 1
             s.read_left = q.c_count[command]
             s.frame_edge = q.c_edge[command]
-            s.run_beats = 0
-            s.run_last = 0
+            s.read_first = 1
             _find_piece(s, q, channel, place, q.c_offset[command])
-            s.template_end = s.frame_edge
-            if q.c_first[command] and q.d_inline[channel, place] > 0:
-                # the template's rows go before the payload
-                rows = beats(q.d_inline[channel, place], p.host_bytes)
-                s.stream_free = max(s.stream_free, s.frame_edge + p.decision_to_rows) + rows
-                s.template_end = s.stream_free
+            if s.read_left == 0:
+                _put_entry(s, q, command, 0, 0, 0, 0)
+                stream_payload(p, s, q)
         while s.read_left > 0:
             slot = s.p_bursts % p.payload_reads
             edge = max(max(s.frame_edge, s.p_ar_last + 1), q.p_release[slot] + p.slot_to_read)
             if edge > horizon:
-                s.at_read = edge
+                s.at_read = edge if edge < NEVER else NEVER
                 return
             at = s.piece_at
             length = min(min(s.read_left, s.piece_left), BURST - at % BURST)
             rows = rows_between(at, length, p.host_bytes)
             s.p_ar_last = edge
-            landed = read(p, s, q, edge, rows, PAYLOAD)
-            out = max(landed, s.stream_free)
-            if s.run_beats == 0:
-                out = max(out, _room_for_frame(p, s, q, channel, place, q.c_count[command]))
-            s.stream_free = out + rows
-            q.p_release[slot] = out + rows - 1
-            s.p_bursts += 1
-            s.run_beats += rows
-            s.run_last = (at + length - 1) % p.host_bytes + 1
-            if rows == 1:
-                s.run_last = length
+            q.p_release[slot] = NEVER
+            # bytes in the last row, which may be the first
+            in_last = length if rows == 1 else (at + length - 1) % p.host_bytes + 1
             s.read_left -= length
+            _put_entry(s, q, command, rows, slot, in_last, NEVER)
+            q.e_landed[s.e_tail - 1 & ENTRIES - 1] = read(p, s, q, edge, rows, PAYLOAD, s.e_tail - 1)
+            s.p_bursts += 1
             s.piece_at += length
             s.piece_left -= length
             if s.piece_left == 0 and s.read_left > 0:
@@ -700,12 +752,12 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
                 s.frame_edge += p.piece_first
                 s.piece_at = q.piece_address[s.piece & PIECES - 1]
                 s.piece_left = q.piece_length[s.piece & PIECES - 1]
+            stream_payload(p, s, q)
         s.reading = 0
         if s.command_tail - s.command_head == p.commands_ahead:
             # whoever is behind it moves up in the same cycles
             s.decide_free = max(s.decide_free, s.p_ar_last)
         s.command_head += 1
-        finish_frame(p, s, q, command)
         plan_decision(p, s, q)
         if s.command_head < s.command_tail:
             following = q.c_edge[s.command_head & COMMANDS - 1]
@@ -713,6 +765,53 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
                 s.at_read = following
                 return
     s.at_read = NEVER
+
+
+@rule
+def _put_entry(s: Any, q: Any, command: int, rows: int, slot: int, in_last: int, landed: int) -> None:
+    """A burst of a frame joins the queue of those that stream out in order; of a frame without payload, nothing."""
+    entry = s.e_tail & ENTRIES - 1
+    q.e_command[entry] = command
+    q.e_rows[entry] = rows
+    q.e_slot[entry] = slot
+    q.e_in_last[entry] = in_last
+    q.e_first[entry] = s.read_first
+    q.e_ends[entry] = s.read_left == 0
+    q.e_landed[entry] = landed
+    s.read_first = 0
+    s.e_tail += 1
+
+
+@rule
+def stream_payload(p: Any, s: Any, q: Any) -> None:
+    """Bursts of payload that have landed stream out in order, each frame's behind the rows of its template."""
+    while s.e_head < s.e_tail and q.e_landed[s.e_head & ENTRIES - 1] < NEVER:
+        entry = s.e_head & ENTRIES - 1
+        command = q.e_command[entry]
+        channel, place = q.c_channel[command], q.c_place[command]
+        out = s.stream_free
+        if q.e_first[entry]:
+            s.template_end = q.c_edge[command]
+            if q.c_first[command] and q.d_inline[channel, place] > 0:
+                rows = beats(q.d_inline[channel, place], p.host_bytes)
+                s.stream_free = max(s.stream_free, q.c_edge[command] + p.decision_to_rows) + rows
+                s.template_end = s.stream_free
+            out = s.stream_free
+            if q.e_rows[entry] > 0:
+                out = max(out, _room_for_frame(p, s, q, channel, place, q.c_count[command]))
+        if q.e_rows[entry] > 0:
+            out = max(out, q.e_landed[entry])
+            s.stream_free = out + q.e_rows[entry]
+            q.p_release[q.e_slot[entry]] = s.stream_free - 1
+        s.run_last = q.e_in_last[entry]
+        s.e_head += 1
+        if q.e_ends[entry]:
+            finish_frame(p, s, q, command)
+            plan_decision(p, s, q)
+    if s.at_read == NEVER and s.reading and s.read_left > 0:
+        release = q.p_release[s.p_bursts % p.payload_reads]
+        if release < NEVER:
+            s.at_read = max(max(s.frame_edge, s.p_ar_last + 1), release + p.slot_to_read)
 
 
 @rule
@@ -1057,13 +1156,12 @@ def match(p: Any, s: Any, q: Any) -> bool:
         # a slot that is not yet fetched: whoever fetches it wakes this
         s.answered = p.asks
         s.at_match = NEVER
-        s.waits_for_slot = channel + 1
         return False
     if needed > 0:
         landed = q.rx_landed[channel, (q.rx_used[channel] + needed - 1) & RX_LANDED - 1]
         if landed > now:
             s.answered = p.asks
-            s.at_match = landed
+            s.at_match = landed if landed < NEVER else NEVER
             return False
     parts = s.answer_parts if p.asks else needed
     left = q.m_length[wait]
@@ -1146,21 +1244,49 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
         rows = rows_between(asked * RX_SLOT_BYTES, count * RX_SLOT_BYTES, p.host_bytes)
         slot = s.r_bursts % p.receive_reads
         edge = max(now, q.r_release[slot] + p.slot_to_read)
-        landed = read(p, s, q, edge, rows, BUFFERS)
-        out = max(landed, s.r_out_free)
-        s.r_out_free = out + rows
-        q.r_release[slot] = out + rows - 1
-        s.r_bursts += 1
+        if edge >= NEVER:
+            # no place for what comes: when one is free, `stream_buffers` says so
+            q.rx_want[channel] = NEVER
+            s.starved_channel = channel + 1
+            plan_prefetch(p, s, q)
+            return
+        q.r_release[slot] = NEVER
+        entry = s.r_bursts & ENTRIES - 1
+        q.h_rows[entry] = rows
+        q.h_slot[entry] = slot
+        q.h_channel[entry] = channel
+        q.h_first[entry] = asked
+        q.h_count[entry] = count
         for number in range(count):
-            q.rx_landed[channel, (asked + number) & RX_LANDED - 1] = (
-                out + number * RX_SLOT_BYTES // p.host_bytes + p.slots_to_write - p.arrived_to_write)
+            q.rx_landed[channel, (asked + number) & RX_LANDED - 1] = NEVER
+        q.h_landed[entry] = read(p, s, q, edge, rows, BUFFERS, s.r_bursts)
+        s.r_bursts += 1
         q.rx_asked[channel] += count
         if available > count:
             q.rx_want[channel] = now + p.prefetch_interval
-        if s.waits_for_slot == channel + 1:
-            s.waits_for_slot = 0
-            s.at_match = max(now, q.rx_landed[channel, q.rx_used[channel] & RX_LANDED - 1])
+        stream_buffers(p, s, q)
     plan_prefetch(p, s, q)
+
+
+@rule
+def stream_buffers(p: Any, s: Any, q: Any) -> None:
+    """Bursts of receive slots that have landed stream out, in order; a frame may wait for one."""
+    while s.r_streamed < s.r_bursts and q.h_landed[s.r_streamed & ENTRIES - 1] < NEVER:
+        entry = s.r_streamed & ENTRIES - 1
+        out = max(q.h_landed[entry], s.r_out_free)
+        s.r_out_free = out + q.h_rows[entry]
+        q.r_release[q.h_slot[entry]] = s.r_out_free - 1
+        channel = q.h_channel[entry]
+        for number in range(q.h_count[entry]):
+            q.rx_landed[channel, (q.h_first[entry] + number) & RX_LANDED - 1] = (
+                out + number * RX_SLOT_BYTES // p.host_bytes + p.slots_to_write - p.arrived_to_write)
+        s.r_streamed += 1
+        if s.at_match == NEVER:
+            plan_match(p, s, q)
+        if s.starved_channel:
+            q.rx_want[s.starved_channel - 1] = min(q.rx_want[s.starved_channel - 1], s.r_out_free)
+            s.starved_channel = 0
+            plan_prefetch(p, s, q)
 
 
 # rtl/rx_deliver.py, rtl/dma_write.py
@@ -1236,7 +1362,7 @@ def tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -
 def next_edge(s: Any) -> int:
     """When something happens by itself; NEVER: not until something enters."""
     return min(min(min(s.at_fetch, s.at_cut), min(s.at_decide, s.at_read)),
-               min(min(min(s.at_complete, s.at_arrive), s.at_slots), min(s.at_match, min(s.at_prefetch, s.at_write))))
+               min(min(min(s.at_complete, s.at_arrive), min(s.at_slots, s.at_land)), min(s.at_match, min(s.at_prefetch, s.at_write))))
 
 
 @rule
@@ -1260,6 +1386,8 @@ def advance(p: Any, s: Any, q: Any, until: int) -> bool:
                 return False
         elif s.at_arrive == at:
             keep_frame(p, s, q)
+        elif s.at_land == at:
+            land(p, s, q)
         elif s.at_prefetch == at:
             prefetch(p, s, q)
         elif s.at_decide == at:

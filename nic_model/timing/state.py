@@ -107,18 +107,18 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
 
 _NUMBERS = (
     "out_count", "bus_up", "bus_down", "tag_head", "tags_used", "r_last", "w_first", "w_last", "w_was_completion",
-    "at_fetch", "at_cut", "at_decide", "at_read", "at_complete", "at_arrive", "at_match", "at_prefetch", "at_write", "at_slots", "slots_fetch", "slots_burst",
-    "fetch_free", "fetch_last", "fetch_head", "fetch_tail", "d_ar_last", "d_out_free", "d_bursts",
+    "at_fetch", "at_cut", "at_decide", "at_read", "at_complete", "at_arrive", "at_match", "at_prefetch", "at_write", "at_slots", "at_land", "on_way", "asked_for", "slots_fetch", "slots_burst",
+    "fetch_free", "fetch_last", "fetch_head", "fetch_tail", "d_ar_last", "d_out_free", "d_bursts", "d_streamed",
     "cutting", "cut_fetch", "cut_burst", "cut_slot", "cut_left", "cut_channel", "cut_end", "cut_stale", "cut_free",
     "job_last", "arrival_head", "arrival_tail", "command_head", "command_tail", "frames_decided",
     "freed_head", "freed_tail", "decide_free", "rest_edge", "decide_last", "has_job", "ahead", "gone_ahead", "begun_head", "begun_tail", "walk_free",
-    "reading", "read_left", "frame_edge", "run_beats", "run_last", "stream_free", "template_end", "p_ar_last",
+    "reading", "read_left", "frame_edge", "run_last", "read_first", "e_head", "e_tail", "stream_free", "template_end", "p_ar_last",
     "p_bursts", "piece", "piece_at", "piece_left", "rows_head", "rows_in", "rows_out", "frame_tail", "mac_last",
     "fifo_head", "fifo_tail", "fifo_bytes", "wire_free_ps",
     "tx_head", "tx_tail", "rx_head", "rx_tail", "complete_free", "token_was_tx", "batch_tail", "completion_writes",
     "source_free", "in_head", "in_tail", "kept_head", "kept_tail", "rx_rows", "wait_head", "wait_tail",
-    "match_free", "parts_head", "parts_tail", "parts_done", "part_done", "waits_for_slot", "prefetch_free",
-    "prefetch_last", "r_out_free", "r_bursts", "rows_free", "receive_writes",
+    "match_free", "parts_head", "parts_tail", "parts_done", "part_done", "starved_channel", "prefetch_free",
+    "prefetch_last", "r_out_free", "r_bursts", "r_streamed", "rows_free", "receive_writes",
     "asked", "answered", "answer_buffers", "answer_parts", "answer_tells",
     "piece_tail", "entered", "arrived",
 )
@@ -161,6 +161,9 @@ _TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
     ((MAX_CHANNELS, stages.RX_LANDED), "rx_landed"),
     (stages.PARTS, "w_edge w_at w_left w_begun w_last w_kept w_channel w_number w_done w_tells"),
     (64, "answer_at answer_length"),
+    (256, "o_due o_order o_rows o_client o_entry"),
+    (stages.ENTRIES, "e_command e_rows e_slot e_in_last e_first e_ends e_landed g_rows g_slot g_fetch g_burst g_landed "
+                     "h_rows h_slot h_channel h_first h_count h_landed"),
 )
 """Size, and queues and tables of that size, by their index or modulo it. One layout for all devices: so what numba has
 compiled for one is good for all."""
