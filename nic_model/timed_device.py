@@ -2,8 +2,8 @@
 
 What is done and when are apart. A descriptor is carried out when its doorbell comes, since nothing of it may change
 afterwards; its frames, its completion and its interrupt wait here until their edges. A frame that arrives meets filter,
-steering, coalescing and buffers when the rules say that it is its turn. In packet order: doorbell, jobs, frames; arrival,
-buffers, completion, event.
+steering, coalescing and buffers when the rules say that it is its turn. In packet order: doorbell, jobs, frames;
+arrival, buffers, completion, event.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ class _Doing(Device):
 class TimedDevice:
     """One device, with bytes and in time.
 
-    Enters: register accesses, doorbells and frames, each at an edge; whoever calls lets time pass by `advance` up to the
-    edge before. Leaves: frames through `on_frame(data, last_edge)`, interrupt lines through `on_irq(vector, level)`,
-    accesses to host memory as `nic_model.device.Device` makes them. `next_edge` says when something happens by itself.
-    Attributes: `doing`, the untimed device; `machine`, the stages.
+    Enters: register accesses, doorbells and frames, each at an edge; whoever calls lets time pass by `advance` up to
+    the edge before. Leaves: frames through `on_frame(data, last_edge)`, interrupt lines through `on_irq(vector,
+    level)`, accesses to host memory as `nic_model.device.Device` makes them. `next_edge` says when something happens
+    by itself. Attributes: `doing`, the untimed device; `machine`, the stages.
     """
 
     def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel,
@@ -227,9 +227,8 @@ class TimedDevice:
                     sent.entry.fields["timestamp"] = c
             elif kind == stages.COMPLETED:
                 self._completed(a, b, d, e)
-            elif kind == stages.DROPPED and c == stages.FIFO_FULL:
-                if self._arrived.pop(a, None) is not None:
-                    self.doing.counters["rx_fifo_full"] += 1
+            elif kind == stages.DROPPED and c == stages.FIFO_FULL and self._arrived.pop(a, None) is not None:
+                self.doing.counters["rx_fifo_full"] += 1
 
     # ------------------------------------------------------------------------------------------ registers
 
@@ -306,9 +305,9 @@ class TimedDevice:
         sums = 2 if segmented else bool(flags & SendFlag.IPV4_CHECKSUM) + bool(flags & SendFlag.L4_CHECKSUM)
         slots = max(1, head["slots"])
         inline = head["inline_bytes"] + tag if good else 0
-        number = self.machine.call(
-            "put_send", channel.number, submission.payload_bytes if good else 0, head["mss"] if segmented and good else 0,
-            inline, sums if good else 0, slots, entry is not None)
+        payload, mss = submission.payload_bytes if good else 0, head["mss"] if segmented and good else 0
+        number = self.machine.call("put_send", channel.number, payload, mss, inline, sums if good else 0, slots,
+                                   entry is not None)
         if good:
             for piece, address in zip(submission.pieces, work.addresses, strict=False):
                 self.machine.call("put_piece", channel.number, address % (1 << 20), piece.length_bytes)
@@ -352,7 +351,7 @@ class TimedDevice:
 
     def _match(self) -> None:
         """The stages ask which buffers a frame has."""
-        machine, numbers, tables = self.machine, self.machine.numbers, self._tables
+        numbers, tables = self.machine.numbers, self._tables
         wait = int(numbers["wait_head"][0]) & stages.INCOMING - 1
         number = int(tables["m_number"][wait])
         arrived = self._arrived.pop(number)

@@ -1,7 +1,8 @@
 """How near the timed model comes to the RTL: `memnic bench accuracy`.
 
-Random workloads, none of which was used to characterize the device, run over the RTL and over the model. Each frame's last
-beat and each completion's write is an event, whose error is counted in percent of the time from the case's start to it.
+Random workloads, none of which was used to characterize the device, run over the RTL and over the model. Each frame's
+last beat and each completion's write is an event, whose error is counted in percent of the time from the case's start
+to it.
 """
 
 from __future__ import annotations
@@ -87,9 +88,9 @@ def compare(config: NicConfig, model: DeviceModel, library: Path, case: Case, ki
             error = 100 * abs((other[-1] - other[0]) / (one[-1] - one[0]) - 1)
             found.rate_error = max(found.rate_error, error)
     found.interrupts = len(rtl.interrupts), len(timed.interrupts)
-    for what, one, other in (("frames", sorted(rtl.frame_bytes), sorted(timed.frame_bytes)),
-                             ("completions", rtl.rings, timed.rings), ("memory", rtl.memory, timed.memory)):
-        if one != other:
+    for what, is_same in (("frames", sorted(rtl.frame_bytes) == sorted(timed.frame_bytes)),
+                          ("completions", rtl.rings == timed.rings), ("memory", rtl.memory == timed.memory)):
+        if not is_same:
             found.same = False
             found.why = found.why or what
     return found
@@ -148,7 +149,8 @@ def _rows(width: str, found: list[Comparison]) -> list[Row]:
     rows = [
         row(f"{width}: times of {len(errors):,} frames and completions, 99th percentile", percentile(errors, 99),
             "% of time", "<=", TIMES_BAR, f"furthest off: {worst.name}, {worst.worst:.2f} %"),
-        row(f"{width}: throughput, the worst of {len(found)} workloads", rate.rate_error, "%", "<=", RATE_BAR, rate.name),
+        row(f"{width}: throughput, the worst of {len(found)} workloads", rate.rate_error, "%", "<=", RATE_BAR,
+            rate.name),
         row(f"{width}: frames, memory and completions that are the same", 100 * (1 - len(different) / len(found)),
             "% of workloads", ">=", 100, "; ".join(f"{one.why} of {one.name}" for one in different[:NAMED])),
     ]
@@ -173,8 +175,9 @@ def show(found: list[Comparison], console: Console) -> None:
     for kind in dict.fromkeys(one.kind for one in found):
         its = [one for one in found if one.kind == kind]
         values = [error for one in its for error in one.errors]
-        console.print(f"  {kind:32} {percentile(values, 50):6.3f} {percentile(values, 99):7.3f} {max(values, default=0):7.3f}"
-                      f"   {max(one.rate_error for one in its):6.3f}", markup=False)
+        figures = percentile(values, 50), percentile(values, 99), max(values, default=0.0)
+        console.print(f"  {kind:32} {figures[0]:6.3f} {figures[1]:7.3f} {figures[2]:7.3f}   "
+                      f"{max(one.rate_error for one in its):6.3f}", markup=False)
     console.print("\nfurthest off:")
     for one in sorted(found, key=lambda one: -one.worst)[:NAMED]:
         console.print(f"  {one.worst:6.2f} %  {one.name}", markup=False)

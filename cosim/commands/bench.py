@@ -33,8 +33,8 @@ def bench(
     name: Annotated[str | None, typer.Argument(help=f"one of {', '.join(BENCHES)}; without it: all")] = None,
     log: Annotated[Path | None, typer.Option(help="a web server's log, for the bench of `memnic run`")] = None,
     json: Annotated[bool, typer.Option("--json", help="print rows as JSON instead of a table")] = False,
-    width: Annotated[list[int] | None, typer.Option(help="for rtl and accuracy: only the device whose MAC has so many bits (64, "
-                                                         "128, 256, 512); again for more")] = None,
+    width: Annotated[list[int] | None, typer.Option(help="for rtl and accuracy: only the device whose MAC has so many "
+                                                         "bits (64, 128, 256, 512); again for more")] = None,
     floors: Annotated[bool, typer.Option("--floors", help="for rtl: fail if a figure is worse than its floor")] = False,
     write_floors: Annotated[bool, typer.Option("--write-floors",
                                                help="for rtl: make what is measured the new floors")] = False,

@@ -21,6 +21,7 @@ from host_driver.nic import Nic
 from host_driver.port import Port
 from host_driver.rings import Descriptor, Piece
 from host_driver.runtime import Kernel
+from nic_model.checksum import internet_checksum
 from nic_model.contract import (
     RAW_CHANNEL,
     KeyRight,
@@ -30,7 +31,6 @@ from nic_model.contract import (
     SendFlag,
     Status,
 )
-from nic_model.checksum import internet_checksum
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
     IPV4_HEADER_BYTES,

@@ -1,9 +1,9 @@
 """Measures the cycles of a device's stages on the RTL: `memnic characterize`.
 
-For each figure there is a stimulus in which it decides something that shows at the device's ports: when a read is asked for,
-a frame begins, a completion leaves. The RTL runs it once; then the figure is the number with which the timing rules give
-the same edge. Figures are solved in packet order, so that each depends on those before it only. If several numbers give
-the same, the smallest is taken, and the file says so.
+For each figure there is a stimulus in which it decides something that shows at the device's ports: when a read is
+asked for, a frame begins, a completion leaves. The RTL runs it once; then the figure is the number with which the
+timing rules give the same edge. Figures are solved in packet order, so that each depends on those before it only. If
+several numbers give the same, the smallest is taken, and the file says so.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def probes(config: NicConfig) -> Iterator[Probe]:
                 "the same, a 60-byte frame without checksums: the payload's last beat to the frame's first")
     yield Probe("sent_to_write", one, _first_done, "the same: the frame's last beat to the completion's first")
     yield Probe("fetch_interval", case(*(_sender([_send(60)], channel) for channel in (1, 2, 3))),
-                lambda found: sum(found.reads[SLOTS][:3]), "one send on each of three channels at a time: reads of slots", 1)
+                lambda found: sum(found.reads[SLOTS][:3]),
+                "one send on each of three channels at a time: reads of slots", 1)
     yield Probe("decision_interval", case(_sender(small)), _reads_spacing(PAYLOAD, 4, min(20, reads - 1)),
                 "60 sends of 14 bytes: from one payload's read to the next", 1)
     yield Probe("piece_first", case(_sender([_send(240, pieces=12)])), _reads_spacing(PAYLOAD, 0, 7),
@@ -151,7 +152,8 @@ def probes(config: NicConfig) -> Iterator[Probe]:
                 "20 sends of one segment of 32 bytes each: their first beats")
     yield Probe("decision_to_rows", case(_sender([_send(0, inline=60)])), _first_frame,
                 "a frame of 60 bytes inline: the slots' last beat to the frame's first", -32, 32)
-    yield Probe("push_to_payload", case(Sender(channel=1, sends=(_send(0, inline=32),), bells=((100, 1),), pushes=True)),
+    pushed = Sender(channel=1, sends=(_send(0, inline=32),), bells=((100, 1),), pushes=True)
+    yield Probe("push_to_payload", case(pushed),
                 _first_frame, "a frame of 32 bytes that is pushed: its last beat to the frame's first")
     yield Probe("slot_to_read", case(_sender([_send(14)] * (reads + 20)), bus=bus(1000)), _read(PAYLOAD, reads),
                 f"more sends of 14 bytes than reads in flight ({reads}): the first read that waits for a landing slot")
@@ -159,8 +161,9 @@ def probes(config: NicConfig) -> Iterator[Probe]:
     frames = 3 * (reads * 256 // 1024 + 12)
     yield Probe("begun_to_payload", case(_sender([_send(1024)] * frames), mac=slow), _read(PAYLOAD, 4 * (frames - 1)),
                 "frames of 1,024 bytes to a slow wire: reads that wait for frames to leave", 0, 256)
-    yield Probe("freed_to_fetch", case(_sender([_send(14)] * 200), bus=bus(1000)), lambda found: min(
-        edge for edge in found.reads[SLOTS] if edge > 1000), "200 sends of 14 bytes: the first fetch that waits for room")
+    yield Probe("freed_to_fetch", case(_sender([_send(14)] * 200), bus=bus(1000)),
+                lambda found: min(edge for edge in found.reads[SLOTS] if edge > 1000),
+                "200 sends of 14 bytes: the first fetch that waits for room")
     yield Probe("freed_before_fetch", case(_sender([_send(0, inline=60)] * 100), bus=bus(1000)), _all_frames,
                 "100 frames of 60 bytes inline, 1,000 cycles of latency: their first beats", 0, 16)
     yield Probe("refetch", case(_sender([_send(0, inline=60)] * 100)), _all_frames,
@@ -180,7 +183,8 @@ def probes(config: NicConfig) -> Iterator[Probe]:
     yield Probe("gather_interval", case(arrivals=_arrivals(1, 240), buffer_bytes=16), _all_done,
                 "the same: all its completions", 1)
     yield Probe("used_to_fetch", case(arrivals=_arrivals(150, 60, 12)), _read(BUFFERS, 0),
-                "150 frames of 60 bytes, one each 12 cycles: the first read of slots that buffers made room for", 0, 128)
+                "150 frames of 60 bytes, one each 12 cycles: the first read of slots that buffers made room for", 0,
+                128)
     yield Probe("slots_to_write", case(arrivals=_arrivals(200, 60, 4), bus=bus(1000)), _all_done,
                 "200 frames of 60 bytes without a pause, 1,000 cycles of latency: their completions", 0, 128)
     length = 96
@@ -230,7 +234,8 @@ def _directly(config: NicConfig, library: Path) -> dict[str, Figure]:
         "bell_to_port": Figure(rung[0] - 110, "a doorbell that is written alone: the end of its way to its beat"),
         "bell_write": Figure(rung[1] - rung[0], "doorbells written at one time: from one's beat to the next's"),
         "post_to_fetch": Figure(first[0] - posted[0], "a doorbell of a receive ring to the read of its slots"),
-        "prefetch_interval": Figure(fetched[1] - fetched[0], "60 buffers posted at one time: from one read to the next"),
+        "prefetch_interval": Figure(fetched[1] - fetched[0],
+                                    "60 buffers posted at one time: from one read to the next"),
         "response_to_write": Figure(
             done - answered - max(1, 32 // config.host_bytes) + 1,
             "one frame of 60 bytes: the bus's response to it to its completion's first beat"),
@@ -278,14 +283,16 @@ def characterize(config: NicConfig, say: Say, library: Path | None = None) -> De
     for probe in todo:
         figures[probe.figure] = Figure(getattr(model.timing, probe.figure), words[probe.figure])
     return DeviceFile(
-        name=config.name, description=f"The RTL's {config.name}: {8 * config.mac_bytes}-bit MAC, {config.channels} channels",
+        name=config.name,
+        description=f"The RTL's {config.name}: {8 * config.mac_bytes}-bit MAC, {config.channels} channels",
         sizes=device_file.sizes_of(config), queues=queues, timing={name: figures[name] for name in StageTiming.names()},
         measured=Measured(device=config.name, rtl=rtl_hash()))
 
 
 START = {"header_to_frame": 16, "plain_to_frame": 16, "sent_to_write": 15, "arrived_to_write": 40,
          "slot_to_payload": 20, "bell_to_fetch": 14, "used_to_fetch": 30, "slots_to_write": 30, "row_to_write": 20,
-         "refetch": 12, "freed_to_fetch": 10, "piece_first": 3, "piece_further": 4, "freed_before_fetch": 4, "match_interval": 3, "burst_interval": 2, "decision_interval": 4,
+         "refetch": 12, "freed_to_fetch": 10, "piece_first": 3, "piece_further": 4,
+         "freed_before_fetch": 4, "match_interval": 3, "burst_interval": 2, "decision_interval": 4,
          "match_further": 4, "gather_interval": 3, "fetch_overhead": 2, "slot_to_read": 4, "begun_to_payload": 8}
 """Where solving begins."""
 

@@ -160,8 +160,8 @@ _MAY_LEAD = ("decision_to_rows", "freed_before_fetch")
 def write(path: Path, file: DeviceFile) -> None:
     """Write a device file, in packet order. Raises OSError."""
     lines = [
-        "# Written by `memnic characterize`. Each figure has how it was measured; `memnic characterize --check` says which",
-        "# have moved. For a device that is not built, change a copy.",
+        "# Written by `memnic characterize`. Each figure has how it was measured; `memnic characterize --check` says",
+        "# which have moved. For a device that is not built, change a copy.",
         "", f"name = {_quoted(file.name)}", f"description = {_quoted(file.description)}", "", "[sizes]",
     ]
     lines += [f"{name} = {file.sizes[name]}" for name in _SIZES]

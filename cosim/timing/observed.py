@@ -180,8 +180,8 @@ def frames_of(events: Sequence[PortEvent]) -> list[tuple[int, int]]:
 
 
 def completion_edges(events: Sequence[PortEvent], ring: CompletionRing) -> list[int]:
-    """When each completion of a ring left. A write may have several: all up to the next write's first, and the last write
-    all that were taken by the case."""
+    """When each completion of a ring left. A write may have several: all up to the next write's first, and the last
+    write all that were taken by the case."""
     end = ring.address + ring.entries * COMPLETION_BYTES
     writes = [(event.edge, (event.number - ring.address) // COMPLETION_BYTES) for event in events
               if event.kind is PortEventKind.WRITE and ring.address <= event.number < end]
@@ -234,12 +234,12 @@ def on_rules(model: DeviceModel, case: Case) -> Observed:
         slots = 0
         for send in sends[channel][taken[channel] : taken[channel] + number]:
             inline, pieces = HEADER_BYTES if send.mss else send.inline, send.cut()
-            its = slots_needed(inline, len(pieces))
+            takes = slots_needed(inline, len(pieces))
             machine.call("put_send", channel, send.payload, send.mss, inline,
-                         2 if send.mss or send.checksums else 0, its, send.complete)
+                         2 if send.mss or send.checksums else 0, takes, send.complete)
             for offset, length in pieces:
                 machine.call("put_piece", channel, offset, length)
-            slots += its
+            slots += takes
         taken[channel] += number
         if channel in pushing:  # the host writes a block of 64 bytes, whose last beat counts
             machine.call("push", edge + 64 // model.config.host_bytes - 1, channel, slots)
@@ -272,8 +272,7 @@ def on_model(model: DeviceModel, case: Case) -> Observed:
     config = model.config
     bench = CaseBench(config, case)
     port = TimedPort(model, bench.kernel, bench.memory, bench, case.bus)
-    found, start = Observed(), start_edge(config)
-    take_out = port.device._take_out
+    start = start_edge(config)
     taken: list[list[int]] = []
     machine_taken = port.device.machine.taken
 
@@ -283,7 +282,6 @@ def on_model(model: DeviceModel, case: Case) -> Observed:
         return events
 
     port.device.machine.taken = keep  # type: ignore[method-assign]
-    del take_out
     bench.start(port)
     while not bench.finished():
         time_ps = bench.kernel.next_time()
@@ -291,7 +289,7 @@ def on_model(model: DeviceModel, case: Case) -> Observed:
             raise RuntimeError(f"{case.name}: nothing goes on at {bench.kernel.now} ps")
         bench.kernel.run_until(time_ps)
     bench.outcome(port)
-    found = _observed([event for event in taken], start)
+    found = _observed(taken, start)
     found.interrupts = [(edge_of(config, time) - start, line) for time, line in port.rises
                         if time >= start_ps(config)]
     keep_memory(found, bench)

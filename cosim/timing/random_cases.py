@@ -38,8 +38,8 @@ def _random_send(rng: random.Random) -> Send:
                     offset=offset)
     if kind < 0.7:
         return Send(payload=0, inline=rng.choice((60, 64, 90)))
-    return Send(payload=rng.choice((1460, 3000, 9000, 20_000, 65_536)), mss=rng.choice((536, 1000, 1460)), offset=offset,
-                pieces=rng.choice((1, 1, 3)))
+    return Send(payload=rng.choice((1460, 3000, 9000, 20_000, 65_536)), mss=rng.choice((536, 1000, 1460)),
+                offset=offset, pieces=rng.choice((1, 1, 3)))
 
 
 def _bells(rng: random.Random, count: int, spread: int) -> tuple[tuple[int, int], ...]:
@@ -113,8 +113,8 @@ def narrow_bus(rng: random.Random, config: NicConfig) -> Case:
     """Mixed sends over a bus with PCIe's limits."""
     case = mixed_sends(rng, config)
     return replace(case, name="mixed sends, PCIe's limits", bus=_bus(
-        rng, bytes_per_cycle=config.mac_bytes * rng.choice((0.7, 1.3, 2.5)), tlp_overhead_bytes=24, max_payload_bytes=256,
-        max_read_request_bytes=512, tags=rng.choice((16, 32, 64)), duplex=rng.random() < 0.7))
+        rng, bytes_per_cycle=config.mac_bytes * rng.choice((0.7, 1.3, 2.5)), tlp_overhead_bytes=24,
+        max_payload_bytes=256, max_read_request_bytes=512, tags=rng.choice((16, 32, 64)), duplex=rng.random() < 0.7))
 
 
 def slow_wire(rng: random.Random, config: NicConfig) -> Case:
@@ -160,7 +160,7 @@ def moderated(rng: random.Random, config: NicConfig) -> Case:
 
 def coalesced(rng: random.Random, config: NicConfig) -> Case:
     """Segments of some flows, which are coalesced."""
-    sequences = {flow: 1000 for flow in range(rng.choice((1, 3)))}
+    sequences = dict.fromkeys(range(rng.choice((1, 3))), 1000)
     found, at = [], 100.0
     load = rng.choice((0.4, 0.8))
     for _ in range(300):

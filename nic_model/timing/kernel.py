@@ -3,8 +3,8 @@
     kernel = Kernel(model, bus, mac)
     for events in kernel.run(blocks): ...
 
-A block is a structured array of `INPUT`; what comes out of it is an array of `OUTPUT` rows. So memory does not grow with
-the experiment.
+A block is a structured array of `INPUT`; what comes out of it is an array of `OUTPUT` rows. So memory does not grow
+with the experiment.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ TEMPLATE_BYTES = ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES + TCP_HEADER_BYTES
 
 INPUT = np.dtype([(name, np.int64) for name in (
     "edge", "kind", "channel", "length", "mss", "inline", "sums", "address", "slots")])
-"""One send, or one frame that arrives. `edge`: of the doorbell's beat at the device's port, or when the frame stands before
-it; they do not fall. Sends of one channel at one edge share a doorbell. `length`: bytes of payload, or of the frame.
+"""One send, or one frame that arrives. `edge`: of the doorbell's beat at the device's port, or when the frame stands
+before it; they do not fall. Sends of one channel at one edge share a doorbell. `length`: bytes of payload, or of the
+frame.
 `mss`: 0 for a frame. `inline`: bytes in the descriptor. `sums`: checksums that are put in, 2 for each segmented send.
 `address`: of the payload, modulo 4096. `slots`: of the descriptor."""
 
@@ -134,8 +135,8 @@ class Kernel:
     """A device without bytes.
 
     Parameters: the device, the host bus and the MAC (`cosim.engines.bus.BusTiming` and `cosim.mac.MacTiming` are such).
-    `ring_log2`: of all submission rings. `buffers`: receive buffers that are posted of each channel before the first frame
-    arrives; each frame that arrives posts one more.
+    `ring_log2`: of all submission rings. `buffers`: receive buffers that are posted of each channel before the first
+    frame arrives; each frame that arrives posts one more.
     """
 
     def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel, *, ring_log2: int | None = None,
@@ -173,7 +174,7 @@ def frames(events: np.ndarray) -> np.ndarray:
 
 
 def completions(events: np.ndarray) -> np.ndarray:
-    """Rows of completions: channel, send or frame, the write's last beat, when it is in memory, when it is told. A receive's
-    number has `stages.RECEIVE` in it."""
+    """Rows of completions: channel, send or frame, the write's last beat, when it is in memory, when it is told. A
+    receive's number has `stages.RECEIVE` in it."""
     found = events[events[:, 0] == stages.COMPLETED, 1:]
     return found[found[:, 1] >= 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numba
@@ -13,11 +13,16 @@ from nic_model.timing.parameters import DeviceModel
 from nic_model.timing.state import BusModel, MacModel
 
 
+def is_plain() -> bool:
+    """Whether the rules are not compiled (NUMBA_DISABLE_JIT)."""
+    return bool(getattr(numba.config, "DISABLE_JIT", 0))
+
+
 class Machine:
     """The stages of one device; all it does is call the rules.
 
-    What enters goes through `ring_bell`, `arrive` and so on, each at an edge that is not before the last `advance`; what
-    comes out, by `advance` and `taken`. Attributes: `p`, `s`, `q`, the records.
+    What enters goes through `ring_bell`, `arrive` and so on, each at an edge that is not before the last `advance`;
+    what comes out, by `advance` and `taken`. Attributes: `p`, `s`, `q`, the records.
     """
 
     def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes: int = 2048,
@@ -25,15 +30,15 @@ class Machine:
         self._arrays = (state.parameters(model, bus, mac, buffer_bytes=buffer_bytes, traced=traced, asks=asks),
                         state.numbers(bus), state.queues(model))
         self.p, self.s, self.q = (array.view(np.recarray)[0] for array in self._arrays)
-        p, s, q = self._arrays
+        _, s, q = self._arrays
         # what Python looks at often, as views: a record's own attributes are slow
         self._out, self._out_count = q["out"][0], s["out_count"]
         self.numbers = {name: s[name] for name in state.S_LAYOUT.names or ()}
         self.tables = {name: q[name][0] for name in state.Q_LAYOUT.names or ()}
         self._next = [s[name] for name in state.S_LAYOUT.names or () if name.startswith("at_")]
         self._records: tuple[Any, ...]
-        self._functions: dict[str, Callable[..., int]]
-        if numba.config.DISABLE_JIT:
+        self._functions: Mapping[str, Callable[..., int]]
+        if is_plain():
             self._records = self.p, self.s, self.q
             self._functions = {name: getattr(stages, name, None) or getattr(kernel, name) for name in (
                 "advance", "ring_bell", "push", "post_buffers", "arrive", "tell_receive", "put_send", "put_piece")}

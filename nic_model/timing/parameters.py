@@ -36,8 +36,8 @@ class StageTiming:
     """`DmaRead`, `SlotReader` ... `JobIssue`, `FrameScheduler`, `PieceWalker`: from a descriptor's last slot on the bus
     to the read of its payload."""
     push_to_payload: int
-    """`PushCollector`, `FetchScheduler`, `PushReader` ... `PieceWalker`: from a pushed descriptor's last beat to the same,
-    or to where it would be."""
+    """`PushCollector`, `FetchScheduler`, `PushReader` ... `PieceWalker`: from a pushed descriptor's last beat to the
+    same, or to where it would be."""
     busy_to_payload: int
     """`FrameScheduler`: cycles more, if it was at work when the job came."""
     job_interval: int
@@ -52,7 +52,8 @@ class StageTiming:
     decision_to_rows: int
     """`SliceIssue`, `Segmenter`: from a frame's first read to the rows of its template."""
     freed_to_fetch: int
-    """`TransmitScheduler`, `FetchScheduler`: from a job's last read to the fetch of a channel that waited for its room."""
+    """`TransmitScheduler`, `FetchScheduler`: from a job's last read to the fetch of a channel that waited for its
+    room."""
     freed_before_fetch: int
     """The same: so much sooner than that fetch, a job's room still counts for another that is being prepared."""
     begun_to_payload: int
@@ -65,7 +66,8 @@ class StageTiming:
     template_cycles: int
     """The same: cycles that a new template of a segmented send costs."""
     header_to_frame: int
-    """`Segmenter` ... `MacTx`: from a frame's last data on the bus to its first beat, beside the operations on its header."""
+    """`Segmenter` ... `MacTx`: from a frame's last data on the bus to its first beat, beside the operations on its
+    header."""
     plain_to_frame: int
     """The same, of a frame whose header needs no operation."""
 
@@ -82,15 +84,15 @@ class StageTiming:
     """`Doorbells`, `Events`: from an arm's beat to the interrupt line, if something came meanwhile."""
 
     arrived_to_write: int
-    """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`, `RxDeliver`, `DmaWrite`: from a frame's last beat to the first
-    that is written of it."""
+    """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`, `RxDeliver`, `DmaWrite`: from a frame's last beat to the
+    first that is written of it."""
     match_interval: int
     """`RxRings`: from one frame to the next."""
     match_further: int
     """The same: cycles for each further buffer."""
     row_to_write: int
-    """`RxBuffer` ... `DmaWrite`: how much sooner a row's place in the receive buffer is free than the row is written, as
-    seen from the MAC."""
+    """`RxBuffer` ... `DmaWrite`: how much sooner a row's place in the receive buffer is free than the row is written,
+    as seen from the MAC."""
     response_to_write: int
     """`DmaWrite`, `RxDeliver`, `RxGather`, `Completion`: from the bus's last response to a frame to its completion's
     first beat."""

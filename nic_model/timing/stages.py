@@ -63,9 +63,9 @@ def rule(function: F) -> F:
 
 @rule
 def put(s: Any, q: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
-    """Say what comes out. FRAME: channel, descriptor, first beat, last beat, number in its send. READ: edge, who reads. COMPLETED:
-    channel, token, the write's last beat, when it is in memory, when it is retired. MATCHED: frame, edge. DROPPED:
-    frame, edge, why. JOB: channel, descriptor, edge."""
+    """Say what comes out. FRAME: channel, descriptor, first beat, last beat, number in its send. READ: edge, who
+    reads. COMPLETED: channel, token, the write's last beat, when it is in memory, when it is retired. MATCHED: frame,
+    edge. DROPPED: frame, edge, why. JOB: channel, descriptor, edge."""
     row = q.out[s.out_count]
     row[0] = kind
     row[1] = a
@@ -338,8 +338,8 @@ def _cut_bursts(p: Any, s: Any, q: Any, now: int, channel: int, count: int) -> N
 
 @rule
 def read_slots(p: Any, s: Any, q: Any, horizon: int) -> None:
-    """Ask for bursts of the oldest fetch, as far as there are landing slots and nobody else comes first. They stream out
-    in order."""
+    """Ask for bursts of the oldest fetch, as far as there are landing slots and nobody else comes first. They stream
+    out in order."""
     while s.slots_fetch < s.fetch_tail:
         place = s.slots_fetch & FETCHES_KEPT - 1
         while s.slots_burst < q.f_bursts[place]:
@@ -943,7 +943,9 @@ def leave_mac(p: Any, s: Any, q: Any, edge: int, length: int) -> None:
     padded = max(length, p.min_frame_bytes)
     start = max(time_of(p, edge), s.wire_free_ps)
     bits = (padded + p.frame_overhead_bytes) * 8
-    s.wire_free_ps = start + bits // p.bit_rate * PS_PER_S + (bits % p.bit_rate * PS_PER_S + p.bit_rate - 1) // p.bit_rate
+    # in two parts, or the product would not fit
+    s.wire_free_ps = (start + bits // p.bit_rate * PS_PER_S
+                      + (bits % p.bit_rate * PS_PER_S + p.bit_rate - 1) // p.bit_rate)
     q.fifo_edge[s.fifo_tail & FIFO - 1] = edge_from(p, s.wire_free_ps)
     q.fifo_length[s.fifo_tail & FIFO - 1] = padded
     s.fifo_tail += 1
@@ -996,7 +998,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
     if port_free(p, s) > now or q.cw_release[s.completion_writes % p.completion_writes] + 2 > now:
         s.at_complete = max(port_free(p, s), q.cw_release[s.completion_writes % p.completion_writes] + 2)
         return
-    entries, sent, channel, is_tx = 0, s.complete_free, -1, True
+    entries, sent, channel = 0, s.complete_free, -1
     first_token = s.batch_tail
     while entries < BATCH_BYTES // COMPLETION_BYTES and (s.tx_head < s.tx_tail or s.rx_head < s.rx_tail):
         from_tx = _next_is_tx(s, q, max(sent, now))
@@ -1361,8 +1363,9 @@ def tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -
 @rule
 def next_edge(s: Any) -> int:
     """When something happens by itself; NEVER: not until something enters."""
-    return min(min(min(s.at_fetch, s.at_cut), min(s.at_decide, s.at_read)),
-               min(min(min(s.at_complete, s.at_arrive), min(s.at_slots, s.at_land)), min(s.at_match, min(s.at_prefetch, s.at_write))))
+    transmit = min(min(s.at_fetch, s.at_slots), min(min(s.at_cut, s.at_decide), s.at_read))
+    receive = min(min(s.at_arrive, s.at_match), min(s.at_prefetch, s.at_write))
+    return min(min(transmit, receive), min(s.at_land, s.at_complete))
 
 
 @rule

@@ -62,18 +62,22 @@ class MacModel(Protocol):
     def source_gap_cycles(self) -> int: ...
 
 
-P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *(
+_SIZES = (
     "channels mac_bytes host_bytes clock_hz period_ps period_rest slot_cycles entry_rows buffer_bytes payload_reads "
     "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
     "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
-    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors traced asks queue_slots channel_fetches "
-    "descriptor_reads receive_reads prefetch_slots receive_writes completion_writes frames_ready segmenters "
-    "commands_ahead").split())])
+    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors traced asks queue_slots "
+    "channel_fetches descriptor_reads receive_reads prefetch_slots receive_writes completion_writes frames_ready "
+    "segmenters commands_ahead"
+)
+
+P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *_SIZES.split())])
 
 
 def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes: int = 2048, traced: bool = False,
                asks: bool = False) -> np.ndarray:
-    """The record `p`; an array of one. `buffer_bytes`: of a receive buffer, unless it is asked for. `traced`: reads and jobs come out too; `asks`: the host says which buffers a frame gets."""
+    """The record `p`; an array of one. `buffer_bytes`: of a receive buffer, unless it is asked for. `traced`: reads and
+    jobs come out too; `asks`: the host says which buffers a frame gets."""
     config = model.config
     values: dict[str, int] = {name: getattr(model.timing, name) for name in StageTiming.names()}
     values |= {
@@ -106,31 +110,27 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
 
 
 _NUMBERS = (
-    "out_count", "bus_up", "bus_down", "tag_head", "tags_used", "r_last", "w_first", "w_last", "w_was_completion",
-    "at_fetch", "at_cut", "at_decide", "at_read", "at_complete", "at_arrive", "at_match", "at_prefetch", "at_write", "at_slots", "at_land", "on_way", "asked_for", "slots_fetch", "slots_burst",
-    "fetch_free", "fetch_last", "fetch_head", "fetch_tail", "d_ar_last", "d_out_free", "d_bursts", "d_streamed",
-    "cutting", "cut_fetch", "cut_burst", "cut_slot", "cut_left", "cut_channel", "cut_end", "cut_stale", "cut_free",
-    "job_last", "arrival_head", "arrival_tail", "command_head", "command_tail", "frames_decided",
-    "freed_head", "freed_tail", "decide_free", "rest_edge", "decide_last", "has_job", "ahead", "gone_ahead", "begun_head", "begun_tail", "walk_free",
-    "reading", "read_left", "frame_edge", "run_last", "read_first", "e_head", "e_tail", "stream_free", "template_end", "p_ar_last",
-    "p_bursts", "piece", "piece_at", "piece_left", "rows_head", "rows_in", "rows_out", "frame_tail", "mac_last",
-    "fifo_head", "fifo_tail", "fifo_bytes", "wire_free_ps",
-    "tx_head", "tx_tail", "rx_head", "rx_tail", "complete_free", "token_was_tx", "batch_tail", "completion_writes",
-    "source_free", "in_head", "in_tail", "kept_head", "kept_tail", "rx_rows", "wait_head", "wait_tail",
-    "match_free", "parts_head", "parts_tail", "parts_done", "part_done", "starved_channel", "prefetch_free",
-    "prefetch_last", "r_out_free", "r_bursts", "r_streamed", "rows_free", "receive_writes",
-    "asked", "answered", "answer_buffers", "answer_parts", "answer_tells",
-    "piece_tail", "entered", "arrived",
+    "out_count bus_up bus_down tag_head tags_used r_last w_first w_last w_was_completion at_fetch at_cut at_decide "
+    "at_read at_complete at_arrive at_match at_prefetch at_write at_slots at_land on_way asked_for slots_fetch "
+    "slots_burst fetch_free fetch_last fetch_head fetch_tail d_ar_last d_out_free d_bursts d_streamed cutting "
+    "cut_fetch cut_burst cut_slot cut_left cut_channel cut_end cut_stale cut_free job_last arrival_head "
+    "arrival_tail command_head command_tail frames_decided freed_head freed_tail decide_free rest_edge decide_last "
+    "has_job ahead gone_ahead begun_head begun_tail walk_free reading read_left frame_edge run_last read_first "
+    "e_head e_tail stream_free template_end p_ar_last p_bursts piece piece_at piece_left rows_head rows_in rows_out "
+    "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail complete_free "
+    "token_was_tx batch_tail completion_writes source_free in_head in_tail kept_head kept_tail rx_rows wait_head "
+    "wait_tail match_free parts_head parts_tail parts_done part_done starved_channel prefetch_free prefetch_last "
+    "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
+    "answer_tells piece_tail entered arrived"
 )
 
-
-S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS] + [("random", np.uint64)])
+S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS.split()] + [("random", np.uint64)])
 
 
 def numbers(bus: BusModel) -> np.ndarray:
     """The record `s`, of a device at rest; an array of one."""
     record = np.zeros(1, S_LAYOUT)
-    for name in _NUMBERS:
+    for name in _NUMBERS.split():
         if name.startswith("at_"):
             record[name] = stages.NEVER
     record["random"] = bus.seed
@@ -142,13 +142,15 @@ def numbers(bus: BusModel) -> np.ndarray:
 _TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
     ((stages.OUTS, 6), "out"),
     (stages.TAGS_THAT_BIND, "tag_free"),
-    (MAX_CHANNELS, "posted producer asked consumed freed freeing pending starved under_way ring_slots parsed decided jobs offset "
-                  "number cq_index rx_posted rx_asked rx_used rx_want"),
+    (MAX_CHANNELS,
+     "posted producer asked consumed freed freeing pending starved under_way ring_slots parsed decided jobs "
+     "offset number cq_index rx_posted rx_asked rx_used rx_want"),
     (stages.FETCHES_KEPT, "f_channel f_index f_count f_issued f_bursts"),
     ((stages.FETCHES_KEPT, 16), "f_burst_at f_burst_out f_burst_slots"),
     (stages.FREED, "fr_edge fr_channel fr_slots"),
     (READS, "d_release p_release r_release cw_release rw_release"),
-    ((MAX_CHANNELS, DESCRIPTORS), "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_complete d_piece d_pieces d_number d_job"),
+    ((MAX_CHANNELS, DESCRIPTORS),
+     "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_complete d_piece d_pieces d_number d_job"),
     (stages.PIECES, "piece_address piece_length"),
     (stages.ARRIVALS, "a_edge a_channel"),
     (stages.BEGUN, "b_edge b_bytes"),
@@ -157,13 +159,15 @@ _TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
     (16, "header_free"),
     (stages.FIFO, "fifo_edge fifo_length"),
     (stages.TOKENS, "tx_edge tx_channel tx_token tx_writes rx_edge rx_channel rx_token batch_token"),
-    (stages.INCOMING, "i_edge i_channel i_length i_number k_rows k_begin k_end m_edge m_channel m_length m_number m_kept"),
+    (stages.INCOMING,
+     "i_edge i_channel i_length i_number k_rows k_begin k_end m_edge m_channel m_length m_number m_kept"),
     ((MAX_CHANNELS, stages.RX_LANDED), "rx_landed"),
     (stages.PARTS, "w_edge w_at w_left w_begun w_last w_kept w_channel w_number w_done w_tells"),
     (64, "answer_at answer_length"),
     (256, "o_due o_order o_rows o_client o_entry"),
-    (stages.ENTRIES, "e_command e_rows e_slot e_in_last e_first e_ends e_landed g_rows g_slot g_fetch g_burst g_landed "
-                     "h_rows h_slot h_channel h_first h_count h_landed"),
+    (stages.ENTRIES,
+     "e_command e_rows e_slot e_in_last e_first e_ends e_landed g_rows g_slot g_fetch g_burst g_landed h_rows "
+     "h_slot h_channel h_first h_count h_landed"),
 )
 """Size, and queues and tables of that size, by their index or modulo it. One layout for all devices: so what numba has
 compiled for one is good for all."""
