@@ -367,3 +367,13 @@ def rtl_queues(config: NicConfig) -> Queues:
                   descriptor_reads=DESCRIPTOR_READS, receive_reads=RECEIVE_READS, prefetch_slots=prefetch_slots(config),
                   receive_writes=RECEIVE_WRITES, completion_writes=completion_writes(config), frames_ready=FRAMES - 1,
                   commands_ahead=6)
+
+
+def moved(before: DeviceFile, now: DeviceFile) -> list[str]:
+    """Figures, queues and sizes that are not what they were, in words."""
+    found = [f"timing.{name}: {before.timing[name].cycles}, now {now.timing[name].cycles} ({now.timing[name].measured})"
+             for name in StageTiming.names() if before.timing[name].cycles != now.timing[name].cycles]
+    found += [f"queues.{name}: {getattr(before.queues, name)}, now {getattr(now.queues, name)}"
+              for name in Queues.__struct_fields__ if getattr(before.queues, name) != getattr(now.queues, name)]
+    return found + [f"sizes.{name}: {before.sizes[name]}, now {value}" for name, value in now.sizes.items()
+                    if before.sizes[name] != value]
