@@ -79,12 +79,14 @@ def put(s: Any, q: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> No
 @rule
 def time_of(p: Any, edge: int) -> int:
     """Picoseconds of an edge, rounded down."""
-    return edge * p.period_ps + edge * p.period_rest // p.clock_hz
+    return edge * p.period_ps + (edge * p.period_rest // p.clock_hz if p.period_rest else 0)
 
 
 @rule
 def edge_from(p: Any, time_ps: int) -> int:
     """The first edge at or after a time."""
+    if p.period_rest == 0:
+        return (time_ps + p.period_ps - 1) // p.period_ps
     edge = int(time_ps / PS_PER_S * p.clock_hz)
     while time_of(p, edge) < time_ps:
         edge += 1
@@ -94,15 +96,27 @@ def edge_from(p: Any, time_ps: int) -> int:
 
 
 @rule
-def beats(length: int, width: int) -> int:
-    """Beats that so many bytes take from a beat's first lane on."""
-    return (length + width - 1) // width
+def paced(count: int, cycles_100: int) -> int:
+    """Cycles of so many beats, a hundred of which take so many."""
+    return count if cycles_100 == 100 else (count * cycles_100 + 99) // 100
 
 
 @rule
-def rows_between(address: int, length: int, width: int) -> int:
-    """Rows of a width that bytes at an address touch."""
-    return (address % width + length + width - 1) // width
+def parts(length: int, most: int) -> int:
+    """Parts of so many bytes at most."""
+    return (length + most - 1) // most
+
+
+@rule
+def beats(length: int, log2: int) -> int:
+    """Beats of 2^log2 bytes that so many take from a beat's first lane on."""
+    return (length + (1 << log2) - 1) >> log2
+
+
+@rule
+def rows_between(address: int, length: int, log2: int) -> int:
+    """Rows of 2^log2 bytes that bytes at an address touch."""
+    return ((address & (1 << log2) - 1) + length + (1 << log2) - 1) >> log2
 
 
 # ---------------------------------------------------------------------------------------------- the host bus
@@ -123,13 +137,16 @@ def below(s: Any, n: int) -> int:
 @rule
 def moved(p: Any, length: int) -> int:
     """Fractions of a cycle that a burst keeps the bus."""
-    return length * p.fractions_per_byte + max(1, beats(length, p.max_payload)) * p.overhead_fractions
+    return length * p.fractions_per_byte + (
+        max(1, parts(length, p.max_payload)) * p.overhead_fractions if p.overhead_fractions else 0)
 
 
 @rule
 def read_due(p: Any, s: Any, q: Any, edge: int, length: int) -> int:
     """Edge at which a read's data may reach the device, without what a bus out of order adds."""
-    requests = max(1, beats(length, p.max_read_request))
+    requests = 0
+    if p.overhead_fractions or p.tags < TAGS_THAT_BIND:
+        requests = max(1, parts(length, p.max_read_request))
     start = edge << FRACTION_BITS
     if p.tags < TAGS_THAT_BIND:
         for _ in range(requests):
@@ -213,6 +230,7 @@ def land(p: Any, s: Any, q: Any) -> None:
 
 
 ENTRIES = 1024
+RELEASES = 256
 
 
 @rule
@@ -237,7 +255,7 @@ def ring_bell(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> No
 def push(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> None:
     """A descriptor of so many slots was pushed, its last beat at an edge: it needs no fetch. Whoever calls sees to it
     that its channel has nothing else in its ring."""
-    place = q.parsed[channel] % p.descriptors
+    place = q.parsed[channel] & p.descriptors - 1
     q.producer[channel] += slots
     q.asked[channel] += slots
     q.consumed[channel] += slots
@@ -269,7 +287,7 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     now = s.at_fetch
     chosen = -1
     for step in range(1, p.channels + 1):
-        channel = (s.fetch_last + step) % p.channels
+        channel = (s.fetch_last + step) & p.channels - 1
         if q.pending[channel] <= now and q.under_way[channel] < p.channel_fetches:
             chosen = channel
             break
@@ -320,16 +338,16 @@ def _cut_bursts(p: Any, s: Any, q: Any, now: int, channel: int, count: int) -> N
     q.f_index[place] = q.asked[channel]
     q.f_count[place] = count
     q.f_issued[place] = now
-    index, left, number = q.asked[channel] % q.ring_slots[channel], count, 0
+    index, left, number = q.asked[channel] & q.ring_slots[channel] - 1, count, 0
     while left > 0:
         at = index * SLOT_BYTES
-        here = min(min(left, (BURST - at % BURST) // SLOT_BYTES), q.ring_slots[channel] - index)
+        here = min(min(left, (BURST - (at & BURST - 1)) // SLOT_BYTES), q.ring_slots[channel] - index)
         q.f_burst_at[place, number] = at
         q.f_burst_slots[place, number] = here
         q.f_burst_out[place, number] = NEVER
         number += 1
         left -= here
-        index = (index + here) % q.ring_slots[channel]
+        index = (index + here) & q.ring_slots[channel] - 1
     q.f_bursts[place] = number
     s.fetch_tail += 1
     if s.at_slots == NEVER:
@@ -344,9 +362,10 @@ def read_slots(p: Any, s: Any, q: Any, horizon: int) -> None:
         place = s.slots_fetch & FETCHES_KEPT - 1
         while s.slots_burst < q.f_bursts[place]:
             here = q.f_burst_slots[place, s.slots_burst]
-            rows = rows_between(q.f_burst_at[place, s.slots_burst], here * SLOT_BYTES, p.host_bytes)
-            slot = s.d_bursts % p.descriptor_reads
-            edge = max(max(q.f_issued[place], s.d_ar_last + 1), q.d_release[slot] + p.slot_to_read)
+            rows = rows_between(q.f_burst_at[place, s.slots_burst], here * SLOT_BYTES, p.host_log2)
+            slot = s.d_bursts & RELEASES - 1
+            release = q.d_release[s.d_bursts - p.descriptor_reads & RELEASES - 1]
+            edge = max(max(q.f_issued[place], s.d_ar_last + 1), release + p.slot_to_read)
             if edge > horizon:
                 s.at_slots = edge if edge < NEVER else NEVER
                 return
@@ -379,7 +398,7 @@ def stream_slots(p: Any, s: Any, q: Any) -> None:
         if s.at_cut == NEVER:
             s.at_cut = out
     if s.at_slots == NEVER and s.slots_fetch < s.fetch_tail:
-        release = q.d_release[s.d_bursts % p.descriptor_reads]
+        release = q.d_release[s.d_bursts - p.descriptor_reads & RELEASES - 1]
         if release < NEVER:
             s.at_slots = max(q.f_issued[s.slots_fetch & FETCHES_KEPT - 1], release + p.slot_to_read)
 
@@ -465,7 +484,7 @@ def cut(p: Any, s: Any, q: Any) -> None:
         s.cut_free = now + 2
         s.at_cut = max(now + 2, s.cut_free) if s.fetch_tail != s.fetch_head else NEVER
         return
-    place = q.parsed[channel] % p.descriptors
+    place = q.parsed[channel] & p.descriptors - 1
     slots = q.d_slots[channel, place]
     edge = max(_slot_out(p, s, q), s.cut_free)
     if now < edge:
@@ -528,7 +547,7 @@ def _end_fetch(p: Any, s: Any, q: Any, edge: int) -> None:
 @rule
 def _make_job(p: Any, s: Any, q: Any, channel: int, place: int, edge: int) -> None:
     """A descriptor's last slot was taken: the keys of its pieces are looked up, then it is a job."""
-    inline_rows = beats(q.d_inline[channel, place], p.host_bytes)
+    inline_rows = beats(q.d_inline[channel, place], p.host_log2)
     work = max(max(inline_rows, q.d_pieces[channel, place]) - 1 + p.job_interval,
                q.d_slots[channel, place] * p.slot_cycles)
     job = max(edge + p.slot_to_payload + max(0, q.d_pieces[channel, place] - 1), s.job_last + work)
@@ -608,11 +627,11 @@ def decide(p: Any, s: Any, q: Any) -> None:
         plan_decision(p, s, q)
         return
     for step in range(1, p.channels + 1):
-        channel = (s.decide_last + step) % p.channels
+        channel = (s.decide_last + step) & p.channels - 1
         if q.jobs[channel] > 0:
             break
     s.decide_last = channel
-    place = q.decided[channel] % p.descriptors
+    place = q.decided[channel] & p.descriptors - 1
     offset, payload = q.offset[channel], q.d_payload[channel, place]
     left = payload - offset
     count = min(q.d_mss[channel, place], left) if q.d_mss[channel, place] > 0 else left
@@ -622,7 +641,7 @@ def decide(p: Any, s: Any, q: Any) -> None:
     if payload > 0:
         begun, walk = _walk(p, q, channel, place, offset, count)
     # and beside it the rows of a job's template are read, one a cycle
-    rows = beats(q.d_inline[channel, place], p.host_bytes) if offset == 0 else 0
+    rows = beats(q.d_inline[channel, place], p.host_log2) if offset == 0 else 0
     late = max(0, rows - p.piece_first)
     walk = max(walk, rows)
     command = s.command_tail & COMMANDS - 1
@@ -729,18 +748,19 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
                 _put_entry(s, q, command, 0, 0, 0, 0)
                 stream_payload(p, s, q)
         while s.read_left > 0:
-            slot = s.p_bursts % p.payload_reads
-            edge = max(max(s.frame_edge, s.p_ar_last + 1), q.p_release[slot] + p.slot_to_read)
+            slot = s.p_bursts & RELEASES - 1
+            release = q.p_release[s.p_bursts - p.payload_reads & RELEASES - 1]
+            edge = max(max(s.frame_edge, s.p_ar_last + 1), release + p.slot_to_read)
             if edge > horizon:
                 s.at_read = edge if edge < NEVER else NEVER
                 return
             at = s.piece_at
-            length = min(min(s.read_left, s.piece_left), BURST - at % BURST)
-            rows = rows_between(at, length, p.host_bytes)
+            length = min(min(s.read_left, s.piece_left), BURST - (at & BURST - 1))
+            rows = rows_between(at, length, p.host_log2)
             s.p_ar_last = edge
             q.p_release[slot] = NEVER
             # bytes in the last row, which may be the first
-            in_last = length if rows == 1 else (at + length - 1) % p.host_bytes + 1
+            in_last = length if rows == 1 else (at + length - 1 & p.host_bytes - 1) + 1
             s.read_left -= length
             _put_entry(s, q, command, rows, slot, in_last, NEVER)
             q.e_landed[s.e_tail - 1 & ENTRIES - 1] = read(p, s, q, edge, rows, PAYLOAD, s.e_tail - 1)
@@ -793,7 +813,7 @@ def stream_payload(p: Any, s: Any, q: Any) -> None:
         if q.e_first[entry]:
             s.template_end = q.c_edge[command]
             if q.c_first[command] and q.d_inline[channel, place] > 0:
-                rows = beats(q.d_inline[channel, place], p.host_bytes)
+                rows = beats(q.d_inline[channel, place], p.host_log2)
                 s.stream_free = max(s.stream_free, q.c_edge[command] + p.decision_to_rows) + rows
                 s.template_end = s.stream_free
             out = s.stream_free
@@ -809,7 +829,7 @@ def stream_payload(p: Any, s: Any, q: Any) -> None:
             finish_frame(p, s, q, command)
             plan_decision(p, s, q)
     if s.at_read == NEVER and s.reading and s.read_left > 0:
-        release = q.p_release[s.p_bursts % p.payload_reads]
+        release = q.p_release[s.p_bursts - p.payload_reads & RELEASES - 1]
         if release < NEVER:
             s.at_read = max(max(s.frame_edge, s.p_ar_last + 1), release + p.slot_to_read)
 
@@ -832,7 +852,7 @@ def _find_piece(s: Any, q: Any, channel: int, place: int, offset: int) -> None:
 @rule
 def _room_for_frame(p: Any, s: Any, q: Any, channel: int, place: int, count: int) -> int:
     """When the transmit buffer has room for a frame's rows, and the sums of those before it have been taken."""
-    rows = rows_between(q.d_inline[channel, place], count, p.host_bytes)
+    rows = rows_between(q.d_inline[channel, place], count, p.host_log2)
     at = 0
     while s.rows_head < s.frame_tail and s.rows_in + rows - s.rows_out > p.tx_rows - 4:
         number = s.rows_head & FRAMES - 1
@@ -856,7 +876,7 @@ FRAMES = 256
 @rule
 def header_operations(p: Any, q: Any, channel: int, place: int) -> int:
     """Operations on a frame's header, one a cycle: rows of the template, words that differ, checksums."""
-    operations = max(1, beats(q.d_inline[channel, place], p.host_bytes)) + q.d_sums[channel, place]
+    operations = max(1, beats(q.d_inline[channel, place], p.host_log2)) + q.d_sums[channel, place]
     if q.d_mss[channel, place] > 0:
         operations += 4 if q.d_ipv6[channel, place] else 5
     return operations
@@ -873,7 +893,7 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
 
     # its sum is made as its beats pass
     if count > 0:
-        spills = ((inline + count - s.run_last) % p.host_bytes + s.run_last > p.host_bytes)
+        spills = (inline + count - s.run_last & p.host_bytes - 1) + s.run_last > p.host_bytes
         summed = s.stream_free - 1 + spills
         if spills:
             s.stream_free += 1
@@ -884,7 +904,7 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
         summed += p.sum_cycles
 
     # one header after the other; room for it; a new template is taken apart before
-    lane = s.frame_tail % p.segmenters
+    lane = s.frame_tail % p.segmenters if p.segmenters > 1 else 0
     free = q.header_free[lane]
     if segmented and q.c_first[command]:
         free = max(free, s.template_end) + p.template_cycles
@@ -898,14 +918,14 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
 
     # the MAC
     first = enter_mac(p, s, q, max(ready, s.mac_last + 1))
-    last = first + (beats(length, p.mac_bytes) * p.sink_cycles_100 + 99) // 100 - 1
+    last = first + paced(beats(length, p.mac_log2), p.sink_cycles_100) - 1
     if length > 0:
         leave_mac(p, s, q, last, length)
     s.mac_last = last
     q.t_first[number] = first
     q.t_last[number] = last
     q.t_header[number] = start
-    q.t_rows[number] = rows_between(inline, count, p.host_bytes) if count > 0 else 0
+    q.t_rows[number] = rows_between(inline, count, p.host_log2) if count > 0 else 0
     s.frame_tail += 1
     q.b_edge[s.begun_tail & BEGUN - 1] = first
     q.b_bytes[s.begun_tail & BEGUN - 1] = length
@@ -942,10 +962,13 @@ def leave_mac(p: Any, s: Any, q: Any, edge: int, length: int) -> None:
     """A whole frame has entered the MAC's FIFO, which drains at the wire's rate."""
     padded = max(length, p.min_frame_bytes)
     start = max(time_of(p, edge), s.wire_free_ps)
-    bits = (padded + p.frame_overhead_bytes) * 8
-    # in two parts, or the product would not fit
-    s.wire_free_ps = (start + bits // p.bit_rate * PS_PER_S
-                      + (bits % p.bit_rate * PS_PER_S + p.bit_rate - 1) // p.bit_rate)
+    length = padded + p.frame_overhead_bytes
+    bits = length * 8
+    if p.byte_rest == 0:
+        s.wire_free_ps = start + length * p.byte_ps
+    else:  # in two parts, or the product would not fit
+        s.wire_free_ps = (start + bits // p.bit_rate * PS_PER_S
+                          + (bits % p.bit_rate * PS_PER_S + p.bit_rate - 1) // p.bit_rate)
     q.fifo_edge[s.fifo_tail & FIFO - 1] = edge_from(p, s.wire_free_ps)
     q.fifo_length[s.fifo_tail & FIFO - 1] = padded
     s.fifo_tail += 1
@@ -995,8 +1018,8 @@ def _next_is_tx(s: Any, q: Any, edge: int) -> bool:
 def complete(p: Any, s: Any, q: Any) -> None:
     """Write the next completion, and with it those of its ring that have come close behind."""
     now = s.at_complete
-    if port_free(p, s) > now or q.cw_release[s.completion_writes % p.completion_writes] + 2 > now:
-        s.at_complete = max(port_free(p, s), q.cw_release[s.completion_writes % p.completion_writes] + 2)
+    if port_free(p, s) > now or q.cw_release[s.completion_writes - p.completion_writes & RELEASES - 1] + 2 > now:
+        s.at_complete = max(port_free(p, s), q.cw_release[s.completion_writes - p.completion_writes & RELEASES - 1] + 2)
         return
     entries, sent, channel = 0, s.complete_free, -1
     first_token = s.batch_tail
@@ -1034,14 +1057,14 @@ def complete(p: Any, s: Any, q: Any) -> None:
         q.cq_index[channel] += 1
         entries += 1
     begin = q.cq_index[channel] - entries
-    rows = rows_between(begin * COMPLETION_BYTES, entries * COMPLETION_BYTES, p.host_bytes)
+    rows = rows_between(begin * COMPLETION_BYTES, entries * COMPLETION_BYTES, p.host_log2)
     first = max(now, sent)
     s.w_first = first
     s.w_last = first + rows - 1
     s.w_was_completion = 1
     stored = write(p, s, s.w_last, entries * COMPLETION_BYTES)
     response = stored + p.write_latency + 1
-    q.cw_release[s.completion_writes % p.completion_writes] = response
+    q.cw_release[s.completion_writes & RELEASES - 1] = response
     s.completion_writes += 1
     # the next entry may be made while this one waits for the port, and its write follows at once
     s.complete_free = max(sent + p.entry_rows, first)
@@ -1063,7 +1086,7 @@ RECEIVE = 1 << 40
 def arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number: int) -> int:
     """A frame stands before the device from an edge on: the edge of its first beat. It takes a beat a cycle."""
     first = max(edge, s.source_free) + 1
-    last = first + (beats(length, p.mac_bytes) * p.source_cycles_100 + 99) // 100 - 1
+    last = first + paced(beats(length, p.mac_log2), p.source_cycles_100) - 1
     s.source_free = last + p.source_gap
     place = s.in_tail & INCOMING - 1
     q.i_edge[place] = last
@@ -1089,7 +1112,7 @@ def keep_frame(p: Any, s: Any, q: Any) -> None:
         s.in_head += 1
         s.at_arrive = q.i_edge[s.in_head & INCOMING - 1] if s.in_head < s.in_tail else NEVER
         return
-    rows = beats(q.i_length[place], p.host_bytes)
+    rows = beats(q.i_length[place], p.host_log2)
     while s.kept_head < s.kept_tail and q.k_end[s.kept_head & INCOMING - 1] <= now:
         s.rx_rows -= q.k_rows[s.kept_head & INCOMING - 1]
         s.kept_head += 1
@@ -1141,7 +1164,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
     now = s.at_match
     wait = s.wait_head & INCOMING - 1
     channel = q.m_channel[wait]
-    needed = beats(q.m_length[wait], p.buffer_bytes)
+    needed = 1 if q.m_length[wait] <= p.buffer_bytes else parts(q.m_length[wait], p.buffer_bytes)
     if p.asks:
         if not s.answered:
             return True
@@ -1165,7 +1188,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
             s.answered = p.asks
             s.at_match = landed if landed < NEVER else NEVER
             return False
-    parts = s.answer_parts if p.asks else needed
+    parts_now = s.answer_parts if p.asks else needed
     left = q.m_length[wait]
     edge = now
     if needed > 1:
@@ -1175,14 +1198,14 @@ def match(p: Any, s: Any, q: Any) -> bool:
         q.rx_want[channel] = min(q.rx_want[channel], edge + p.used_to_fetch)
         plan_prefetch(p, s, q)
     put(s, q, MATCHED, q.m_number[wait], edge, channel, 0, 0)
-    for part in range(parts):
+    for part in range(parts_now):
         place = s.parts_tail & PARTS - 1
         q.w_edge[place] = edge + p.arrived_to_write
         q.w_at[place] = q.answer_at[part] if p.asks else 0
         q.w_left[place] = q.answer_length[part] if p.asks else min(left, p.buffer_bytes)
         left -= p.buffer_bytes
         q.w_begun[place] = 0
-        q.w_last[place] = part == parts - 1
+        q.w_last[place] = part == parts_now - 1
         q.w_kept[place] = q.m_kept[wait]
         q.w_channel[place] = channel
         q.w_number[place] = q.m_number[wait]
@@ -1233,7 +1256,7 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
     now = s.at_prefetch
     channel = 0
     for step in range(1, p.channels + 1):
-        channel = (s.prefetch_last + step) % p.channels
+        channel = (s.prefetch_last + step) & p.channels - 1
         if q.rx_want[channel] <= now:
             break
     s.prefetch_last = channel
@@ -1243,9 +1266,9 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
     available = q.rx_posted[channel] - asked
     if available > 0 and asked - q.rx_used[channel] <= p.prefetch_slots - RX_FETCH_SLOTS:
         count = min(available, RX_FETCH_SLOTS - asked % RX_FETCH_SLOTS)
-        rows = rows_between(asked * RX_SLOT_BYTES, count * RX_SLOT_BYTES, p.host_bytes)
-        slot = s.r_bursts % p.receive_reads
-        edge = max(now, q.r_release[slot] + p.slot_to_read)
+        rows = rows_between(asked * RX_SLOT_BYTES, count * RX_SLOT_BYTES, p.host_log2)
+        slot = s.r_bursts & RELEASES - 1
+        edge = max(now, q.r_release[s.r_bursts - p.receive_reads & RELEASES - 1] + p.slot_to_read)
         if edge >= NEVER:
             # no place for what comes: when one is free, `stream_buffers` says so
             q.rx_want[channel] = NEVER
@@ -1281,7 +1304,7 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
         channel = q.h_channel[entry]
         for number in range(q.h_count[entry]):
             q.rx_landed[channel, (q.h_first[entry] + number) & RX_LANDED - 1] = (
-                out + number * RX_SLOT_BYTES // p.host_bytes + p.slots_to_write - p.arrived_to_write)
+                out + (number * RX_SLOT_BYTES >> p.host_log2) + p.slots_to_write - p.arrived_to_write)
         s.r_streamed += 1
         if s.at_match == NEVER:
             plan_match(p, s, q)
@@ -1304,7 +1327,7 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
     at = s.rows_free
     if not q.w_begun[place]:
         at = max(at, q.w_edge[place])
-    at = max(at, q.rw_release[s.receive_writes % p.receive_writes] + 2)
+    at = max(at, q.rw_release[s.receive_writes - p.receive_writes & RELEASES - 1] + 2)
     s.at_write = max(at, port_free(p, s))
 
 
@@ -1320,18 +1343,18 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     if not q.w_begun[place]:
         q.w_begun[place] = 1
         if q.w_last[place]:
-            rows = beats(left, p.host_bytes)
+            rows = beats(left, p.host_log2)
             _release_rows(s, q, q.w_kept[place], now - p.row_to_write, rows)
-    length = min(left, BURST - at % BURST)
+    length = min(left, BURST - (at & BURST - 1))
     if length > 0:
-        rows = rows_between(at, length, p.host_bytes)
+        rows = rows_between(at, length, p.host_log2)
         s.w_first = now
         s.w_last = now + rows - 1
         s.w_was_completion = 0
         s.rows_free = now + rows
         stored = write(p, s, s.w_last, length)
         response = stored + p.write_latency + 1
-        q.rw_release[s.receive_writes % p.receive_writes] = response
+        q.rw_release[s.receive_writes & RELEASES - 1] = response
         s.receive_writes += 1
         q.w_done[place] = max(q.w_done[place], response)
     q.w_at[place] = at + length

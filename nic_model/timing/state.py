@@ -14,9 +14,6 @@ from nic_model.timing.parameters import DeviceModel, StageTiming
 DESCRIPTORS = 1 << LARGEST_RING_LOG2
 """Of a channel, that its ring may hold."""
 
-READS = 128
-"""DMA reads, or writes, of one client in flight at most."""
-
 
 class BusModel(Protocol):
     """The host bus in cycles of the device's clock: `cosim.engines.bus.BusTiming` says what each is."""
@@ -63,7 +60,8 @@ class MacModel(Protocol):
 
 
 _SIZES = (
-    "channels mac_bytes host_bytes clock_hz period_ps period_rest slot_cycles entry_rows buffer_bytes payload_reads "
+    "channels mac_bytes host_bytes mac_log2 host_log2 byte_ps byte_rest clock_hz period_ps period_rest slot_cycles "
+    "entry_rows buffer_bytes payload_reads "
     "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
     "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
     "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors traced asks queue_slots "
@@ -82,6 +80,7 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
     values: dict[str, int] = {name: getattr(model.timing, name) for name in StageTiming.names()}
     values |= {
         "channels": config.channels, "mac_bytes": config.mac_bytes, "host_bytes": config.host_bytes,
+        "mac_log2": config.mac_bytes.bit_length() - 1, "host_log2": config.host_bytes.bit_length() - 1,
         "clock_hz": config.clock_hz, "period_ps": stages.PS_PER_S // config.clock_hz,
         "period_rest": stages.PS_PER_S % config.clock_hz,
         "slot_cycles": -(-stages.SLOT_BYTES // config.host_bytes),
@@ -95,7 +94,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
         "overhead_fractions": bus.tlp_overhead_bytes * bus.fractions_per_byte,
         "max_payload": bus.max_payload_bytes, "max_read_request": bus.max_read_request_bytes, "tags": bus.tags,
         "reorder": bus.reorder_cycles,
-        "bit_rate": mac.bit_rate, "fifo_bytes": mac.fifo_bytes, "frame_overhead_bytes": mac.overhead_bytes,
+        "bit_rate": mac.bit_rate, "byte_ps": 8 * stages.PS_PER_S // mac.bit_rate,
+        "byte_rest": 8 * stages.PS_PER_S % mac.bit_rate, "fifo_bytes": mac.fifo_bytes, "frame_overhead_bytes": mac.overhead_bytes,
         "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
         "descriptors": 1 << config.max_ring_log2, "traced": int(traced), "asks": int(asks),
@@ -148,7 +148,7 @@ _TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
     (stages.FETCHES_KEPT, "f_channel f_index f_count f_issued f_bursts"),
     ((stages.FETCHES_KEPT, 16), "f_burst_at f_burst_out f_burst_slots"),
     (stages.FREED, "fr_edge fr_channel fr_slots"),
-    (READS, "d_release p_release r_release cw_release rw_release"),
+    (stages.RELEASES, "d_release p_release r_release cw_release rw_release"),
     ((MAX_CHANNELS, DESCRIPTORS),
      "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_complete d_piece d_pieces d_number d_job"),
     (stages.PIECES, "piece_address piece_length"),
