@@ -173,7 +173,9 @@ _TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
 compiled for one is good for all."""
 
 
-Q_LAYOUT = np.dtype([(name, np.int64, size) for size, names in _TABLES for name in names.split()])
+# Behind each table a cache line of nothing: otherwise entries of one number would all fall into the same few lines.
+Q_LAYOUT = np.dtype([field for size, names in _TABLES for name in names.split()
+                     for field in ((name, np.int64, size), (f"{name}_gap", np.int64, 8))])
 
 
 def queues(model: DeviceModel) -> np.ndarray:
