@@ -175,6 +175,7 @@ class TimedDevice:
         self._begun = self._over = 0
         self._drain_at = 0
         self._drains = False
+        self._deadline, self._deadline_unknown = stages.NEVER, True
         self._tables = self.machine.tables
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
         self.doing.submitted = self._submitted
@@ -184,31 +185,41 @@ class TimedDevice:
 
     def next_edge(self) -> int | None:
         """When something happens by itself, if ever."""
-        edge = self.machine.next_edge()
-        if self._events:
-            edge = min(edge, self._events[0][0])
-        deadline = self.doing.next_deadline()
-        if deadline is not None:
-            edge = min(edge, deadline)
+        edge = min(self._next_event(), self.machine.next_edge())
         return None if edge >= stages.NEVER else max(edge, self.now)
+
+    def _next_event(self) -> int:
+        """When the host would see something that is known of, or moderation does something."""
+        if self._deadline_unknown:
+            deadline = self.doing.next_deadline()
+            self._deadline = stages.NEVER if deadline is None else deadline
+            self._deadline_unknown = False
+        return min(self._events[0][0], self._deadline) if self._events else self._deadline
+
+    def look_ahead(self, edge: int) -> None:
+        """Let the stages act up to an edge before which nothing enters, or to where the host sees something."""
+        machine = self.machine
+        while machine.next_edge() <= min(edge, self._next_event()):
+            if not machine.advance(min(edge, self._next_event())):
+                self._take_out()
+                if machine.numbers["asked"][0]:
+                    self._match()
 
     def advance(self, edge: int) -> None:
         """Let time pass up to an edge; all that is due by then happens, in order."""
         while True:
-            due = self.next_edge()
-            if due is None or due > edge:
+            self.look_ahead(edge)
+            due = self._next_event()
+            if due > edge:
                 break
-            self.now = due
-            while not self.machine.advance(due):
-                self._take_out()
-                if self.machine.numbers["asked"][0]:
-                    self._match()
-            self._take_out()
+            self.now = max(self.now, due)
+            self._deadline_unknown = True
             while self._events and self._events[0][0] <= due:
                 _, _, act, arguments = heapq.heappop(self._events)
                 act(*arguments)
-            self.doing.work = _Work()
-            self.doing.advance(due)
+            if self._deadline <= due:
+                self.doing.work = _Work()
+                self.doing.advance(due)
         self.now = max(self.now, edge)
         self.doing.now_cycles = max(self.doing.now_cycles, edge)
 
@@ -241,6 +252,7 @@ class TimedDevice:
     def write_register(self, address: int, value: int) -> None:
         """A register is written now."""
         doing = self.doing
+        self._deadline_unknown = True
         doing.work = _Work()
         before = [channel.state for channel in doing._channels]
         if address == REGISTERS["DRAIN"].offset and value & 1:
@@ -352,6 +364,8 @@ class TimedDevice:
     def _match(self) -> None:
         """The stages ask which buffers a frame has."""
         numbers, tables = self.machine.numbers, self._tables
+        self.now = max(self.now, int(numbers["at_match"][0]))
+        self._deadline_unknown = True
         wait = int(numbers["wait_head"][0]) & stages.INCOMING - 1
         number = int(tables["m_number"][wait])
         arrived = self._arrived.pop(number)

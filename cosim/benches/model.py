@@ -28,7 +28,8 @@ LINK = MacTiming(bit_rate=10_000_000_000, lookahead_ps=PS_PER_S)
 FAST = MacTiming(bit_rate=1 << 40, lookahead_ps=PS_PER_S)
 
 KERNEL_FRAMES = 400_000
-BYTES_FRAMES = 2_000
+FEW_FRAMES, MANY_FRAMES = 500, 3_500
+"""Of the device with bytes: what more frames take longer counts, without memory's and driver's start."""
 BLOCK = 16_384
 DOORBELL = 64
 """Frames that one doorbell tells of."""
@@ -97,11 +98,11 @@ def measure(options: BenchOptions) -> list[Row]:
     second = _best(lambda: kernel_seconds(model, LINK, int(rate))[0])
     _, last = kernel_seconds(model, LINK, int(rate))
     options.say("with bytes")
-    with_bytes = _best(lambda: bytes_seconds(model, BYTES_FRAMES))
+    with_bytes = _best(lambda: bytes_seconds(model, MANY_FRAMES)) - _best(lambda: bytes_seconds(model, FEW_FRAMES))
     mixed = f"{LARGE_BYTES:,}-byte and {SMALL_BYTES}-byte frames"
     return [
         row(f"kernel, {mixed}", KERNEL_FRAMES / kernel, "frames/s", ">=", 5_000_000),
-        row(f"event-driven with bytes, driver and host memory, {mixed}", BYTES_FRAMES / with_bytes, "frames/s", ">=",
+        row(f"event-driven with bytes, driver and host memory, {mixed}", (MANY_FRAMES - FEW_FRAMES) / with_bytes, "frames/s", ">=",
             20_000),
         row("kernel, a second of 10 Gb/s traffic", second, "s", "<=", 1.0,
             f"{int(rate):,} frames in {last / model.config.clock_hz:.3f} s of the device's time"),

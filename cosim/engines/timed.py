@@ -15,6 +15,8 @@ from nic_model.contract import DOORBELL_BASE, DOORBELL_STRIDE
 from nic_model.timed_device import TimedDevice
 from nic_model.timing.parameters import DeviceModel
 
+FOREVER = 1 << 50
+
 
 class TimedPort(HostPort):
     """Implements `host_driver.port.Port`.
@@ -38,7 +40,6 @@ class TimedPort(HostPort):
         self._free = 0
         self._arrives = 0
         self._timer: Timer | None = None
-        self._timer_edge: int | None = None
         self.device.on_frame = self._send
         self.device.doing.on_irq = self._show_irq
         mac.deliver = self._deliver
@@ -59,18 +60,18 @@ class TimedPort(HostPort):
 
     def _schedule(self) -> None:
         """Wake when the device does something by itself."""
-        edge = self.device.next_edge()
-        if edge == self._timer_edge and self._timer is not None:
-            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._timer_edge = edge
+        # nobody acts before that
+        due = self.kernel.next_time()
+        self.device.look_ahead(FOREVER if due is None else self._edge_at(due))
+        edge = self.device.next_edge()
         if edge is not None:
             self._timer = self.kernel.call_at(max(self.kernel.now, self._time_of(edge)), self._wake)
 
     def _wake(self) -> None:
-        self._timer = self._timer_edge = None
+        self._timer = None
         self.device.advance(self._edge_at(self.kernel.now))
         self._schedule()
 

@@ -17,6 +17,13 @@ _P, _S, _Q = (types.CPointer(numba.from_dtype(layout)) for layout in (state.P_LA
 _INT = types.int64
 
 
+@stages.rule
+def _look(s: Any) -> int:
+    """Note when something happens next."""
+    carray(s, 1)[0].next_at = stages.next_edge(carray(s, 1)[0])
+    return 0
+
+
 @cfunc(_INT(_P, _S, _Q, _INT), cache=True)
 def _advance(p: Any, s: Any, q: Any, until: int) -> int:
     return int(stages.advance(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], until))
@@ -25,30 +32,32 @@ def _advance(p: Any, s: Any, q: Any, until: int) -> int:
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT), cache=True)
 def _ring_bell(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> int:
     stages.ring_bell(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], edge, channel, slots)
-    return 0
+    return _look(s)
 
 
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT), cache=True)
 def _push(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> int:
     stages.push(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], edge, channel, slots)
-    return 0
+    return _look(s)
 
 
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT), cache=True)
 def _post_buffers(p: Any, s: Any, q: Any, edge: int, channel: int, count: int) -> int:
     stages.post_buffers(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], edge, channel, count)
-    return 0
+    return _look(s)
 
 
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT, _INT), cache=True)
 def _arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number: int) -> int:
-    return int(stages.arrive(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], edge, channel, length, number))
+    first = int(stages.arrive(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], edge, channel, length, number))
+    _look(s)
+    return first
 
 
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT), cache=True)
 def _tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> int:
     stages.tell_receive(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], channel, number, edge)
-    return 0
+    return _look(s)
 
 
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT, _INT, _INT, _INT, _INT), cache=True)

@@ -35,7 +35,8 @@ class Machine:
         self._out, self._out_count = q["out"][0], s["out_count"]
         self.numbers = {name: s[name] for name in state.S_LAYOUT.names or ()}
         self.tables = {name: q[name][0] for name in state.Q_LAYOUT.names or ()}
-        self._next = [s[name] for name in state.S_LAYOUT.names or () if name.startswith("at_")]
+        self._next_at = s["next_at"]
+        self._plain = is_plain()
         self._records: tuple[Any, ...]
         self._functions: Mapping[str, Callable[..., int]]
         if is_plain():
@@ -51,7 +52,10 @@ class Machine:
 
     def call(self, name: str, *numbers: int) -> int:
         """Call a rule of `stages` or `kernel`."""
-        return self._functions[name](*self._records, *numbers)
+        found = self._functions[name](*self._records, *numbers)
+        if self._plain:
+            self._next_at[0] = stages.next_edge(self.s)
+        return found
 
     def advance(self, until: int) -> bool:
         """Let all stages act up to an edge; False: take what has come out, or answer what is asked, and go on."""
@@ -59,7 +63,7 @@ class Machine:
 
     def next_edge(self) -> int:
         """When something happens by itself; `stages.NEVER`: not until something enters."""
-        return min(int(at[0]) for at in self._next)
+        return int(self._next_at[0])
 
     def taken(self) -> list[list[int]]:
         """What has come out since the last time."""

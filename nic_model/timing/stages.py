@@ -1393,13 +1393,14 @@ def next_edge(s: Any) -> int:
 
 @rule
 def advance(p: Any, s: Any, q: Any, until: int) -> bool:
-    """Let all stages act whose time comes up to an edge. False: there is no room for what comes out, or the host is
-    asked which buffers a frame has (`s.asked`)."""
+    """Let all stages act whose time comes up to an edge. False: there is no room for what comes out, or, for a host
+    that is asked, something has come out, or it is asked which buffers a frame has (`s.asked`)."""
     s.asked = 0
     while True:
-        if s.out_count + OUT_ROOM > OUTS:
-            return False
         at = next_edge(s)
+        s.next_at = at
+        if s.out_count + OUT_ROOM > OUTS or (p.asks and s.out_count > 0):
+            return False
         if at > until or at == NEVER:
             return True
         if s.at_write == at and (s.at_complete > at or s.w_was_completion):

@@ -110,7 +110,7 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
 
 
 _NUMBERS = (
-    "out_count bus_up bus_down tag_head tags_used r_last w_first w_last w_was_completion at_fetch at_cut at_decide "
+    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_was_completion at_fetch at_cut at_decide "
     "at_read at_complete at_arrive at_match at_prefetch at_write at_slots at_land on_way asked_for slots_fetch "
     "slots_burst fetch_free fetch_last fetch_head fetch_tail d_ar_last d_out_free d_bursts d_streamed cutting "
     "cut_fetch cut_burst cut_slot cut_left cut_channel cut_end cut_stale cut_free job_last arrival_head "
@@ -131,7 +131,7 @@ def numbers(bus: BusModel) -> np.ndarray:
     """The record `s`, of a device at rest; an array of one."""
     record = np.zeros(1, S_LAYOUT)
     for name in _NUMBERS.split():
-        if name.startswith("at_"):
+        if name.startswith("at_") or name == "next_at":
             record[name] = stages.NEVER
     record["random"] = bus.seed
     for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last"):
