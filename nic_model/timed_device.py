@@ -149,8 +149,7 @@ class _Doing(Device):
 class TimedDevice:
     """One device, with bytes and in time.
 
-    Enters: register accesses, doorbells and frames, each at an edge; whoever calls lets time pass by `advance` up to
-    the edge before. Leaves: frames through `on_frame(data, last_edge)`, interrupt lines through `on_irq(vector,
+    Enters: register accesses, doorbells and frames, each at an edge that `enter` has said before. Leaves: frames through `on_frame(data, last_edge)`, interrupt lines through `on_irq(vector,
     level)`, accesses to host memory as `nic_model.device.Device` makes them. `next_edge` says when something happens
     by itself. Attributes: `doing`, the untimed device; `machine`, the stages.
     """
@@ -220,6 +219,12 @@ class TimedDevice:
             if self._deadline <= due:
                 self.doing.work = _Work()
                 self.doing.advance(due)
+        self.now = max(self.now, edge)
+        self.doing.now_cycles = max(self.doing.now_cycles, edge)
+
+    def enter(self, edge: int) -> None:
+        """Something enters at an edge: all before it happens."""
+        self.advance(edge - 1)
         self.now = max(self.now, edge)
         self.doing.now_cycles = max(self.doing.now_cycles, edge)
 

@@ -65,7 +65,7 @@ class TimedPort(HostPort):
             self._timer = None
         # nobody acts before that
         due = self.kernel.next_time()
-        self.device.look_ahead(FOREVER if due is None else self._edge_at(due))
+        self.device.look_ahead(FOREVER if due is None else self._edge_at(due) - 1)
         edge = self.device.next_edge()
         if edge is not None:
             self._timer = self.kernel.call_at(max(self.kernel.now, self._time_of(edge)), self._wake)
@@ -86,7 +86,7 @@ class TimedPort(HostPort):
         self._free = answer
 
         def look() -> None:
-            self.device.advance(answer)
+            self.device.enter(answer)
             value = self.device.read_register(address)
             back = self._time_of(answer + self._bus.mmio_read_cycles - there)
             self.kernel.call_at(back, lambda: future.set_result(value))
@@ -116,7 +116,7 @@ class TimedPort(HostPort):
 
     def _post(self, edge: int, address: int, data: bytes) -> None:
         def act() -> None:
-            self.device.advance(edge)
+            self.device.enter(edge)
             if address >= DOORBELL_BASE:
                 channel, offset = divmod(address - DOORBELL_BASE, DOORBELL_STRIDE)
                 self.device.write_doorbell(channel, offset, data)
@@ -153,7 +153,7 @@ class TimedPort(HostPort):
         self._arrives = edge
 
         def act() -> None:
-            self.device.advance(edge)
+            self.device.enter(edge)
             self.device.receive(frame, bad)
             self._schedule()
 
