@@ -149,9 +149,10 @@ class _Doing(Device):
 class TimedDevice:
     """One device, with bytes and in time.
 
-    Enters: register accesses, doorbells and frames, each at an edge that `enter` has said before. Leaves: frames through `on_frame(data, last_edge)`, interrupt lines through `on_irq(vector,
-    level)`, accesses to host memory as `nic_model.device.Device` makes them. `next_edge` says when something happens
-    by itself. Attributes: `doing`, the untimed device; `machine`, the stages.
+    Enters: register accesses, doorbells and frames, each at an edge that `enter` has said before. Leaves: frames
+    through `on_frame(data, last_edge)`, interrupt lines through `on_irq(vector, level)`, accesses to host memory as
+    `nic_model.device.Device` makes them. `next_edge` says when something happens by itself. Attributes: `doing`, the
+    untimed device; `machine`, the stages.
     """
 
     def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel,

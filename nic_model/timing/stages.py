@@ -380,6 +380,7 @@ def read_slots(p: Any, s: Any, q: Any, horizon: int) -> None:
             s.d_bursts += 1
             s.slots_burst += 1
             stream_slots(p, s, q)
+            horizon = min(horizon, next_edge(s))
         s.slots_burst = 0
         s.slots_fetch += 1
     s.at_slots = NEVER
@@ -747,6 +748,7 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             if s.read_left == 0:
                 _put_entry(s, q, command, 0, 0, 0, 0)
                 stream_payload(p, s, q)
+                horizon = min(horizon, next_edge(s))
         while s.read_left > 0:
             slot = s.p_bursts & RELEASES - 1
             release = q.p_release[s.p_bursts - p.payload_reads & RELEASES - 1]
@@ -773,15 +775,17 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
                 s.piece_at = q.piece_address[s.piece & PIECES - 1]
                 s.piece_left = q.piece_length[s.piece & PIECES - 1]
             stream_payload(p, s, q)
+            horizon = min(horizon, next_edge(s))
         s.reading = 0
         if s.command_tail - s.command_head == p.commands_ahead:
             # whoever is behind it moves up in the same cycles
             s.decide_free = max(s.decide_free, s.p_ar_last)
         s.command_head += 1
         plan_decision(p, s, q)
+        horizon = min(horizon, next_edge(s))
         if s.command_head < s.command_tail:
             following = q.c_edge[s.command_head & COMMANDS - 1]
-            if following > horizon or s.at_decide <= following or s.out_count + OUT_ROOM > OUTS:
+            if following > horizon or s.out_count + OUT_ROOM > OUTS:
                 s.at_read = following
                 return
     s.at_read = NEVER
