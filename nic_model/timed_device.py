@@ -116,6 +116,13 @@ class _Doing(Device):
 
     _telling: Any = None
 
+    def _append(self, channel: _Channel, aggregate: Aggregate, verdict: Any, frame: bytes, info: Any) -> str | None:
+        self.coalesced = False
+        return super()._append(channel, aggregate, verdict, frame, info)
+
+    coalesced: bool | None = None
+    """Of the frame that was delivered last: whether it opened an aggregate, or None for one by itself."""
+
     def _take_slots(self, channel: _Channel, length_bytes: int) -> list[_Slot] | str:
         found = super()._take_slots(channel, length_bytes)
         if isinstance(found, list):
@@ -127,6 +134,8 @@ class _Doing(Device):
         before += [(slot, 0) for slot in slots]
         good = super()._write(receive, data, slots)
         self.work.receive = receive
+        if receive.mss and receive.segments == 1:
+            self.coalesced = True
         for slot, used in before:
             if slot.used > used:
                 _, address = self._keys.check(receive.channel.number, slot.key, slot.offset + used, slot.used - used,
@@ -169,7 +178,7 @@ class TimedDevice:
         self._sent: dict[tuple[int, int], _Sent] = {}
         self._arrived: dict[int, _Arrived] = {}
         self._receives: dict[int, deque[_Entry]] = {}
-        self._arrivals = 0
+        self._arrivals = self._closes = 0
         self._written = [0] * model.config.channels
         self._slots = 0
         self._begun = self._over = 0
@@ -378,7 +387,7 @@ class TimedDevice:
         doing = self.doing
         doing.work = work = _Work()
         doing.now_cycles = arrived.first_edge
-        doing.ended = None
+        doing.ended, doing.coalesced = None, None
         drop = doing._deliver(arrived.data, arrived.bad)
         doing.ended = self._tell_ended
         doing.now_cycles = self.now
@@ -399,6 +408,9 @@ class TimedDevice:
             tables["answer_at"][place] = address % stages.BURST
             tables["answer_length"][place] = length
         numbers["answer_tells"][0] = len(mine)
+        if doing.coalesced is not None:
+            timing = self.model.timing
+            numbers["answer_delay"][0] = timing.coalesce_open if doing.coalesced else timing.coalesce_append
         if mine:
             self._receives[number] = deque(mine)
             self._begun += len(mine)
@@ -411,16 +423,15 @@ class TimedDevice:
 
     def _tell(self, entries: list[_Entry], edge: int) -> None:
         """Completions of aggregates that ended, behind what is on its way to memory."""
-        if not entries:
-            return
-        number = self._arrivals | 1 << 30
-        self._arrivals += 1
-        self._receives[number] = deque(entries)
-        self._begun += len(entries)
-        edge = max(edge, int(self.machine.numbers["part_done"][0])) + self.model.timing.response_to_write
-        for place, entry in enumerate(entries):
-            self.machine.call("tell_receive", entry.channel.number, number,
-                              edge + place * self.model.timing.gather_interval)
+        by_channel: dict[int, list[_Entry]] = {}
+        for entry in entries:
+            by_channel.setdefault(entry.channel.number, []).append(entry)
+        for channel, its in by_channel.items():
+            number = self._closes | 1 << 30
+            self._closes += 1
+            self._receives[number] = deque(its)
+            self._begun += len(its)
+            self.machine.call("close_receive", edge, channel, number, len(its))
 
     # ------------------------------------------------------------------------------------------ completion, event
 

@@ -207,7 +207,7 @@ def _directly(config: NicConfig, library: Path) -> dict[str, Figure]:
               and event.number >= DOORBELL_BASE]
     fetched = [event.edge for event in on_rtl(config, library, Case(
         name="fetches", bus=bus(), arrivals=_arrivals(60, 60, 50))).events if event.kind is PortEventKind.READ]
-    first = [event.edge for event in events if event.kind is PortEventKind.READ]
+    asked = [event.edge for event in events if event.kind is PortEventKind.READ]
     response = on_rtl(config, library, Case(name="response", bus=bus(), arrivals=_arrivals(1, 60)))
     written = [event.edge for event in response.events if event.kind is PortEventKind.WRITTEN]
     done = response.completions[0][0]
@@ -228,12 +228,29 @@ def _directly(config: NicConfig, library: Path) -> dict[str, Figure]:
     risen = [edge for edge, _ in ahead.interrupts]
     armed = [event.edge for event in ahead.events if event.kind is PortEventKind.DOORBELL
              and event.number == doorbell("CQ_ARM", 1) and risen[0] < event.edge < risen[1]]
+    # two segments of one flow, far from each other: the first opens an aggregate, the second goes behind it
+    length = 54 + 100
+    merged = on_rtl(config, library, Case(name="coalesced", bus=bus(), coalesce_ticks=20_000, buffer_bytes=4096, arrivals=(
+        Arrival(cycle=100, length=length, sequence=1000), Arrival(cycle=2100, length=length, sequence=1100))))
+    ends = [event.edge for event in merged.events if event.kind is PortEventKind.ARRIVED]
+    writes = [event.edge for event in merged.events if event.kind is PortEventKind.WRITE]
+    alone = on_rtl(config, library, Case(name="alone", bus=bus(), buffer_bytes=4096, arrivals=(
+        Arrival(cycle=100, length=length), Arrival(cycle=2100, length=100))))
+    plain = [event.edge for event in alone.events if event.kind is PortEventKind.WRITE]
+    alone_ends = [event.edge for event in alone.events if event.kind is PortEventKind.ARRIVED]
+    first = next(edge for edge in writes if edge > ends[0]) - ends[0]
+    second = next(edge for edge in writes if edge > ends[1]) - ends[1]
+    rows = [-(-(at + count) // config.host_bytes) - at // config.host_bytes for at, count in ((length, 100), (0, 100))]
+    plain_first = next(edge for edge in plain if edge > alone_ends[0]) - alone_ends[0]
+    plain_second = next(edge for edge in plain if edge > alone_ends[1]) - alone_ends[1] - rows[1] + rows[0]
     return {
+        "coalesce_open": Figure(first - plain_first, "a segment that opens an aggregate, beside one by itself"),
+        "coalesce_append": Figure(second - plain_second, "a segment of 100 bytes behind another, beside a frame by itself"),
         "arm_to_irq": Figure(risen[1] - armed[-1],
                              "an arm whose index is not the device's: its beat to the interrupt"),
         "bell_to_port": Figure(rung[0] - 110, "a doorbell that is written alone: the end of its way to its beat"),
         "bell_write": Figure(rung[1] - rung[0], "doorbells written at one time: from one's beat to the next's"),
-        "post_to_fetch": Figure(first[0] - posted[0], "a doorbell of a receive ring to the read of its slots"),
+        "post_to_fetch": Figure(asked[0] - posted[0], "a doorbell of a receive ring to the read of its slots"),
         "prefetch_interval": Figure(fetched[1] - fetched[0],
                                     "60 buffers posted at one time: from one read to the next"),
         "response_to_write": Figure(

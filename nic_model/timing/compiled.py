@@ -54,9 +54,9 @@ def _arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number
     return first
 
 
-@cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT), cache=True)
-def _tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> int:
-    stages.tell_receive(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], channel, number, edge)
+@cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT, _INT), cache=True)
+def _close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, tells: int) -> int:
+    stages.close_receive(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], edge, channel, number, tells)
     return _look(s)
 
 
@@ -75,7 +75,7 @@ def _put_piece(p: Any, s: Any, q: Any, channel: int, address: int, length: int) 
 
 FUNCTIONS = {
     "advance": _advance.ctypes, "ring_bell": _ring_bell.ctypes, "push": _push.ctypes,
-    "post_buffers": _post_buffers.ctypes, "arrive": _arrive.ctypes, "tell_receive": _tell_receive.ctypes,
+    "post_buffers": _post_buffers.ctypes, "arrive": _arrive.ctypes, "close_receive": _close_receive.ctypes,
     "put_send": _put_send.ctypes, "put_piece": _put_piece.ctypes,
 }
 """Name -> function of the addresses of `p`, `s`, `q` and numbers."""

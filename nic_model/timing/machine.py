@@ -42,7 +42,7 @@ class Machine:
         if is_plain():
             self._records = self.p, self.s, self.q
             self._functions = {name: getattr(stages, name, None) or getattr(kernel, name) for name in (
-                "advance", "ring_bell", "push", "post_buffers", "arrive", "tell_receive", "put_send", "put_piece")}
+                "advance", "ring_bell", "push", "post_buffers", "arrive", "close_receive", "put_send", "put_piece")}
         else:
             from nic_model.timing.compiled import FUNCTIONS
 

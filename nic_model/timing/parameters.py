@@ -86,6 +86,10 @@ class StageTiming:
     arrived_to_write: int
     """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`, `RxDeliver`, `DmaWrite`: from a frame's last beat to the
     first that is written of it."""
+    coalesce_open: int
+    """`Coalescer`: cycles more of a segment that opens an aggregate."""
+    coalesce_append: int
+    """The same: of one that goes behind another."""
     match_interval: int
     """`RxRings`: from one frame to the next."""
     match_further: int

@@ -1174,6 +1174,9 @@ def match(p: Any, s: Any, q: Any) -> bool:
             return True
         s.answered = 0
         needed = s.answer_buffers
+        # what the coalescer takes to find the frame's place comes before
+        now += s.answer_delay
+        s.answer_delay = 0
     if needed < 0 or q.rx_posted[channel] - q.rx_used[channel] < needed:
         put(s, q, DROPPED, q.m_number[wait], now, NO_BUFFER, 0, 0)
         _release_rows(s, q, q.m_kept[wait], now + 2, 0)
@@ -1346,7 +1349,7 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         return
     if not q.w_begun[place]:
         q.w_begun[place] = 1
-        if q.w_last[place]:
+        if q.w_last[place] and q.w_kept[place] >= 0:
             rows = beats(left, p.host_log2)
             _release_rows(s, q, q.w_kept[place], now - p.row_to_write, rows)
     length = min(left, BURST - (at & BURST - 1))
@@ -1372,6 +1375,25 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
                 tell_receive(p, s, q, q.w_channel[place], q.w_number[place], s.part_done + buffer * p.gather_interval)
         plan_match(p, s, q)
     plan_write(p, s, q)
+
+
+@rule
+def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, tells: int) -> None:
+    """An aggregate ends: so many completions, behind all that was matched before."""
+    place = s.parts_tail & PARTS - 1
+    q.w_edge[place] = edge
+    q.w_at[place] = 0
+    q.w_left[place] = 0
+    q.w_begun[place] = 0
+    q.w_last[place] = 1
+    q.w_kept[place] = -1
+    q.w_channel[place] = channel
+    q.w_number[place] = number
+    q.w_done[place] = edge
+    q.w_tells[place] = tells
+    s.parts_tail += 1
+    if s.at_write == NEVER:
+        plan_write(p, s, q)
 
 
 @rule

@@ -121,7 +121,7 @@ _NUMBERS = (
     "token_was_tx batch_tail completion_writes source_free in_head in_tail kept_head kept_tail rx_rows wait_head "
     "wait_tail match_free parts_head parts_tail parts_done part_done starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
-    "answer_tells piece_tail entered arrived"
+    "answer_tells answer_delay piece_tail entered arrived"
 )
 
 S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS.split()] + [("random", np.uint64)])
