@@ -1,4 +1,7 @@
-"""How fast the timed model is: `memnic bench model`. One core; the best of some repetitions, since machines are shared."""
+"""How fast the timed model is: `memnic bench model`.
+
+One core; the best of some repetitions, since machines are shared.
+"""
 
 from __future__ import annotations
 
@@ -102,8 +105,8 @@ def measure(options: BenchOptions) -> list[Row]:
     mixed = f"{LARGE_BYTES:,}-byte and {SMALL_BYTES}-byte frames"
     return [
         row(f"kernel, {mixed}", KERNEL_FRAMES / kernel, "frames/s", ">=", 5_000_000),
-        row(f"event-driven with bytes, driver and host memory, {mixed}", (MANY_FRAMES - FEW_FRAMES) / with_bytes, "frames/s", ">=",
-            20_000),
+        row(f"event-driven with bytes, driver and host memory, {mixed}", (MANY_FRAMES - FEW_FRAMES) / with_bytes,
+            "frames/s", ">=", 20_000),
         row("kernel, a second of 10 Gb/s traffic", second, "s", "<=", 1.0,
             f"{int(rate):,} frames in {last / model.config.clock_hz:.3f} s of the device's time"),
         row(f"kernel, time of {GROWTH} times as many frames, for each of them", longer / kernel / GROWTH, "times", "<=",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -58,8 +59,9 @@ def roofline(device: _DEVICE = "default", size: _SIZE = 65_536, mss: _MSS = 1460
         table.add_column(heading, justify="right" if heading in ("cycles a frame", "Gb/s", "busy") else "left")
     for bound, rate in zip(found, rates, strict=True):
         share = bound.cycles_a_frame / got.cycles_a_frame
-        table.add_row(bound.what, f"{bound.cycles_a_frame:,.2f}",
-                      f"{got.gbit_per_s * rate / got.frames_per_s:,.2f}", f"{100 * share:.0f} %", _bar(share), bound.words)
+        gbit_per_s = got.gbit_per_s * rate / got.frames_per_s
+        table.add_row(bound.what, f"{bound.cycles_a_frame:,.2f}", f"{gbit_per_s:,.2f}", f"{100 * share:.0f} %",
+                      _bar(share), bound.words)
     table.add_row("model reaches", f"{got.cycles_a_frame:,.2f}", f"{got.gbit_per_s:,.2f}", "", "",
                   f"{got.frames_per_s:,.0f} frames/s; first frame after {got.latency_cycles:,} cycles")
     console = _console()
@@ -136,13 +138,13 @@ def _bus(machine: str | None, latency: int, model: DeviceModel) -> BusTiming:
 
 
 def _bus_with(timing: BusTiming, field: str, value: int) -> BusTiming:
-    from dataclasses import replace
-
     if field not in BusTiming.__dataclass_fields__:
         raise InputError(f"no parameter 'bus.{field}': choose from bus.{', bus.'.join(BusTiming.__dataclass_fields__)}")
-    if value < 0 or (value == 0 and field in ("bytes_per_cycle", "tags", "max_payload_bytes", "max_read_request_bytes")):
-        raise InputError(f"bus.{field} must not be {value}")
-    return replace(timing, **{field: value})
+    least = field in ("bytes_per_cycle", "tags", "max_payload_bytes", "max_read_request_bytes")
+    if value < least:
+        raise InputError(f"bus.{field} must be at least {int(least)}, not {value}")
+    values: dict[str, Any] = {field: value}
+    return replace(timing, **values)
 
 
 def _bar(share: float) -> str:

@@ -230,8 +230,9 @@ def _directly(config: NicConfig, library: Path) -> dict[str, Figure]:
              and event.number == doorbell("CQ_ARM", 1) and risen[0] < event.edge < risen[1]]
     # two segments of one flow, far from each other: the first opens an aggregate, the second goes behind it
     length = 54 + 100
-    merged = on_rtl(config, library, Case(name="coalesced", bus=bus(), coalesce_ticks=20_000, buffer_bytes=4096, arrivals=(
-        Arrival(cycle=100, length=length, sequence=1000), Arrival(cycle=2100, length=length, sequence=1100))))
+    merged = on_rtl(config, library, Case(
+        name="coalesced", bus=bus(), coalesce_ticks=20_000, buffer_bytes=4096, arrivals=(
+            Arrival(cycle=100, length=length, sequence=1000), Arrival(cycle=2100, length=length, sequence=1100))))
     ends = [event.edge for event in merged.events if event.kind is PortEventKind.ARRIVED]
     writes = [event.edge for event in merged.events if event.kind is PortEventKind.WRITE]
     alone = on_rtl(config, library, Case(name="alone", bus=bus(), buffer_bytes=4096, arrivals=(
@@ -245,7 +246,8 @@ def _directly(config: NicConfig, library: Path) -> dict[str, Figure]:
     plain_second = next(edge for edge in plain if edge > alone_ends[1]) - alone_ends[1] - rows[1] + rows[0]
     return {
         "coalesce_open": Figure(first - plain_first, "a segment that opens an aggregate, beside one by itself"),
-        "coalesce_append": Figure(second - plain_second, "a segment of 100 bytes behind another, beside a frame by itself"),
+        "coalesce_append": Figure(second - plain_second,
+                                  "a segment of 100 bytes behind another, beside a frame by itself"),
         "arm_to_irq": Figure(risen[1] - armed[-1],
                              "an arm whose index is not the device's: its beat to the interrupt"),
         "bell_to_port": Figure(rung[0] - 110, "a doorbell that is written alone: the end of its way to its beat"),

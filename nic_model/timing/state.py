@@ -95,7 +95,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
         "max_payload": bus.max_payload_bytes, "max_read_request": bus.max_read_request_bytes, "tags": bus.tags,
         "reorder": bus.reorder_cycles,
         "bit_rate": mac.bit_rate, "byte_ps": 8 * stages.PS_PER_S // mac.bit_rate,
-        "byte_rest": 8 * stages.PS_PER_S % mac.bit_rate, "fifo_bytes": mac.fifo_bytes, "frame_overhead_bytes": mac.overhead_bytes,
+        "byte_rest": 8 * stages.PS_PER_S % mac.bit_rate, "fifo_bytes": mac.fifo_bytes,
+        "frame_overhead_bytes": mac.overhead_bytes,
         "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
         "descriptors": 1 << config.max_ring_log2, "traced": int(traced), "asks": int(asks),
@@ -110,7 +111,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
 
 
 _NUMBERS = (
-    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_was_completion at_fetch at_cut at_decide "
+    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_was_completion "
+    "at_fetch at_cut at_decide "
     "at_read at_complete at_arrive at_match at_prefetch at_write at_slots at_land on_way asked_for slots_fetch "
     "slots_burst fetch_free fetch_last fetch_head fetch_tail d_ar_last d_out_free d_bursts d_streamed cutting "
     "cut_fetch cut_burst cut_slot cut_left cut_channel cut_end cut_stale cut_free job_last arrival_head "

@@ -77,8 +77,9 @@ def test_compiled_and_plain() -> None:
         "model = load_device('tiny')\n"
         "found = [on_rules(model, random_case(number, model.config, 3)) for number in (3, 4, 5, 7)]\n"
         "print(json.dumps([[one.frames, one.reads, one.completions] for one in found]))\n")
-    outputs = [subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True,
-                              env={**os.environ, "NUMBA_DISABLE_JIT": disabled}).stdout for disabled in ("0", "1")]
+    outputs = [subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True,
+        env={**os.environ, "NUMBA_DISABLE_JIT": disabled}).stdout for disabled in ("0", "1")]
     assert json.loads(outputs[0]) == json.loads(outputs[1])
     assert len(json.loads(outputs[0])[0][0]) > 100
 
@@ -90,7 +91,8 @@ def test_kernel_in_blocks() -> None:
     for size in (len(rows), 64, 7):
         kernel = Kernel(load_device("tiny"), random_case(0, TINY, 1).bus, random_case(0, TINY, 1).mac, buffers=0)
         events = list(kernel.run(rows[at : at + size] for at in range(0, len(rows), size)))
-        found.append([list(map(tuple, of(part).tolist())) for of in (frames, completions) for part in events if len(part)])
+        found.append([list(map(tuple, of(part).tolist())) for of in (frames, completions)
+                      for part in events if len(part)])
         assert sum(len(frames(part)) for part in events if len(part)) == len(rows)
         assert sum(len(completions(part)) for part in events if len(part)) == len(rows)
     flat = [sorted(row for part in one for row in part) for one in found]
@@ -113,7 +115,8 @@ def _changed(tmp_path: Path, old: str, new: str) -> Path:
     ("clock_hz = 156250000\n", "", "missing field `sizes.clock_hz`"),
     ("host_bytes = 16\n", "host_bytes = 4\n", "host_bytes must be 16, 32 or 64, and at least mac_bytes, not 4"),
     ("mac_bytes = 8\n", "mac_bytes = 32\n", "host_bytes must be 16, 32 or 64, and at least mac_bytes, not 16"),
-    ("payload_reads = 32\n", "payload_reads = 33\n", "payload_reads must be 96, or a power of two from 8 to 128, not 33"),
+    ("payload_reads = 32\n", "payload_reads = 33\n",
+     "payload_reads must be 96, or a power of two from 8 to 128, not 33"),
     ("queue_slots = 64\n", "queue_slots = 0\n", "`queues.queue_slots` must be 32 to 4096, not 0"),
     ("queue_slots = 64\n", 'queue_slots = "many"\n', "$.queues.queue_slots"),
     ("decision_interval = { cycles = 4", "decision_interval = { cycles = 0", "must be at least 1, not 0"),
@@ -123,7 +126,7 @@ def test_impossible_device_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
                                  said: str) -> None:
     """Each is refused, with field and reason, and the command exits with 2."""
     path = _changed(tmp_path, old, new)
-    with pytest.raises(DeviceFileError, match="changed.toml"):
+    with pytest.raises(DeviceFileError, match=r"changed\.toml"):
         load_device(str(path))
     assert cli.run(["device", "roofline", str(path)]) == 2
     assert said in capsys.readouterr().err
@@ -198,9 +201,11 @@ def test_bad_sweeps(arguments: list[str]) -> None:
 
 
 def test_run_over_a_device_file(tmp_path: Path) -> None:
-    """`memnic run --engine model` serves a workload over a device from a file; a device that is no file takes no time."""
+    """`memnic run --engine model` serves a workload over a device from a file; a device that is no file takes no
+    time."""
     path = str(device_file.DEVICES / "tiny.toml")
-    arguments = ["run", "--engine", "model", "--requests", "6", "--clients", "2", "--device", path, "--out", str(tmp_path)]
+    arguments = ["run", "--engine", "model", "--requests", "6", "--clients", "2", "--device", path,
+                 "--out", str(tmp_path)]
     assert cli.run(arguments) == 0
     timed = json.loads((tmp_path / "result.json").read_text())
     assert all(result["requests"] == 6 for result in timed["systems"].values())
