@@ -1,6 +1,6 @@
 """How fast the timed model is: `memnic bench model`.
 
-One core; the best of some repetitions, since machines are shared.
+Time is that of one processor; the best of some repetitions counts, since machines are shared.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def mix(count: int) -> Iterator[np.ndarray]:
 def kernel_seconds(model: DeviceModel, mac: MacTiming, count: int) -> tuple[float, int]:
     """(seconds that the kernel takes for so many frames, edge at which the last has left)."""
     kernel = Kernel(model, bus(), mac)
-    begin, sent, last = time.perf_counter(), 0, 0
+    begin, sent, last = time.process_time(), 0, 0
     for events in kernel.run(mix(count)):
         found = frames(events)
         sent += len(found)
         if len(found):
             last = int(found[-1, 3])
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     if sent != count:
         raise RuntimeError(f"{sent} of {count} frames were sent")
     return seconds, last
@@ -68,9 +68,9 @@ def bytes_seconds(model: DeviceModel, count: int) -> float:
     each = tuple(Send(payload=size, offset=64 * (number % 64)) for number in range(count // 2)
                  for size in (LARGE_BYTES, SMALL_BYTES))
     case = Case(name="speed", bus=bus(), mac=FAST, senders=(Sender(channel=1, sends=each, bells=((100, len(each)),)),))
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = on_model(model, case)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     if len(found.frames) != len(each):
         raise RuntimeError(f"{len(found.frames)} of {len(each)} frames were sent")
     return seconds

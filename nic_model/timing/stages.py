@@ -748,7 +748,6 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             if s.read_left == 0:
                 _put_entry(s, q, command, 0, 0, 0, 0)
                 stream_payload(p, s, q)
-                horizon = min(horizon, next_edge(s))
         while s.read_left > 0:
             slot = s.p_bursts & RELEASES - 1
             release = q.p_release[s.p_bursts - p.payload_reads & RELEASES - 1]
@@ -775,7 +774,7 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
                 s.piece_at = q.piece_address[s.piece & PIECES - 1]
                 s.piece_left = q.piece_length[s.piece & PIECES - 1]
             stream_payload(p, s, q)
-            horizon = min(horizon, next_edge(s))
+            horizon = min(horizon, s.at_land)
         s.reading = 0
         if s.command_tail - s.command_head == p.commands_ahead:
             # whoever is behind it moves up in the same cycles
