@@ -32,7 +32,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "host_driver.runtime": (),
     "host_driver": ("host_driver", "nic_model.contract", *FORMATS_AND_ARITHMETIC),
     # find_libpython comes with cocotb
-    "cosim": (*PACKAGES, "amaranth", "cocotb", "cocotb_tools", "find_libpython", "msgspec", "rich", "typer"),
+    "cosim": (*PACKAGES, "amaranth", "cocotb", "cocotb_tools", "find_libpython", "msgspec", "numpy", "rich",
+              "typer"),
     "cosim.engines.axi_models": ("cosim", "host_driver", "nic_model.contract", "cocotb", "cocotbext"),
 }
 """Part of the project -> what it may import beside the standard library; the longest name that fits a module counts."""

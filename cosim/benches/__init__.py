@@ -18,12 +18,14 @@ class BenchOptions(NamedTuple):
     say: Callable[[str], None]
     """Called with what is being measured."""
     widths: Sequence[int] = ()
-    """Bits of the MAC's streams of the devices that `rtl` measures; none: all."""
+    """Bits of the MAC's streams of the devices that `rtl` and `accuracy` measure; none: all."""
 
 
 BENCHES: dict[str, tuple[str, str]] = {
     "engine": ("cosim.benches.engine:measure", "speed of the simulation engines"),
     "rtl": ("cosim.benches.rtl:measure", "what the device does in how many cycles"),
+    "model": ("cosim.benches.model:measure", "how fast the timed model is"),
+    "accuracy": ("cosim.benches.accuracy:measure", "how near the timed model comes to the RTL"),
 }
 """Name -> (`module:function` that takes BenchOptions and returns rows, what it measures)."""
 

@@ -16,7 +16,10 @@ from cosim.benches.rows import Row, print_rows
 from cosim.errors import InputError, ToolError
 
 FLOORED = "rtl"
-"""The bench whose figures have floors, and come in widths."""
+"""The bench whose figures have floors."""
+
+WITH_WIDTHS = (FLOORED, "accuracy")
+"""Those whose figures come in widths."""
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -30,8 +33,8 @@ def bench(
     name: Annotated[str | None, typer.Argument(help=f"one of {', '.join(BENCHES)}; without it: all")] = None,
     log: Annotated[Path | None, typer.Option(help="a web server's log, for the bench of `memnic run`")] = None,
     json: Annotated[bool, typer.Option("--json", help="print rows as JSON instead of a table")] = False,
-    width: Annotated[list[int] | None, typer.Option(help="for rtl: only the device whose MAC has so many bits (64, "
-                                                         "128, 256, 512); again for more")] = None,
+    width: Annotated[list[int] | None, typer.Option(help="for rtl and accuracy: only the device whose MAC has so many "
+                                                         "bits (64, 128, 256, 512); again for more")] = None,
     floors: Annotated[bool, typer.Option("--floors", help="for rtl: fail if a figure is worse than its floor")] = False,
     write_floors: Annotated[bool, typer.Option("--write-floors",
                                                help="for rtl: make what is measured the new floors")] = False,
@@ -42,9 +45,10 @@ def bench(
         raise InputError(f"no bench {name!r}: choose from {', '.join(BENCHES)}")
     if log is not None and not log.is_file():
         raise InputError(f"--log: no file {log}")
-    for option, given in (("--width", width), ("--floors", floors), ("--write-floors", write_floors)):
-        if given and name != FLOORED:
-            raise InputError(f"{option} is for `memnic bench {FLOORED}`")
+    for option, given, benches in (("--width", width, WITH_WIDTHS), ("--floors", floors, (FLOORED,)),
+                                   ("--write-floors", write_floors, (FLOORED,))):
+        if given and name not in benches:
+            raise InputError(f"{option} is for `memnic bench {' or '.join(benches)}`")
     for bits in width or ():
         if bits not in WIDTHS:
             raise InputError(f"--width must be one of {', '.join(map(str, WIDTHS))}, not {bits}")

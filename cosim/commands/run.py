@@ -22,6 +22,7 @@ from cosim.progress import RunProgress
 from cosim.report import print_report
 from cosim.results import RESULT_NAME, Configuration, ResultsFolder
 from cosim.systems import SYSTEMS, System, select_systems
+from cosim.timing.device_file import is_device_file, load_device
 from cosim.workload import Workload, read_log, synthetic
 from nic_model.contract import CONFIGS
 
@@ -68,7 +69,8 @@ def run(
     transactors: Annotated[str | None, typer.Option(
         help="of the cocotb engine: cocotbext-axi, or the simulator's own, which are compiled (verilator) or lean "
              "(icarus)")] = None,
-    device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}")] = "default",
+    device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}; or, for --engine "
+                                              "model, a device file: then the device takes its time")] = "default",
     adaptive: Annotated[str | None, typer.Option(
         help="rx, tx or rx,tx: directions whose interrupt moderation adapts as Linux's DIM does; default: the "
              "machine's moderation")] = None,
@@ -84,10 +86,14 @@ def run(
     _check_at_least("--clients", clients, 1)
     if clients > MAX_CLIENTS:
         raise InputError(f"--clients must be at most {MAX_CLIENTS}, not {clients}")
-    if device not in CONFIGS:
-        raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
     chosen_machine = load_machine(machine)
     engine_name, run_engine = select_engine(engine)
+    if is_device_file(device):
+        if engine_name != "model":
+            raise InputError(f"--device: a device file needs --engine model, not {engine_name}")
+        load_device(device)
+    elif device not in CONFIGS:
+        raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
     if engine_name != "cocotb" and (simulator or transactors):
         raise InputError(f"--simulator and --transactors need the cocotb engine, not {engine_name}")
     check_engine(engine_name, simulator or DEFAULT_SIMULATOR, transactors)

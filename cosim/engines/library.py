@@ -45,7 +45,7 @@ class PortEventKind(IntEnum):
     DOORBELL = 0  # address in the driver's view; the last beat of a write to a doorbell page
     READ = 1  # address of a DMA read that the device asks for
     DATA = 2  # 1 for the last beat of a read, 0 for others
-    WRITE = 3  # address of a DMA write whose last beat leaves
+    WRITE = 3  # address of the first byte of a DMA write whose last beat leaves
     WRITTEN = 4  # response to a write
     SEND = 5  # 0; the first beat of a frame to the MAC
     SENT = 6  # beats of the frame; its last

@@ -35,7 +35,10 @@ class Trace {
 
   // What moves at `edge`: what the device showed in the cycle before it, and what it saw in that cycle.
   void look(Edge edge, const Outputs& out, const Inputs& in) {
-    const auto keep = [&](int64_t kind, int64_t id, uint64_t number) { events.push_back({edge, kind, id, number}); };
+    const auto keep_at = [&](Edge at, int64_t kind, int64_t id, uint64_t number) {
+      events.push_back({at, kind, id, number});
+    };
+    const auto keep = [&](int64_t kind, int64_t id, uint64_t number) { keep_at(edge, kind, id, number); };
     if (in.s_axi_aw.valid && (out.flags & S_AXI_AW_READY)) bells_.push_back(in.s_axi_aw.addr);
     if (in.s_axi_w.valid && (out.flags & S_AXI_W_READY) && in.s_axi_w.last) ++bells_ended_;
     while (bells_ended_ && !bells_.empty()) {
@@ -46,9 +49,16 @@ class Trace {
     if (out.flags & M_AXI_AR_VALID) keep(EVENT_READ, out.m_axi_ar.id, out.m_axi_ar.addr);
     if (in.m_axi_r.valid && (out.flags & M_AXI_R_READY)) keep(EVENT_DATA, in.m_axi_r.id, in.m_axi_r.last);
     if (out.flags & M_AXI_AW_VALID) addresses_.push_back({out.m_axi_aw.addr, out.m_axi_aw.id});
-    if ((out.flags & M_AXI_W_VALID) && out.m_axi_w.last) ended_.push_back(edge);
+    if (out.flags & M_AXI_W_VALID) {
+      if (!written_++) lane_ = out.m_axi_w.strb ? __builtin_ctzll(out.m_axi_w.strb) : 0;
+      if (out.m_axi_w.last) {
+        ended_.push_back({edge, lane_});
+        written_ = 0;
+      }
+    }
     while (!ended_.empty() && !addresses_.empty()) {
-      events.push_back({ended_.front(), EVENT_WRITE, addresses_.front().id, addresses_.front().address});
+      // the address is the bus's row, the strobes say where in it the data begin
+      keep_at(ended_.front().edge, EVENT_WRITE, addresses_.front().id, addresses_.front().address + ended_.front().lane);
       ended_.pop_front();
       addresses_.pop_front();
     }
@@ -78,8 +88,13 @@ class Trace {
   std::deque<uint32_t> bells_;  // doorbell bursts whose last beat has not been taken
   int64_t bells_ended_ = 0;
   std::deque<Address> addresses_;
-  std::deque<Edge> ended_;  // bursts whose data came before their address
-  uint64_t sent_ = 0, arrived_ = 0;
+  struct Ended {
+    Edge edge;
+    uint64_t lane;
+  };
+
+  std::deque<Ended> ended_;  // bursts whose data came before their address
+  uint64_t sent_ = 0, arrived_ = 0, written_ = 0, lane_ = 0;
 };
 
 }  // namespace memnic

@@ -65,7 +65,8 @@ def test_bad_use_of_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["bench", "horse"]) == 2
     assert cli.run(["bench", "engine", "--log", "/no/such/log"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert said == ["memnic: no bench 'horse': choose from engine, rtl", "memnic: --log: no file /no/such/log"]
+    assert said == ["memnic: no bench 'horse': choose from engine, rtl, model, accuracy",
+                    "memnic: --log: no file /no/such/log"]
 
 
 def test_the_traffic_runs_at_the_wires_rate_both_ways_and_its_inputs_replay(tiny_compiled: Path) -> None:

@@ -342,7 +342,7 @@ def test_limits_are_shown(counted: Callable[[Sequence[Row]], Path], capsys: pyte
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["engine", "--floors"], "--floors is for `memnic bench rtl`"),
-    (["--width", "64"], "--width is for `memnic bench rtl`"),
+    (["--width", "64"], "--width is for `memnic bench rtl or accuracy`"),
     (["engine", "--write-floors"], "--write-floors is for `memnic bench rtl`"),
     (["rtl", "--width", "96"], "--width must be one of 64, 128, 256, 512, not 96")])
 def test_bad_use_is_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,75 @@
+"""A device's stages with their state, for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numba
+import numpy as np
+
+from nic_model.timing import kernel, stages, state
+from nic_model.timing.parameters import DeviceModel
+from nic_model.timing.state import BusModel, MacModel
+
+
+def is_plain() -> bool:
+    """Whether the rules are not compiled (NUMBA_DISABLE_JIT)."""
+    return bool(getattr(numba.config, "DISABLE_JIT", 0))
+
+
+class Machine:
+    """The stages of one device; all it does is call the rules.
+
+    What enters goes through `ring_bell`, `arrive` and so on, each at an edge that is not before the last `advance`;
+    what comes out, by `advance` and `taken`. Attributes: `p`, `s`, `q`, the records.
+    """
+
+    def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes: int = 2048,
+                 traced: bool = False, asks: bool = False) -> None:
+        self._arrays = (state.parameters(model, bus, mac, buffer_bytes=buffer_bytes, traced=traced, asks=asks),
+                        state.numbers(bus), state.queues(model))
+        self.p, self.s, self.q = (array.view(np.recarray)[0] for array in self._arrays)
+        _, s, q = self._arrays
+        # what Python looks at often, as views: a record's own attributes are slow
+        self._out, self._out_count = q["out"][0], s["out_count"]
+        self.numbers = {name: s[name] for name in state.S_LAYOUT.names or ()}
+        self.tables = {name: q[name][0] for name in state.Q_LAYOUT.names or ()}
+        self._next_at = s["next_at"]
+        self._plain = is_plain()
+        self._records: tuple[Any, ...]
+        self._functions: Mapping[str, Callable[..., int]]
+        if is_plain():
+            self._records = self.p, self.s, self.q
+            self._functions = {name: getattr(stages, name, None) or getattr(kernel, name) for name in (
+                "advance", "ring_bell", "push", "post_buffers", "arrive", "close_receive", "put_send", "put_piece")}
+        else:
+            from nic_model.timing.compiled import FUNCTIONS
+
+            self._records = tuple(array.ctypes.data for array in self._arrays)
+            self._functions = FUNCTIONS
+        self._advance = self._functions["advance"]
+
+    def call(self, name: str, *numbers: int) -> int:
+        """Call a rule of `stages` or `kernel`."""
+        found = self._functions[name](*self._records, *numbers)
+        if self._plain:
+            self._next_at[0] = stages.next_edge(self.s)
+        return found
+
+    def advance(self, until: int) -> bool:
+        """Let all stages act up to an edge; False: take what has come out, or answer what is asked, and go on."""
+        return bool(self._advance(*self._records, until))
+
+    def next_edge(self) -> int:
+        """When something happens by itself; `stages.NEVER`: not until something enters."""
+        return int(self._next_at[0])
+
+    def taken(self) -> list[list[int]]:
+        """What has come out since the last time."""
+        count = self._out_count[0]
+        if not count:
+            return []
+        found: list[list[int]] = self._out[:count].tolist()
+        self._out_count[0] = 0
+        return found

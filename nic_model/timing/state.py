@@ -1,0 +1,191 @@
+"""The records that the timing rules work on: what never changes, numbers that do, queues and tables."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from nic_model.contract import LARGEST_RING_LOG2, MAX_CHANNELS, MAX_DESCRIPTOR_SLOTS
+from nic_model.contract.config import BURST_BYTES
+from nic_model.timing import stages
+from nic_model.timing.parameters import DeviceModel, StageTiming
+
+DESCRIPTORS = 1 << LARGEST_RING_LOG2
+"""Of a channel, that its ring may hold."""
+
+
+class BusModel(Protocol):
+    """The host bus in cycles of the device's clock: `cosim.engines.bus.BusTiming` says what each is."""
+
+    @property
+    def read_latency_cycles(self) -> int: ...
+    @property
+    def write_latency_cycles(self) -> int: ...
+    @property
+    def fractions_per_byte(self) -> int: ...
+    @property
+    def duplex(self) -> bool: ...
+    @property
+    def tlp_overhead_bytes(self) -> int: ...
+    @property
+    def max_payload_bytes(self) -> int: ...
+    @property
+    def max_read_request_bytes(self) -> int: ...
+    @property
+    def tags(self) -> int: ...
+    @property
+    def reorder_cycles(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class MacModel(Protocol):
+    """The MAC and its link: `cosim.mac.MacTiming` says what each is."""
+
+    @property
+    def bit_rate(self) -> int: ...
+    @property
+    def fifo_bytes(self) -> int: ...
+    @property
+    def overhead_bytes(self) -> int: ...
+    @property
+    def min_frame_bytes(self) -> int: ...
+    @property
+    def sink_percent(self) -> int: ...
+    @property
+    def source_percent(self) -> int: ...
+    @property
+    def source_gap_cycles(self) -> int: ...
+
+
+_SIZES = (
+    "channels mac_bytes host_bytes mac_log2 host_log2 byte_ps byte_rest clock_hz period_ps period_rest slot_cycles "
+    "entry_rows buffer_bytes payload_reads "
+    "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
+    "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
+    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors traced asks queue_slots "
+    "channel_fetches descriptor_reads receive_reads prefetch_slots receive_writes completion_writes frames_ready "
+    "segmenters commands_ahead"
+)
+
+P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *_SIZES.split())])
+
+
+def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes: int = 2048, traced: bool = False,
+               asks: bool = False) -> np.ndarray:
+    """The record `p`; an array of one. `buffer_bytes`: of a receive buffer, unless it is asked for. `traced`: reads and
+    jobs come out too; `asks`: the host says which buffers a frame gets."""
+    config = model.config
+    values: dict[str, int] = {name: getattr(model.timing, name) for name in StageTiming.names()}
+    values |= {
+        "channels": config.channels, "mac_bytes": config.mac_bytes, "host_bytes": config.host_bytes,
+        "mac_log2": config.mac_bytes.bit_length() - 1, "host_log2": config.host_bytes.bit_length() - 1,
+        "clock_hz": config.clock_hz, "period_ps": stages.PS_PER_S // config.clock_hz,
+        "period_rest": stages.PS_PER_S % config.clock_hz,
+        "slot_cycles": -(-stages.SLOT_BYTES // config.host_bytes),
+        "entry_rows": -(-stages.COMPLETION_BYTES // config.host_bytes), "buffer_bytes": buffer_bytes,
+        "payload_reads": config.payload_reads, "bytes_ahead": config.payload_reads * BURST_BYTES,
+        "tx_rows": config.tx_buffer_bytes // config.host_bytes, "rx_rows": config.rx_buffer_bytes // config.host_bytes,
+        "least_fetch": max(MAX_DESCRIPTOR_SLOTS, model.queue_slots // 4),
+        "slices": max(64, 1 << (config.payload_reads + config.payload_reads // 8).bit_length()),
+        "read_latency": bus.read_latency_cycles, "write_latency": bus.write_latency_cycles,
+        "fractions_per_byte": bus.fractions_per_byte, "duplex": int(bus.duplex),
+        "overhead_fractions": bus.tlp_overhead_bytes * bus.fractions_per_byte,
+        "max_payload": bus.max_payload_bytes, "max_read_request": bus.max_read_request_bytes, "tags": bus.tags,
+        "reorder": bus.reorder_cycles,
+        "bit_rate": mac.bit_rate, "byte_ps": 8 * stages.PS_PER_S // mac.bit_rate,
+        "byte_rest": 8 * stages.PS_PER_S % mac.bit_rate, "fifo_bytes": mac.fifo_bytes,
+        "frame_overhead_bytes": mac.overhead_bytes,
+        "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
+        "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
+        "descriptors": 1 << config.max_ring_log2, "traced": int(traced), "asks": int(asks),
+    }
+    for name in ("queue_slots", "channel_fetches", "descriptor_reads", "receive_reads", "prefetch_slots",
+                 "receive_writes", "completion_writes", "frames_ready", "segmenters", "commands_ahead"):
+        values[name] = getattr(model, name)
+    found = np.zeros(1, P_LAYOUT)
+    for name, value in values.items():
+        found[name] = value
+    return found
+
+
+_NUMBERS = (
+    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_was_completion "
+    "at_fetch at_cut at_decide "
+    "at_read at_complete at_arrive at_match at_prefetch at_write at_slots at_land on_way asked_for slots_fetch "
+    "slots_burst fetch_free fetch_last fetch_head fetch_tail d_ar_last d_out_free d_bursts d_streamed cutting "
+    "cut_fetch cut_burst cut_slot cut_left cut_channel cut_end cut_stale cut_free job_last arrival_head "
+    "arrival_tail command_head command_tail frames_decided freed_head freed_tail decide_free rest_edge decide_last "
+    "has_job ahead gone_ahead begun_head begun_tail walk_free reading read_left frame_edge run_last read_first "
+    "e_head e_tail stream_free template_end p_ar_last p_bursts piece piece_at piece_left rows_head rows_in rows_out "
+    "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail complete_free "
+    "token_was_tx batch_tail completion_writes source_free in_head in_tail kept_head kept_tail rx_rows wait_head "
+    "wait_tail match_free parts_head parts_tail parts_done part_done starved_channel prefetch_free prefetch_last "
+    "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
+    "answer_tells answer_delay piece_tail entered arrived"
+)
+
+S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS.split()] + [("random", np.uint64)])
+
+
+def numbers(bus: BusModel) -> np.ndarray:
+    """The record `s`, of a device at rest; an array of one."""
+    record = np.zeros(1, S_LAYOUT)
+    for name in _NUMBERS.split():
+        if name.startswith("at_") or name == "next_at":
+            record[name] = stages.NEVER
+    record["random"] = bus.seed
+    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last"):
+        record[name] = -1000
+    return record
+
+
+_TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
+    ((stages.OUTS, 6), "out"),
+    (stages.TAGS_THAT_BIND, "tag_free"),
+    (MAX_CHANNELS,
+     "posted producer asked consumed freed freeing pending starved under_way ring_slots parsed decided jobs "
+     "offset number cq_index rx_posted rx_asked rx_used rx_want"),
+    (stages.FETCHES_KEPT, "f_channel f_index f_count f_issued f_bursts"),
+    ((stages.FETCHES_KEPT, 16), "f_burst_at f_burst_out f_burst_slots"),
+    (stages.FREED, "fr_edge fr_channel fr_slots"),
+    (stages.RELEASES, "d_release p_release r_release cw_release rw_release"),
+    ((MAX_CHANNELS, DESCRIPTORS),
+     "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_complete d_piece d_pieces d_number d_job"),
+    (stages.PIECES, "piece_address piece_length"),
+    (stages.ARRIVALS, "a_edge a_channel"),
+    (stages.BEGUN, "b_edge b_bytes"),
+    (stages.COMMANDS, "c_channel c_place c_offset c_count c_first c_last c_number c_edge"),
+    (stages.FRAMES, "t_first t_last t_header t_rows"),
+    (16, "header_free"),
+    (stages.FIFO, "fifo_edge fifo_length"),
+    (stages.TOKENS, "tx_edge tx_channel tx_token tx_writes rx_edge rx_channel rx_token batch_token"),
+    (stages.INCOMING,
+     "i_edge i_channel i_length i_number k_rows k_begin k_end m_edge m_channel m_length m_number m_kept"),
+    ((MAX_CHANNELS, stages.RX_LANDED), "rx_landed"),
+    (stages.PARTS, "w_edge w_at w_left w_begun w_last w_kept w_channel w_number w_done w_tells"),
+    (64, "answer_at answer_length"),
+    (256, "o_due o_order o_rows o_client o_entry"),
+    (stages.ENTRIES,
+     "e_command e_rows e_slot e_in_last e_first e_ends e_landed g_rows g_slot g_fetch g_burst g_landed h_rows "
+     "h_slot h_channel h_first h_count h_landed"),
+)
+"""Size, and queues and tables of that size, by their index or modulo it. One layout for all devices: so what numba has
+compiled for one is good for all."""
+
+
+# Behind each table a cache line of nothing: otherwise entries of one number would all fall into the same few lines.
+Q_LAYOUT = np.dtype([field for size, names in _TABLES for name in names.split()
+                     for field in ((name, np.int64, size), (f"{name}_gap", np.int64, 8))])
+
+
+def queues(model: DeviceModel) -> np.ndarray:
+    """The record `q`, empty; an array of one."""
+    found = np.zeros(1, Q_LAYOUT)
+    for name in ("pending", "rx_want"):
+        found[name] = stages.NEVER
+    for name in ("d_release", "p_release", "r_release", "cw_release", "rw_release"):
+        found[name] = -1000
+    found["ring_slots"] = 1 << model.config.max_ring_log2
+    return found
