@@ -103,8 +103,12 @@ class Segmenter(wiring.Component):
 
         # The frame whose rows pass.
         frame, frame_valid, in_template, error = Signal(waiting_shape), Signal(), Signal(), Signal()
-        failed = Signal(self.config.channels)  # the channel's present job, known when a frame's first row leaves
-        fresh, error_before = Signal(), Signal()
+        # Whether the channel's present job has failed, asked when a frame's first row leaves: kept a cycle after its
+        # frame has ended, so that what the last frame says of its own channel is taken from there.
+        failed = Signal(self.config.channels)
+        channel_bits = exact_log2(self.config.channels)
+        fresh, same, error_before = Signal(), Signal(), Signal()
+        ended, ended_channel, ended_error = Signal(), Signal(channel_bits), Signal()
         error_now, begins, row_leaves, ends_template, ends_frame = Signal(), Signal(), Signal(), Signal(), Signal()
         most_templates = templates_kept(self.config)
         templates, begins_template = Signal(range(most_templates + 1)), Signal()
@@ -117,17 +121,24 @@ class Segmenter(wiring.Component):
             waiting.o.ready.eq(begins), begins_template.eq(begins & coming.template),
         ]
         m.d.sync += templates.eq(templates + begins_template - self.template_freed)
+        m.d.sync += ended.eq(ends_frame)
         with m.If(ends_frame):
-            m.d.sync += frame_valid.eq(0)
-            m.d.sync += failed.bit_select(frame.channel[:exact_log2(self.config.channels)], 1).eq(error_now)
+            m.d.sync += [
+                frame_valid.eq(0), ended_channel.eq(frame.channel[:channel_bits]), ended_error.eq(error_now),
+            ]
+        with m.If(ended):
+            m.d.sync += failed.bit_select(ended_channel, 1).eq(ended_error)
         with m.If(begins):
-            m.d.sync += [frame.eq(coming), frame_valid.eq(1), in_template.eq(coming.template), fresh.eq(1)]
+            m.d.sync += [
+                frame.eq(coming), frame_valid.eq(1), in_template.eq(coming.template), fresh.eq(1),
+                same.eq(coming.channel == frame.channel),
+            ]
         with m.Elif(row_leaves):
             m.d.sync += [fresh.eq(0), error.eq(error_now)]
 
         m.d.comb += [
-            error_before.eq(Mux(
-                fresh, ~frame.first & failed.bit_select(frame.channel[:exact_log2(self.config.channels)], 1), error)),
+            error_before.eq(Mux(fresh, ~frame.first & Mux(
+                same, ended_error, failed.bit_select(frame.channel[:channel_bits], 1)), error)),
             error_now.eq(error_before),
         ]
         with m.If(in_template):
@@ -152,5 +163,6 @@ class Segmenter(wiring.Component):
             with m.If(row_leaves & ~begins):
                 m.d.sync += frame.count.eq(frame.count - beat.count)
 
-        m.d.comb += self.active.eq(takes | waiting.active | row_leaves | self.retired | self.template_freed)
+        m.d.comb += self.active.eq(
+            takes | waiting.active | row_leaves | ended | self.retired | self.template_freed)
         return m
