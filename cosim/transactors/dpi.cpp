@@ -3,7 +3,9 @@
 
 namespace memnic {
 extern Transactors* transactors;
-}
+
+static Inputs held;  // what the device was given last: `inputs` is a place for one call
+}  // namespace memnic
 
 extern "C" void memnic_tick(const uint32_t* outputs, uint32_t* inputs) {
   using namespace memnic;
@@ -11,6 +13,7 @@ extern "C" void memnic_tick(const uint32_t* outputs, uint32_t* inputs) {
     std::memset(inputs, 0, sizeof(Inputs));
     return;
   }
-  transactors->tick(*reinterpret_cast<const Outputs*>(outputs), *reinterpret_cast<Inputs*>(inputs));
+  transactors->tick(*reinterpret_cast<const Outputs*>(outputs), held);
+  std::memcpy(inputs, &held, sizeof held);
   if (transactors->stop()) transactors->count();
 }

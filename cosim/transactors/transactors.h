@@ -63,9 +63,7 @@ constexpr int RESET_EDGES = 4;
 class Transactors {
  public:
   Transactors(const BusSettings& bus, const MacSettings& mac, HostMemory memory, int64_t stuck_cycles)
-      : host(bus, memory), mac(mac), stuck_cycles_(stuck_cycles) {
-    std::memset(&in_, 0, sizeof in_);
-  }
+      : host(bus, memory), mac(mac), stuck_cycles_(stuck_cycles) {}
 
   HostBus host;
   Mac mac;
@@ -98,17 +96,16 @@ class Transactors {
     registers.read(edge_at(now) + host.bus.settings().mmio_read_cycles / 2, address, ticket);
   }
 
-  // One edge. `stop()` says afterwards whether the host must be called.
+  // One edge. `in` still is what it was behind the last one. `stop()` says afterwards whether the host must be called.
   void tick(const Outputs& out, Inputs& in) {
     ++status.cycles;
     if (asked_) {
-      tell();
+      tell(in);
     } else if (reset_ <= RESET_EDGES) {
-      reset_step();
+      reset_step(in);
     } else {
-      work(out);
+      work(out, in);
     }
-    in = in_;
   }
 
   uint32_t stop() const { return status.stop; }
@@ -148,46 +145,47 @@ class Transactors {
 
   // When the probes have come, the host may know that nothing goes on: the device takes them at the edge behind the
   // request, and shows them at the next.
-  void tell() {
-    if (in_.asked) {
-      in_.asked = 0;
+  void tell(Inputs& in) {
+    if (in.asked) {
+      in.asked = 0;
       return;
     }
     status.stop |= asked_;
     asked_ = 0;
-    in_.wake ^= 1;
+    in.wake ^= 1;
   }
 
   // The edge that ends the reset is number 0.
-  void reset_step() {
-    in_.rst = reset_ < RESET_EDGES;
-    in_.jump = reset_ == RESET_EDGES;
-    in_.ready = M_AXI_AR_TAKEN | M_AXI_AW_TAKEN | M_AXI_W_TAKEN | S_AXIL_B_TAKEN | S_AXIL_R_TAKEN | S_AXI_B_TAKEN;
+  void reset_step(Inputs& in) {
+    if (!reset_) std::memset(&in, 0, sizeof in);
+    in.rst = reset_ < RESET_EDGES;
+    in.jump = reset_ == RESET_EDGES;
+    in.ready = M_AXI_AR_TAKEN | M_AXI_AW_TAKEN | M_AXI_W_TAKEN | S_AXIL_B_TAKEN | S_AXIL_R_TAKEN | S_AXI_B_TAKEN;
     ++reset_;
     edge_ = -1;
     next_edge_ = 0;
   }
 
-  void work(const Outputs& out) {
+  void work(const Outputs& out, Inputs& in) {
     const Edge edge = edge_ = next_edge_;
     next_edge_ = edge + 1;
-    in_.jump = 0;
+    in.jump = 0;
     if (edge >= attention) {
       attention = NEVER;
       jump_here = jump_on;
     }
-    if (trace.on) trace.look(edge, out, in_);
+    if (trace.on) trace.look(edge, out, in);
     uint32_t stop = show_interrupts(edge, out);
     if (out.flags & ERROR_COMPLETION) ++status.error_completions;
 
-    const bool offered = (out.flags & QUIET) && offers();  // of interest only then
-    const uint32_t ready = in_.ready;
-    bool moved = taken(out) | host.take(edge, out);
+    const bool offered = (out.flags & QUIET) && offers(in);  // of interest only then
+    const uint32_t ready = in.ready;
+    bool moved = taken(out, in) | host.take(edge, out);
     const int64_t read_cycles = host.bus.settings().mmio_read_cycles;
-    moved |= registers.step(edge, out, in_, read_cycles - read_cycles / 2);
-    host.drive(edge, out, in_);
-    moved |= mac.sink(edge, out, in_);
-    moved |= mac.source(edge, out, in_);
+    moved |= registers.step(edge, out, in, read_cycles - read_cycles / 2);
+    host.drive(edge, out, in);
+    moved |= mac.sink(edge, out, in);
+    moved |= mac.source(edge, out, in);
     while (!registers.answered.empty() && registers.answered.front().due <= edge) {
       values.push_back({registers.answered.front().ticket, registers.answered.front().value});
       registers.answered.pop_front();
@@ -196,23 +194,24 @@ class Transactors {
     if (mac.report_by() <= edge) stop |= STOP_FRAMES;
     if (!host.error.empty()) stop |= STOP_BROKEN;
 
-    const bool quiet = (out.flags & QUIET) && !offered && !offers() && !registers.busy() && in_.ready == ready;
+    const bool quiet = (out.flags & QUIET) && !offered && !offers(in) && !registers.busy() && in.ready == ready;
     still_cycles_ = moved || quiet || mac.drains(edge) ? 0 : still_cycles_ + 1;
     if (quiet) {
-      if (!stop) stop = wait(edge, out);
+      if (!stop) stop = wait(edge, out, in);
     } else if (edge >= limit_edge_) {
       stop |= STOP_LIMIT;
     }
-    if (still_cycles_ > stuck_cycles_ || edge >= stuck_at()) stop |= STOP_STUCK;
+    const Edge still = edge - std::min(host.moved_at(), mac.held_since());  // at most: it may be that nothing waits
+    if (still_cycles_ > stuck_cycles_ || (still > stuck_cycles_ && edge >= stuck_at())) stop |= STOP_STUCK;
     status.edge = edge;
     if (stop) {
       status.now_ps = stop == STOP_LIMIT ? std::max(limit_, time_of(edge)) : time_of(edge);
       if (stop & FOR_GOOD) {
         asked_ = stop;
-        in_.asked = 1;
+        in.asked = 1;
       } else {
         status.stop |= stop;
-        in_.wake ^= 1;
+        in.wake ^= 1;
       }
     }
   }
@@ -224,8 +223,8 @@ class Transactors {
   }
 
   // The device does nothing by itself: how far may time go? Returns a reason to stop here, or jumps.
-  uint32_t wait(Edge edge, const Outputs& out) {
-    Edge next = std::min({registers.next(), host.next(), mac.next(!(in_.ready & M_AXIS_TX_TAKEN))});
+  uint32_t wait(Edge edge, const Outputs& out, Inputs& in) {
+    Edge next = std::min({registers.next(), host.next(), mac.next(!(in.ready & M_AXIS_TX_TAKEN))});
     if (out.flags & DEADLINE_VALID) next = std::min(next, static_cast<Edge>(out.next_deadline));
     if (next >= NEVER && limit_edge_ >= NEVER) return STOP_DEAD;
     next = std::min(next, stuck_at());
@@ -233,33 +232,34 @@ class Transactors {
     if (next > limit_edge_ && (jumps || edge >= limit_edge_)) return STOP_LIMIT;
     next = std::min(next, attention);
     if (!jumps || next <= edge + 1) return 0;
-    in_.jump = 1;
-    in_.jump_to = static_cast<uint64_t>(next);
+    in.jump = 1;
+    in.jump_to = static_cast<uint64_t>(next);
     next_edge_ = next;
     return 0;
   }
 
-  bool offers() const {
-    return in_.s_axil_aw.valid | in_.s_axil_w.valid | in_.s_axil_ar.valid | in_.s_axi_aw.valid | in_.s_axi_w.valid |
-           in_.m_axi_r.valid | in_.m_axi_b.valid | in_.s_axis_rx.valid;
+  static bool offers(const Inputs& in) {
+    return in.s_axil_aw.valid | in.s_axil_w.valid | in.s_axil_ar.valid | in.s_axi_aw.valid | in.s_axi_w.valid |
+           in.m_axi_r.valid | in.m_axi_b.valid | in.s_axis_rx.valid;
   }
 
   // Whether the device takes something of what is offered.
-  bool taken(const Outputs& out) const {
+  bool taken(const Outputs& out, const Inputs& in) const {
     const auto moves = [&](uint32_t valid, uint32_t ready) { return valid && (out.flags & ready); };
-    if (moves(in_.s_axis_rx.valid, S_AXIS_RX_READY) || moves(in_.m_axi_r.valid, M_AXI_R_READY) ||
-        moves(in_.m_axi_b.valid, M_AXI_B_READY)) {
+    if (moves(in.s_axis_rx.valid, S_AXIS_RX_READY) || moves(in.m_axi_r.valid, M_AXI_R_READY) ||
+        moves(in.m_axi_b.valid, M_AXI_B_READY)) {
       return true;
     }
     return registers.busy() &&  // otherwise it offers nothing
-           (moves(in_.s_axil_aw.valid, S_AXIL_AW_READY) || moves(in_.s_axil_w.valid, S_AXIL_W_READY) ||
-            moves(in_.s_axil_ar.valid, S_AXIL_AR_READY) || moves(in_.s_axi_aw.valid, S_AXI_AW_READY) ||
-            moves(in_.s_axi_w.valid, S_AXI_W_READY));
+           (moves(in.s_axil_aw.valid, S_AXIL_AW_READY) || moves(in.s_axil_w.valid, S_AXIL_W_READY) ||
+            moves(in.s_axil_ar.valid, S_AXIL_AR_READY) || moves(in.s_axi_aw.valid, S_AXI_AW_READY) ||
+            moves(in.s_axi_w.valid, S_AXI_W_READY));
   }
 
   uint32_t show_interrupts(Edge edge, const Outputs& out) {
     const uint64_t irq = out.irq;
     const uint32_t error = (out.flags & ERROR_IRQ) != 0;
+    if (!(irq | error | status.irq | status.error_irq)) return 0;
     if (irq != status.irq || error != status.error_irq) {
       uint64_t risen = irq & ~status.irq;
       status.interrupts += __builtin_popcountll(risen) + (error & ~status.error_irq);
@@ -273,7 +273,6 @@ class Transactors {
     return (irq & wake_lines_) || (error && wake_error_) ? STOP_INTERRUPT : 0;
   }
 
-  Inputs in_;
   int reset_ = 0;
   Edge edge_ = -1, next_edge_ = 0;
   Ps limit_ = 0;
