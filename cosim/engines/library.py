@@ -78,7 +78,7 @@ class Status(ctypes.Structure):
         ("error_irq", ctypes.c_uint32), ("stop", ctypes.c_uint32),
         *((name, ctypes.c_int64) for name in (
             "interrupts", "dma_read_bytes", "dma_write_bytes", "reads_in_flight", "most_reads_in_flight",
-            "frames_sent", "frames_received", "error_completions", "frames_waiting", "frame_bytes_waiting",
+            "frames_sent", "frames_received", "error_completions", "frames_waiting",
             "reads_waiting", "bursts_waiting", "rises_waiting")),
     ]
 
@@ -125,10 +125,11 @@ class Library:
             ("open", (pointer, pointer, u64, u64, pointer, pointer, i64)), ("close", ()), ("set_bus", (pointer,)),
             ("watch", (JUDGE, i32)), ("write", (i64, u32, text, u32)), ("read", (i64, u32, i64)),
             ("deliver", (i64, text, text)), ("expect", (i64, u64, i32)), ("jump", (i32, i32)),
-            ("take", (pointer,) * 5), ("report", (text, i64)), ("trace", (i32,)), ("take_trace", (pointer,)),
+            ("report", (text, i64)), ("trace", (i32,)), ("take_trace", (pointer,)),
         ):
             function = getattr(library, f"memnic_{name}")
             function.argtypes, function.restype = arguments, None
+        library.memnic_take.argtypes, library.memnic_take.restype = (pointer,) * 4, pointer
         library.memnic_traced.restype = i64
         library.memnic_status.restype = ctypes.POINTER(Status)
         library.memnic_probes.restype = ctypes.POINTER(u32)
@@ -171,14 +172,13 @@ class Library:
         """What has come since the last time."""
         status = self.status
         heads = ctypes.create_string_buffer(_SENT_FRAME.size * status.frames_waiting)
-        data = ctypes.create_string_buffer(status.frame_bytes_waiting)
         values = ctypes.create_string_buffer(_READ_VALUE.size * status.reads_waiting)
         bursts = ctypes.create_string_buffer(_BURST.size * status.bursts_waiting)
         rises = ctypes.create_string_buffer(_RISE.size * status.rises_waiting)
-        self.raw.memnic_take(heads, data, values, bursts, rises)
-        frames, at, all_bytes = [], 0, data.raw
+        at = self.raw.memnic_take(heads, values, bursts, rises)
+        frames = []
         for length, taken, start, end, free in _SENT_FRAME.iter_unpack(heads.raw):
-            frames.append(SentFrame(all_bytes[at : at + length], taken, start, end, free))
+            frames.append(SentFrame(ctypes.string_at(at, length), taken, start, end, free))
             at += length
         return Taken(frames, list(_READ_VALUE.iter_unpack(values.raw)),
                      [(time, bool(write), address) for time, address, write in _BURST.iter_unpack(bursts.raw)],

@@ -61,14 +61,12 @@ void memnic_jump(int jump, int jump_here) {
   transactors->jump_here = jump_here;
 }
 
-// Hand over what has come, and forget it. Sizes are in the status.
-void memnic_take(SentFrame* frames, uint8_t* bytes, ReadValue* values, BurstRecord* bursts, Rise* rises) {
+// Hand over what has come, and forget it. Counts are in the status. Returns the frames' bytes, one frame behind the
+// other, which stay until the next call.
+const uint8_t* memnic_take(SentFrame* frames, ReadValue* values, BurstRecord* bursts, Rise* rises) {
   Mac& mac = transactors->mac;
-  size_t length = 0;
-  for (const SentFrame& frame : mac.frames) length += frame.length;
   std::copy(mac.frames.begin(), mac.frames.end(), frames);
-  std::memcpy(bytes, mac.bytes.data(), length);
-  mac.reported();
+  const uint8_t* bytes = mac.report();
   std::copy(transactors->values.begin(), transactors->values.end(), values);
   transactors->values.clear();
   std::copy(transactors->host.bursts.begin(), transactors->host.bursts.end(), bursts);
@@ -76,6 +74,7 @@ void memnic_take(SentFrame* frames, uint8_t* bytes, ReadValue* values, BurstReco
   std::copy(transactors->rises.begin(), transactors->rises.end(), rises);
   transactors->rises.clear();
   transactors->count();
+  return bytes;
 }
 
 // What crosses the device's ports: kept from now on, or no longer.

@@ -111,10 +111,12 @@ class Mac {
   // The edge by which the host must have seen the oldest frame that it has not.
   Edge report_by() const { return frames.empty() ? NEVER : report_by_; }
 
-  // The host has seen them.
-  void reported() {
+  // The host sees them now; their bytes stay until the next time.
+  const uint8_t* report() {
+    bytes.swap(reported_);
     bytes.clear();
     frames.clear();
+    return reported_.data();
   }
 
   // The edge at which something happens next by itself; `stalled`: the device waits for room.
@@ -183,6 +185,7 @@ class Mac {
   size_t sent_ = 0;
   Edge resume_ = 0;
   std::deque<Leaving> leaving_;
+  std::vector<uint8_t> reported_;  // bytes that the host was shown last
   std::vector<uint8_t> entering_;  // the frame that enters, in its first `entered_` bytes
   size_t entered_ = 0;
   int64_t queued_ = 0;

@@ -44,7 +44,7 @@ struct Status {
   int64_t reads_in_flight, most_reads_in_flight;
   int64_t frames_sent, frames_received;
   int64_t error_completions;
-  int64_t frames_waiting, frame_bytes_waiting, reads_waiting, bursts_waiting, rises_waiting;
+  int64_t frames_waiting, reads_waiting, bursts_waiting, rises_waiting;
 };
 
 // A line that rose, for who watches. Laid out as `_RISE` in cosim/engines/library.py.
@@ -122,7 +122,6 @@ class Transactors {
     status.frames_sent = mac.frames_sent;
     status.frames_received = mac.frames_received;
     status.frames_waiting = static_cast<int64_t>(mac.frames.size());
-    status.frame_bytes_waiting = static_cast<int64_t>(mac.bytes.size());
     status.reads_waiting = static_cast<int64_t>(values.size());
     status.bursts_waiting = static_cast<int64_t>(host.bursts.size());
     status.rises_waiting = static_cast<int64_t>(rises.size());
