@@ -171,18 +171,18 @@ class Library:
     def take(self) -> Taken:
         """What has come since the last time."""
         status = self.status
-        heads = ctypes.create_string_buffer(_SENT_FRAME.size * status.frames_waiting)
-        values = ctypes.create_string_buffer(_READ_VALUE.size * status.reads_waiting)
-        bursts = ctypes.create_string_buffer(_BURST.size * status.bursts_waiting)
-        rises = ctypes.create_string_buffer(_RISE.size * status.rises_waiting)
+        heads = _room(_SENT_FRAME.size * status.frames_waiting)
+        values = _room(_READ_VALUE.size * status.reads_waiting)
+        bursts = _room(_BURST.size * status.bursts_waiting)
+        rises = _room(_RISE.size * status.rises_waiting)
         at = self.raw.memnic_take(heads, values, bursts, rises)
         frames = []
-        for length, taken, start, end, free in _SENT_FRAME.iter_unpack(heads.raw):
+        for length, taken, start, end, free in _SENT_FRAME.iter_unpack(heads or b""):
             frames.append(SentFrame(ctypes.string_at(at, length), taken, start, end, free))
             at += length
-        return Taken(frames, list(_READ_VALUE.iter_unpack(values.raw)),
-                     [(time, bool(write), address) for time, address, write in _BURST.iter_unpack(bursts.raw)],
-                     list(_RISE.iter_unpack(rises.raw)))
+        return Taken(frames, list(_READ_VALUE.iter_unpack(values or b"")),
+                     [(time, bool(write), address) for time, address, write in _BURST.iter_unpack(bursts or b"")],
+                     list(_RISE.iter_unpack(rises or b"")))
 
     def trace(self, *, on: bool) -> None:
         """Keep what crosses the device's ports from now on, or no longer; for benches that count cycles."""
@@ -209,6 +209,11 @@ class Library:
         names = msgspec.json.decode(self.raw.memnic_probe_names(), type=ProbeNames)
         count = -(-names.width // WORD_BITS)
         return names.waiting(sum(words[index] << WORD_BITS * index for index in range(count)))
+
+
+def _room(size: int) -> ctypes.Array[ctypes.c_char] | None:
+    """Memory for something to come; none for nothing, which is the most frequent."""
+    return ctypes.create_string_buffer(size) if size else None
 
 
 def bus_settings(timing: BusTiming) -> BusSettings:
