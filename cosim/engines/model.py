@@ -9,19 +9,39 @@ from __future__ import annotations
 from collections import deque
 
 from cosim.engines.host_port import HostPort, check_block
-from cosim.mac import Mac, TransmitFifo
+from cosim.mac import PS_PER_S, Mac, TransmitFifo
 from cosim.memory import HostMemory
 from host_driver.runtime import Future, Kernel, Timer
 from nic_model.contract import DOORBELL_BASE, DOORBELL_STRIDE, NicConfig
 from nic_model.device import Device
 
-PS_PER_S = 10**12
-
 DEFAULT_READ_LATENCY_PS = 1_000_000
 """A register's round trip: 1 us unless the machine says otherwise."""
 
 
-class ModelPort(HostPort):
+class WithoutRtl(HostPort):
+    """Part of a Port over a device in Python, which reads and writes host memory as `_dma_read` and `_dma_write` say.
+
+    Attributes: `dma_read_bytes`, `dma_write_bytes`, what the bus carried so far.
+    """
+
+    def __init__(self, kernel: Kernel, memory: HostMemory) -> None:
+        super().__init__(kernel, memory)
+        self.dma_read_bytes = 0
+        self.dma_write_bytes = 0
+
+    def _dma_read(self, address: int, length: int) -> bytes | None:
+        data = self.memory.read(address, length)
+        if data is not None:
+            self.dma_read_bytes += length
+        return data
+
+    def _dma_write(self, address: int, data: bytes) -> bool:
+        self.dma_write_bytes += len(data)
+        return self.memory.write(address, data)
+
+
+class ModelPort(WithoutRtl):
     """Implements `host_driver.port.Port`.
 
     Attributes: `device`, and what the bus carried so far: `dma_read_bytes`, `dma_write_bytes`, `interrupts` (times
@@ -32,8 +52,6 @@ class ModelPort(HostPort):
                  read_latency_ps: int = DEFAULT_READ_LATENCY_PS) -> None:
         super().__init__(kernel, memory)
         self.device = Device(config, self._dma_read, self._dma_write)
-        self.dma_read_bytes = 0
-        self.dma_write_bytes = 0
         self._clock_hz = config.clock_hz
         self._read_latency_ps = read_latency_ps
         self._mac = mac
@@ -81,16 +99,6 @@ class ModelPort(HostPort):
     def _write_doorbell(self, address: int, data: bytes) -> None:
         channel, offset = divmod(address - DOORBELL_BASE, DOORBELL_STRIDE)
         self.device.write_doorbell(channel, offset, data)
-
-    def _dma_read(self, address: int, length: int) -> bytes | None:
-        data = self.memory.read(address, length)
-        if data is not None:
-            self.dma_read_bytes += length
-        return data
-
-    def _dma_write(self, address: int, data: bytes) -> bool:
-        self.dma_write_bytes += len(data)
-        return self.memory.write(address, data)
 
     def _is_high(self, vector: int) -> bool:
         return bool(self.device.irq[vector])

@@ -7,7 +7,8 @@ file, frames the MAC: the same as round the RTL.
 from __future__ import annotations
 
 from cosim.engines.bus import BusTiming
-from cosim.engines.host_port import HostPort, check_block
+from cosim.engines.host_port import check_block
+from cosim.engines.model import WithoutRtl
 from cosim.mac import PS_PER_S, Mac, TransmitFifo
 from cosim.memory import HostMemory
 from host_driver.runtime import Future, Kernel, Timer
@@ -18,7 +19,7 @@ from nic_model.timing.parameters import DeviceModel
 FOREVER = 1 << 50
 
 
-class TimedPort(HostPort):
+class TimedPort(WithoutRtl):
     """Implements `host_driver.port.Port`.
 
     Attributes: `device`, and what the bus carried so far: `dma_read_bytes`, `dma_write_bytes`, `interrupts` (times
@@ -28,8 +29,6 @@ class TimedPort(HostPort):
     def __init__(self, model: DeviceModel, kernel: Kernel, memory: HostMemory, mac: Mac, bus: BusTiming) -> None:
         super().__init__(kernel, memory)
         self.device = TimedDevice(model, bus, mac.timing, self._dma_read, self._dma_write)
-        self.dma_read_bytes = 0
-        self.dma_write_bytes = 0
         self.rises: list[tuple[int, int]] = []
         self._timing = model.timing
         self._host_bytes = model.config.host_bytes
@@ -127,16 +126,6 @@ class TimedPort(HostPort):
         self.kernel.call_at(max(self.kernel.now, self._time_of(edge)), act)
 
     # ------------------------------------------------------------------------------------------ device's side
-
-    def _dma_read(self, address: int, length: int) -> bytes | None:
-        data = self.memory.read(address, length)
-        if data is not None:
-            self.dma_read_bytes += length
-        return data
-
-    def _dma_write(self, address: int, data: bytes) -> bool:
-        self.dma_write_bytes += len(data)
-        return self.memory.write(address, data)
 
     def _is_high(self, vector: int) -> bool:
         return bool(self.device.doing.irq[vector])

@@ -8,6 +8,7 @@ several numbers give the same, the smallest is taken, and the file says so.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,10 +22,10 @@ from cosim.engines.library import PortEventKind
 from cosim.mac import PS_PER_S, MacTiming
 from cosim.timing import device_file
 from cosim.timing.cases import Arrival, Case, Moderation, Send, Sender
-from cosim.timing.device_file import DeviceFile, Figure, Measured, Queues
+from cosim.timing.device_file import DeviceFile, Figure, Measured
 from cosim.timing.observed import BUFFERS, PAYLOAD, SLOTS, Observed, on_rtl, on_rules
 from nic_model.contract import CONFIGS, DOORBELL_BASE, NicConfig, doorbell
-from nic_model.timing.parameters import DeviceModel, StageTiming
+from nic_model.timing.parameters import DeviceModel, Queues, StageTiming
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("rtl", "nic_model/contract")
@@ -290,7 +291,7 @@ def characterize(config: NicConfig, say: Say, library: Path | None = None) -> De
         say(f"{config.name}: {probe.figure}")
         wanted[probe.figure] = probe.look(on_rtl(config, library, probe.case))
     known = {name: figures[name].cycles if name in figures else START.get(name, 1) for name in StageTiming.names()}
-    model = DeviceModel(config=config, timing=StageTiming(**known), **_queues(queues))
+    model = DeviceModel(config=config, timing=StageTiming(**known), **queues)
     words: dict[str, str] = {}
     for turn in range(AGAIN):
         say(f"{config.name}: solving, {turn + 1} of {AGAIN}")
@@ -314,10 +315,6 @@ START = {"header_to_frame": 16, "plain_to_frame": 16, "sent_to_write": 15, "arri
          "freed_before_fetch": 4, "match_interval": 3, "burst_interval": 2, "decision_interval": 4,
          "match_further": 4, "gather_interval": 3, "fetch_overhead": 2, "slot_to_read": 4, "begun_to_payload": 8}
 """Where solving begins."""
-
-
-def _queues(queues: Queues) -> dict[str, int]:
-    return {name: getattr(queues, name) for name in Queues.__struct_fields__}
 
 
 def _apart(found: float | list[float], wanted: float | list[float]) -> float:
@@ -372,7 +369,7 @@ def _furthest(begin: int, end: int, same: Callable[[int], bool]) -> int:
     return begin
 
 
-def rtl_queues(config: NicConfig) -> Queues:
+def rtl_queues(config: NicConfig) -> dict[str, int]:
     """What the RTL's sources say of its queues."""
     from rtl.dma_read import DESCRIPTOR_READS, RECEIVE_READS
     from rtl.dma_write import RECEIVE_WRITES, completion_writes
@@ -382,17 +379,18 @@ def rtl_queues(config: NicConfig) -> Queues:
     from rtl.rx_rings import prefetch_slots
 
     # `FrameScheduler`'s decision, `PieceWalker`'s, two in the stage between, two in `BurstCutter`
-    return Queues(queue_slots=queue_slots(config), channel_fetches=fetches_of_a_channel(config),
-                  descriptor_reads=DESCRIPTOR_READS, receive_reads=RECEIVE_READS, prefetch_slots=prefetch_slots(config),
-                  receive_writes=RECEIVE_WRITES, completion_writes=completion_writes(config), frames_ready=FRAMES - 1,
-                  commands_ahead=6)
+    return dataclasses.asdict(Queues(
+        queue_slots=queue_slots(config), channel_fetches=fetches_of_a_channel(config),
+        descriptor_reads=DESCRIPTOR_READS, receive_reads=RECEIVE_READS, prefetch_slots=prefetch_slots(config),
+        receive_writes=RECEIVE_WRITES, completion_writes=completion_writes(config), frames_ready=FRAMES - 1,
+        commands_ahead=6))
 
 
 def moved(before: DeviceFile, now: DeviceFile) -> list[str]:
     """Figures, queues and sizes that are not what they were, in words."""
     found = [f"timing.{name}: {before.timing[name].cycles}, now {now.timing[name].cycles} ({now.timing[name].measured})"
              for name in StageTiming.names() if before.timing[name].cycles != now.timing[name].cycles]
-    found += [f"queues.{name}: {getattr(before.queues, name)}, now {getattr(now.queues, name)}"
-              for name in Queues.__struct_fields__ if getattr(before.queues, name) != getattr(now.queues, name)]
-    return found + [f"sizes.{name}: {before.sizes[name]}, now {value}" for name, value in now.sizes.items()
-                    if before.sizes[name] != value]
+    return found + [f"{table}.{name}: {was[name]}, now {value}"
+                    for table, was, is_now in (("queues", before.queues, now.queues),
+                                               ("sizes", before.sizes, now.sizes))
+                    for name, value in is_now.items() if was[name] != value]

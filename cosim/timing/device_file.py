@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from cosim.errors import InputError
 from nic_model.contract import MAX_FRAME_BYTES, NicConfig
-from nic_model.timing.parameters import DeviceModel, StageTiming
+from nic_model.timing.parameters import DeviceModel, Queues, StageTiming
 
 DEVICES = Path(__file__).with_name("devices")
 
@@ -33,21 +34,6 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measured: str
 
 
-class Queues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sizes of what lies between stages; `nic_model.timing.parameters.DeviceModel` says what each is."""
-
-    queue_slots: int
-    channel_fetches: int
-    descriptor_reads: int
-    receive_reads: int
-    prefetch_slots: int
-    receive_writes: int
-    completion_writes: int
-    frames_ready: int
-    commands_ahead: int
-    segmenters: int = 1
-
-
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """On which RTL."""
 
@@ -64,7 +50,8 @@ class DeviceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     description: str
     sizes: dict[str, int]
     """Fields of `nic_model.contract.NicConfig`."""
-    queues: Queues
+    queues: dict[str, int]
+    """By the names of `nic_model.timing.parameters.Queues`."""
     timing: dict[str, Figure]
     """By the names of `nic_model.timing.parameters.StageTiming`."""
     measured: Measured | None = None
@@ -111,18 +98,26 @@ def read(path: Path) -> DeviceFile:
         raise DeviceFileError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DeviceFileError(f"{path}: no valid TOML: {error}") from error
+    for table, wanted in (("sizes", _SIZES), ("queues", Queues.names()), ("timing", StageTiming.names())):
+        if isinstance(raw.get(table), dict):
+            _check_table(path, table, raw[table], wanted)
     try:
-        found = msgspec.convert(raw, DeviceFile)
+        return msgspec.convert(raw, DeviceFile)
     except msgspec.ValidationError as error:
         raise DeviceFileError(f"{path}: {error}") from error
-    for table, names, wanted in (("sizes", found.sizes, _SIZES), ("timing", found.timing, StageTiming.names())):
-        for name in names:
-            if name not in wanted:
-                raise DeviceFileError(f"{path}: unknown field `{table}.{name}`")
-        for name in wanted:
-            if name not in names:
-                raise DeviceFileError(f"{path}: missing field `{table}.{name}`")
-    return found
+
+
+def _check_table(path: Path, table: str, values: dict[str, Any], wanted: Sequence[str]) -> None:
+    """All names, no others, and numbers: msgspec would not say which entry of a table is wrong."""
+    for name, value in values.items():
+        if name not in wanted:
+            raise DeviceFileError(f"{path}: unknown field `{table}.{name}`")
+        number, field = (value.get("cycles"), f"{name}.cycles") if isinstance(value, dict) else (value, name)
+        if type(number) is not int:
+            raise DeviceFileError(f"{path}: `{table}.{field}` must be a whole number, not {number!r}")
+    for name in wanted:
+        if name not in values:
+            raise DeviceFileError(f"{path}: missing field `{table}.{name}`")
 
 
 def _model(file: DeviceFile, where: str) -> DeviceModel:
@@ -138,19 +133,18 @@ def _model(file: DeviceFile, where: str) -> DeviceModel:
             refuse(f"timing.{name}.cycles", figure.cycles, f"a number of cycles, {MOST_CYCLES} at most")
         if figure.cycles < (name.endswith("_interval")) and name not in _MAY_LEAD:
             refuse(f"timing.{name}.cycles", figure.cycles, "at least 1" if name.endswith("_interval") else "at least 0")
-    queues = file.queues
     least = {"queue_slots": 32, "prefetch_slots": 32}
     most = {"queue_slots": 4096, "prefetch_slots": 256, "segmenters": 16, "channel_fetches": 16, "commands_ahead": 128,
             "frames_ready": 128, "descriptor_reads": 128, "receive_reads": 128, "receive_writes": 128,
             "completion_writes": 128}
-    for field in Queues.__struct_fields__:
-        value = getattr(queues, field)
+    for field in Queues.names():
+        value = file.queues[field]
         if not least.get(field, 1) <= value <= most[field]:
             refuse(f"queues.{field}", value, f"{least.get(field, 1)} to {most[field]}")
     if config.tx_buffer_bytes < MAX_FRAME_BYTES:
         refuse("sizes.tx_buffer_bytes", config.tx_buffer_bytes, f"at least {MAX_FRAME_BYTES}")
     return DeviceModel(config=config, timing=StageTiming(**{n: f.cycles for n, f in file.timing.items()}),
-                       **msgspec.structs.asdict(queues))
+                       **file.queues)
 
 
 _MAY_LEAD = ("decision_to_rows", "freed_before_fetch")
@@ -166,7 +160,7 @@ def write(path: Path, file: DeviceFile) -> None:
     ]
     lines += [f"{name} = {file.sizes[name]}" for name in _SIZES]
     lines += ["", "[queues]"]
-    lines += [f"{name} = {value}" for name, value in msgspec.structs.asdict(file.queues).items()]
+    lines += [f"{name} = {file.queues[name]}" for name in Queues.names()]
     lines += ["", "[timing]"]
     lines += [f"{name} = {{ cycles = {file.timing[name].cycles}, measured = {_quoted(file.timing[name].measured)} }}"
               for name in StageTiming.names()]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
+
+import msgspec
 
 from cosim.benches import limits
 from cosim.engines.bus import BusTiming
@@ -142,7 +143,7 @@ def bottleneck(found: list[Bound], cycles: float) -> str:
 def parameters_of(file: DeviceFile) -> dict[str, int]:
     """All that may be varied: `sizes.payload_reads`, `queues.queue_slots`, `timing.refetch` and so on."""
     found = {f"sizes.{name}": value for name, value in file.sizes.items()}
-    found |= {f"queues.{name}": getattr(file.queues, name) for name in file.queues.__struct_fields__}
+    found |= {f"queues.{name}": value for name, value in file.queues.items()}
     return found | {f"timing.{name}": file.timing[name].cycles for name in StageTiming.names()}
 
 
@@ -151,12 +152,10 @@ def varied(file: DeviceFile, parameter: str, value: int) -> DeviceFile:
     table, _, name = parameter.partition(".")
     if parameter not in parameters_of(file):
         raise DeviceFileError(f"no parameter {parameter!r}: choose from {', '.join(parameters_of(file))}")
-    import msgspec
-
     if table == "sizes":
         return msgspec.structs.replace(file, sizes={**file.sizes, name: value})
     if table == "queues":
-        return msgspec.structs.replace(file, queues=msgspec.structs.replace(file.queues, **{name: value}))
+        return msgspec.structs.replace(file, queues={**file.queues, name: value})
     figure = Figure(value, f"varied from {file.timing[name].cycles}")
     return msgspec.structs.replace(file, timing={**file.timing, name: figure})
 
@@ -168,11 +167,3 @@ def sweep(file: DeviceFile, parameter: str, values: list[int], load: Load, timin
         say(f"{parameter} = {value}")
         model = varied(file, parameter, value).model(f"{file.name} with {parameter} = {value}")
         yield value, model, reached(model, load, timing)
-
-
-def with_latency(timing: BusTiming, cycles: int) -> BusTiming:
-    """A bus with another latency of reads."""
-    return replace(timing, read_latency_cycles=cycles)
-
-
-assert dataclasses.is_dataclass(BusTiming)

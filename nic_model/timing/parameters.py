@@ -119,11 +119,9 @@ class StageTiming:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceModel:
-    """A device as the timed model has it: sizes that the RTL could be built with, and others."""
+class Queues:
+    """Sizes of what lies between stages."""
 
-    config: NicConfig
-    timing: StageTiming
     queue_slots: int
     """Submission slots of a channel between their fetch and the end of what they ask for."""
     channel_fetches: int
@@ -142,3 +140,16 @@ class DeviceModel:
     """Frames that are decided and whose reads are not all asked for."""
     segmenters: int = 1
     """Segmenters and header writers that work side by side."""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """All of them."""
+        return [field.name for field in fields(Queues)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceModel(Queues):
+    """A device as the timed model has it: sizes that the RTL could be built with, and others."""
+
+    config: NicConfig
+    timing: StageTiming

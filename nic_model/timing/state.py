@@ -9,7 +9,7 @@ import numpy as np
 from nic_model.contract import LARGEST_RING_LOG2, MAX_CHANNELS, MAX_DESCRIPTOR_SLOTS
 from nic_model.contract.config import BURST_BYTES
 from nic_model.timing import stages
-from nic_model.timing.parameters import DeviceModel, StageTiming
+from nic_model.timing.parameters import DeviceModel, Queues, StageTiming
 
 DESCRIPTORS = 1 << LARGEST_RING_LOG2
 """Of a channel, that its ring may hold."""
@@ -64,12 +64,10 @@ _SIZES = (
     "entry_rows buffer_bytes payload_reads "
     "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
     "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
-    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors traced asks queue_slots "
-    "channel_fetches descriptor_reads receive_reads prefetch_slots receive_writes completion_writes frames_ready "
-    "segmenters commands_ahead"
+    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors traced asks"
 )
 
-P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *_SIZES.split())])
+P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *Queues.names(), *_SIZES.split())])
 
 
 def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes: int = 2048, traced: bool = False,
@@ -101,9 +99,7 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
         "descriptors": 1 << config.max_ring_log2, "traced": int(traced), "asks": int(asks),
     }
-    for name in ("queue_slots", "channel_fetches", "descriptor_reads", "receive_reads", "prefetch_slots",
-                 "receive_writes", "completion_writes", "frames_ready", "segmenters", "commands_ahead"):
-        values[name] = getattr(model, name)
+    values |= {name: getattr(model, name) for name in Queues.names()}
     found = np.zeros(1, P_LAYOUT)
     for name, value in values.items():
         found[name] = value

@@ -118,7 +118,9 @@ def _changed(tmp_path: Path, old: str, new: str) -> Path:
     ("payload_reads = 32\n", "payload_reads = 33\n",
      "payload_reads must be 96, or a power of two from 8 to 128, not 33"),
     ("queue_slots = 64\n", "queue_slots = 0\n", "`queues.queue_slots` must be 32 to 4096, not 0"),
-    ("queue_slots = 64\n", 'queue_slots = "many"\n', "$.queues.queue_slots"),
+    ("queue_slots = 64\n", 'queue_slots = "many"\n', "`queues.queue_slots` must be a whole number, not 'many'"),
+    ("channels = 4\n", "channels = 4.5\n", "`sizes.channels` must be a whole number, not 4.5"),
+    ("refetch = { cycles = ", "refetch = { cycles = 1.", "`timing.refetch.cycles` must be a whole number, not 1."),
     ("decision_interval = { cycles = 4", "decision_interval = { cycles = 0", "must be at least 1, not 0"),
     ("piece_first = {", "piece_second = {", "unknown field `timing.piece_second`"),
 ])
@@ -157,7 +159,7 @@ def test_moved_figures_are_named() -> None:
     """Timing, queues and sizes."""
     file = device_file.read(device_file.DEVICES / "tiny.toml")
     other = msgspec.structs.replace(
-        file, queues=msgspec.structs.replace(file.queues, queue_slots=128), sizes={**file.sizes, "channels": 8},
+        file, queues={**file.queues, "queue_slots": 128}, sizes={**file.sizes, "channels": 8},
         timing={**file.timing, "refetch": device_file.Figure(99, "otherwise")})
     said = moved(file, other)
     assert len(said) == 3
