@@ -271,10 +271,7 @@ async def limits(rig: Rig, arguments: dict[str, int]) -> list[Any]:
             left -= len(frame)
             came += 1
         await rig.port.sleep(STILL_PS)
-        nic.set_coalescing(0)
-        await rig.port.read32(register("ID"))
-        await rig.port.sleep(20 * US)
-        entries, tags = _take_receives(rig, channel)
+        entries, tags = await _flush(rig, nic, channel)
         free += tags
         assert entries, f"trial {trial}: nothing came of {came} segments"
         told.append([limit, came, entries, hashlib.sha256(area.view(0, BUFFERS * BUFFER_SPAN)).hexdigest()])
@@ -282,6 +279,14 @@ async def limits(rig: Rig, arguments: dict[str, int]) -> list[Any]:
     await nic.close_channel(channel)
     await area.close(nic)
     return told
+
+
+async def _flush(rig: Rig, nic: Nic, channel: Channel) -> tuple[list[str], list[int]]:
+    """End all aggregates by turning coalescing off, and take the receives; see `_take_receives`."""
+    nic.set_coalescing(0)
+    await rig.port.read32(register("ID"))
+    await rig.port.sleep(40 * US)
+    return _take_receives(rig, channel)
 
 
 def _take_receives(rig: Rig, channel: Channel) -> tuple[list[str], list[int]]:
@@ -351,10 +356,7 @@ async def contexts(rig: Rig, arguments: dict[str, int]) -> list[Any]:
                 rig.mac.arrive((ENDS[end](segment) if number == 2 else segment).frame(), False)
                 streams[flow] = replace(segment, seq=segment.seq + 100 & 0xFFFF_FFFF, payload=rng.randbytes(100))
             await rig.port.sleep(STILL_PS)
-        nic.set_coalescing(0)
-        await rig.port.read32(register("ID"))
-        await rig.port.sleep(40 * US)
-        entries, tags = _take_receives(rig, channel)
+        entries, tags = await _flush(rig, nic, channel)
         free += tags
         assert entries, f"{end}: nothing came"
         told.append([end, size, entries, hashlib.sha256(area.view(0, (1 << 6) * LARGE)).hexdigest()])

@@ -10,9 +10,9 @@ import pytest
 
 from cosim.engines.base import RunError
 from tests.explanations import Explanations
-from tests.mutation.__main__ import EXPLAINED, finish, start
+from tests.mutation.__main__ import EXPLAINED, Verdict, finish, start, tell
 from tests.mutation.cases import BENCH, FAULTS, Case
-from tests.mutation.mutants import BLOCKS, BOTH, RECEIVE, ROOT, TRANSMIT, decided, parse
+from tests.mutation.mutants import BLOCKS, BOTH, RECEIVE, ROOT, TRANSMIT, Mutant, decided, parse
 
 
 def test_a_mutant_is_read() -> None:
@@ -91,3 +91,20 @@ def test_explanations_are_found_by_block_and_statement(tmp_path: Path) -> None:
     for entry in Explanations(EXPLAINED).entries:
         assert entry.block in BLOCKS
         assert len(entry.why) > 20
+
+
+def test_a_mutant_that_does_the_same_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text('[[explained]]\nblock = "keys"\nstatement = ""\nchange = "inv Y"\nsame = true\nwhy = "it is so"\n')
+    monkeypatch.setattr("tests.mutation.__main__.EXPLAINED", path)
+    mutants = [Mutant(number, "keys", "inv Y[0]" if number < 3 else "inv A[0]", "c", "") for number in range(1, 57)]
+    # two that do the same, of which one is killed all the same; five others survive
+    verdicts = {mutant.number: Verdict(mutant.number, "" if mutant.number in (1, 3, 4, 5, 6, 7) else "case: x", "")
+                for mutant in mutants}
+    assert not tell(mutants, verdicts), "the other blocks have no mutants"
+    said = capsys.readouterr().out
+    (row,) = (line.split() for line in said.splitlines() if line.startswith("keys   "))
+    assert row == ["keys", "56", "1", "50", "90.9"]
+    assert said.count("NOT EXPLAINED") == 5
+    assert said.count("Does the same. it is so") == 1
