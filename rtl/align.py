@@ -30,7 +30,8 @@ class Aligner(wiring.Component):
     Enters: rows (`align_row`), each with 1 to `width_bytes` valid bytes anywhere. Leaves: for each run, its bytes
     without gaps from lane `at` on (`aligned_row`): all rows but the first start at lane 0, all but the last end at the
     highest lane. Lanes that are not valid hold anything. Latency 4 cycles, or 3 if not registered; takes a row a cycle,
-    and one cycle more for a run whose last row is spread over two that leave. Runs follow each other without a gap.
+    and none in the cycle behind a run's last row that is spread over two that leave. Runs follow each other without a
+    gap.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ class Aligner(wiring.Component):
         Bits that travel with the rows.
     registered : bool
         Rows leave from a register; otherwise whoever takes them has a register there, and a `ready` that comes from
-        one.
+        one and does not wait for `valid`.
 
     Members
     -------
@@ -67,35 +68,31 @@ class Aligner(wiring.Component):
         fine_bits = bits // 2
 
         # What a row needs on its way: `below` lanes of the outgoing row are there already, `reach` is the first lane
-        # behind it (beyond the row's end: it fills the row), `first` the lane where the outgoing row starts.
+        # behind it (beyond the row's end: it fills the row), `first` the lane where the outgoing row starts. `spilt`: no
+        # row, but the place behind a run's last one for those of its bytes that fill another row.
         control = data.StructLayout({
-            "rotate": bits, "below": bits, "reach": bits + 1, "first": bits, "last": 1, "tag": self.tag_bits,
+            "rotate": bits, "below": bits, "reach": bits + 1, "first": bits, "last": 1, "spilt": 1,
+            "tag": self.tag_bits,
         })
         entered, turned = Signal(control), Signal(control)
         merging = Signal(data.StructLayout({
-            "start": bits, "count": bits + 1, "fills": 1, "spill": bits, "spills": 1, "last": 1, "tag": self.tag_bits,
+            "start": bits, "count": bits + 1, "fills": 1, "last": 1, "tag": self.tag_bits,
         }))
         entered_valid, turned_valid, merging_valid = Signal(), Signal(), Signal()
         entered_data, turned_data, merging_data = (Signal(8 * width, name=f"{name}_data")
                                                    for name in ("entered", "turned", "merging"))
         keep = Signal(width)  # lanes of the outgoing row that come from `carry`
         carry = Signal(8 * width)
-        spilling = Signal()
 
-        take, merge, finish, free = Signal(), Signal(), Signal(), Signal()
-        turned_free, entered_free = Signal(), Signal()
-        leave = Signal()
+        # All stages move at once.
+        moves, spills, take, merge, leave = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            leave.eq(self.o.valid & self.o.ready),
-            free.eq(~self.o.valid | self.o.ready if self.registered else self.o.ready),
-            merge.eq(merging_valid & free),
-            finish.eq(merge & (~(merging.last & merging.spills) | spilling)),
-            turned_free.eq(~turned_valid | ~merging_valid | finish),
-            entered_free.eq(~entered_valid | turned_free),
-            self.i.ready.eq(entered_free),
+            moves.eq(~self.o.valid | self.o.ready if self.registered else self.o.ready),
+            self.i.ready.eq(moves & ~spills),
             take.eq(self.i.valid & self.i.ready),
-            self.active.eq(take | (entered_valid & turned_free) | (turned_valid & (~merging_valid | finish)) | merge
-                           | leave),
+            merge.eq(merging_valid & moves),
+            leave.eq(self.o.valid & self.o.ready),
+            self.active.eq(take | (Cat(spills, entered_valid, turned_valid, merging_valid).any() & moves) | leave),
         ]
 
         # Stage 1: where the row goes.
@@ -108,51 +105,51 @@ class Aligner(wiring.Component):
             first.eq(Mux(inside, row_first, row.at)),
             reach.eq(below + row.count),
         ]
-        with m.If(entered_free):
-            m.d.sync += entered_valid.eq(self.i.valid)
-        with m.If(take):
-            m.d.sync += [
-                entered_data.eq(row.data),
-                entered.rotate.eq(below - row.start), entered.below.eq(below), entered.reach.eq(reach),
-                entered.first.eq(first), entered.last.eq(row.last), entered.tag.eq(row.tag),
-                inside.eq(~row.last), fill.eq(reach), row_first.eq(Mux(reach[bits], 0, first)),
-            ]
+        with m.If(moves):
+            m.d.sync += [entered_valid.eq(self.i.valid | spills), entered.spilt.eq(spills), spills.eq(0)]
+            with m.If(spills):
+                m.d.sync += [entered.reach.eq(fill), entered.first.eq(0), entered.last.eq(1)]
+            with m.Elif(self.i.valid):
+                splits = reach[bits] & reach[:bits].any() & row.last
+                m.d.sync += [
+                    entered_data.eq(row.data),
+                    entered.rotate.eq(below - row.start), entered.below.eq(below), entered.reach.eq(reach),
+                    entered.first.eq(first), entered.last.eq(row.last & ~splits), entered.tag.eq(row.tag),
+                    inside.eq(~row.last), fill.eq(reach), row_first.eq(Mux(reach[bits], 0, first)),
+                    spills.eq(splits),
+                ]
 
         # Stages 2 and 3: rotate upwards by `rotate` lanes, in two steps.
-        with m.If(turned_free):
+        with m.If(moves):
             m.d.sync += turned_valid.eq(entered_valid)
             with m.If(entered_valid):
                 m.d.sync += [turned.eq(entered), turned_data.eq(_rotate(entered_data, entered.rotate[:fine_bits], 1))]
-        with m.If(~merging_valid | finish):
+        with m.If(moves):
             m.d.sync += merging_valid.eq(turned_valid)
             with m.If(turned_valid):
                 m.d.sync += [
                     merging_data.eq(_rotate(turned_data, turned.rotate[fine_bits:], 1 << fine_bits)),
-                    keep.eq(Cat(turned.below > lane for lane in range(width))),
+                    keep.eq(Cat((turned.below > lane) | turned.spilt for lane in range(width))),
                     merging.start.eq(turned.first),
                     merging.count.eq(Mux(turned.reach[bits], width, turned.reach) - turned.first),
                     merging.fills.eq(turned.reach[bits]),
-                    merging.spill.eq(turned.reach[:bits]),
-                    merging.spills.eq(turned.reach[bits] & turned.reach[:bits].any()),
                     merging.last.eq(turned.last), merging.tag.eq(turned.tag),
                 ]
 
-        # Stage 4: put the row behind the bytes that wait; what does not fit waits, or follows as a row of its own.
+        # Stage 4: put the row behind the bytes that wait; what does not fit waits.
         o = Signal(aligned_row(width, self.tag_bits), name="merged")
         m.d.comb += [
-            o.start.eq(Mux(spilling, 0, merging.start)), o.count.eq(Mux(spilling, merging.spill, merging.count)),
-            o.last.eq(merging.last & (spilling | ~merging.spills)), o.tag.eq(merging.tag),
-            o.data.eq(Cat(Mux(keep[lane] & ~spilling, carry.word_select(lane, 8), merging_data.word_select(lane, 8))
+            o.start.eq(merging.start), o.count.eq(merging.count), o.last.eq(merging.last), o.tag.eq(merging.tag),
+            o.data.eq(Cat(Mux(keep[lane], carry.word_select(lane, 8), merging_data.word_select(lane, 8))
                           for lane in range(width))),
         ]
         with m.If(merge):
-            m.d.sync += spilling.eq(merging.last & merging.spills & ~spilling)
             for lane in range(width):
                 here = slice(8 * lane, 8 * lane + 8)
                 with m.If(merging.fills | ~keep[lane]):
                     m.d.sync += carry[here].eq(merging_data[here])
         if self.registered:
-            with m.If(free):
+            with m.If(moves):
                 m.d.sync += self.o.valid.eq(merge & (merging.fills | merging.last))
             with m.If(merge):
                 m.d.sync += self.o.payload.eq(o)

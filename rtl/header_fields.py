@@ -29,6 +29,7 @@ L3_BITS, L4_BITS = 4, 6
 """Offsets of the IP and L4 headers, in 16-bit words from the frame's first byte."""
 
 _ETHERTYPE_OFFSET = ETHERNET_HEADER_BYTES - 2
+_ETHERTYPE_BYTES = {_ETHERTYPE_OFFSET: EtherType.VLAN >> 8, _ETHERTYPE_OFFSET + 1: EtherType.VLAN & 0xFF}
 _IPV4_FRAGMENT_OFFSET = 6
 _IPV4_FRAGMENT_BITS = 14  # more fragments, and the fragment's offset
 _IPV4_PROTOCOL_OFFSET = 9
@@ -85,8 +86,8 @@ Flow = data.StructLayout({
 
 def keep_header(m, config, row, valid):
     """Stage 1: number of the row in its frame; whether it is `early`, one of those with headers or the first behind
-    them; and header bytes by their offsets. What all later rows find of the headers is what the last early one does, so
-    nobody need look there again."""
+    them; header bytes by their offsets; and whether a VLAN tag is there. What all later rows find of the headers is
+    what the last early one does, so nobody need look there again."""
     width = config.host_bytes
     behind = _LAST_HEADER_WORD // (width // 2) + 1
     assert PARSED_BYTES // width < behind
@@ -96,14 +97,17 @@ def keep_header(m, config, row, valid):
     m.d.comb += following.eq(number + ~number.all())  # a frame that is too long must not start anew
     with m.If(valid):
         m.d.sync += [number.eq(Mux(row.first, 0, following)), early.eq(row.first | (number < behind))]
-    window = {}
+    window, is_tag = {}, Signal(2)
     for offset in _KEPT:
         window[offset] = Signal(8, name=f"byte_{offset}")
         row_number = offset // width
         passes_by = row.first if row_number == 0 else ~row.first & (number == row_number - 1)
         with m.If(valid & passes_by):
             m.d.sync += window[offset].eq(row.data.word_select(offset % width, 8))
-    return number, early, window
+            if offset in _ETHERTYPE_BYTES:
+                m.d.sync += is_tag[offset - _ETHERTYPE_OFFSET].eq(
+                    row.data.word_select(offset % width, 8) == _ETHERTYPE_BYTES[offset])
+    return number, early, window, is_tag.all()
 
 
 def _kind(number, *, ipv6):
@@ -118,10 +122,10 @@ def _kind(number, *, ipv6):
     return Cat(members[name] for name, _ in Kind)
 
 
-def choose_fields(m, valid, window):
-    """Stage 2: the IP header's fields, from where they are with and without a VLAN tag; and `tagged`, a stage early."""
+def choose_fields(m, valid, window, tagged):
+    """Stage 2: the IP header's fields, from where they are with and without a VLAN tag."""
     fields = Signal(Fields)
-    tagged, ethertype = Signal(), Signal(16)
+    ethertype = Signal(16)
 
     def chosen(offset, function=lambda byte: byte):
         """A function of a byte of the IP header."""
@@ -131,9 +135,8 @@ def choose_fields(m, valid, window):
     def u16(offset):
         return Cat(chosen(offset + 1), chosen(offset))
 
-    outer = Cat(window[_ETHERTYPE_OFFSET + 1], window[_ETHERTYPE_OFFSET])
     is_ipv6 = Signal()
-    m.d.comb += [tagged.eq(outer == EtherType.VLAN), ethertype.eq(u16(-2)), is_ipv6.eq(ethertype == EtherType.IPV6)]
+    m.d.comb += [ethertype.eq(u16(-2)), is_ipv6.eq(ethertype == EtherType.IPV6)]
     version_and_length = chosen(0)
     with m.If(valid):
         m.d.sync += [
@@ -147,7 +150,7 @@ def choose_fields(m, valid, window):
             fields.kind.eq(Mux(is_ipv6, chosen(_IPV6_NEXT_HEADER_OFFSET, lambda byte: _kind(byte, ipv6=True)),
                                chosen(_IPV4_PROTOCOL_OFFSET, lambda byte: _kind(byte, ipv6=False)))),
         ]
-    return fields, tagged
+    return fields
 
 
 class Units:

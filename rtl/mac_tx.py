@@ -61,20 +61,20 @@ class MacTx(wiring.Component):
         present, shifting = Signal(frame_row(self.config)), Signal()
         first_beat = Signal(init=1)
         beat_leaves, row_ends, row_enters, marks = Signal(), Signal(), Signal(), Signal()
-        frame_ends = Signal()
+        free, frame_ends = Signal(), Signal()
         beat = self.mac.payload
         further = present.keep[mac_width] if width > mac_width else 0
         m.d.comb += [
             beat.data.eq(present.data), beat.keep.eq(present.keep), beat.last.eq(present.last & row_ends),
             row_ends.eq(~further), beat_leaves.eq(self.mac.valid & self.mac.ready),
             shifting.eq(beat_leaves & ~row_ends), frame_ends.eq(beat_leaves & beat.last),
-            # a mark waits until the frame before it has gone
-            self.row.ready.eq(Mux(row.mark, ~self.mac.valid, ~self.mac.valid | (self.mac.ready & row_ends))),
-            row_enters.eq(self.row.valid & self.row.ready & ~row.mark),
+            # A mark waits until the frame before it has gone. What comes late, `mark`, enables no wide register.
+            free.eq(~self.mac.valid | (self.mac.ready & row_ends)), row_enters.eq(self.row.valid & free),
+            self.row.ready.eq(Mux(row.mark, ~self.mac.valid, free)),
             marks.eq(self.row.valid & self.row.ready & row.mark),
         ]
         with m.If(row_enters):
-            m.d.sync += [present.eq(row), self.mac.valid.eq(1)]
+            m.d.sync += [present.eq(row), self.mac.valid.eq(~row.mark)]
         with m.Elif(shifting):
             m.d.sync += [present.data.eq(present.data >> 8 * mac_width), present.keep.eq(present.keep >> mac_width)]
         with m.Elif(beat_leaves):

@@ -285,9 +285,10 @@ class RxRings(wiring.Component):
                     with m.Switch(task.kind):
                         with m.Case(TaskKind.FRAME):
                             m.next = "READ"
-                            # Its slot may have landed just now, and is not read while it is written.
+                            # Its slot is read before it is known whether there is one. It may have landed just now,
+                            # and is not read while it is written.
+                            m.d.comb += queue.read_en.eq(~queue.writes)
                             with m.If(may_receive & has_posted & has_landed & ~queue.writes):
-                                m.d.comb += queue.read_en.eq(1)
                                 m.next = "KEEP"
                         with m.Case(TaskKind.APPEND):
                             m.next = "APPEND"

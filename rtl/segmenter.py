@@ -9,7 +9,7 @@ from nic_model.contract import NicConfig, Status
 from rtl.align import align_row
 from rtl.interfaces import CHANNEL_BITS, Strobe, TxSlice, read_beat
 from rtl.interfaces import row as inline_row
-from rtl.small_fifo import SmallFifo
+from rtl.small_fifo import BypassFifo
 
 TEMPLATES_AHEAD = 8
 """Templates on their way to `HeaderWriter`, at least."""
@@ -86,7 +86,7 @@ class Segmenter(wiring.Component):
             "channel": CHANNEL_BITS, "inline_bytes": 8, "at": lane_bits, "count": SEGMENT_BITS,
             "first": 1, "template": 1, "payload": 1,
         })
-        m.submodules.waiting = waiting = SmallFifo(shape=waiting_shape, depth=most)
+        m.submodules.waiting = waiting = BypassFifo(shape=waiting_shape, depth=most)
         under_way, under_way_next = Signal(range(most + 1)), Signal(range(most + 1))
         has_room, takes, queued = Signal(init=1), Signal(), waiting.i.payload
         m.d.comb += [

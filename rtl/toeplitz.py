@@ -70,16 +70,19 @@ class Toeplitz(wiring.Component):
         # The words that are left, and the step that the next ones take part in.
         rest, ipv6 = Signal(WORD_BITS * words * steps), Signal()
         step, working = Signal(range(max(steps, 2))), Signal()
+        next_step, steps_on = Signal.like(step), Signal()
+        m.d.comb += [
+            next_step.eq(Mux(self.flow.valid, 0, step + 1)), steps_on.eq(self.flow.valid | working),
+        ]
+        with m.If(steps_on):
+            m.d.sync += [step.eq(next_step), working.eq(self.flow.valid | (step != steps - 1))]
         with m.If(self.flow.valid):
-            m.d.sync += [
-                rest.eq(Cat(flow[f"word_{n}"] for n in range(FLOW_KEY_WORDS))), ipv6.eq(flow.ipv6),
-                step.eq(0), working.eq(1),
-            ]
+            m.d.sync += [rest.eq(Cat(flow[f"word_{n}"] for n in range(FLOW_KEY_WORDS))), ipv6.eq(flow.ipv6)]
         with m.Elif(working):
-            m.d.sync += [rest.eq(rest >> WORD_BITS * words), step.eq(step + 1), working.eq(step != steps - 1)]
+            m.d.sync += rest.eq(rest >> WORD_BITS * words)
 
         # Each word's part.
-        key, sets_key = self._key(m, step, steps, words)
+        key, sets_key = self._key(m, next_step, steps_on, steps, words)
         parts = [Signal(WORD_BITS, name=f"part_{n}") for n in range(words)]
         has_ports = Signal(words)
         parted, is_first = Signal(), Signal()
@@ -109,10 +112,10 @@ class Toeplitz(wiring.Component):
         m.d.comb += self.active.eq(self.flow.valid | working | parted | sets_key)
         return m
 
-    def _key(self, m, step, steps, words):
-        """The key's words that a step needs, one more than it hashes: from memories, each of which has the words that
-        stand at its place in some step. They hold the difference from the reset value, so that an empty memory holds
-        Microsoft's key."""
+    def _key(self, m, step, steps_on, steps, words):
+        """The key's words that the next step needs, one more than it hashes, in registers: from memories, each of which
+        has the words that stand at its place in some step. They hold the difference from the reset value, so that an
+        empty memory holds Microsoft's key."""
         write = self.write.payload
         sets = []
         found = []
@@ -135,7 +138,9 @@ class Toeplitz(wiring.Component):
                 stores.append(here)
             m.d.comb += memory.write_en.eq(Cat(stores).any())
             sets += stores
-            found.append(memory.read_data ^ reset)
+            found.append(Signal(WORD_BITS, name=f"key_{place}_word"))
+            with m.If(steps_on):
+                m.d.sync += found[place].eq(memory.read_data ^ reset)
         return found, Cat(sets).any()
 
 
