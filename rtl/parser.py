@@ -284,22 +284,23 @@ class Parser(wiring.Component):
         header_mask, beside_mask, raw_mask = (
             Signal(2 * self._words, name=f"{n}_mask") for n in ("header", "beside", "raw"))
         checksum_mask = Signal(self._words)
-        raw = [(count > byte) & ((number != 0) | (byte >= ETHERNET_HEADER_BYTES)) for byte in range(2 * self._words)]
+        raw, l4 = Signal(2 * self._words, name="in_raw"), Signal(2 * self._words, name="in_l4")
+        m.d.comb += [raw[byte].eq((count > byte) & ((number != 0) | (byte >= ETHERNET_HEADER_BYTES)))
+                     for byte in range(2 * self._words)]
         has_edge, is_beside = Signal(), Signal(name="beside_5")
         m.d.comb += has_edge.eq(early[4] | edges.end.here | edges.end.passed)
         with m.If(valid[4]):
-            m.d.sync += [raw_mask.eq(Cat(raw)), is_beside.eq(has_edge)]
+            m.d.sync += [raw_mask.eq(raw), is_beside.eq(has_edge)]
+        for word in range(self._words):
+            in_l4 = ((behind(edges.addresses, word) & ~behind(edges.addresses_end, word))
+                     | behind(edges.l4, word))
+            m.d.comb += [l4[byte].eq(in_l4 & ~behind(edges.end, byte)) for byte in (2 * word, 2 * word + 1)]
         with m.If(valid[4] & has_edge):
+            m.d.sync += beside_mask.eq(raw & ~l4)
             for word in range(self._words):
                 in_header = behind(edges.l3, word) & ~behind(edges.l4, word)
-                in_l4 = ((behind(edges.addresses, word) & ~behind(edges.addresses_end, word))
-                         | behind(edges.l4, word))
                 m.d.sync += checksum_mask[word].eq(edges.udp_checksum.here & (edges.udp_checksum.lane == word))
-                for byte in (2 * word, 2 * word + 1):
-                    m.d.sync += [
-                        header_mask[byte].eq(in_header),
-                        beside_mask[byte].eq(raw[byte] & ~(in_l4 & ~behind(edges.end, byte))),
-                    ]
+                m.d.sync += [header_mask[byte].eq(in_header) for byte in (2 * word, 2 * word + 1)]
         return header_mask, beside_mask, raw_mask, checksum_mask, is_beside
 
     def _zero_words(self, m, valid, row_data):

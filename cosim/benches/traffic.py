@@ -6,7 +6,6 @@ buffers again: what is measured is the device and what simulates it, not the dri
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,10 @@ from host_driver.nic import Nic
 from host_driver.rings import CompletionRing, Descriptor, Piece
 from host_driver.runtime import Kernel
 from nic_model import ring
+from nic_model.checksum import checksum_seed, internet_checksum
 from nic_model.contract import COMPLETION, CONFIGS, KeyRight, NicConfig, Opcode, OperationMask, Status, doorbell
+from nic_model.contract.protocols import IPV4_HEADER_BYTES, TCP_HEADER_BYTES, EtherType, IpProtocol, TcpFlags
+from nic_model.packets import pack_ipv4, pack_tcp
 
 SEND_BYTES = 1 << 16
 MSS = 1460
@@ -36,6 +38,9 @@ FRAME_BYTES = 1514
 
 LOOK_PS = 80_000_000
 """Between two looks at the rings: 80 us."""
+
+ADDRESS = bytes([192, 0, 2, 1])
+"""Of both ends; nobody looks at it."""
 
 OWN_MAC, PEER_MAC = bytes([2, 0, 0, 0, 0, 1]), bytes([2, 0, 0, 0, 0, 2])
 
@@ -190,10 +195,25 @@ def make(arguments: Any, folder: Path) -> TrafficBench:
 
 
 def _template() -> bytes:
-    """Ethernet, IPv4 and TCP headers as a segmented send has them; checksums are the device's work."""
-    return (PEER_MAC + OWN_MAC + b"\x08\x00"
-            + struct.pack(">BBHHHBBH4s4s", 0x45, 0, 0, 1, 0, 64, 6, 0, bytes(4), bytes(4))
-            + struct.pack(">HHIIBBHHH", 80, 1024, 1, 1, 0x50, 0x18, 0xFFFF, 0, 0))
+    """Ethernet, IPv4 and TCP headers as a segmented send has them; lengths and checksums are the device's work."""
+    return PEER_MAC + OWN_MAC + _headers(0)
 
 
-_FRAME = (OWN_MAC + PEER_MAC + _template()[12:]).ljust(FRAME_BYTES, b"\x55")
+def _headers(payload_bytes: int, ip_checksum: int = 0, tcp_checksum: int = 0) -> bytes:
+    """From the EtherType on."""
+    l4_bytes = TCP_HEADER_BYTES + payload_bytes
+    return (EtherType.IPV4.to_bytes(2, "big")
+            + pack_ipv4(ADDRESS, ADDRESS, IpProtocol.TCP, IPV4_HEADER_BYTES + l4_bytes, checksum=ip_checksum)
+            + pack_tcp(80, 1024, 1, 1, TcpFlags.PSH | TcpFlags.ACK, 0xFFFF, checksum=tcp_checksum))
+
+
+def _frame() -> bytes:
+    """A frame for the device, all of it right."""
+    data = bytes([0x55]) * (FRAME_BYTES - len(_template()))
+    headers = _headers(len(data))[2:]
+    ip, tcp = headers[:IPV4_HEADER_BYTES], headers[IPV4_HEADER_BYTES:]
+    seed = checksum_seed(ADDRESS, ADDRESS, IpProtocol.TCP, len(tcp) + len(data))
+    return OWN_MAC + PEER_MAC + _headers(len(data), internet_checksum(ip), internet_checksum(tcp + data, seed)) + data
+
+
+_FRAME = _frame()
