@@ -152,33 +152,28 @@ class Parser(wiring.Component):
         ]
 
         # Sums.
-        header_mask, beside_mask, raw_mask, checksum_mask, is_beside = self._mask(
-            m, valid, early, edges, number[4], count[4])
+        header_mask, l4_mask, raw_mask, checksum_mask = self._mask(m, valid, early, edges, number[4], count[4])
         zero_words = self._zero_words(m, valid[4] & early[4], row_data[4])
         is_zero = Signal()
         with m.If(valid[5] & early[5]):
             m.d.sync += is_zero.eq(Mux(is_first[5], 0, is_zero) | (checksum_mask & zero_words).any())
-        # What a frame has beside TCP or UDP is little, so that is what is summed beside all of it. This sum starts at 1:
-        # so it leaves twice 0xffff when it is taken from 17 ones. An IPv4 header, the only one with a sum, ends early.
-        beside = [None, *(valid[n] & early[n] for n in range(1, 5)),
-                  *(valid[n] & bit for n, bit in carry(is_beside, "beside", 6, added).items())]
-        header = [None, *(valid[n] & early[n] for n in range(1, added + 1))]
-        header_sum, beside_sum, raw_sum_so_far = (
-            self._add(m, enable, name, row_data[5], mask, is_first[added], start) for name, mask, enable, start in (
-                ("header", header_mask, header, 0), ("beside", beside_mask, beside, 1), ("raw", raw_mask, valid, 0)))
+        # An IPv4 header, the only one with a sum, ends in early rows.
+        has_header = [None, *(valid[n] & early[n] for n in range(1, added + 1))]
+        sums = [self._add(m, enable, name, row_data[5], mask, is_first[added])
+                for name, mask, enable in (("header", header_mask, has_header), ("l4", l4_mask, valid),
+                                           ("raw", raw_mask, valid))]
 
         # Carries added back in; a sum is right if that leaves 0xffff.
-        header_folded, beside_folded, raw_folded = (Signal(17, name=f"{n}_folded") for n in ("header", "beside", "raw"))
-        header_right, l4_total, raw_sum, l4_right = Signal(), Signal(19), Signal(CHECKSUM_BITS), Signal()
+        header_folded, l4_folded, raw_folded = (Signal(17, name=f"{n}_folded") for n in ("header", "l4", "raw"))
+        header_right, l4_total, raw_sum, l4_right = Signal(), Signal(18), Signal(CHECKSUM_BITS), Signal()
         pseudo = carry(pseudo, "pseudo", 6, added + 2, of=is_last)[added + 2]
         with m.If(valid[added + 1] & is_last[added + 1]):
-            m.d.sync += [folded.eq(total[:16] + total[16:]) for folded, total in (
-                (header_folded, header_sum), (beside_folded, beside_sum), (raw_folded, raw_sum_so_far))]
+            m.d.sync += [folded.eq(total[:16] + total[16:]) for folded, total in zip(
+                (header_folded, l4_folded, raw_folded), sums, strict=True)]
         with m.If(valid[added + 2] & is_last[added + 2]):
             m.d.sync += [
                 header_right.eq((header_folded == _ALL_ONES) | (header_folded == 2 * _ALL_ONES)),
-                l4_total.eq(raw_folded + (~beside_folded).as_unsigned() + pseudo),
-                raw_sum.eq(raw_folded[:16] + raw_folded[16]),
+                l4_total.eq(l4_folded + pseudo), raw_sum.eq(raw_folded[:16] + raw_folded[16]),
             ]
         m.d.comb += l4_right.eq(l4_total[2:16].all() & (l4_total[:2] + l4_total[16:] == 3))
         found = carry(found, "found", _FOUND_STAGE + 1, added + 3, of=is_last)[added + 3]
@@ -275,33 +270,27 @@ class Parser(wiring.Component):
         return passes_3, sets.any()
 
     def _mask(self, m, valid, early, edges, number, count):
-        """Stage 5: which words of the row the header sum takes, which bytes the raw sum takes, and which of these the
-        L4 sum does not; which word is the UDP checksum; and whether the row may have bytes that the L4 sum does not take,
-        and so new masks."""
+        """Stage 5: which words of the row the header sum takes, which bytes the L4 sum and the raw sum take, and which
+        word is the UDP checksum."""
         def behind(edge, lane):
             return edge.passed | (edge.here & (edge.lane <= lane))
 
-        header_mask, beside_mask, raw_mask = (
-            Signal(2 * self._words, name=f"{n}_mask") for n in ("header", "beside", "raw"))
+        header_mask, l4_mask, raw_mask = (Signal(2 * self._words, name=f"{n}_mask") for n in ("header", "l4", "raw"))
         checksum_mask = Signal(self._words)
-        raw, l4 = Signal(2 * self._words, name="in_raw"), Signal(2 * self._words, name="in_l4")
-        m.d.comb += [raw[byte].eq((count > byte) & ((number != 0) | (byte >= ETHERNET_HEADER_BYTES)))
-                     for byte in range(2 * self._words)]
-        has_edge, is_beside = Signal(), Signal(name="beside_5")
-        m.d.comb += has_edge.eq(early[4] | edges.end.here | edges.end.passed)
+        had_end = Signal()
         with m.If(valid[4]):
-            m.d.sync += [raw_mask.eq(raw), is_beside.eq(has_edge)]
-        for word in range(self._words):
-            in_l4 = ((behind(edges.addresses, word) & ~behind(edges.addresses_end, word))
-                     | behind(edges.l4, word))
-            m.d.comb += [l4[byte].eq(in_l4 & ~behind(edges.end, byte)) for byte in (2 * word, 2 * word + 1)]
-        with m.If(valid[4] & has_edge):
-            m.d.sync += beside_mask.eq(raw & ~l4)
+            m.d.sync += had_end.eq(edges.end.here)
+            m.d.sync += [raw_mask[byte].eq((count > byte) & ((number != 0) | (byte >= ETHERNET_HEADER_BYTES)))
+                         for byte in range(2 * self._words)]
+        with m.If(valid[4] & (early[4] | edges.end.here | had_end)):  # the others do not change in other rows
             for word in range(self._words):
                 in_header = behind(edges.l3, word) & ~behind(edges.l4, word)
+                in_l4 = ((behind(edges.addresses, word) & ~behind(edges.addresses_end, word))
+                         | behind(edges.l4, word))
                 m.d.sync += checksum_mask[word].eq(edges.udp_checksum.here & (edges.udp_checksum.lane == word))
-                m.d.sync += [header_mask[byte].eq(in_header) for byte in (2 * word, 2 * word + 1)]
-        return header_mask, beside_mask, raw_mask, checksum_mask, is_beside
+                for byte in (2 * word, 2 * word + 1):
+                    m.d.sync += [header_mask[byte].eq(in_header), l4_mask[byte].eq(in_l4 & ~behind(edges.end, byte))]
+        return header_mask, l4_mask, raw_mask, checksum_mask
 
     def _zero_words(self, m, valid, row_data):
         """Stage 5: which words of the row are zero."""
@@ -310,9 +299,9 @@ class Parser(wiring.Component):
             m.d.sync += zero_words.eq(Cat(row_data.word_select(word, 16) == 0 for word in range(self._words)))
         return zero_words
 
-    def _add(self, m, valid, name, row_data, mask, is_first, start):
+    def _add(self, m, valid, name, row_data, mask, is_first):
         """Stages 6 and on: adds a row's big-endian words, but for the bytes out of `mask`, up to four numbers a stage;
-        then those of a frame's rows to `start`."""
+        then those of a frame's rows."""
         def byte(lane):
             return row_data.word_select(lane, 8) & mask[lane].replicate(8)
 
@@ -327,7 +316,7 @@ class Parser(wiring.Component):
             numbers, stage = sums, stage + 1
         total = Signal(16 + ceil_log2(MAX_FRAME_BYTES), name=f"{name}_sum")
         with m.If(valid[stage]):
-            m.d.sync += total.eq(Mux(is_first, start, total) + numbers[0])
+            m.d.sync += total.eq(Mux(is_first, 0, total) + numbers[0])
         return total
 
 
