@@ -176,10 +176,12 @@ class Library:
         bursts = _room(_BURST.size * status.bursts_waiting)
         rises = _room(_RISE.size * status.rises_waiting)
         at = self.raw.memnic_take(heads, values, bursts, rises)
-        frames = []
-        for length, taken, start, end, free in _SENT_FRAME.iter_unpack(heads or b""):
-            frames.append(SentFrame(ctypes.string_at(at, length), taken, start, end, free))
-            at += length
+        sent = list(_SENT_FRAME.iter_unpack(heads or b""))
+        data = ctypes.string_at(at, sum(head[0] for head in sent))  # one call for all: each costs more than its bytes
+        frames, begin = [], 0
+        for length, *times in sent:
+            frames.append(SentFrame(data[begin:begin + length], *times))
+            begin += length
         return Taken(frames, list(_READ_VALUE.iter_unpack(values or b"")),
                      [(time, bool(write), address) for time, address, write in _BURST.iter_unpack(bursts or b"")],
                      list(_RISE.iter_unpack(rises or b"")))
