@@ -68,8 +68,8 @@ class Aligner(wiring.Component):
         fine_bits = bits // 2
 
         # What a row needs on its way: `below` lanes of the outgoing row are there already, `reach` is the first lane
-        # behind it (beyond the row's end: it fills the row), `first` the lane where the outgoing row starts. `spilt`: no
-        # row, but the place behind a run's last one for those of its bytes that fill another row.
+        # behind it (beyond the row's end: it fills the row), `first` the lane where the outgoing row starts. `spilt`:
+        # no row, but the place behind a run's last one for those of its bytes that fill another row.
         control = data.StructLayout({
             "rotate": bits, "below": bits, "reach": bits + 1, "first": bits, "last": 1, "spilt": 1,
             "tag": self.tag_bits,
