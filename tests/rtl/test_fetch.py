@@ -464,12 +464,8 @@ def driver(host, ring, rng, count):
     return testbench
 
 
-@pytest.mark.parametrize(("host_bytes", "seed", "stall", "latency"), [
-    (16, 11, 0.0, (5, 20)), (16, 12, 0.4, (20, 60)), (32, 13, 0.2, (10, 30)), (64, 14, 0.0, (5, 20)),
-    (64, 15, 0.4, (10, 30)),
-])
-def test_random_descriptors_on_all_channels(host_bytes, seed, stall, latency):
-    rng = random.Random(seed)
+def fetch(rng, host_bytes, each, *, seed=0, stall=0.0, latency=(5, 20)):
+    """Random descriptors on all channels, so many on each; what becomes of them is checked. Returns (host, rings)."""
     rings = [Ring(channel=c, log2=rng.choice([4, 5, 6]), base=0xFFFF_F000 + 0x10000 * c) for c in range(CHANNELS)]
     host = Host(rings, host_bytes=host_bytes, seed=seed, stall=stall, latency=latency)
     for c in range(CHANNELS):
@@ -478,7 +474,7 @@ def test_random_descriptors_on_all_channels(host_bytes, seed, stall, latency):
     finished = []
 
     def posting(ring):
-        post = driver(host, ring, rng, 10)
+        post = driver(host, ring, rng, each)
 
         async def testbench(ctx):
             await post(ctx)
@@ -498,7 +494,16 @@ def test_random_descriptors_on_all_channels(host_bytes, seed, stall, latency):
     host.bench.run(max_cycles=30_000)
     assert not host.faults
     host.check()
-    assert len(host.jobs) == 40
+    assert len(host.jobs) == CHANNELS * each
+    return host, rings
+
+
+@pytest.mark.parametrize(("host_bytes", "seed", "stall", "latency"), [
+    (16, 11, 0.0, (5, 20)), (16, 12, 0.4, (20, 60)), (32, 13, 0.2, (10, 30)), (64, 14, 0.0, (5, 20)),
+    (64, 15, 0.4, (10, 30)),
+])
+def test_random_descriptors_on_all_channels(host_bytes, seed, stall, latency):
+    host, rings = fetch(random.Random(seed), host_bytes, 10, seed=seed, stall=stall, latency=latency)
     assert len({job["status"] for job in host.jobs}) >= 4
     assert any(ring.producer > 1 << ring.log2 for ring in rings), "no ring wrapped"
     assert host.bench.idle_cycles > 20, "the block was never seen idle"

@@ -15,9 +15,15 @@ from tests.rtl import test_coalescer as coalescer
 from tests.rtl import test_completion as completion
 from tests.rtl import test_dma_read as dma_read
 from tests.rtl import test_dma_write as dma_write
+from tests.rtl import test_doorbells as doorbells
+from tests.rtl import test_events as events
+from tests.rtl import test_fetch as fetch
 from tests.rtl import test_keys as keys
 from tests.rtl import test_parser as parser
+from tests.rtl import test_receive as receive
+from tests.rtl import test_steering as steering
 from tests.rtl import test_transmit_back as transmit_back
+from tests.rtl import test_tx_scheduler as scheduler
 
 GOOD_FRAMES = [case.frame for case in rx_frames.named_cases() if len(case.frame) < 220]
 
@@ -116,3 +122,46 @@ def test_transmit_back(rng: random.Random, sizes: tuple[int, int], stall: float,
                        count: int, interleaved: bool) -> None:
     transmit_back.run(transmit_back.config_of(*sizes), [transmit_back.random_send(rng) for _ in range(count)],
                       stall=stall, mac_stall=mac_stall, done_stall=mac_stall, seed=seed, interleaved=interleaved)
+
+
+@examples(12)
+@given(rng=CHOICES, width=WIDTHS, stall=STALLS, seed=SEEDS, count=st.integers(1, 40))
+def test_doorbells(rng: random.Random, width: int, stall: float, seed: int, count: int) -> None:
+    channels = doorbells.DEVICES[width].channels
+    doorbells.ring(width, [doorbells.Burst(rng, width, channels) for _ in range(count)], stall=stall, seed=seed)
+
+
+@examples(8)
+@given(rng=CHOICES, width=WIDTHS, stall=STALLS, seed=SEEDS, each=st.integers(1, 4),
+       latency=st.sampled_from(((5, 20), (20, 60))))
+def test_rings_and_fetch(rng: random.Random, width: int, stall: float, seed: int, each: int,
+                         latency: tuple[int, int]) -> None:
+    fetch.fetch(rng, width, each, seed=seed, stall=stall, latency=latency)
+
+
+@examples(8)
+@given(rng=CHOICES, width=WIDTHS, channels=st.sampled_from((4, 16)), stall=STALLS, seed=SEEDS,
+       count=st.integers(1, 12))
+def test_scheduler(rng: random.Random, width: int, channels: int, stall: float, seed: int, count: int) -> None:
+    scheduler.schedule(rng, width, channels, count, stall=stall, seed=seed)
+
+
+@examples(8)
+@given(rng=CHOICES, seed=SEEDS, count=st.integers(1, 40))
+def test_events(rng: random.Random, seed: int, count: int) -> None:
+    actions = events.random_actions(rng, count)
+    note(f"actions {actions}")
+    events.live(actions, seed)
+
+
+@examples(8)
+@given(rng=CHOICES, width=st.sampled_from(tuple(steering.CONFIGS)), steps=st.integers(1, 6))
+def test_steering(rng: random.Random, width: int, steps: int) -> None:
+    steering.steer(width, rng, steps)
+
+
+@examples(6)
+@given(rng=CHOICES, config=st.sampled_from((receive.DEFAULT, receive.QUICK)), stall=STALLS, seed=SEEDS,
+       count=st.integers(1, 10))
+def test_receive_and_its_rings(rng: random.Random, config, stall: float, seed: int, count: int) -> None:
+    receive.live(config, rng, count, seed=seed, stall=stall)

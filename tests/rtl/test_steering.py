@@ -126,13 +126,11 @@ def random_flow(rng):
     return addresses, rng.choice((b"", rng.randbytes(4), rng.randbytes(4), rng.randbytes(4))), rng.random() < 0.5
 
 
-@pytest.mark.parametrize("width", CONFIGS)
-def test_random_flows_and_rules(width):
-    # Flows as fast as frames can come, from a small set, so that many have rules; between the bursts the registers
-    # change in every way, right and wrong.
-    config, seed = CONFIGS[width], width
-    device = Device(config, seed)
-    rng = device.rng
+def steer(width, rng, steps):
+    """Flows as fast as frames can come, from a small set, so that many have rules; between the bursts the registers
+    change in every way, right and wrong. Compares with the model; returns the device."""
+    config = CONFIGS[width]
+    device = Device(config, width)
     pool = [random_flow(rng) for _ in range(24)]
     ruled = pool[:1]
 
@@ -152,7 +150,7 @@ def test_random_flows_and_rules(width):
             ipv6=int((len(addresses) == 32) ^ (rng.random() < 0.1)), udp=int(udp), valid=int(rng.random() < 0.9)))
 
     async def main(ctx):
-        for step in range(26):
+        for step in range(steps):
             action = rng.choice((*["rule"] * 8, "out", "out", "word", "word", "control", "control", "table", "key",
                                  "reset"))
             if action == "rule" or step < 4:
@@ -181,6 +179,13 @@ def test_random_flows_and_rules(width):
             await device.settle(ctx)
 
     device.run(main, max_cycles=40_000)
+    return device
+
+
+@pytest.mark.parametrize("width", CONFIGS)
+def test_random_flows_and_rules(width):
+    seed = width
+    device = steer(width, random.Random(seed), 26)
     for why in ("by_rule", "by_hash"):
         assert sum(verdict[why] for verdict in device.verdicts) > 10, f"seed {seed}"
     assert len({verdict["channel"] for verdict in device.verdicts}) > 4, f"seed {seed}"

@@ -239,15 +239,12 @@ def random_job(rng, channels: int) -> Job:
     return Job(channel, pieces, inline, mss, vlan_tci=tci)
 
 
-@pytest.mark.parametrize(("host_bytes", "channels", "stall", "seed"), [
-    (16, 4, 0.0, 1), (16, 4, 0.5, 2), (64, 4, 0.2, 3), (32, 16, 0.0, 4),
-])
-def test_random_jobs(host_bytes, channels, stall, seed):
+def schedule(rng, host_bytes, channels, count, *, stall=0.0, seed=0):
+    """Random jobs at random times; what becomes of them is checked. Returns the host."""
     host = Host(config_of(channels, host_bytes), seed=seed, stall=stall)
-    rng = random.Random(seed)
 
     async def testbench(ctx):
-        for _ in range(60):
+        for _ in range(count):
             await host.store(ctx, random_job(rng, channels))
             await idle(ctx, rng.choice((0, 0, 1, 3, 40)))
         await host.settle(ctx)
@@ -255,6 +252,14 @@ def test_random_jobs(host_bytes, channels, stall, seed):
     host.bench.add(testbench)
     host.bench.run(max_cycles=60_000)
     host.check()
+    return host
+
+
+@pytest.mark.parametrize(("host_bytes", "channels", "stall", "seed"), [
+    (16, 4, 0.0, 1), (16, 4, 0.5, 2), (64, 4, 0.2, 3), (32, 16, 0.0, 4),
+])
+def test_random_jobs(host_bytes, channels, stall, seed):
+    host = schedule(random.Random(seed), host_bytes, channels, 60, stall=stall, seed=seed)
     assert len(host.slices) > 100
     assert host.bench.idle_cycles > 0
 
