@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -133,13 +134,53 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
     _check_one_process(work)
     # Compiled twice: the second time g++ knows which way the branches of a device under full load go.
     profile, optimisation = f"-fprofile-dir={work / 'profile'}", f"-O2 {BYTEWISE}"
-    _compile(work, "Vwrapper", optimisation, f"-fprofile-generate -fprofile-update=single {profile}")
+    _compile(work, "Vwrapper", optimisation,
+             f"-fprofile-generate -fprofile-update=single -ftest-coverage {profile}")
     _run([sys.executable, "-c", "from cosim.benches.training import train; train()", str(work / "obj" / LIBRARY_NAME)],
          work, {**os.environ, TRAINED: msgspec.json.encode(config).decode()})
+    _order_state(work)
     for path in (work / "obj").iterdir():
-        if path.suffix in (".o", ".a", ".so", ".fast", ".slow", ".gch"):
+        if path.suffix in (".o", ".a", ".so", ".fast", ".slow", ".gch", ".gcno"):
             path.unlink()
     _compile(work, "Vwrapper", optimisation, f"-fprofile-use -Wno-missing-profile {profile}")
+
+
+_SMALL_MEMBER = re.compile(r"^ +CData/[*][0-9]+:0[*]/ (\w+);$", re.MULTILINE)
+"""A line that declares a variable of one byte, in the structure that Verilator writes."""
+
+
+def _order_state(work: Path) -> None:
+    """Put first what training used most of all that Verilator keeps: an instruction that works on one of the first 128
+    bytes is three bytes shorter, and those of an edge are more than fit in a processor's fastest cache."""
+    header = work / "obj" / "Vwrapper___024root.h"
+    uses = _count_uses(work)
+    text = header.read_text()
+    lines = iter(sorted(_SMALL_MEMBER.finditer(text), key=lambda found: -uses[found[1]]))
+    header.write_text(_SMALL_MEMBER.sub(lambda _: next(lines)[0], text))
+
+
+def _count_uses(work: Path) -> Counter[str]:
+    """How often training came by each of the variables; none without gcov, which comes with g++."""
+    uses: Counter[str] = Counter()
+    (data,) = (work / "profile").glob("*Vwrapper__ALL.gcda")
+    shutil.copy(work / "obj" / "Vwrapper__ALL.gcno", data.with_suffix(".gcno"))
+    try:
+        done = subprocess.run(["gcov", "--json-format", "--stdout", str(data)], cwd=work / "obj", capture_output=True,
+                              check=False)
+    except FileNotFoundError:
+        return uses
+    if done.returncode:
+        return uses
+    for file in msgspec.json.decode(done.stdout)["files"]:
+        if not file["file"].startswith("Vwrapper___024root"):
+            continue
+        counts = {line["line_number"]: line["count"] for line in file["lines"]}
+        count = 0
+        for number, line in enumerate((work / "obj" / file["file"]).read_text().splitlines(), 1):
+            count = counts.get(number, count)
+            for name in re.findall(r"vlSelfRef\.(\w+)", line):
+                uses[name] += count
+    return uses
 
 
 def compile_library(config: NicConfig, work: Path, target: Target, device: str, wrapper: str, *,
