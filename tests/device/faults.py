@@ -589,6 +589,45 @@ async def deregistration_in_traffic(rig: Rig) -> None:
             await user.close()
 
 
+BACKLOG, BACKLOG_FRAME_BYTES = 100, 1000
+"""Sends of each channel: more than the device has taken from its ring when the first frames leave."""
+
+
+async def deregistration_behind_a_backlog(rig: Rig) -> None:
+    """As above, with every channel's queue full of short descriptors, so that hundreds of sends are under way: in turns
+    one channel's memory is taken from it."""
+    nic = await start(rig)
+    users = [await User.open(rig, nic, number, tx_log2=7) for number in range(rig.config.channels)]
+    for hit in users:
+        for user in users:
+            user.finished = []
+            frame = user.frame(BACKLOG_FRAME_BYTES)
+            rig.memory.view(user.area, len(frame))[:] = frame
+            for _ in range(BACKLOG):
+                user.channel.submit(
+                    Descriptor(Opcode.SEND_FRAME, b"", (Piece(user.key.value, 0, BACKLOG_FRAME_BYTES),)), None)
+        before = [len(user.sent()) for user in users]
+        for user in users:
+            user.bell()
+        await rig.port.sleep(10 * US)
+        await rig.within(nic.deregister_memory(hit.key), 3000 * US, "deregister_memory")
+        accesses = len(rig.bus.events) if rig.bus else 0
+        rig.memory.view(hit.area, AREA_BYTES)[:] = bytes([POISON]) * AREA_BYTES
+        for user, frames in zip(users, before, strict=True):
+            await user.until_finished(BACKLOG)
+            good = sum(f.completion.status is Status.OK for f in user.finished)
+            assert [f.completion.status for f in user.finished] == (
+                [Status.OK] * good + [Status.KEY_INVALID] * (BACKLOG - good))
+            assert good == BACKLOG or user is hit, f"channel {user.number} still has its memory"
+            assert user.sent()[frames:] == [user.frame(BACKLOG_FRAME_BYTES)] * good
+        if rig.bus:
+            late = [e for e in rig.bus.events[accesses:] if hit.area <= e[2] < hit.area + AREA_BYTES]
+            assert not late, f"memory was read after its deregistration: {late[:3]}"
+        hit.key = nic.register_memory(hit.area, AREA_BYTES, KeyRight.READ, hit.number, NOBODY)
+    for user in users:
+        await user.close()
+
+
 Case = Callable[[Rig], Coroutine[Any, None, None]]
 
 CASES: dict[str, Case] = {
@@ -605,6 +644,7 @@ CASES: dict[str, Case] = {
     "reset_in_traffic": reset_in_traffic,
     "device_reset": device_reset,
     "deregistration_in_traffic": deregistration_in_traffic,
+    "deregistration_behind_a_backlog": deregistration_behind_a_backlog,
     # Last, since it leaves the bus slow.
     "reset_while_receiving": reset_while_receiving,
 }

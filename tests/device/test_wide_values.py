@@ -13,7 +13,7 @@ from cosim.engines.bus import BusTiming
 from nic_model.contract import Status
 from tests.device.rig import FAR, FAST, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
-from tests.device.wide_values import AGES, LATE_PS, SLOW
+from tests.device.wide_values import AGES, LATE_PS, SIZES_SLOTS, SLOW
 
 
 def spec(scenario: str, **arguments: Any) -> RigSpec:
@@ -28,6 +28,12 @@ def test_long_rings(tiny_compiled: Path, seed: int, timing: BusTiming) -> None:
 
 def test_every_index_goes_all_the_way_round(tiny_compiled: Path) -> None:
     assert min(on_rtl(spec("full_turn"))) > 1 << 16
+
+
+@pytest.mark.parametrize("on", [on_model, on_rtl])
+def test_rings_of_all_sizes(tiny_compiled: Path, on: Callable[[RigSpec], Any]) -> None:
+    found = on(spec("ring_sizes"))
+    assert found == [[4 * ((1 << log2) // slots), 4 << log2] for log2, slots in SIZES_SLOTS.items()]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -172,29 +172,51 @@ SLOT_BYTES = 64
 
 
 async def full_turn(rig: Rig, arguments: Any) -> list[int]:
-    """Scenario: every index goes all the way round: as many sends, which fail at once, and as many frames. Returns how
-    many sends and frames there were; asserts of each that it is told of in its turn."""
-    rng = random.Random("full turn")
+    """Scenario: every index goes all the way round. Returns how many sends and frames there were."""
     nic = await start(rig)
-    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=TURN_LOG2, rx_log2=TURN_LOG2)
-    area = Area(rig, nic, 0, TURN_EACH * SLOT_BYTES, rng)
+    return await _turn(rig, nic, TURN_LOG2, TURN_ROUNDS, TURN_EACH)
+
+
+SIZES_SLOTS = {4: 1, 5: 2, 6: 3, 7: 4, 8: 16, 9: 2, 10: 6, 11: 1}
+"""log2 of both rings, and how many slots each descriptor has."""
+
+ARMS = 300
+
+
+async def ring_sizes(rig: Rig, arguments: Any) -> list[list[int]]:
+    """Scenario: rings of all sizes are gone through more than once, filled with descriptors of one length each time,
+    while doorbells arm the completion ring, one after the other. Returns how many sends and frames there were."""
+    nic = await start(rig)
+    return [await _turn(rig, nic, log2, 4, 1 << log2, slots, ARMS) for log2, slots in SIZES_SLOTS.items()]
+
+
+async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: int = 1, arms: int = 0) -> list[int]:
+    """In each round `each` frames, and as many submission slots with sends that fail at once. Returns how many sends
+    and frames there were; asserts of each that it is told of in its turn."""
+    rng = random.Random(f"turn {log2}")
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=log2, rx_log2=log2)
+    area = Area(rig, nic, 0, each * SLOT_BYTES, rng)
     submissions, completed = channel.submissions, channel.completed
-    told = {CompletionKind.SEND: 0, CompletionKind.RECEIVE: 0}
-    for number in range(TURN_ROUNDS):
-        for place in range(TURN_EACH):
-            count = number * TURN_EACH + place
-            at = submissions.address + ring.slot(submissions.producer, TURN_LOG2) * SUBMISSION_SLOT_BYTES
+    expected = {CompletionKind.SEND: each // slots, CompletionKind.RECEIVE: each}
+    told = dict.fromkeys(expected, 0)
+    for number in range(rounds):
+        for place in range(each // slots):
+            at = submissions.address + ring.slot(submissions.producer, log2) * SUBMISSION_SLOT_BYTES
             rig.memory.view(at, SUBMISSION_SLOT_BYTES)[:] = SUBMISSION_HEAD.pack(
-                opcode=0xFF, slots=1, tag=count & 0xFFFF).ljust(SUBMISSION_SLOT_BYTES, b"\0")
-            submissions.producer = ring.advance(submissions.producer)
-            channel.buffers.put(area.piece(place * SLOT_BYTES, SLOT_BYTES), count & 0xFFFF)
+                opcode=0xFF, slots=slots, tag=number * (each // slots) + place & 0xFFFF,
+            ).ljust(SUBMISSION_SLOT_BYTES, b"\0")
+            submissions.producer = ring.advance(submissions.producer, slots)
+        for place in range(each):
+            channel.buffers.put(area.piece(place * SLOT_BYTES, SLOT_BYTES), number * each + place & 0xFFFF)
         rig.port.wmb()
         rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
         rig.port.write32(doorbell("TX_DOORBELL", 0), submissions.producer)
+        for _ in range(arms):
+            channel.arm(NOBODY)
         await rig.port.read32(register("ID"))
         await rig.port.sleep(4 * US)
-        frames = [OWN_MAC + bytes(6) + rng.randbytes(48) for _ in range(TURN_EACH)]
-        for first in range(0, TURN_EACH, TOGETHER):
+        frames = [OWN_MAC + bytes(6) + rng.randbytes(48) for _ in range(each)]
+        for first in range(0, each, TOGETHER):
             for frame in frames[first:first + TOGETHER]:
                 rig.mac.arrive(frame, False)
             await rig.port.sleep(10 * US)
@@ -204,16 +226,17 @@ async def full_turn(rig: Rig, arguments: Any) -> list[int]:
             count = told[completion.kind]
             is_send = completion.kind is CompletionKind.SEND
             assert completion.tag == count & 0xFFFF, f"{completion}, number {count} of its kind"
-            assert completion.ring_index == count + 1 & 0xFFFF, f"{completion}, number {count} of its kind"
+            assert completion.ring_index == (count + 1) * (slots if is_send else 1) & 0xFFFF, (
+                f"{completion}, number {count} of its kind")
             assert completion.status is (Status.BAD_OPCODE if is_send else Status.OK), f"{completion}, number {count}"
             told[completion.kind] += 1
             if is_send:
                 submissions.retire(completion.ring_index)
             else:
-                place = count % TURN_EACH
+                place = count % each
                 assert area.view(place * SLOT_BYTES, 60) == frames[place], f"the bytes of {completion}"
                 channel.buffers.give_back()
-        assert list(told.values()) == [(number + 1) * TURN_EACH] * 2, f"round {number}"
+        assert told == {kind: (number + 1) * count for kind, count in expected.items()}, f"round {number}: {told}"
     await nic.close_channel(channel)
     await area.close(nic)
     return list(told.values())

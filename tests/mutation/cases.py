@@ -24,7 +24,7 @@ from tests.device import pushes, test_zero_checksum
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
 from tests.device.test_transfers import CASES as TRANSFERS
-from tests.device.wide_values import LATE_PS, SLOW
+from tests.device.wide_values import LATE_PS, SIZES_SLOTS, SLOW
 from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
 
 SLACK_PS = 500 * US
@@ -99,7 +99,8 @@ def _program(name: str, seed: int, timing: BusTiming, way: str = BOTH, base: int
 
 FAULTS = {
     "descriptor_fetch": TRANSMIT, "payload": TRANSMIT, "send_completion": TRANSMIT, "truncated_descriptors": TRANSMIT,
-    "deregistration_in_traffic": TRANSMIT, "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE,
+    "deregistration_in_traffic": TRANSMIT, "deregistration_behind_a_backlog": TRANSMIT,
+    "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE,
     "receive_completion": RECEIVE, "reset_while_receiving": RECEIVE, "doorbell_overrun": BOTH,
     "ring_configurations": BOTH, "reset_in_traffic": BOTH, "device_reset": BOTH,
 }
@@ -148,6 +149,12 @@ def _full_turn() -> Case:
     def judge(result: Any) -> None:
         assert min(result) > 1 << 16
     return ScenarioCase("full turn", RigSpec(scenario="tests.device.wide_values:full_turn"), judge)
+
+
+def _ring_sizes() -> Case:
+    def judge(result: Any) -> None:
+        assert [frames for _, frames in result] == [4 << log2 for log2 in SIZES_SLOTS]
+    return ScenarioCase("ring sizes", RigSpec(scenario="tests.device.wide_values:ring_sizes"), judge)
 
 
 def _late(seed: int) -> Case:
@@ -221,7 +228,7 @@ def all_cases() -> list[Case]:
         *(_fault(name, way) for name, way in FAULTS.items()),
         _wide("long_rings", BOTH, seed=1), _wide("long_rings", BOTH, SLOW, seed=2),
         *(_wide("limits", RECEIVE, seed=seed) for seed in (1, 2)), _wide("contexts", RECEIVE, seed=1),
-        _wide("bounds", BOTH, seed=1), _ages(), _late(700),
+        _wide("bounds", BOTH, seed=1), _ages(), _ring_sizes(), _late(700),
         _zero_checksum(), _pushes(), _transfers(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
           if figure.key in BENCH),
