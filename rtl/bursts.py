@@ -90,7 +90,8 @@ class BurstRing(wiring.Component):
     next cycle. Everything may happen in each cycle.
 
     A slot's answer flag is the lap in which it was answered, so that nothing has to clear it; after a reset the owner
-    clears all by giving answers with lap 0 (`clear` with the slot).
+    clears all by giving answers with lap 0, and meanwhile says so (`clearing`): what flags say before is of an earlier
+    life.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ class BurstRing(wiring.Component):
         bits = ceil_log2(slots)
         super().__init__({
             "allocate": In(1), "tail": Out(bits), "room": Out(1, init=1),
-            "answered": In(Strobe(data.StructLayout({"slot": bits, "lap": 1, "error": 1}))),
+            "answered": In(Strobe(data.StructLayout({"slot": bits, "lap": 1, "error": 1}))), "clearing": In(1),
             "head": Out(bits), "answered_head": Out(1), "error": Out(1), "advance": In(1), "release": In(1),
             "active": Out(1),
         })
@@ -121,7 +122,7 @@ class BurstRing(wiring.Component):
             answers.write_en.eq(self.answered.valid), answers.write_addr.eq(answer.slot),
             answers.write_data[0].eq(answer.lap), answers.write_data[1].eq(answer.error),
             answers.read_addr.eq(self.head),
-            self.answered_head.eq(answers.read_data[0] == head_lap), self.error.eq(answers.read_data[1]),
+            self.answered_head.eq((answers.read_data[0] == head_lap) & ~self.clearing), self.error.eq(answers.read_data[1]),
             used_next.eq(used + self.allocate - self.release),
             self.active.eq(self.allocate | self.advance | self.release | self.answered.valid),
         ]

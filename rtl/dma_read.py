@@ -51,7 +51,7 @@ class DmaReadClient(wiring.Component):
             "cmd": In(stream.Signature(ReadCommand)),
             "beat": Out(stream.Signature(read_beat(config))),
             "request": Out(1), "grant": In(1), "burst": Out(Burst), "slot": Out(slot_bits),
-            "landing": In(Strobe(_landing(config, slot_bits))), "clear": In(1),
+            "landing": In(Strobe(_landing(config, slot_bits))), "clear": In(1), "clearing": In(1),
             "active": Out(1),
         })
 
@@ -87,7 +87,7 @@ class DmaReadClient(wiring.Component):
             store.write_data.eq(landing.data),
             ring.answered.valid.eq((self.landing.valid & landing.last) | self.clear),
             ring.answered.payload.slot.eq(landing.slot), ring.answered.payload.lap.eq(landing.lap),
-            ring.answered.payload.error.eq(landing.error),
+            ring.answered.payload.error.eq(landing.error), ring.clearing.eq(self.clearing),
         ]
 
         # Giving: the ring's head is looked up into `next`, or at once into `current` if that is free; `current` is
@@ -253,6 +253,7 @@ class DmaRead(wiring.Component):
             m.d.comb += [
                 mine.eq((answer.id >= first_id) & (answer.id < first_id + client.slots)),
                 client.landing.valid.eq(answered & mine), client.clear.eq(clear & mine),
+                client.clearing.eq(clearing | clear),
                 landing.slot.eq(answer.id), landing.beat.eq(state.beat), landing.data.eq(answer.data),
                 landing.last.eq(answer.last), landing.lap.eq(state_next.lap), landing.error.eq(error),
             ]

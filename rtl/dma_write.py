@@ -61,7 +61,7 @@ class DmaWriteClient(wiring.Component):
             "request": Out(1), "grant": In(1), "burst": Out(Burst), "slot": Out(slot_bits),
             "ready_row": Out(stream.Signature(row(config))),
             "answered": In(Strobe(data.StructLayout({"slot": slot_bits, "lap": 1, "error": 1}))), "clear": In(1),
-            "active": Out(1),
+            "clearing": In(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -116,7 +116,7 @@ class DmaWriteClient(wiring.Component):
         retire, leave = Signal(), Signal()
         m.d.comb += [
             ring.answered.valid.eq(self.answered.valid | self.clear), ring.answered.payload.eq(answer),
-            lasts.read_addr.eq(ring.head),
+            ring.clearing.eq(self.clearing), lasts.read_addr.eq(ring.head),
             leave.eq(self.done.valid & self.done.ready),
             retire.eq(ring.answered_head & (~lasts.read_data | ~self.done.valid)),
             ring.advance.eq(retire), ring.release.eq(retire),
@@ -269,6 +269,7 @@ class DmaWrite(wiring.Component):
             m.d.comb += [
                 mine.eq((answer.id >= first_id) & (answer.id < first_id + client.slots)),
                 client.answered.valid.eq(answered & mine), client.clear.eq(clear & mine),
+                client.clearing.eq(clearing | clear),
                 client.answered.payload.slot.eq(answer.id - first_id), client.answered.payload.lap.eq(laps.write_data),
                 client.answered.payload.error.eq(answer.resp != 0),
             ]

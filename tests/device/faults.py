@@ -21,6 +21,7 @@ from nic_model import ring
 from nic_model.contract import (
     INDEX_BITS,
     MAX_DESCRIPTOR_SLOTS,
+    MAX_FRAME_BYTES,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
     ChannelCommand,
@@ -35,6 +36,7 @@ from nic_model.contract import (
     doorbell,
     register,
 )
+from nic_model.contract.config import BURST_BYTES
 from tests.device.rig import US, CaseFailed, Rig
 
 NOBODY = NullAccount()
@@ -301,6 +303,45 @@ def _payload(user: User) -> tuple[int, int, bool]:
 
 def _receive_data(user: User) -> tuple[int, int, bool]:
     return user.area, AREA_BYTES, True
+
+
+LOST_TOGETHER, LOST_ROUNDS = 12, 5
+
+
+async def payload_of_many_sends(rig: Rig) -> None:
+    """Sends whose payload cannot be read, together of many times as many bytes as the device holds: what is dropped
+    takes no room from what comes after, up to the longest frame."""
+    nic = await start(rig)
+    rng = random.Random("payload of many sends")
+    sender, bystander = [await User.open(rig, nic, c) for c in (HIT, BYSTANDER)]
+    other = rig.kernel.spawn(bystand(bystander, 20), "bystander")
+    rig.faults.blocks = {sender.area // BURST_BYTES}
+    frames, lost = len(sender.sent()), 0
+    for number in range(LOST_ROUNDS):
+        for turn in range(LOST_TOGETHER):
+            if turn % 3:
+                length, mss = rng.randrange(2000, 30_000), rng.randrange(200, MAX_FRAME_BYTES - 54)
+                sender.send_segmented(length, mss)
+            else:
+                length = rng.randrange(600, MAX_FRAME_BYTES)
+                sender.send_frame(length)
+            lost += length
+        sender.bell()
+        await sender.until_finished((number + 1) * LOST_TOGETHER)
+    rig.faults.blocks = set()
+    assert lost > 20 * rig.config.tx_buffer_bytes
+    assert {f.completion.status for f in sender.finished} == {Status.BUS_ERROR}
+    assert {f.completion.length for f in sender.finished} == {0}
+    assert len(sender.sent()) == frames, "a frame left whose payload could not be read"
+    sender.send_frame(MAX_FRAME_BYTES)
+    sender.bell()
+    await sender.until_finished(LOST_ROUNDS * LOST_TOGETHER + 1)
+    assert sender.finished[-1].completion.status is Status.OK
+    await sender.prove()
+    assert sender.sent()[frames] == sender.frame(MAX_FRAME_BYTES)
+    await other
+    for user in (sender, bystander):
+        await user.close()
 
 
 # ------------------------------------------------------------------------------------------------ bad doorbells, rings
@@ -634,6 +675,7 @@ CASES: dict[str, Case] = {
     "descriptor_fetch": nth_failures(HIT, _tx_ring, ChannelError.FETCH_BUS_ERROR),
     "receive_ring_fetch": nth_failures(0, _rx_ring, ChannelError.FETCH_BUS_ERROR),
     "payload": nth_failures(HIT, _payload, None, 12),
+    "payload_of_many_sends": payload_of_many_sends,
     "receive_data": nth_failures(0, _receive_data, None, 12),
     "send_completion": nth_failures(HIT, _completions, ChannelError.COMPLETION_BUS_ERROR),
     "receive_completion": nth_failures(0, _completions, ChannelError.COMPLETION_BUS_ERROR),

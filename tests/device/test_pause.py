@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cosim.engines.bus import BusTiming
 from host_driver.nic import DeviceError
-from nic_model.contract import PauseControl, register
+from host_driver.rings import Descriptor
+from nic_model.contract import Opcode, PauseControl, register
 from nic_model.pause import pause_frame
 from tests.device.faults import HIT, OWN_MAC, User, start
-from tests.device.rig import FAST, MS, US, WIRE_DELAY_PS, Rig, RigSpec, on_model, on_rtl
+from tests.device.rig import FAR, FAST, MS, US, WIRE_DELAY_PS, Rig, RigSpec, on_model, on_rtl
 
 PEER_MAC = bytes.fromhex("0200000000bb")
 QUANTUM_PS = 512 * 100
@@ -69,6 +72,55 @@ def test_a_peer_stops_transmit(tiny_compiled: Path, honour: bool, xon: bool, hel
 def test_the_model_counts_them(tiny_compiled: Path) -> None:
     found = on_model(spec("paused", honour=True, xon=True))
     assert (found["pauses"], found["in"]) == (2, 0)
+
+
+# ---------------------------------------------------------------------------------------------- small sends wait
+
+ROUNDS, HELD = 4, 20
+"""Of each channel in each round: together more sends than the transmit side takes in while the wire stands still."""
+
+HELD_PS = 60 * US
+
+
+async def held(rig: Rig, arguments: dict[str, Any]) -> list[list[Any]]:
+    """Scenario: the wire stands still until the transmit side takes in no more small sends, of all channels in turn;
+    in every second round some are segmented. Returns for each channel its completions and frames."""
+    rng = random.Random(f"held {arguments['seed']}")
+    nic = await start(rig)
+    nic.set_pause(rx=True, tx=False)
+    users = [await User.open(rig, nic, number, tx_log2=8) for number in range(rig.config.channels)]
+    for number in range(ROUNDS):
+        rig.mac.arrive(pause_frame(PEER_MAC, 0xFFFF, OWN_MAC), False)
+        await rig.port.sleep(2 * US)
+        sent = len(rig.mac.sent)
+        for count in range(HELD):
+            for user in users:
+                if number % 2 and rng.random() < 0.2:
+                    user.send_segmented(rng.randrange(100, 400), rng.choice((32, 33, 100)))
+                else:
+                    frame = user.frame(rng.randrange(14, 100), rng.randrange(1000))
+                    user.channel.submit(Descriptor(Opcode.SEND_FRAME, frame), None)
+                if count % 3 == 2 or count == HELD - 1:
+                    user.bell()
+        await rig.port.sleep(HELD_PS)
+        assert rig.is_model or len(rig.mac.sent) == sent, "a frame left on a wire that stands still"
+        rig.mac.arrive(pause_frame(PEER_MAC, 0, OWN_MAC), False)
+        for user in users:
+            await user.until_finished((number + 1) * HELD)
+        await rig.port.sleep(50 * US)  # until the MAC has told of all frames
+    told = []
+    for user in users:
+        completions = [done.completion for done in user.finished]
+        told.append([[(each.tag, each.status, each.length, each.segments) for each in completions],
+                     [frame.hex() for frame in user.sent()]])
+        await user.close()
+    return told
+
+
+@pytest.mark.parametrize("timing", [FAST, FAR], ids=["fast", "far"])
+def test_small_sends_behind_a_wire_that_stands_still(tiny_compiled: Path, timing: BusTiming) -> None:
+    run = RigSpec(scenario="tests.device.test_pause:held", arguments={"seed": 1}, timing=timing)
+    assert on_rtl(run) == on_model(run)
 
 
 # ---------------------------------------------------------------------------------------------- the own buffer is full

@@ -36,6 +36,14 @@ def test_rings_of_all_sizes(tiny_compiled: Path, on: Callable[[RigSpec], Any]) -
     assert found == [[4 * ((1 << log2) // slots), 4 << log2] for log2, slots in SIZES_SLOTS.items()]
 
 
+@pytest.mark.parametrize("timing", [FAST, FAR], ids=["fast", "far"])
+def test_payloads_about_powers_of_two(tiny_compiled: Path, timing: BusTiming) -> None:
+    run = msgspec.structs.replace(spec("payloads"), timing=timing)
+    found = on_rtl(run)
+    assert found == on_model(run)
+    assert {status for _, status, *_ in found} == {Status.OK}
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_aggregates_of_any_size(tiny_compiled: Path, seed: int) -> None:
     run = msgspec.structs.replace(spec("limits", seed=seed), base=1 << 62, timing=FAR if seed == 3 else FAST)

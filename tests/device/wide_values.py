@@ -1,5 +1,5 @@
-"""Numbers with all their bits: long rings, keys and buffers of any size, a device that has run for long, any age and
-size of an aggregate, every context. Random programs have mostly small ones.
+"""Numbers with all their bits: long rings, payloads, keys and buffers of any size, a device that has run for long, any
+age and size of an aggregate, every context. Random programs have mostly small ones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nic_model.contract import (
     KEY_COMMIT,
     MAX_COALESCED_BYTES,
     MAX_FRAME_BYTES,
+    MIN_MSS,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
     CompletionKind,
@@ -31,7 +32,8 @@ from nic_model.contract import (
     key_register,
     register,
 )
-from tests.device.faults import NOBODY, start
+from nic_model.contract.protocols import ETHERNET_HEADER_BYTES
+from tests.device.faults import HIT, NOBODY, User, start
 from tests.device.programs import POISON, RX_BURST_BYTES, STILL_PS, run_seeds
 from tests.device.rig import FAR, MS, US, Rig
 from tests.gro import PSH, SYN, Segment
@@ -244,6 +246,37 @@ async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: in
 
 def _digest(lines: list[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- sizes of payloads
+
+SEGMENT_HEADER_BYTES = 54
+POWERS = [1 << bit for bit in range(MAX_FRAME_BYTES.bit_length())]
+
+
+async def payloads(rig: Rig, arguments: Any) -> list[list[Any]]:
+    """Scenario: frames whose payload has each power of two of bytes, or one more or less, and segmented sends with such
+    a maximum segment size. Returns of each send that size, what was told of it, and a digest of its frames."""
+    nic = await start(rig)
+    user = await User.open(rig, nic, HIT)
+    told = []
+    for length in sorted({power + more for power in POWERS for more in (-1, 0, 1)}):
+        for segments in (0, 1, 3):
+            if MIN_MSS <= length <= MAX_FRAME_BYTES - SEGMENT_HEADER_BYTES and segments:
+                user.send_segmented(segments * length + (segments > 1), length)
+            elif 0 < length <= MAX_FRAME_BYTES - ETHERNET_HEADER_BYTES and not segments:
+                user.send_frame(ETHERNET_HEADER_BYTES + length)
+            else:
+                continue
+            before = len(user.sent())
+            user.bell()
+            await rig.port.sleep(STILL_PS)
+            await user.until_finished(len(told) + 1)
+            completion = user.finished[-1].completion
+            told.append([length, completion.status, completion.length, completion.segments,
+                         _digest([frame.hex() for frame in user.sent()[before:]])])
+    await user.close()
+    return told
 
 
 # ---------------------------------------------------------------------------------------------- sizes of aggregates

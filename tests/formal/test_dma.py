@@ -104,7 +104,7 @@ def landing_slots(claims: Claims, block: DmaReadClient) -> None:
     m = claims.m
     commands_are_good(claims, block)
     claims.given(block.request, block.grant)
-    claims.given(~block.clear)
+    claims.given(~block.clear & ~block.clearing)
     # The bus answers each burst once: beats of the slot, the last of them marked, in some order of slots.
     in_flight = Signal(SLOTS)
     laps = Signal(SLOTS)
@@ -139,7 +139,7 @@ def claims_rows(claims: Claims, block: DmaWriteClient) -> None:
     commands_are_good(claims, block)
     claims.stream(block.row, given=True)
     claims.given(block.request, block.grant)
-    claims.given(~block.clear)
+    claims.given(~block.clear & ~block.clearing)
     burst = block.burst
     rows = Signal(5)
     m.d.comb += rows.eq(burst.final[4:] - burst.first[4:] + 1)

@@ -98,10 +98,10 @@ def _program(name: str, seed: int, timing: BusTiming, way: str = BOTH, base: int
 
 
 FAULTS = {
-    "descriptor_fetch": TRANSMIT, "payload": TRANSMIT, "send_completion": TRANSMIT, "truncated_descriptors": TRANSMIT,
-    "deregistration_in_traffic": TRANSMIT, "deregistration_behind_a_backlog": TRANSMIT,
-    "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE,
-    "receive_completion": RECEIVE, "reset_while_receiving": RECEIVE, "doorbell_overrun": BOTH,
+    "descriptor_fetch": TRANSMIT, "payload": TRANSMIT, "payload_of_many_sends": TRANSMIT, "send_completion": TRANSMIT,
+    "truncated_descriptors": TRANSMIT, "deregistration_in_traffic": TRANSMIT,
+    "deregistration_behind_a_backlog": TRANSMIT, "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE, "receive_completion": RECEIVE,
+    "reset_while_receiving": RECEIVE, "doorbell_overrun": BOTH,
     "ring_configurations": BOTH, "reset_in_traffic": BOTH, "device_reset": BOTH,
 }
 """Of `tests.device.faults`; without the one in which an index wraps round, by thousands of fetches."""
@@ -175,6 +175,15 @@ def _pushes() -> Case:
     return ScenarioCase("pushes", RigSpec(scenario="tests.device.pushes:pushes"), judge, TRANSMIT)
 
 
+def _held() -> Case:
+    spec = RigSpec(scenario="tests.device.test_pause:held", arguments={"seed": 1})
+    model = on_model(spec)
+
+    def judge(result: Any) -> None:
+        assert result == model, "the model's frames or completions differ"
+    return ScenarioCase("held", spec, judge, TRANSMIT)
+
+
 def _transfers() -> Case:
     def judge(result: Any) -> None:
         assert not any(result), next(filter(None, result))
@@ -228,8 +237,8 @@ def all_cases() -> list[Case]:
         *(_fault(name, way) for name, way in FAULTS.items()),
         _wide("long_rings", BOTH, seed=1), _wide("long_rings", BOTH, SLOW, seed=2),
         *(_wide("limits", RECEIVE, seed=seed) for seed in (1, 2)), _wide("contexts", RECEIVE, seed=1),
-        _wide("bounds", BOTH, seed=1), _ages(), _ring_sizes(), _late(700),
-        _zero_checksum(), _pushes(), _transfers(),
+        _wide("bounds", BOTH, seed=1), _wide("payloads", TRANSMIT, seed=1), _ages(), _ring_sizes(), _late(700),
+        _zero_checksum(), _pushes(), _held(), _transfers(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
           if figure.key in BENCH),
         _full_turn(),

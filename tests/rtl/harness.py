@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from amaranth.hdl import Cat, Fragment, Signal, Value
+from amaranth.hdl import Cat, Const, Fragment, ResetInserter, Signal, Value
 from amaranth.sim import Simulator
 
 PERIOD_SECONDS = 6.4e-9
@@ -32,15 +32,18 @@ class Bench:
         Of all random stalls; print it, or make it a parameter of the test.
     now_registers : tuple of str
         Names of registers that may change although `active` is 0, since they follow `now`.
+    reset : Signal or None
+        Resets all registers of the block while it is 1; memories keep what they hold.
     """
 
-    def __init__(self, dut, *, seed: int = 0, now_registers: tuple[str, ...] = ()):
+    def __init__(self, dut, *, seed: int = 0, now_registers: tuple[str, ...] = (), reset: Signal | None = None):
         self.dut = dut
         self.rng = random.Random(seed)
         self.cycle = 0
         self.idle_cycles = 0
         self._max_cycles = 0
-        fragment = Fragment.get(dut, None)
+        self._reset = Const(0) if reset is None else reset
+        fragment = Fragment.get(dut if reset is None else ResetInserter(reset)(dut), None)
         self._registers = [s for s in _registers(fragment) if s.name not in now_registers]
         self._simulator = Simulator(fragment)
         self._simulator.add_clock(PERIOD_SECONDS)
@@ -58,7 +61,8 @@ class Bench:
 
     async def _watch(self, ctx):
         before, was_active = None, True
-        async for _, _, active, now in ctx.tick().sample(self.dut.active, Cat(*self._registers)):
+        may_change = self.dut.active | self._reset
+        async for _, _, active, now in ctx.tick().sample(may_change, Cat(*self._registers)):
             if not was_active:
                 self.idle_cycles += 1
                 assert now == before, f"cycle {self.cycle}: {self._changed(before, now)} changed while active was 0"

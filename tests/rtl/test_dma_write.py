@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from amaranth.hdl import Signal
 
 from nic_model.contract import NicConfig
 from nic_model.contract.config import BURST_BYTES
@@ -287,3 +288,41 @@ def test_writes_in_flight_are_bounded_by_their_slots(width: int, slots: int) -> 
     bench.add(wait)
     bench.run()
     assert bus.most_in_flight == slots
+
+
+@pytest.mark.parametrize("count", [1, 20, 40])
+def test_a_second_reset(count: int) -> None:
+    """Whatever the memories hold: nothing is done that was not asked for, and bursts are answered in every slot."""
+    width, reset = 16, Signal()
+    bench = Bench(DmaWrite(config_of(width)), reset=reset)
+    bus = Bus(bench, width)
+    done: dict[str, list] = {c: [] for c in CLIENTS}
+    for client in CLIENTS:
+        bench.sink(getattr(bench.dut, f"done_{client}"), done[client])
+
+    async def talk(ctx):
+        for life in range(2):
+            for client in CLIENTS:
+                done[client].clear()
+            bus.memory.clear()
+            await idle(ctx, 200)
+            assert not any(done.values()), f"life {life}: done without a command"
+            for number in range(count + life):
+                for place, client in enumerate(CLIENTS):
+                    address = 0x1000 * (place + 1) + 16 * number
+                    await bench.send(ctx, getattr(bench.dut, f"cmd_{client}"), {"address": address, "length": width})
+                    await bench.send(ctx, getattr(bench.dut, f"row_{client}"), {"data": life + number, "last": 1})
+                if number % 5 == 0:
+                    await idle(ctx, 50)
+                    assert [len(done[client]) for client in CLIENTS] == [number + 1] * 2
+            await idle(ctx, 200)
+            assert [len(done[client]) for client in CLIENTS] == [count + life] * 2
+            assert bus.memory == {
+                0x1000 * (place + 1) + at: (life + at // 16 & 0xFF) * (at % 16 == 0)
+                for place in range(len(CLIENTS)) for at in range(16 * (count + life))}
+            ctx.set(reset, 1)
+            await ctx.tick()
+            ctx.set(reset, 0)
+
+    bench.add(talk)
+    bench.run()
