@@ -30,7 +30,7 @@ class DmaReadClient(wiring.Component):
     """One client's half of the read engine: commands to bursts with a reserved slot, landed slots to beats.
 
     Enters: `cmd`, commands; `landing`, the beats of the client's bursts, slots in any order and interleaved; `clear`,
-    instead of a beat: forget the slot of `landing` (after a reset).
+    instead of a beat: forget the slot of `landing` (after a reset); `clearing`, meanwhile: no slot's answer counts.
     Leaves: `request`, a burst whose landing slot `slot` is reserved, taken by `grant` in the same cycle; `beat`, the
     data of all commands in command order. A burst streams out once its last beat has landed: the first beat 3
     cycles later, or 4 if registered, then one a cycle, without a gap between bursts that have landed.

@@ -31,10 +31,11 @@ class DmaWriteClient(wiring.Component):
     """One client's half of the write engine: commands and rows to whole bursts, bus responses to `done`.
 
     Enters: `cmd`, commands; `row`, their rows; `answered`, responses to the client's bursts in any order; `clear`,
-    instead of a response: forget the slot of `answered` (after a reset). Leaves: `request`, a burst whose rows are in
-    the block (all of them, or the first if `streams`) and whose response has a slot, taken by `grant` in the same
-    cycle; `ready_row`, the rows of all bursts in order; `done`, one for each command, in order, 3 cycles after its last
-    response at the earliest. Throughput one row a cycle, one burst in 2 cycles, one `done` in 2 cycles.
+    instead of a response: forget the slot of `answered` (after a reset); `clearing`, meanwhile: no slot's response
+    counts. Leaves: `request`, a burst whose rows are in the block (all of them, or the first if `streams`) and whose
+    response has a slot, taken by `grant` in the same cycle; `ready_row`, the rows of all bursts in order; `done`, one
+    for each command, in order, 3 cycles after its last response at the earliest. Throughput one row a cycle, one burst
+    in 2 cycles, one `done` in 2 cycles.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ import random
 from collections import deque
 
 import pytest
+from amaranth.hdl import Signal
 
 from nic_model.contract import NicConfig
 from nic_model.contract.config import BURST_BYTES
@@ -244,3 +245,38 @@ def test_a_stalled_client_blocks_no_other() -> None:
     bench.add(talk)
     bench.run()
     check_answers(config, commands, taken)
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_a_second_reset(count: int) -> None:
+    """Whatever the memories hold: no beat without a command, and all bytes in every slot."""
+    config, reset = config_of(16), Signal()
+    bench = Bench(DmaRead(config), reset=reset)
+    bus = Bus(bench, config)
+    taken: dict[str, list] = {c: [] for c in CLIENTS}
+    for client in CLIENTS:
+        bench.sink(getattr(bench.dut, f"beat_{client}"), taken[client])
+
+    async def talk(ctx):
+        for life in range(2):
+            for beats in taken.values():
+                beats.clear()
+            await idle(ctx, 200)
+            assert not any(taken.values()), f"life {life}: a beat without a command"
+            commands = {client: [{"address": 0x1000 * place + BURST_BYTES * n + 16 * life, "length": 48}
+                                 for n in range(count + life)] for place, client in enumerate(CLIENTS)}
+            for number in range(count + life):
+                for client in CLIENTS:
+                    await bench.send(ctx, getattr(bench.dut, f"cmd_{client}"), commands[client][number])
+            for client in CLIENTS:
+                await until_count(ctx, taken[client], 3 * (count + life))
+            await idle(ctx, 100)
+            for client in CLIENTS:
+                check_answers(config, commands[client], taken[client])
+            ctx.set(reset, 1)
+            await ctx.tick()
+            ctx.set(reset, 0)
+
+    bench.add(talk)
+    bench.run()
+    assert bus.most_in_flight > 1
