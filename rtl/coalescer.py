@@ -163,7 +163,7 @@ class Coalescer(wiring.Component):
         m.d.comb += is_on.eq((ticks != 0) & ~self.drain_request)
 
         # -- contexts
-        is_open = Signal(contexts)
+        is_open, any_open = Signal(contexts), Signal()
         context, found = Signal(range(contexts)), Signal()
         tags = []
         for way in range(WAYS):
@@ -216,7 +216,7 @@ class Coalescer(wiring.Component):
             emitted_context.eq(context),
         ]
         lowest_free = _first(~is_open)
-        flush = ~is_on & is_open.any()
+        flush = ~is_on & any_open
 
         def take_frame(*, kind_of, stays):
             m.d.comb += [
@@ -240,7 +240,7 @@ class Coalescer(wiring.Component):
                         m.d.comb += moves.eq(1)
                         end_context(oldest)
                 with m.Elif(self.frame.valid):
-                    with m.If(has(RxInfo.TCP) & is_open.any()):
+                    with m.If(has(RxInfo.TCP) & any_open):
                         m.d.comb += moves.eq(1)
                         m.next = "SEARCH"
                     with m.Elif(may_hold):
@@ -388,11 +388,11 @@ class Coalescer(wiring.Component):
             ]
         m.d.comb += changes.eq(opens | closes | (appended & ~keeps_open))
         with m.If(opens):
-            m.d.sync += is_open.bit_select(context, 1).eq(1)
-        with m.Elif(appended & ~keeps_open):
-            m.d.sync += is_open.bit_select(context, 1).eq(0)
-        with m.Elif(closes):
-            m.d.sync += is_open.bit_select(closing, 1).eq(0)
+            m.d.sync += [is_open.bit_select(context, 1).eq(1), any_open.eq(1)]
+        for ends, number in ((appended & ~keeps_open, context), (closes, closing)):
+            others = Cat(is_open[n] & (number != n) for n in range(contexts)).any()
+            with m.If(ends):
+                m.d.sync += [is_open.bit_select(number, 1).eq(0), any_open.eq(others)]
 
         # Tasks that say something of an aggregate and have not been taken; behind the last of them all have ended.
         untaken = Signal(range(3))
@@ -402,7 +402,7 @@ class Coalescer(wiring.Component):
         m.d.sync += untaken.eq(untaken + told - took)
         flushes = Signal()
         m.d.comb += flushes.eq(self.drain_request & (
-            self.flushed | (fsm.ongoing("IDLE") & ~is_open.any() & (untaken == 0))))
+            self.flushed | (fsm.ongoing("IDLE") & ~any_open & (untaken == 0))))
         m.d.sync += self.flushed.eq(flushes)
 
         m.d.comb += self.active.eq(
@@ -415,12 +415,12 @@ class Coalescer(wiring.Component):
         multiplexer of the stage."""
         coming = self.frame.payload.channel
         here, next_here = Signal.like(coming), Signal.like(coming)
-        enter, leave = tasks.i.valid & tasks.i.ready, self.task.valid & self.task.ready
-        with m.If(enter):
+        keeps, leave = tasks.may_enter & tasks.i.ready, self.task.valid & self.task.ready
+        with m.If(keeps):
             m.d.sync += next_here.eq(coming)
         with m.If(leave & ~tasks.i.ready):
             m.d.sync += here.eq(next_here)
-        with m.Elif(enter & (leave | ~self.task.valid)):
+        with m.Elif(keeps & (leave | ~self.task.valid)):
             m.d.sync += here.eq(coming)
         connect(m, tasks.o, flipped(self.task))
         m.d.comb += self.task.payload.frame.channel.eq(here)

@@ -285,9 +285,10 @@ class RxRings(wiring.Component):
                     with m.Switch(task.kind):
                         with m.Case(TaskKind.FRAME):
                             m.next = "READ"
-                            # Its slot may have landed just now, and is not read while it is written.
+                            # Its slot is read before it is known whether there is one. It may have landed just now,
+                            # and is not read while it is written.
+                            m.d.comb += queue.read_en.eq(~queue.writes)
                             with m.If(may_receive & has_posted & has_landed & ~queue.writes):
-                                m.d.comb += queue.read_en.eq(1)
                                 m.next = "KEEP"
                         with m.Case(TaskKind.APPEND):
                             m.next = "APPEND"
@@ -586,13 +587,22 @@ class RxRings(wiring.Component):
         channel = fetch.channel[:exact_log2(self.config.channels)]
         inside = Signal()
         position, index, behind = (Signal(INDEX_BITS, name=f"landing_{n}") for n in ("position", "index", "behind"))
-        lands, is_wanted, keeps, returns = Signal(), Signal(), Signal(), Signal()
+        lands, keeps, returns = Signal(), Signal(), Signal()
         failed = Signal(ChannelFault)
         has_failed = Signal()
+        # Whether the oldest fetch is wanted is known before its slots come, and asked again when that may change.
+        is_known, is_wanted, looks_up = Signal(), Signal(), Signal()
+        with m.If(returns | self.start.valid | (lands & beat.error)):
+            m.d.sync += is_known.eq(0)
+        with m.Elif(looks_up):
+            m.d.sync += is_known.eq(1)
+        with m.If(looks_up):
+            m.d.sync += is_wanted.eq(
+                (generation.word["land"] == fetch.generation) & ~broken.bit_select(channel, 1))
         m.d.comb += [
             generation.address["land"].eq(channel),
-            is_wanted.eq((generation.word["land"] == fetch.generation) & ~broken.bit_select(channel, 1)),
-            self.beat.ready.eq(oldest_fetch.o.valid & ~self.start.valid & ~has_failed),
+            looks_up.eq(oldest_fetch.o.valid & ~is_known),
+            self.beat.ready.eq(is_known & ~self.start.valid & ~has_failed),
             lands.eq(self.beat.valid & self.beat.ready),
             keeps.eq(lands & is_wanted & ~beat.error),
             index.eq(Mux(inside, position, fetch.index)),
@@ -614,7 +624,7 @@ class RxRings(wiring.Component):
             ]
         with m.Elif(fault.ready):
             m.d.sync += has_failed.eq(0)
-        return lands | (has_failed & fault.ready), returns
+        return lands | looks_up | (has_failed & fault.ready), returns
 
     def _drain(self, m, between_frames, takes, between_fetches, issues, returns):
         """Whether all that began before the request has ended. Counts are marked when neither side is half way through
