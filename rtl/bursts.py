@@ -122,7 +122,8 @@ class BurstRing(wiring.Component):
             answers.write_en.eq(self.answered.valid), answers.write_addr.eq(answer.slot),
             answers.write_data[0].eq(answer.lap), answers.write_data[1].eq(answer.error),
             answers.read_addr.eq(self.head),
-            self.answered_head.eq((answers.read_data[0] == head_lap) & ~self.clearing), self.error.eq(answers.read_data[1]),
+            self.answered_head.eq((answers.read_data[0] == head_lap) & ~self.clearing),
+            self.error.eq(answers.read_data[1]),
             used_next.eq(used + self.allocate - self.release),
             self.active.eq(self.allocate | self.advance | self.release | self.answered.valid),
         ]

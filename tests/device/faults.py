@@ -19,6 +19,8 @@ from host_driver.rings import Descriptor, Piece
 from host_driver.runtime import TaskFailed
 from nic_model import ring
 from nic_model.contract import (
+    COUNTERS,
+    COUNTERS_BASE,
     INDEX_BITS,
     MAX_DESCRIPTOR_SLOTS,
     MAX_FRAME_BYTES,
@@ -210,6 +212,22 @@ def judged(rig: Rig, judge: Callable[[int, bool], bool]) -> Iterator[None]:
         rig.faults.judge = before
 
 
+@contextmanager
+def timed(rig: Rig, **changes: Any) -> Iterator[None]:
+    """Change fields of the bus's timing for a while; the model has no bus."""
+    if rig.bus is None:
+        yield
+        return
+    before, rig.bus.timing = rig.bus.timing, replace(rig.bus.timing, **changes)
+    try:
+        yield
+    finally:
+        rig.bus.timing = before
+
+
+FAR_READS = {"read_latency_cycles": 1500, "reorder_cycles": 100}
+"""Of the bus: each read takes 10 us, and up to 1 us more, so that another may overtake it."""
+
 SENDS = 8
 FRAMES = 6
 
@@ -344,6 +362,34 @@ async def payload_of_many_sends(rig: Rig) -> None:
         await user.close()
 
 
+async def receive_ring_fetch_behind(rig: Rig) -> None:
+    """A fetch that fails, and one behind it that does not and comes first or at once, while a frame waits for the first
+    one's buffer."""
+    for turn in range(12):
+        buffers = 1 + turn % 3 // 2
+        nic = await start(rig)
+        user = await User.open(rig, nic, 0)
+        address, _, _ = _rx_ring(user)
+        dropped = (await nic.read_counters())["rx_no_buffer"]
+        with timed(rig, **FAR_READS), judged(rig, Nth(address, 1, False, 0)):
+            for number in range(2 * buffers):
+                user.channel.post(Piece(user.key.value, number * 2048, 2048), number, number)
+                if number + 1 in (buffers, 2 * buffers):
+                    user.bell()
+            await rig.port.read32(register("ID"))
+            await rig.port.sleep(US)
+            rig.mac.arrive(OWN_MAC + bytes(100), False)
+            await expect_error(rig, nic, 0, ChannelError.FETCH_BUS_ERROR)
+            await rig.port.sleep(20 * US)
+            user.take()
+            assert not user.finished, "a frame has a buffer that was never read"
+            assert (await nic.read_counters())["rx_no_buffer"] == dropped + 1, "it was not dropped for want of one"
+        await user.close()
+        again = await User.open(rig, nic, 0)
+        await _receive_one(rig, again)
+        await again.close()
+
+
 # ------------------------------------------------------------------------------------------------ bad doorbells, rings
 
 
@@ -362,6 +408,44 @@ async def doorbell_overrun(rig: Rig) -> None:
         await again.close()
     await bystander.prove()
     await bystander.close()
+
+
+async def buffers_taken_back(rig: Rig) -> None:
+    """A doorbell for less than the one before: a frame that waits for such a buffer is dropped at once, and not when
+    the buffer's slot has been read."""
+    nic = await start(rig)
+    user = await User.open(rig, nic, 0)
+    frame = OWN_MAC + bytes(range(100))
+    for turn in range(8):
+        dropped = (await nic.read_counters())["rx_no_buffer"]
+        with timed(rig, **FAR_READS):
+            offset = turn * 2048
+            user.channel.post(Piece(user.key.value, offset, 2048), turn, offset)
+            user.bell()
+            await rig.port.read32(register("ID"))
+            await rig.port.sleep(US)
+            rig.mac.arrive(frame, False)
+            await rig.port.sleep(US)
+            rig.port.write32(doorbell("RX_DOORBELL", 0), user.channel.buffers.producer - 1 & 0xFFFF)
+            await rig.port.sleep(US)
+            rig.port.write32(register("SNAPSHOT"), 1)
+            await rig.port.read32(register("ID"))
+            await rig.port.sleep(20 * US)
+        assert await _counter(rig, "rx_no_buffer") == dropped + 1, "the frame was not dropped at once"
+        # The same buffer once more.
+        rig.port.write32(doorbell("RX_DOORBELL", 0), user.channel.buffers.producer)
+        await rig.port.read32(register("ID"))
+        rig.mac.arrive(frame, False)
+        await user.until_finished(turn + 1)
+        assert user.finished[turn].handle == offset
+        assert rig.memory.view(user.area + offset, len(frame)) == frame
+    await user.close()
+
+
+async def _counter(rig: Rig, name: str) -> int:
+    """A counter as it was at the latest snapshot."""
+    number = [counter.name for counter in COUNTERS].index(name)
+    return await rig.port.read32(COUNTERS_BASE + 8 * number)
 
 
 async def truncated_descriptors(rig: Rig) -> None:
@@ -458,6 +542,9 @@ async def submission_indices_wrap(rig: Rig) -> None:
 
 # ------------------------------------------------------------------------------------------------ resets and drains
 
+
+BESIDE, BESIDE_PS = 240, 300_000
+"""Frames beside resets, and from one to the next: less than a frame takes to memory and back."""
 
 DELAYS_PS = (0, 300_000, 800_000, 1_500_000, 2 * US, 3 * US, 5 * US, 9 * US, 20 * US, 50 * US)
 """How long traffic has been running when something is taken from under it."""
@@ -597,6 +684,64 @@ async def device_reset(rig: Rig) -> None:
             await again.close()
 
 
+START_PHASES = 64
+"""Cycles from a doorbell and a frame to the start of another channel: through all that both bring about."""
+
+
+async def start_in_traffic(rig: Rig) -> None:
+    """A channel starts while another one's buffers are fetched and its frames matched, in each phase of that."""
+    nic = await start(rig)
+    receiver, other = [await User.open(rig, nic, c) for c in (0, HIT)]
+    for phase in range(START_PHASES):
+        await reset_channel(rig, nic, HIT)
+        offsets = [(3 * phase + n) % 60 * 2048 for n in range(3)]
+        for number, offset in enumerate(offsets):
+            receiver.channel.post(Piece(receiver.key.value, offset, 2048), number, offset)
+        frames = [OWN_MAC + random.Random(phase * 3 + n).randbytes(100) for n in range(3)]
+        receiver.bell()
+        for frame in frames:
+            rig.mac.arrive(frame, False)
+        await rig.port.sleep(nic.cycles_to_ps(phase))
+        rig.port.write32(channel_register("CHANNEL_CONTROL", HIT), ChannelCommand.ENABLE)
+        await rig.port.read32(register("ID"))
+        before = 3 * phase
+        await receiver.until_finished(before + 3)
+        assert [f.handle for f in receiver.finished[before:]] == offsets, f"phase {phase}: other buffers"
+        for frame, offset in zip(frames, offsets, strict=True):
+            assert rig.memory.view(receiver.area + offset, len(frame)) == frame, f"phase {phase}: other bytes"
+    for user in (receiver, other):
+        await user.close()
+
+
+async def reset_beside_traffic(rig: Rig) -> None:
+    """A channel's reset waits for what was under way on others when it began, and not for what comes then."""
+    nic = await start(rig)
+    receiver = await User.open(rig, nic, 0, rx_log2=8)
+    number = 0
+
+    async def arrivals() -> None:
+        nonlocal number
+        for number in range(1, BESIDE + 1):
+            rig.mac.arrive(OWN_MAC + bytes(54 + number), False)
+            await rig.port.sleep(BESIDE_PS)
+
+    with timed(rig, write_latency_cycles=200):
+        for place in range(BESIDE):
+            receiver.channel.post(Piece(receiver.key.value, place * 512, 512), place, place)
+        receiver.bell()
+        await rig.port.read32(register("ID"))
+        task = rig.kernel.spawn(arrivals(), "arrivals")
+        for _ in range(3):
+            user = await User.open(rig, nic, HIT)
+            await user.close()
+        before = number
+        await task
+        await receiver.until_finished(BESIDE)
+    assert before < BESIDE, "no reset has ended as long as frames came"
+    assert [f.completion.status for f in receiver.finished] == [Status.OK] * BESIDE
+    await receiver.close()
+
+
 async def deregistration_in_traffic(rig: Rig) -> None:
     """On return of deregister_memory nothing reads the memory any more; sends are whole, or refused."""
     for delay in DELAYS_PS:
@@ -674,17 +819,21 @@ Case = Callable[[Rig], Coroutine[Any, None, None]]
 CASES: dict[str, Case] = {
     "descriptor_fetch": nth_failures(HIT, _tx_ring, ChannelError.FETCH_BUS_ERROR),
     "receive_ring_fetch": nth_failures(0, _rx_ring, ChannelError.FETCH_BUS_ERROR),
+    "receive_ring_fetch_behind": receive_ring_fetch_behind,
     "payload": nth_failures(HIT, _payload, None, 12),
     "payload_of_many_sends": payload_of_many_sends,
     "receive_data": nth_failures(0, _receive_data, None, 12),
     "send_completion": nth_failures(HIT, _completions, ChannelError.COMPLETION_BUS_ERROR),
     "receive_completion": nth_failures(0, _completions, ChannelError.COMPLETION_BUS_ERROR),
     "doorbell_overrun": doorbell_overrun,
+    "buffers_taken_back": buffers_taken_back,
     "truncated_descriptors": truncated_descriptors,
     "ring_configurations": ring_configurations,
     "submission_indices_wrap": submission_indices_wrap,
     "reset_in_traffic": reset_in_traffic,
     "device_reset": device_reset,
+    "start_in_traffic": start_in_traffic,
+    "reset_beside_traffic": reset_beside_traffic,
     "deregistration_in_traffic": deregistration_in_traffic,
     "deregistration_behind_a_backlog": deregistration_behind_a_backlog,
     # Last, since it leaves the bus slow.

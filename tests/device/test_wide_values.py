@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from cosim.engines.bus import BusTiming
-from nic_model.contract import Status
+from nic_model.contract import MAX_COALESCED_BYTES, MAX_PIECES, Status
+from nic_model.contract.protocols import IPV4_HEADER_BYTES, TCP_HEADER_BYTES
 from tests.device.rig import FAR, FAST, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
-from tests.device.wide_values import AGES, LATE_PS, SIZES_SLOTS, SLOW
+from tests.device.wide_values import AGES, BEHIND, LATE_PS, LATEST_PS, SIZES_SLOTS, SLOW
 
 
 def spec(scenario: str, **arguments: Any) -> RigSpec:
@@ -50,6 +51,10 @@ def test_aggregates_of_any_size(tiny_compiled: Path, seed: int) -> None:
     assert on_rtl(run) == on_model(run)
 
 
+def test_the_longest_aggregate_of_the_smallest_segments(tiny_compiled: Path) -> None:
+    assert on_rtl(spec("longest")) == [MAX_COALESCED_BYTES - IPV4_HEADER_BYTES - TCP_HEADER_BYTES, BEHIND]
+
+
 @pytest.mark.parametrize(("seed", "timing"), [(1, FAST), (2, FAR)])
 def test_more_streams_than_contexts(tiny_compiled: Path, seed: int, timing: BusTiming) -> None:
     run = msgspec.structs.replace(spec("contexts", seed=seed), timing=timing)
@@ -63,17 +68,24 @@ def test_the_end_of_a_key(tiny_compiled: Path, on: Callable[[RigSpec], Any]) -> 
     assert {status for _, status in found} == {Status.OK, Status.KEY_BOUNDS}
 
 
+@pytest.mark.parametrize(("seed", "timing"), [(1, FAST), (2, FAR)])
+def test_few_pieces_and_many(tiny_compiled: Path, seed: int, timing: BusTiming) -> None:
+    run = msgspec.structs.replace(spec("many_pieces", seed=seed), timing=timing)
+    assert set(on_rtl(run)) == {1, 2, MAX_PIECES - 1, MAX_PIECES}
+
+
 def test_an_aggregate_ends_by_its_age(tiny_compiled: Path) -> None:
-    found = on_rtl(spec("ages"))
+    found = on_rtl(RigSpec(scenario="tests.device.wide_values:ages", arguments=AGES, limit_ps=10**14))
     over = [after - age for age, after in found]
     assert [age for age, _ in found] == AGES
     assert max(over) - min(over) <= 2, dict(zip(AGES, over, strict=True))
     assert 0 < min(over) < 100
 
 
-def test_a_device_that_has_run_for_long(tiny_compiled: Path) -> None:
+@pytest.mark.parametrize("late_ps", [LATE_PS, LATEST_PS], ids=["200 ms", "20 days"])
+def test_a_device_that_has_run_for_long(tiny_compiled: Path, late_ps: int) -> None:
     """Upper bits of the time, in timestamps and in deadlines."""
-    run = spec("late", late_ps=LATE_PS, seeds=[700, 701], sizes={})
+    run = msgspec.structs.replace(spec("late", late_ps=late_ps, seeds=[700, 701], sizes={}), limit_ps=late_ps + 10**12)
     for model, rtl in zip(on_model(run), on_rtl(run), strict=True):
         assert not difference(model, rtl)
         check_sense(rtl)

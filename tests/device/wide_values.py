@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from host_driver.channel import Channel
@@ -19,6 +20,7 @@ from nic_model.contract import (
     KEY_COMMIT,
     MAX_COALESCED_BYTES,
     MAX_FRAME_BYTES,
+    MAX_PIECES,
     MIN_MSS,
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
@@ -327,7 +329,7 @@ async def limits(rig: Rig, arguments: dict[str, int]) -> list[Any]:
             left -= len(frame)
             came += 1
         await rig.port.sleep(STILL_PS)
-        entries, tags = await _flush(rig, nic, channel)
+        entries, tags = await flush(rig, nic, channel)
         free += tags
         assert entries, f"trial {trial}: nothing came of {came} segments"
         told.append([limit, came, entries, hashlib.sha256(area.view(0, BUFFERS * BUFFER_SPAN)).hexdigest()])
@@ -337,15 +339,15 @@ async def limits(rig: Rig, arguments: dict[str, int]) -> list[Any]:
     return told
 
 
-async def _flush(rig: Rig, nic: Nic, channel: Channel) -> tuple[list[str], list[int]]:
-    """End all aggregates by turning coalescing off, and take the receives; see `_take_receives`."""
+async def flush(rig: Rig, nic: Nic, channel: Channel) -> tuple[list[str], list[int]]:
+    """End all aggregates by turning coalescing off, and take the receives; see `take_receives`."""
     nic.set_coalescing(0)
     await rig.port.read32(register("ID"))
     await rig.port.sleep(40 * US)
-    return _take_receives(rig, channel)
+    return take_receives(rig, channel)
 
 
-def _take_receives(rig: Rig, channel: Channel) -> tuple[list[str], list[int]]:
+def take_receives(rig: Rig, channel: Channel) -> tuple[list[str], list[int]]:
     """Completions as they stand there but for times and phase, and the ids of their buffers."""
     entries, tags, completed = [], [], channel.completed
     while completed.has_completion:
@@ -356,6 +358,78 @@ def _take_receives(rig: Rig, channel: Channel) -> tuple[list[str], list[int]]:
         tags.append(fields["tag"])
         entries.append(COMPLETION.pack(**fields | {"timestamp": int(fields["timestamp"] != 0), "phase": 0}).hex())
     return entries, tags
+
+
+BEHIND = 3
+"""Segments that are too many for the longest aggregate."""
+
+PACE_PS = 150_000
+"""From one small segment to the next: no faster than they are appended."""
+
+
+async def longest(rig: Rig, arguments: Any) -> list[int]:
+    """Scenario: a stream of one byte in a segment, of which as many become one receive as IPv4's length can say, and
+    the rest another. Returns how many segments each has; asserts that all bytes are there."""
+    rng = random.Random("longest")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=4)
+    area = Area(rig, nic, 0, 3 * BUFFER_SPAN, rng)
+    # Both numbers go round.
+    head = Segment(0, seq=(1 << 32) - 1000, payload=b"\0", ident=(1 << 16) - 100, destination=OWN_TEXT)
+    most = MAX_COALESCED_BYTES - head.ip_bytes + 1
+    payload = rng.randbytes(most + BEHIND)
+    nic.set_coalescing(NEVER_US)
+    for number in range(2):
+        channel.buffers.put(area.piece(number * 2 * BUFFER_SPAN, (2 - number) * BUFFER_SPAN), number)
+    rig.port.wmb()
+    rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+    await rig.port.read32(register("ID"))
+    await rig.port.sleep(4 * US)
+    frames = _one_byte_frames(head, payload)
+    for first in range(0, len(frames), TOGETHER):
+        for frame in frames[first:first + TOGETHER]:
+            rig.mac.arrive(frame, False)
+        await rig.port.sleep(TOGETHER * PACE_PS)
+    entries, _ = await flush(rig, nic, channel)
+    receives = [COMPLETION.unpack(bytes.fromhex(entry)) for entry in entries]
+    assert [fields["status"] for fields in receives] == [Status.OK] * 2
+    for number, (first, end) in enumerate(((0, most), (most, most + BEHIND))):
+        expected = frames[first][:-1] + payload[first:end]
+        assert receives[number]["length"] == len(expected)
+        assert area.view(number * 2 * BUFFER_SPAN, len(expected)) == expected, f"the bytes of receive {number}"
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return [fields["segments"] for fields in receives]
+
+
+def _one_byte_frames(head: Segment, payload: bytes) -> list[bytes]:
+    """Frames of a stream over IPv4 that begins with `head`, with a byte in each: scapy would take a minute."""
+    first = bytearray(head.frame())
+    ip, tcp = 14, 34
+    frames = []
+    for number, byte in enumerate(payload):
+        frame, before = bytearray(first), bytes(first)
+        frame[ip + 4:ip + 6] = (head.ident + number & 0xFFFF).to_bytes(2, "big")
+        frame[tcp + 4:tcp + 8] = (head.seq + number & 0xFFFF_FFFF).to_bytes(4, "big")
+        frame[-1] = byte
+        for begin, end, place in ((ip, tcp, ip + 10), (tcp, len(frame), tcp + 16)):
+            frame[place:place + 2] = _updated(before[begin:end], frame[begin:end], before[place:place + 2])
+        frames.append(bytes(frame))
+    for number in (1, 1000, len(payload) - 1):
+        sample = replace(head, seq=head.seq + number & 0xFFFF_FFFF, ident=head.ident + number & 0xFFFF,
+                         payload=payload[number:number + 1])
+        assert frames[number] == sample.frame()
+    return frames
+
+
+def _updated(before: bytes, after: bytes | bytearray, checksum: bytes) -> bytes:
+    """A checksum for what has changed. Ref: RFC 1624 §3, equation 3."""
+    def total(data: bytes | bytearray) -> int:
+        return int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF
+
+    # RFC 1624 §3: "HC' = ~(~HC + ~m + m')"
+    found = (~int.from_bytes(checksum, "big") & 0xFFFF) + total(after) - total(before)
+    return (~(found % 0xFFFF) & 0xFFFF).to_bytes(2, "big")
 
 
 # ---------------------------------------------------------------------------------------------- many aggregates
@@ -412,7 +486,7 @@ async def contexts(rig: Rig, arguments: dict[str, int]) -> list[Any]:
                 rig.mac.arrive((ENDS[end](segment) if number == 2 else segment).frame(), False)
                 streams[flow] = replace(segment, seq=segment.seq + 100 & 0xFFFF_FFFF, payload=rng.randbytes(100))
             await rig.port.sleep(STILL_PS)
-        entries, tags = await _flush(rig, nic, channel)
+        entries, tags = await flush(rig, nic, channel)
         free += tags
         assert entries, f"{end}: nothing came"
         told.append([end, size, entries, hashlib.sha256(area.view(0, (1 << 6) * LARGE)).hexdigest()])
@@ -444,7 +518,7 @@ async def bounds(rig: Rig, arguments: dict[str, int]) -> list[list[int]]:
         await rig.port.sleep(4 * US)
         rig.mac.arrive(frame, False)
         await rig.port.sleep(20 * US)
-        ((entry,), _) = _take_receives(rig, channel)
+        ((entry,), _) = take_receives(rig, channel)
         status = COMPLETION.unpack(bytes.fromhex(entry))["status"]
         assert status or area.view(0, len(frame)) == frame, f"the bytes of buffer {number}"
         told.append([Status.KEY_BOUNDS if beyond else Status.OK, status])
@@ -453,22 +527,56 @@ async def bounds(rig: Rig, arguments: dict[str, int]) -> list[list[int]]:
     return told
 
 
+# ---------------------------------------------------------------------------------------------- many pieces
+
+SENDS, SHORTEST, LONGEST = 60, 60, 90
+"""Sends at once, and bytes of one."""
+
+
+async def many_pieces(rig: Rig, arguments: dict[str, int]) -> list[int]:
+    """Scenario: sends of a piece or two and of as many as a descriptor can name, in any order, so that keys are looked
+    up for some while others wait for their answers. Returns how many pieces each had; asserts that each is sent."""
+    rng = random.Random(f"many pieces {arguments['seed']}")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=LONG_LOG2, rx_log2=4)
+    area = Area(rig, nic, 0, LARGE, rng)
+    data = rng.randbytes(LARGE)
+    area.view(0, LARGE)[:] = data
+    counts, frames, sent_before = [], [], len(rig.mac.sent)
+    for number in range(SENDS):
+        count, length = rng.choice((1, 2, MAX_PIECES - 1, MAX_PIECES)), rng.randrange(SHORTEST, LONGEST)
+        cuts = [0, *sorted(rng.sample(range(1, length), count - 1)), length]
+        places = [(rng.randrange(LARGE - LONGEST), end - begin) for begin, end in pairwise(cuts)]
+        channel.submit(Descriptor(Opcode.SEND_FRAME, b"", tuple(area.piece(*place) for place in places)), number)
+        counts.append(count)
+        frames.append(b"".join(data[place:place + size] for place, size in places))
+    channel.ring_doorbell(NOBODY)
+    await rig.port.sleep(2 * STILL_PS)
+    finished = list(channel.completions())
+    assert [f.handle for f in finished] == list(range(SENDS))
+    assert {f.completion.status for f in finished} == {Status.OK}
+    assert [frame for _, frame in rig.mac.sent[sent_before:]] == frames
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return counts
+
+
 # ---------------------------------------------------------------------------------------------- ages
 
-AGES = [512 + (1 << bit) for bit in range(9)] + [(1 << bit) + 300 for bit in range(9, 22)]
-"""Cycles, up to 13 ms: each bit of COALESCE_TICKS up to the 21st is 1 in one of them. More takes minutes."""
+AGES = [512 + (1 << bit) for bit in range(9)] + [(1 << bit) + more for bit in range(10, 32) for more in (300, 0)]
+"""Cycles, up to 14 s: each bit of COALESCE_TICKS is 1 in one of them, and from the tenth on the only one in another."""
 
 
-async def ages(rig: Rig, arguments: Any) -> list[list[int]]:
-    """Scenario: one segment for each age. Returns age, and cycles from its first beat to the interrupt."""
+async def ages(rig: Rig, arguments: list[int]) -> list[list[int]]:
+    """Scenario: one segment for each of these ages. Returns age, and cycles from its first beat to the interrupt."""
     nic = await start(rig)
     channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=6)
     area = Area(rig, nic, 0, 1 << 16, random.Random("ages"))
     nic.set_moderation(0, rx_usecs=0, rx_frames=0, tx_usecs=0, tx_frames=0)
     nic.mask(0, False)
     told = []
-    for number, age in enumerate(AGES):
-        channel.post(area.piece(number << 11, 2048), number, None)
+    for number, age in enumerate(arguments):
+        channel.post(area.piece(number % 32 << 11, 2048), number, None)
         channel.ring_doorbell(NOBODY)
         rig.port.write32(register("COALESCE_TICKS"), age)
         channel.arm(NOBODY)
@@ -489,3 +597,6 @@ async def ages(rig: Rig, arguments: Any) -> list[list[int]]:
 
 LATE_PS = 200 * MS
 """Some 2^25 cycles."""
+
+LATEST_PS = ((1 << 48) - (1 << 26)) * 6400
+"""20 days: of the cycles, of 6,400 ps, all upper bits are 1 that the simulators can count to in picoseconds."""

@@ -19,12 +19,13 @@ from cosim.benches.floors import MARGIN
 from cosim.benches.rtl import AT_LEAST, Figure, Variant, figures
 from cosim.engines.bus import BusTiming
 from cosim.memory import DEFAULT_BASE
-from nic_model.contract import CONFIGS
-from tests.device import pushes, test_zero_checksum
+from nic_model.contract import CONFIGS, MAX_COALESCED_BYTES
+from nic_model.contract.protocols import IPV4_HEADER_BYTES, TCP_HEADER_BYTES
+from tests.device import pushes, receiving, test_zero_checksum
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
 from tests.device.test_transfers import CASES as TRANSFERS
-from tests.device.wide_values import LATE_PS, SIZES_SLOTS, SLOW
+from tests.device.wide_values import AGES, BEHIND, LATE_PS, LATEST_PS, SIZES_SLOTS, SLOW
 from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
 
 SLACK_PS = 500 * US
@@ -60,17 +61,21 @@ async def timed(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class ScenarioCase(Case):
-    """A scenario of `tests/device`; `judge` raises AssertionError for a result that is wrong."""
+    """A scenario of `tests/device`; `judge` raises AssertionError for a result that is wrong. It begins with
+    `idle_ps` in which nothing happens."""
 
-    def __init__(self, name: str, spec: RigSpec, judge: Callable[[Any], None], way: str = BOTH) -> None:
+    def __init__(self, name: str, spec: RigSpec, judge: Callable[[Any], None], way: str = BOTH,
+                 idle_ps: int = 0) -> None:
         super().__init__(name, way)
         self._judge = judge
+        self._idle_ps = idle_ps
         self._spec = msgspec.structs.replace(
-            spec, scenario="tests.mutation.cases:timed", limit_ps=10**12,
+            spec, scenario="tests.mutation.cases:timed", limit_ps=idle_ps + 10**12,
             arguments={"scenario": spec.scenario, "arguments": spec.arguments})
 
     def learn(self, library: Path) -> None:
-        self._spec = msgspec.structs.replace(self._spec, limit_ps=2 * self._run(library) + SLACK_PS)
+        busy_ps = self._run(library) - self._idle_ps
+        self._spec = msgspec.structs.replace(self._spec, limit_ps=self._idle_ps + 2 * busy_ps + SLACK_PS)
 
     def check(self, library: Path) -> None:
         self._run(library)
@@ -100,8 +105,10 @@ def _program(name: str, seed: int, timing: BusTiming, way: str = BOTH, base: int
 FAULTS = {
     "descriptor_fetch": TRANSMIT, "payload": TRANSMIT, "payload_of_many_sends": TRANSMIT, "send_completion": TRANSMIT,
     "truncated_descriptors": TRANSMIT, "deregistration_in_traffic": TRANSMIT,
-    "deregistration_behind_a_backlog": TRANSMIT, "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE, "receive_completion": RECEIVE,
-    "reset_while_receiving": RECEIVE, "doorbell_overrun": BOTH,
+    "deregistration_behind_a_backlog": TRANSMIT, "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE,
+    "receive_completion": RECEIVE, "reset_while_receiving": RECEIVE, "receive_ring_fetch_behind": RECEIVE,
+    "buffers_taken_back": RECEIVE, "start_in_traffic": RECEIVE, "reset_beside_traffic": RECEIVE,
+    "doorbell_overrun": BOTH,
     "ring_configurations": BOTH, "reset_in_traffic": BOTH, "device_reset": BOTH,
 }
 """Of `tests.device.faults`; without the one in which an index wraps round, by thousands of fetches."""
@@ -129,8 +136,8 @@ def _zero_checksum() -> Case:
     return ScenarioCase("zero checksum", test_zero_checksum.SPEC, judge, TRANSMIT)
 
 
-def _wide(scenario: str, way: str, timing: BusTiming = FAST, **arguments: int) -> Case:
-    spec = RigSpec(scenario=f"tests.device.wide_values:{scenario}", arguments=arguments, base=BASES[1], timing=timing)
+def _wide(scenario: str, way: str, timing: BusTiming = FAST, module: str = "wide_values", **arguments: int) -> Case:
+    spec = RigSpec(scenario=f"tests.device.{module}:{scenario}", arguments=arguments, base=BASES[1], timing=timing)
     model = on_model(spec)
 
     def judge(result: Any) -> None:
@@ -142,7 +149,21 @@ def _ages() -> Case:
     def judge(result: Any) -> None:
         over = [after - age for age, after in result]
         assert 0 < min(over) <= max(over) <= min(100, min(over) + 2), over
-    return ScenarioCase("ages", RigSpec(scenario="tests.device.wide_values:ages"), judge, RECEIVE)
+    most = [age for age in AGES if age < 1 << 22]  # a mutant that is never idle walks through all of them
+    return ScenarioCase("ages", RigSpec(scenario="tests.device.wide_values:ages", arguments=most), judge, RECEIVE)
+
+
+def _refills(seed: int) -> Case:
+    def judge(result: Any) -> None:
+        assert sum(result) == receiving.ROUNDS * receiving.EACH
+    return ScenarioCase(f"refills {seed}", RigSpec(scenario="tests.device.receiving:refills",
+                                                   arguments={"seed": seed}), judge, RECEIVE)
+
+
+def _longest() -> Case:
+    def judge(result: Any) -> None:
+        assert result == [MAX_COALESCED_BYTES - IPV4_HEADER_BYTES - TCP_HEADER_BYTES, BEHIND]
+    return ScenarioCase("longest", RigSpec(scenario="tests.device.wide_values:longest"), judge, RECEIVE)
 
 
 def _full_turn() -> Case:
@@ -157,16 +178,16 @@ def _ring_sizes() -> Case:
     return ScenarioCase("ring sizes", RigSpec(scenario="tests.device.wide_values:ring_sizes"), judge)
 
 
-def _late(seed: int) -> Case:
-    spec = RigSpec(scenario="tests.device.wide_values:late",
-                   arguments={"late_ps": LATE_PS, "seeds": [seed], "sizes": {}})
+def _late(seed: int, late_ps: int) -> Case:
+    spec = RigSpec(scenario="tests.device.wide_values:late", limit_ps=late_ps + 10**12,
+                   arguments={"late_ps": late_ps, "seeds": [seed], "sizes": {}})
     (model,) = on_model(spec)
 
     def judge(result: Any) -> None:
         (rtl,) = result
         found = difference(model, rtl)
         assert not found, found
-    return ScenarioCase(f"late program {seed}", spec, judge)
+    return ScenarioCase(f"late program {seed}", spec, judge, idle_ps=late_ps)
 
 
 def _pushes() -> Case:
@@ -237,9 +258,12 @@ def all_cases() -> list[Case]:
         *(_fault(name, way) for name, way in FAULTS.items()),
         _wide("long_rings", BOTH, seed=1), _wide("long_rings", BOTH, SLOW, seed=2),
         *(_wide("limits", RECEIVE, seed=seed) for seed in (1, 2)), _wide("contexts", RECEIVE, seed=1),
-        _wide("bounds", BOTH, seed=1), _wide("payloads", TRANSMIT, seed=1), _ages(), _ring_sizes(), _late(700),
+        _wide("bounds", BOTH, seed=1), _wide("payloads", TRANSMIT, seed=1), _ages(), _ring_sizes(),
+        _late(700, LATE_PS), *(_wide("many_pieces", TRANSMIT, seed=seed) for seed in (1, 2)),
+        *(_wide("small_buffers", RECEIVE, module="receiving", seed=seed) for seed in (1, 2)),
+        *(_refills(seed) for seed in (1, 2)),
         _zero_checksum(), _pushes(), _held(), _transfers(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
           if figure.key in BENCH),
-        _full_turn(),
+        _full_turn(), _longest(), _late(701, LATEST_PS),
     ]
