@@ -236,6 +236,7 @@ class RxRings(wiring.Component):
         first, here = Signal(INDEX_BITS), Signal(INDEX_BITS)
         is_open, is_posted, is_landed = Signal(), Signal(), Signal()
         may_receive, has_posted, has_landed = Signal(), Signal(), Signal()  # as the tables say of the task's channel
+        landed_bits = prefetch_slots(self.config).bit_length()
         buffer = Signal(Buffer)
         left = Signal(LENGTH_BITS)  # bytes of the frame that have no place yet
         number = Signal(range(MAX_FRAME_BUFFERS))  # of the slot at `here`, in the frame
@@ -253,7 +254,8 @@ class RxRings(wiring.Component):
             runs.eq(self.running.bit_select(channel, 1)),
             may_receive.eq(runs & permitted.word["match"].any()),
             has_posted.eq(producer.word["match"] != used.word["match"]),
-            has_landed.eq(landed.word["match"] != used.word["match"]),
+            # No more have landed than the queue keeps, so the lowest bits tell; and none that was not posted.
+            has_landed.eq(landed.word["match"][:landed_bits] != used.word["match"][:landed_bits]),
             wakes.eq((landed.word["match"] != here) | (producer.word["match"] == here) | ~runs),
             free.eq((~self.matched.valid | self.matched.ready) & ~self.start.valid),
             covers.eq(left <= buffer.length), length.eq(Mux(covers, left, buffer.length)),
@@ -288,7 +290,7 @@ class RxRings(wiring.Component):
                             # Its slot is read before it is known whether there is one. It may have landed just now,
                             # and is not read while it is written.
                             m.d.comb += queue.read_en.eq(~queue.writes)
-                            with m.If(may_receive & has_posted & has_landed & ~queue.writes):
+                            with m.If(may_receive & has_landed & ~queue.writes):
                                 m.next = "KEEP"
                         with m.Case(TaskKind.APPEND):
                             m.next = "APPEND"
