@@ -25,6 +25,7 @@ import msgspec
 
 from cosim.benches.cycles import LoadFailed
 from cosim.engines.base import RunError
+from host_driver.nic import DeviceError
 from host_driver.runtime import TaskFailed
 from tests.device.rig import CaseFailed
 from tests.explanations import Explanations
@@ -66,7 +67,7 @@ def judge(cases: list[Case], library: Path) -> str:
     for case in cases:
         try:
             case.check(library)
-        except (AssertionError, CaseFailed, RunError, TaskFailed, LoadFailed, ArithmeticError,
+        except (AssertionError, CaseFailed, DeviceError, RunError, TaskFailed, LoadFailed, ArithmeticError,
                 LookupError, ValueError) as error:
             said = str(error) or traceback.format_exception_only(error)[0]
             return f"{case.name}: {type(error).__name__}: {said.splitlines()[0][:200] if said.strip() else ''}"
