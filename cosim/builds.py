@@ -160,16 +160,14 @@ def _order_state(work: Path) -> None:
 
 
 def _count_uses(work: Path) -> Counter[str]:
-    """How often training came by each of the variables; none without gcov, which comes with g++."""
+    """How often training came by each of the variables; none where gcov fails, or is missing, which comes with g++."""
     uses: Counter[str] = Counter()
     (data,) = (work / "profile").glob("*Vwrapper__ALL.gcda")
     shutil.copy(work / "obj" / "Vwrapper__ALL.gcno", data.with_suffix(".gcno"))
-    try:
-        done = subprocess.run(["gcov", "--json-format", "--stdout", str(data)], cwd=work / "obj", capture_output=True,
-                              check=False)
-    except FileNotFoundError:
-        return uses
-    if done.returncode:
+    gcov = shutil.which("gcov")
+    done = gcov and subprocess.run([gcov, "--json-format", "--stdout", str(data)], cwd=work / "obj",
+                                   capture_output=True, check=False)
+    if not done or done.returncode:
         return uses
     for file in msgspec.json.decode(done.stdout)["files"]:
         if not file["file"].startswith("Vwrapper___024root"):

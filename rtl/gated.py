@@ -18,23 +18,10 @@ import functools
 import itertools
 import operator
 import re
-from collections import Counter
 
 from rtl.expressions import own_cost
 from rtl.netlist import Gate, If, Piece, Set, Unsupported, Write, written
-from rtl.systemverilog import (
-    INDENT,
-    Writer,
-    branches_of,
-    count_uses,
-    expressions,
-    indented,
-    own_expressions,
-    vector,
-)
-
-OUTER_USES = 4
-"""So many times as often, it is thought, a line is executed as one that stands in a test behind it."""
+from rtl.systemverilog import Writer, branches_of, count_uses, expressions, indented, own_expressions, vector
 
 WORTH_KEEPING = 3
 """An expression of so many operations is computed once and kept in a variable, if several places need it."""
@@ -94,7 +81,6 @@ class GatedWriter(Writer):
         self._tests = {}  # supports that are asked for -> the numbers of their bits
         self._variables = {}  # of the module -> (width, initial value or None)
         self._temporaries = {}  # variables of the process -> their widths
-        self._process = []  # its lines, once they are written
 
     # ---- variables
 
@@ -849,22 +835,10 @@ class GatedWriter(Writer):
         else:
             head = f"always @(posedge {netlist.clock}) begin"
             process = [*self._entering(), *self._clocked(parts), *self._reset()]
+        lines = [f"{vector(width)}{name}{'' if init is None else f' = {init}'};"
+                 for name, (width, init) in self._variables.items()]
         automatic = [f"automatic {vector(width)}{name} = 0;" for name, width in self._temporaries.items()]
-        self._process = process
-        return [head, *indented(automatic + process), "end"]
-
-    def state(self):
-        """See `Writer.state`. What is used most stands first: an instruction is shorter if what it works on lies near
-        the beginning of what Verilator keeps, and the text of a device is larger than a processor's fastest cache."""
-        variables = [f"{vector(width)}{name}{'' if init is None else f' = {init}'};"
-                     for name, (width, init) in self._variables.items()]
-        uses = Counter()
-        for line in self._process:
-            depth = (len(line) - len(line.lstrip())) // len(INDENT)
-            for name in re.findall(r"\w+", line):
-                uses[name] += OUTER_USES ** -depth
-        scalars = sorted(variables + self.registers(), key=lambda line: -uses[_declared(line)])
-        return scalars + self.tables_and_memories()
+        return [*lines, head, *indented(automatic + process), "end"]
 
     def _entering(self):
         """Lines that say what has changed since the last time: at the last edge, and of the inputs. Those that hardly
@@ -899,11 +873,6 @@ class GatedWriter(Writer):
 
     def _all_changed(self):
         return [f"{self._changed(word)} = '1;" for word in self._words()]
-
-
-def _declared(line):
-    """The name that a declaration declares."""
-    return line.partition(" =")[0].rpartition(" ")[2].rstrip(";")
 
 
 class _Part:

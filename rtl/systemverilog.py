@@ -249,16 +249,8 @@ class Writer:
         return "\n".join([*lines, *indented(body), "endmodule"]) + "\n"
 
     def state(self) -> list[str]:
-        """Declarations of all that lasts, with initial values; asked for behind `body`."""
-        return self.registers() + self.tables_and_memories()
-
-    def registers(self) -> list[str]:
-        """Declarations of registers."""
-        return [f"{vector(p.width)}{self.names[p]} = {p.width}'h{p.init:x};" for p in self.netlist.registers]
-
-    def tables_and_memories(self) -> list[str]:
-        """Declarations, each before the statements that fill it."""
-        lines = []
+        """Declarations of registers, memories and tables, with their initial values."""
+        lines = [f"{vector(p.width)}{self.names[p]} = {p.width}'h{p.init:x};" for p in self.netlist.registers]
         for declaration, statements in self.arrays():
             lines += [declaration, *(f"initial {statement}" for statement in statements)]
         return lines
@@ -284,12 +276,9 @@ class Writer:
         return [f"{self.names[p]} {self.assign} {p.width}'h{p.init:x};" for p in self.netlist.registers if p.reset]
 
 
-INDENT = "  "
-
-
 def indented(lines) -> list[str]:
-    """A step to the right."""
-    return [INDENT + line for line in lines]
+    """Two columns to the right."""
+    return ["  " + line for line in lines]
 
 
 class NamedWriter(Writer):

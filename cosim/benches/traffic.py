@@ -50,6 +50,7 @@ BUS = BusTiming(read_latency_cycles=100, write_latency_cycles=40, mmio_read_cycl
 
 NOBODY = NullAccount()
 
+_TYPE = EtherType.IPV4.to_bytes(2, "big")
 _STATUS_AT = COMPLETION.fields["status"].offset // 8
 _PHASE_AT, _PHASE_BIT = divmod(COMPLETION.fields["phase"].offset, 8)
 
@@ -196,24 +197,24 @@ def make(arguments: Any, folder: Path) -> TrafficBench:
 
 def _template() -> bytes:
     """Ethernet, IPv4 and TCP headers as a segmented send has them; lengths and checksums are the device's work."""
-    return PEER_MAC + OWN_MAC + _headers(0)
+    return PEER_MAC + OWN_MAC + _TYPE + _headers(0)
 
 
 def _headers(payload_bytes: int, ip_checksum: int = 0, tcp_checksum: int = 0) -> bytes:
-    """From the EtherType on."""
+    """IPv4 and TCP."""
     l4_bytes = TCP_HEADER_BYTES + payload_bytes
-    return (EtherType.IPV4.to_bytes(2, "big")
-            + pack_ipv4(ADDRESS, ADDRESS, IpProtocol.TCP, IPV4_HEADER_BYTES + l4_bytes, checksum=ip_checksum)
+    return (pack_ipv4(ADDRESS, ADDRESS, IpProtocol.TCP, IPV4_HEADER_BYTES + l4_bytes, checksum=ip_checksum)
             + pack_tcp(80, 1024, 1, 1, TcpFlags.PSH | TcpFlags.ACK, 0xFFFF, checksum=tcp_checksum))
 
 
 def _frame() -> bytes:
     """A frame for the device, all of it right."""
     data = bytes([0x55]) * (FRAME_BYTES - len(_template()))
-    headers = _headers(len(data))[2:]
+    headers = _headers(len(data))
     ip, tcp = headers[:IPV4_HEADER_BYTES], headers[IPV4_HEADER_BYTES:]
     seed = checksum_seed(ADDRESS, ADDRESS, IpProtocol.TCP, len(tcp) + len(data))
-    return OWN_MAC + PEER_MAC + _headers(len(data), internet_checksum(ip), internet_checksum(tcp + data, seed)) + data
+    headers = _headers(len(data), internet_checksum(ip), internet_checksum(tcp + data, seed))
+    return OWN_MAC + PEER_MAC + _TYPE + headers + data
 
 
 _FRAME = _frame()

@@ -44,6 +44,44 @@ def test_the_key_changes_with_all_that_a_build_depends_on() -> None:
     assert builds._key(tiny, builds.LIBRARY) in keys
 
 
+COUNTED = """struct State { unsigned char seldom, often; } state;
+int main() {
+  State& vlSelfRef = state;
+  for (int n = 0; n < 100; n++) {
+    vlSelfRef.often ^= 1;
+    if (n == 99) {
+      vlSelfRef.seldom = vlSelfRef.often;
+    }
+  }
+}
+"""
+HEADER = """struct {
+    VL_IN8(clk,0,0);
+    CData/*0:0*/ never;
+    CData/*7:0*/ seldom;
+    IData/*31:0*/ wide;
+    CData/*0:0*/ often;
+};
+"""
+
+
+def test_what_training_used_most_stands_first(tmp_path: Path) -> None:
+    """One-byte variables change places with each other, and nothing else moves."""
+    folder, profile = tmp_path / "obj", tmp_path / "profile"
+    folder.mkdir()
+    (folder / "Vwrapper___024root__0.cpp").write_text(COUNTED)
+    (folder / "Vwrapper__ALL.cpp").write_text('#include "Vwrapper___024root__0.cpp"\n')
+    (folder / "Vwrapper___024root.h").write_text(HEADER)
+    subprocess.run(["g++", "-O0", "-fprofile-generate", "-ftest-coverage", f"-fprofile-dir={profile}", "-c",
+                    "Vwrapper__ALL.cpp"], cwd=folder, check=True)
+    subprocess.run(["g++", "-fprofile-generate", "-o", "run", "Vwrapper__ALL.o"], cwd=folder, check=True)
+    subprocess.run([str(folder / "run")], cwd=folder, check=True)
+    builds._order_state(tmp_path)
+    lines = HEADER.splitlines()
+    assert (folder / "Vwrapper___024root.h").read_text().splitlines() == [
+        *lines[:2], lines[5], lines[3], lines[4], lines[2], lines[6]]
+
+
 def test_a_tool_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MEMNIC_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))

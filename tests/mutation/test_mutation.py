@@ -88,9 +88,11 @@ def test_explanations_are_found_by_block_and_statement(tmp_path: Path) -> None:
     assert found.why("keys", "d", "inv A[3]") == ""
     assert found.why("fetch", "a.eq(b)") == found.why("keys", "a.eq(c)") == ""
     assert Explanations(tmp_path / "none.toml").entries == []
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rtl").glob("*.py"))
     for entry in Explanations(EXPLAINED).entries:
         assert entry.block in BLOCKS
         assert len(entry.why) > 20
+        assert entry.statement in sources, "the RTL has it no more"
 
 
 def test_a_mutant_that_does_the_same_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

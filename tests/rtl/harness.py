@@ -32,18 +32,18 @@ class Bench:
         Of all random stalls; print it, or make it a parameter of the test.
     now_registers : tuple of str
         Names of registers that may change although `active` is 0, since they follow `now`.
-    reset : Signal or None
-        Resets all registers of the block while it is 1; memories keep what they hold.
+    resets : bool
+        Whether `reset` may be called.
     """
 
-    def __init__(self, dut, *, seed: int = 0, now_registers: tuple[str, ...] = (), reset: Signal | None = None):
+    def __init__(self, dut, *, seed: int = 0, now_registers: tuple[str, ...] = (), resets: bool = False):
         self.dut = dut
         self.rng = random.Random(seed)
         self.cycle = 0
         self.idle_cycles = 0
         self._max_cycles = 0
-        self._reset = Const(0) if reset is None else reset
-        fragment = Fragment.get(dut if reset is None else ResetInserter(reset)(dut), None)
+        self._reset = Signal() if resets else Const(0)
+        fragment = Fragment.get(ResetInserter(self._reset)(dut) if resets else dut, None)
         self._registers = [s for s in _registers(fragment) if s.name not in now_registers]
         self._simulator = Simulator(fragment)
         self._simulator.add_clock(PERIOD_SECONDS)
@@ -93,6 +93,12 @@ class Bench:
             for payload in payloads:
                 await self.send(ctx, stream, payload, stall=stall)
         self.add(testbench)
+
+    async def reset(self, ctx) -> None:
+        """Reset all registers of the block; its memories keep what they hold."""
+        ctx.set(self._reset, 1)
+        await ctx.tick()
+        ctx.set(self._reset, 0)
 
     async def send(self, ctx, stream, payload, *, stall: float = 0.0) -> None:
         """Offer one payload on `stream` and wait until it is taken."""

@@ -4,7 +4,6 @@ import random
 from collections import deque
 
 import pytest
-from amaranth.hdl import Signal
 
 from nic_model.contract import NicConfig
 from nic_model.contract.config import BURST_BYTES
@@ -250,8 +249,8 @@ def test_a_stalled_client_blocks_no_other() -> None:
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_a_second_reset(count: int) -> None:
     """Whatever the memories hold: no beat without a command, and all bytes in every slot."""
-    config, reset = config_of(16), Signal()
-    bench = Bench(DmaRead(config), reset=reset)
+    config = config_of(16)
+    bench = Bench(DmaRead(config), resets=True)
     bus = Bus(bench, config)
     taken: dict[str, list] = {c: [] for c in CLIENTS}
     for client in CLIENTS:
@@ -273,9 +272,7 @@ def test_a_second_reset(count: int) -> None:
             await idle(ctx, 100)
             for client in CLIENTS:
                 check_answers(config, commands[client], taken[client])
-            ctx.set(reset, 1)
-            await ctx.tick()
-            ctx.set(reset, 0)
+            await bench.reset(ctx)
 
     bench.add(talk)
     bench.run()

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-from amaranth.hdl import Signal
 
 from nic_model.contract import NicConfig
 from nic_model.contract.config import BURST_BYTES
@@ -293,8 +292,8 @@ def test_writes_in_flight_are_bounded_by_their_slots(width: int, slots: int) -> 
 @pytest.mark.parametrize("count", [1, 20, 40])
 def test_a_second_reset(count: int) -> None:
     """Whatever the memories hold: nothing is done that was not asked for, and bursts are answered in every slot."""
-    width, reset = 16, Signal()
-    bench = Bench(DmaWrite(config_of(width)), reset=reset)
+    width = 16
+    bench = Bench(DmaWrite(config_of(width)), resets=True)
     bus = Bus(bench, width)
     done: dict[str, list] = {c: [] for c in CLIENTS}
     for client in CLIENTS:
@@ -320,9 +319,7 @@ def test_a_second_reset(count: int) -> None:
             assert bus.memory == {
                 0x1000 * (place + 1) + at: (life + at // 16 & 0xFF) * (at % 16 == 0)
                 for place in range(len(CLIENTS)) for at in range(16 * (count + life))}
-            ctx.set(reset, 1)
-            await ctx.tick()
-            ctx.set(reset, 0)
+            await bench.reset(ctx)
 
     bench.add(talk)
     bench.run()

@@ -53,7 +53,7 @@ class Device:
     """The block with its model beside it: register writes go to both, and each flow's verdict is compared."""
 
     def __init__(self, config, seed):
-        self.config, self.rng = config, random.Random(seed)
+        self.config = config
         self.dut = Steering(config)
         self.latency = steering_latency(config)
         self.bench = Bench(self.dut, seed=seed)
