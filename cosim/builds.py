@@ -321,9 +321,9 @@ def _cocotb_main() -> Path:
 
 
 def _cocotb_options(more: str) -> list[str]:
-    libraries = cocotb_tools.config.libs_dir
+    """No path of cocotb's libraries is kept: another environment finds the simulation in the cache, and has its own."""
     return ["--vpi", "-o", SIMULATION_NAME, "-LDFLAGS",
-            f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator {more}".strip()]
+            f"-L{cocotb_tools.config.libs_dir} -lcocotbvpi_verilator {more}".strip()]
 
 
 DUMP_MODULE = """module memnic_dump;

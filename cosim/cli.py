@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from cosim import commands
+from cosim.engines.base import RunError
 from cosim.errors import InputError, ToolError
 
 EXIT_FAILED = 1
@@ -40,13 +41,17 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; an error is one line on stderr, and a failing tool's own."""
+    """Run one command line and return its exit code; an error is one line on stderr, behind a failing tool's own, or the
+    traceback of what a peer, an application or the driver raised."""
     try:
         code = make_app()(arguments or ["--help"], prog_name="memnic", standalone_mode=False)
     except InputError as error:
         return _fail(" ".join(str(error).splitlines()), EXIT_BAD_INPUT)
     except ToolError as error:
         return _fail(str(error), EXIT_FAILED)
+    except RunError as error:
+        sys.stderr.write(error.trace)
+        return _fail(" ".join(str(error).split()), EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
     except _USAGE_ERROR as error:

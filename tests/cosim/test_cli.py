@@ -169,6 +169,16 @@ def test_an_application_that_raises_ends_the_run_with_its_traceback_and_the_time
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_bench_whose_run_fails_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    def measure(name: str, options: object) -> None:
+        raise RunError("the simulator ended\nat 5 ps", "what it raised\n")
+
+    monkeypatch.setattr("cosim.commands.bench.measure", measure)
+    assert cli.run(["bench", "engine"]) == 1
+    assert capsys.readouterr().err == "what it raised\nmemnic: the simulator ended at 5 ps\n"
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture[str]) -> None:
     opened = PcapngWriter.__init__

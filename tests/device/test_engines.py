@@ -6,8 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import cocotb_tools.config
 import pytest
 
+from cosim import builds
 from cosim.engines import cocotb_engine, compiled
 from cosim.engines.base import RunError, SystemResult, Wave
 from cosim.engines.bus import BusTiming
@@ -120,6 +122,14 @@ def test_a_run_among_bus_models_that_are_not_ours(simulator: str, tmp_path: Path
     assert (result.frames_sent, result.frames_received) == (ours.frames_sent, ours.frames_received)
     assert result.dma_write_bytes == pytest.approx(ours.dma_write_bytes, rel=0.2)
     assert result.dma_read_bytes == pytest.approx(ours.dma_read_bytes, rel=0.2)
+
+
+@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+def test_the_cache_is_good_for_another_environment(simulator: str) -> None:
+    _, target = select(simulator, None)
+    folder = builds.build(CONFIGS["tiny"], target)
+    (program,) = [path for path in folder.rglob("*") if path.name in (builds.SIMULATION_NAME, builds.ICARUS_NAME)]
+    assert str(cocotb_tools.config.libs_dir).encode() not in program.read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------- bad use
