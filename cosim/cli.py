@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; an error is one line on stderr, behind a failing tool's own, or the
+    """Run one command line and return its exit code; an error is one line on stderr, with a failing tool's own, or the
     traceback of what a peer, an application or the driver raised."""
     try:
         code = make_app()(arguments or ["--help"], prog_name="memnic", standalone_mode=False)

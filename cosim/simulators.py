@@ -28,7 +28,8 @@ def start(folder: Path, target: builds.Target, simulator: str, module: str, *, e
         raise ToolError("libpython is missing, which cocotb embeds: install libpython3.11")
     paths = [str(cocotb_tools.config.libs_dir), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     env = {
-        **os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYGPI_PYTHON_BIN": sys.executable,
+        **os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths),
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYGPI_PYTHON_BIN": sys.executable,
         "GPI_USERS": ";".join([libpython, cocotb_tools.config.pygpi_entry_point()]),
         "COCOTB_TOPLEVEL": target.toplevel, "COCOTB_TEST_MODULES": module, "TOPLEVEL_LANG": "verilog",
         "COCOTB_RESULTS_FILE": str(run_folder / "results.xml"), "COCOTB_LOG_LEVEL": "WARNING",
