@@ -24,6 +24,7 @@ from nic_model.contract.protocols import IPV4_HEADER_BYTES, TCP_HEADER_BYTES
 from tests.device import pushes, receiving, test_zero_checksum
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
+from tests.device.test_descriptors import check_backlog
 from tests.device.test_transfers import CASES as TRANSFERS
 from tests.device.wide_values import AGES, BEHIND, LATE_PS, LATEST_PS, SIZES_SLOTS, SLOW
 from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
@@ -62,12 +63,13 @@ async def timed(rig: Rig, arguments: dict[str, Any]) -> dict[str, Any]:
 
 class ScenarioCase(Case):
     """A scenario of `tests/device`; `judge` raises AssertionError for a result that is wrong. It begins with
-    `idle_ps` in which nothing happens."""
+    `idle_ps` in which nothing happens. One that also `walks`, without jumps over idle time, has two results."""
 
-    def __init__(self, name: str, spec: RigSpec, judge: Callable[[Any], None], way: str = BOTH,
-                 idle_ps: int = 0) -> None:
+    def __init__(self, name: str, spec: RigSpec, judge: Callable[..., None], way: str = BOTH,
+                 idle_ps: int = 0, walks: bool = False) -> None:
         super().__init__(name, way)
         self._judge = judge
+        self._walks = walks
         self._idle_ps = idle_ps
         self._spec = msgspec.structs.replace(
             spec, scenario="tests.mutation.cases:timed", limit_ps=idle_ps + 10**12,
@@ -82,7 +84,8 @@ class ScenarioCase(Case):
 
     def _run(self, library: Path) -> int:
         found = on_rtl(self._spec, library=library)
-        self._judge(found["result"])
+        walked = [on_rtl(self._spec, jump=False, library=library)] if self._walks else []
+        self._judge(found["result"], *(each["result"] for each in walked))
         end_ps: int = found["end_ps"]
         return end_ps
 
@@ -205,6 +208,15 @@ def _held() -> Case:
     return ScenarioCase("held", spec, judge, TRANSMIT)
 
 
+def _backlog() -> Case:
+    spec = RigSpec(scenario="tests.device.descriptors:backlog", arguments={"seed": 1})
+    model = on_model(spec)
+
+    def judge(jumping: Any, walking: Any) -> None:
+        check_backlog(jumping, walking, model)
+    return ScenarioCase("backlog", spec, judge, TRANSMIT, walks=True)
+
+
 def _transfers() -> Case:
     def judge(result: Any) -> None:
         assert not any(result), next(filter(None, result))
@@ -263,6 +275,8 @@ def all_cases() -> list[Case]:
         *(_wide("small_buffers", RECEIVE, module="receiving", seed=seed) for seed in (1, 2)),
         *(_refills(seed) for seed in (1, 2)),
         _zero_checksum(), _pushes(), _held(), _transfers(),
+        *(_wide("at_limits", TRANSMIT, module="descriptors", seed=seed) for seed in (1, 2)),
+        _backlog(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
           if figure.key in BENCH),
         _full_turn(), _longest(), _late(701, LATEST_PS),
