@@ -31,6 +31,7 @@ from tests.device.faults import AREA_BYTES, HIT, OWN_MAC, User, start
 from tests.device.programs import STILL_PS
 from tests.device.rig import US, Rig
 
+NONE = SendFlag(0)
 PEER_MAC = bytes.fromhex("0200000000bb")
 TX_LOG2 = 9
 
@@ -42,7 +43,7 @@ class Send(NamedTuple):
 
     inline_bytes: int
     payload_bytes: int
-    flags: SendFlag = SendFlag(0)
+    flags: SendFlag = NONE
     mss: int = 0
     l3_offset: int = 0
     l4_offset: int = 0
@@ -68,7 +69,7 @@ def _even(rng: random.Random, first: int, last: int) -> int:
 
 
 def _of_frames(rng: random.Random) -> Iterator[Limit]:
-    def frame(total: int, flags: SendFlag = SendFlag(0), inline: int | None = None, **offsets: int) -> Send:
+    def frame(total: int, flags: SendFlag = NONE, inline: int | None = None, **offsets: int) -> Send:
         if inline is None:
             inline = rng.randrange(min(total, MAX_INLINE_BYTES) + 1)
         return Send(inline, total - inline, flags, **offsets)
@@ -118,7 +119,7 @@ def _of_segmented(rng: random.Random) -> Iterator[Limit]:
     l4 = _even(rng, l3 + IPV6_HEADER_BYTES, 90)
     inline = rng.randrange(l4 + TCP_HEADER_BYTES + 1, MAX_INLINE_BYTES + 1)
     payload, mss = rng.randrange(1, 3000), rng.randrange(200, 1500)
-    good = Send(inline, payload, rng.choice((SendFlag(0), SendFlag.IPV6)), mss, l3, l4, l4 + 16)
+    good = Send(inline, payload, rng.choice((NONE, SendFlag.IPV6)), mss, l3, l4, l4 + 16)
 
     least = good._replace(inline_bytes=l4 + TCP_HEADER_BYTES)
     yield Limit("TCP header", least, least._replace(inline_bytes=l4 + TCP_HEADER_BYTES - 1))
@@ -129,7 +130,7 @@ def _of_segmented(rng: random.Random) -> Iterator[Limit]:
     yield Limit("even checksum", good, good._replace(checksum_offset=l4 + 15))
     yield Limit("even TCP header", good, good._replace(l4_offset=l4 + 1))
     yield Limit("even IP header", good, good._replace(l3_offset=l3 - 1))
-    for flags, header_bytes in ((SendFlag(0), IPV4_HEADER_BYTES), (SendFlag.IPV6, IPV6_HEADER_BYTES)):
+    for flags, header_bytes in ((NONE, IPV4_HEADER_BYTES), (SendFlag.IPV6, IPV6_HEADER_BYTES)):
         fits = good._replace(flags=flags, l3_offset=l4 - header_bytes)
         yield Limit(f"IP header of {header_bytes} bytes", fits, fits._replace(l3_offset=l4 - header_bytes + 2))
     yield Limit("least segment", good._replace(mss=MIN_MSS), good._replace(mss=MIN_MSS - 1))

@@ -44,7 +44,8 @@ def _slot(rig: Rig, channel: Channel, index: int) -> memoryview:
     return rig.memory.view(at, SUBMISSION_SLOT_BYTES)
 
 
-def _push(rig: Rig, channel: Channel, index: int, slots: bytes) -> None:
+def push(rig: Rig, channel: Channel, index: int, slots: bytes) -> None:
+    """Write a descriptor, whose first slot has this index, to the push window too."""
     rig.port.wmb()
     for offset, block in push_blocks(index, slots):
         rig.port.write_block(doorbell("PUSH", channel.number) + offset, block)
@@ -78,7 +79,7 @@ async def pushes(rig: Rig, arguments: Any) -> list[Any]:
         channel = channels[number % CHANNELS]
         _put(rig, channel, 4 * number)
         index, slots = _put(rig, channel, 4 * number + 1)
-        _push(rig, channel, index, slots)
+        push(rig, channel, index, slots)
         _ring(rig, channel)
         await rig.port.sleep(STILL_PS)
         told.append(_take(channel))
@@ -86,7 +87,7 @@ async def pushes(rig: Rig, arguments: Any) -> list[Any]:
         _slot(rig, channel, index)[:] = SUBMISSION_HEAD.pack(
             opcode=0xFF, slots=len(slots) // SUBMISSION_SLOT_BYTES, tag=4 * number + 3).ljust(
                 SUBMISSION_SLOT_BYTES, b"\0")
-        _push(rig, channel, index, slots)
+        push(rig, channel, index, slots)
         _ring(rig, channel)
         await rig.port.sleep(STILL_PS)
         told.append(_take(channel))

@@ -37,6 +37,7 @@ from nic_model.contract import (
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES
 from tests.device.faults import HIT, NOBODY, User, start
 from tests.device.programs import POISON, RX_BURST_BYTES, STILL_PS, run_seeds
+from tests.device.pushes import push
 from tests.device.rig import FAR, MS, US, Rig
 from tests.gro import PSH, SYN, Segment
 
@@ -168,8 +169,8 @@ async def long_rings(rig: Rig, arguments: dict[str, int]) -> dict[str, Any]:
     return told
 
 
-TURN_LOG2, TURN_ROUNDS, TURN_EACH = 12, 17, 4_000
-"""More sends and more frames than an index has values."""
+TURN_LOG2, TURN_ROUNDS, TURN_EACH, TURN_PUSHES = 12, 17, 4_000, 3
+"""More sends and more frames than an index has values, and pushed sends behind those of each round."""
 
 TOGETHER = 100
 SLOT_BYTES = 64
@@ -178,7 +179,7 @@ SLOT_BYTES = 64
 async def full_turn(rig: Rig, arguments: Any) -> list[int]:
     """Scenario: every index goes all the way round. Returns how many sends and frames there were."""
     nic = await start(rig)
-    return await _turn(rig, nic, TURN_LOG2, TURN_ROUNDS, TURN_EACH)
+    return await _turn(rig, nic, TURN_LOG2, TURN_ROUNDS, TURN_EACH, pushes=TURN_PUSHES)
 
 
 SIZES_SLOTS = {4: 1, 5: 2, 6: 3, 7: 4, 8: 16, 9: 2, 10: 6, 11: 1}
@@ -194,22 +195,29 @@ async def ring_sizes(rig: Rig, arguments: Any) -> list[list[int]]:
     return [await _turn(rig, nic, log2, 4, 1 << log2, slots, ARMS) for log2, slots in SIZES_SLOTS.items()]
 
 
-async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: int = 1, arms: int = 0) -> list[int]:
-    """In each round `each` frames, and as many submission slots with sends that fail at once. Returns how many sends
-    and frames there were; asserts of each that it is told of in its turn."""
+async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: int = 1, arms: int = 0,
+                pushes: int = 0) -> list[int]:
+    """In each round `each` frames, and as many submission slots with sends that fail at once; then so many `pushes`,
+    such sends of one slot that are pushed. Returns how many sends and frames there were; asserts of each that it is
+    told of in its turn."""
     rng = random.Random(f"turn {log2}")
     channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=log2, rx_log2=log2)
     area = Area(rig, nic, 0, each * SLOT_BYTES, rng)
     submissions, completed = channel.submissions, channel.completed
-    expected = {CompletionKind.SEND: each // slots, CompletionKind.RECEIVE: each}
+    sends = each // slots + pushes
+    expected = {CompletionKind.SEND: sends, CompletionKind.RECEIVE: each}
     told = dict.fromkeys(expected, 0)
+
+    def put(tag: int) -> bytes:
+        at = submissions.address + ring.slot(submissions.producer, log2) * SUBMISSION_SLOT_BYTES
+        head = SUBMISSION_HEAD.pack(opcode=0xFF, slots=slots, tag=tag & 0xFFFF).ljust(SUBMISSION_SLOT_BYTES, b"\0")
+        rig.memory.view(at, SUBMISSION_SLOT_BYTES)[:] = head
+        submissions.producer = ring.advance(submissions.producer, slots)
+        return head
+
     for number in range(rounds):
         for place in range(each // slots):
-            at = submissions.address + ring.slot(submissions.producer, log2) * SUBMISSION_SLOT_BYTES
-            rig.memory.view(at, SUBMISSION_SLOT_BYTES)[:] = SUBMISSION_HEAD.pack(
-                opcode=0xFF, slots=slots, tag=number * (each // slots) + place & 0xFFFF,
-            ).ljust(SUBMISSION_SLOT_BYTES, b"\0")
-            submissions.producer = ring.advance(submissions.producer, slots)
+            put(number * sends + place)
         for place in range(each):
             channel.buffers.put(area.piece(place * SLOT_BYTES, SLOT_BYTES), number * each + place & 0xFFFF)
         rig.port.wmb()
@@ -225,6 +233,11 @@ async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: in
                 rig.mac.arrive(frame, False)
             await rig.port.sleep(10 * US)
         await rig.port.sleep(STILL_PS)
+        for place in range(each // slots, sends):
+            index = submissions.producer
+            push(rig, channel, index, put(number * sends + place))
+            rig.port.write32(doorbell("TX_DOORBELL", 0), submissions.producer)
+            await rig.port.sleep(STILL_PS)
         while completed.has_completion:
             completion = completed.take()
             count = told[completion.kind]
