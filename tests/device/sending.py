@@ -119,6 +119,7 @@ async def inline_bytes(rig: Rig, arguments: dict[str, int]) -> list[list[Any]]:
     channel.ring_doorbell(NOBODY)
     while len(rig.mac.sent) < sent_before + SENDS:
         await rig.port.sleep(STILL_PS)
+    await rig.port.sleep(STILL_PS)
     finished = list(channel.completions())
     assert [f.handle for f in finished] == list(range(SENDS))
     frames = [frame for _, frame in rig.mac.sent[sent_before:]]
