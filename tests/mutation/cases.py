@@ -274,6 +274,8 @@ def all_cases() -> list[Case]:
         _late(700, LATE_PS), *(_wide("many_pieces", TRANSMIT, seed=seed) for seed in (1, 2)),
         *(_wide("small_buffers", RECEIVE, module="receiving", seed=seed) for seed in (1, 2)),
         *(_refills(seed) for seed in (1, 2)),
+        *(_wide(scenario, TRANSMIT, module="sending", seed=seed) for scenario in ("large_sends", "inline_bytes")
+          for seed in (1, 2)),
         _zero_checksum(), _pushes(), _held(), _transfers(),
         *(_wide("at_limits", TRANSMIT, module="descriptors", seed=seed) for seed in (1, 2)),
         _backlog(),
