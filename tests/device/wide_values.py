@@ -426,7 +426,7 @@ def _one_byte_frames(head: Segment, payload: bytes) -> list[bytes]:
         frame[tcp + 4:tcp + 8] = (head.seq + number & 0xFFFF_FFFF).to_bytes(4, "big")
         frame[-1] = byte
         for begin, end, place in ((ip, tcp, ip + 10), (tcp, len(frame), tcp + 16)):
-            frame[place:place + 2] = _updated(before[begin:end], frame[begin:end], before[place:place + 2])
+            frame[place:place + 2] = updated(before[begin:end], frame[begin:end], before[place:place + 2])
         frames.append(bytes(frame))
     for number in (1, 1000, len(payload) - 1):
         sample = replace(head, seq=head.seq + number & 0xFFFF_FFFF, ident=head.ident + number & 0xFFFF,
@@ -435,7 +435,7 @@ def _one_byte_frames(head: Segment, payload: bytes) -> list[bytes]:
     return frames
 
 
-def _updated(before: bytes, after: bytes | bytearray, checksum: bytes) -> bytes:
+def updated(before: bytes, after: bytes | bytearray, checksum: bytes) -> bytes:
     """A checksum for what has changed. Ref: RFC 1624 §3, equation 3."""
     def total(data: bytes | bytearray) -> int:
         return int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF
@@ -580,8 +580,13 @@ AGES = [512 + (1 << bit) for bit in range(9)] + [(1 << bit) + more for bit in ra
 """Cycles, up to 14 s: each bit of COALESCE_TICKS is 1 in one of them, and from the tenth on the only one in another."""
 
 
+AGE_CYCLES = 300
+"""More than the device is awake for while a segment waits, whatever its age."""
+
+
 async def ages(rig: Rig, arguments: list[int]) -> list[list[int]]:
-    """Scenario: one segment for each of these ages. Returns age, and cycles from its first beat to the interrupt."""
+    """Scenario: one segment for each of these ages. Returns age, and cycles from its first beat to the interrupt.
+    Asserts that the simulator jumps over the wait."""
     nic = await start(rig)
     channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=6)
     area = Area(rig, nic, 0, 1 << 16, random.Random("ages"))
@@ -595,12 +600,14 @@ async def ages(rig: Rig, arguments: list[int]) -> list[list[int]]:
         channel.arm(NOBODY)
         await rig.port.read32(register("ID"))
         await rig.port.sleep(4 * US)
-        rises = len(rig.irqs)
+        rises, ran_before = len(rig.irqs), rig.port.cycles_simulated  # type: ignore[attr-defined]
         rig.mac.arrive(Segment(number, payload=bytes(100), destination=OWN_TEXT).frame(), False)
         await rig.port.sleep(nic.cycles_to_ps(age) + 20 * US)
         (finished,) = channel.completions()
         assert finished.completion.status is Status.OK
         assert len(rig.irqs) == rises + 1, f"age {age}: {len(rig.irqs) - rises} interrupts"
+        ran = rig.port.cycles_simulated - ran_before  # type: ignore[attr-defined]
+        assert ran < AGE_CYCLES, f"age {age}: {ran} cycles were simulated"
         after_ps = rig.irqs[-1][0] - nic.cycles_to_ps(finished.completion.timestamp)
         told.append([age, round(after_ps * rig.config.clock_hz / 10**12)])
     await nic.close_channel(channel)

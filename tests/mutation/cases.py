@@ -21,7 +21,9 @@ from cosim.engines.bus import BusTiming
 from cosim.memory import DEFAULT_BASE
 from nic_model.contract import CONFIGS, MAX_COALESCED_BYTES
 from nic_model.contract.protocols import IPV4_HEADER_BYTES, TCP_HEADER_BYTES
+from rtl.coalescer import OPENINGS
 from tests.device import pushes, receiving, test_zero_checksum
+from tests.device.coalescing import CYCLES
 from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
 from tests.device.test_descriptors import check_backlog
@@ -148,12 +150,37 @@ def _wide(scenario: str, way: str, timing: BusTiming = FAST, module: str = "wide
     return ScenarioCase(f"{scenario} {arguments['seed']}", spec, judge, way)
 
 
+MOST_AGES = [age for age in AGES if age < 1 << 22]
+"""A mutant that is idle no more walks through the one that it is at, and `late_ages` has no time for more."""
+
+
+def _check_ages(result: Any) -> None:
+    over = [after - age for age, after in result]
+    assert 0 < min(over) <= max(over) <= min(100, min(over) + 2), over
+
+
 def _ages() -> Case:
+    return ScenarioCase("ages", RigSpec(scenario="tests.device.wide_values:ages", arguments=MOST_AGES), _check_ages,
+                        RECEIVE)
+
+
+def _late_ages() -> Case:
+    spec = RigSpec(scenario="tests.device.coalescing:late_ages", arguments={"late_ps": LATEST_PS, "ages": MOST_AGES})
+    return ScenarioCase("late ages", spec, _check_ages, RECEIVE, idle_ps=LATEST_PS)
+
+
+def _openings() -> Case:
     def judge(result: Any) -> None:
-        over = [after - age for age, after in result]
-        assert 0 < min(over) <= max(over) <= min(100, min(over) + 2), over
-    most = [age for age in AGES if age < 1 << 22]  # a mutant that is never idle walks through all of them
-    return ScenarioCase("ages", RigSpec(scenario="tests.device.wide_values:ages", arguments=most), judge, RECEIVE)
+        assert result == [1, 2], f"receives of the first stream: {result}"
+    return ScenarioCase("openings", RigSpec(scenario="tests.device.coalescing:openings",
+                                            arguments=[OPENINGS, OPENINGS + 8]), judge, RECEIVE)
+
+
+def _rates() -> Case:
+    def judge(result: Any) -> None:
+        for kind, most in CYCLES.items():
+            assert all(took <= at_most for took, at_most in zip(result[kind], most, strict=True)), (kind, result[kind])
+    return ScenarioCase("rates", RigSpec(scenario="tests.device.coalescing:rates"), judge, RECEIVE)
 
 
 def _refills(seed: int) -> Case:
@@ -276,6 +303,8 @@ def all_cases() -> list[Case]:
         *(_refills(seed) for seed in (1, 2)),
         *(_wide(scenario, TRANSMIT, module="sending", seed=seed) for scenario in ("large_sends", "inline_bytes")
           for seed in (1, 2)),
+        *(_wide(scenario, RECEIVE, module="coalescing", seed=1) for scenario in ("header_bits", "last_open")),
+        _openings(), _late_ages(), _rates(),
         _zero_checksum(), _pushes(), _held(), _transfers(),
         *(_wide("at_limits", TRANSMIT, module="descriptors", seed=seed) for seed in (1, 2)),
         _backlog(),
