@@ -22,10 +22,19 @@ from cosim.memory import DEFAULT_BASE
 from nic_model.contract import CONFIGS, MAX_COALESCED_BYTES
 from nic_model.contract.protocols import IPV4_HEADER_BYTES, TCP_HEADER_BYTES
 from tests.device import pushes, receiving, test_zero_checksum
-from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
+from tests.device.rig import FAR, FAST, MEMORY_BYTES, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
 from tests.device.test_transfers import CASES as TRANSFERS
-from tests.device.wide_values import AGES, BEHIND, LATE_PS, LATEST_PS, SIZES_SLOTS, SLOW
+from tests.device.wide_values import (
+    AGES,
+    BEHIND,
+    BOUNDARY,
+    LATE_PS,
+    LATEST_PS,
+    OVER_LOG2,
+    SIZES_SLOTS,
+    SLOW,
+)
 from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
 
 SLACK_PS = 500 * US
@@ -178,6 +187,13 @@ def _ring_sizes() -> Case:
     return ScenarioCase("ring sizes", RigSpec(scenario="tests.device.wide_values:ring_sizes"), judge)
 
 
+def _over_4_gb() -> Case:
+    def judge(result: Any) -> None:
+        assert result == [[1 << OVER_LOG2] * 2] * 3
+    return ScenarioCase("over 4 GB", RigSpec(scenario="tests.device.wide_values:over_4_gb",
+                                             base=BOUNDARY - MEMORY_BYTES // 2), judge)
+
+
 def _late(seed: int, late_ps: int) -> Case:
     spec = RigSpec(scenario="tests.device.wide_values:late", limit_ps=late_ps + 10**12,
                    arguments={"late_ps": late_ps, "seeds": [seed], "sizes": {}})
@@ -259,6 +275,7 @@ def all_cases() -> list[Case]:
         _wide("long_rings", BOTH, seed=1), _wide("long_rings", BOTH, SLOW, seed=2),
         *(_wide("limits", RECEIVE, seed=seed) for seed in (1, 2)), _wide("contexts", RECEIVE, seed=1),
         _wide("bounds", BOTH, seed=1), _wide("payloads", TRANSMIT, seed=1), _ages(), _ring_sizes(),
+        _over_4_gb(),
         _late(700, LATE_PS), *(_wide("many_pieces", TRANSMIT, seed=seed) for seed in (1, 2)),
         *(_wide("small_buffers", RECEIVE, module="receiving", seed=seed) for seed in (1, 2)),
         *(_refills(seed) for seed in (1, 2)),
