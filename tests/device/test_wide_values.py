@@ -76,6 +76,12 @@ def test_more_streams_than_contexts(tiny_compiled: Path, seed: int, timing: BusT
     assert on_rtl(run) == on_model(run)
 
 
+@pytest.mark.parametrize(("seed", "timing"), [(1, FAST), (2, FAR)])
+def test_heads_without_buffers(tiny_compiled: Path, seed: int, timing: BusTiming) -> None:
+    run = msgspec.structs.replace(spec("dropped_heads", seed=seed), timing=timing)
+    assert on_rtl(run) == on_model(run)
+
+
 @pytest.mark.parametrize("on", [on_model, on_rtl])
 def test_the_end_of_a_key(tiny_compiled: Path, on: Callable[[RigSpec], Any]) -> None:
     found = on(msgspec.structs.replace(spec("bounds", seed=1), base=BASES[1]))

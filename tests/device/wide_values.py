@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from host_driver.channel import Channel
@@ -542,6 +542,71 @@ async def contexts(rig: Rig, arguments: dict[str, int]) -> list[Any]:
         free += tags
         assert entries, f"{end}: nothing came"
         told.append([end, size, entries, hashlib.sha256(area.view(0, (1 << 6) * LARGE)).hexdigest()])
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return told
+
+
+ALL_ENDS = ("PSH", "short", "open")
+"""What ends all aggregates of a round before others begin; "open": that coalescing is turned off."""
+
+SPLIT = 200
+"""Bytes of a buffer that ends in the second segment."""
+
+
+async def dropped_heads(rig: Rig, arguments: dict[str, int]) -> list[Any]:
+    """Scenario: all contexts have had an aggregate when for the head of the next one there is no buffer; its second
+    segment finds one. Returns what each round has completed, with a digest of all bytes."""
+    rng = random.Random(f"dropped heads {arguments['seed']}")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=6)
+    area = Area(rig, nic, 0, (1 << 6) * LARGE, rng)
+    flows, places = range(rig.config.coalesce_contexts), range(1 << 6)
+    told: list[Any] = []
+
+    async def post(size: int) -> None:
+        for place in places:
+            channel.buffers.put(area.piece(place * LARGE, size), place)
+        rig.port.wmb()
+        rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+
+    async def segments(streams: list[Segment], end: str = "open") -> None:
+        """The next one of each stream, in any order."""
+        for flow in rng.sample(flows, len(flows)):
+            segment = ENDS[end](streams[flow])
+            rig.mac.arrive(segment.frame(), False)
+            streams[flow] = replace(streams[flow], seq=segment.seq + len(segment.payload) & 0xFFFF_FFFF,
+                                    payload=rng.randbytes(100))
+        await rig.port.sleep(STILL_PS)
+
+    async def take_all() -> list[str]:
+        """What the streams have completed, and other frames in the buffers that are left."""
+        entries, tags = await flush(rig, nic, channel)
+        nic.set_coalescing(NEVER_US)
+        for _ in range(len(places) - len(tags)):
+            rig.mac.arrive(OWN_MAC + bytes(6) + b"\x08\x01" + rng.randbytes(46), False)
+        await rig.port.sleep(STILL_PS)
+        others, left = take_receives(rig, channel)
+        assert sorted(tags + left) == list(places), f"buffers {tags}, then {left}"
+        return entries + others
+
+    nic.set_coalescing(NEVER_US)
+    for end, size in product(ALL_ENDS, (SPLIT, SMALL, LARGE)):
+        area.view(0, len(places) * LARGE)[:] = bytes([POISON]) * (len(places) * LARGE)
+        streams = [Segment(flow, False, None, rng.getrandbits(32), rng.randbytes(100), options=b"\1" * 4,
+                           destination=OWN_TEXT) for flow in flows]
+        await post(size)
+        await segments(streams)
+        await segments(streams, end)
+        entries = await take_all()
+        await segments(streams)
+        await post(size)
+        for _ in range(2):
+            await segments(streams)
+        told.append([end, size, entries, await take_all(),
+                     hashlib.sha256(area.view(0, len(places) * LARGE)).hexdigest()])
     await nic.close_channel(channel)
     await area.close(nic)
     return told

@@ -274,6 +274,7 @@ def all_cases() -> list[Case]:
         *(_fault(name, way) for name, way in FAULTS.items()),
         _wide("long_rings", BOTH, seed=1), _wide("long_rings", BOTH, SLOW, seed=2),
         *(_wide("limits", RECEIVE, seed=seed) for seed in (1, 2)), _wide("contexts", RECEIVE, seed=1),
+        _wide("dropped_heads", RECEIVE, seed=1),
         _wide("bounds", BOTH, seed=1), _wide("payloads", TRANSMIT, seed=1), _ages(), _ring_sizes(),
         _over_4_gb(),
         _late(700, LATE_PS), *(_wide("many_pieces", TRANSMIT, seed=seed) for seed in (1, 2)),
