@@ -279,6 +279,7 @@ def all_cases() -> list[Case]:
         _over_4_gb(),
         _late(700, LATE_PS), *(_wide("many_pieces", TRANSMIT, seed=seed) for seed in (1, 2)),
         *(_wide("small_buffers", RECEIVE, module="receiving", seed=seed) for seed in (1, 2)),
+        _wide("exact_fits", RECEIVE, module="receiving", seed=1),
         *(_refills(seed) for seed in (1, 2)),
         _zero_checksum(), _pushes(), _held(), _transfers(),
         *(BenchCase(figure, figure.variants[0], BENCH[figure.key]) for figure in figures(CONFIGS["tiny"])
