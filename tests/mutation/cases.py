@@ -117,7 +117,7 @@ FAULTS = {
     "deregistration_behind_a_backlog": TRANSMIT, "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE,
     "receive_completion": RECEIVE, "reset_while_receiving": RECEIVE, "receive_ring_fetch_behind": RECEIVE,
     "buffers_taken_back": RECEIVE, "start_in_traffic": RECEIVE, "reset_beside_traffic": RECEIVE,
-    "doorbell_overrun": BOTH,
+    "reset_while_fetching": RECEIVE, "shared_completion_writes": BOTH, "doorbell_overrun": BOTH,
     "ring_configurations": BOTH, "reset_in_traffic": BOTH, "device_reset": BOTH,
 }
 """Of `tests.device.faults`; without the one in which an index wraps round, by thousands of fetches."""
