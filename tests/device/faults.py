@@ -390,6 +390,48 @@ async def receive_ring_fetch_behind(rig: Rig) -> None:
         await again.close()
 
 
+SHARED = 400
+"""Completions at once: more than the device has under way when each needs a write of its own."""
+
+
+async def shared_completion_writes(rig: Rig) -> None:
+    """Sends fail faster than memory takes their completions, so that neighbours share a write; then such a write
+    fails."""
+    nic = await start(rig)
+    bystander = await User.open(rig, nic, BYSTANDER)
+    for failing in (None, 0, 1, 40, 50, 60):
+        user = await User.open(rig, nic, HIT, tx_log2=9)
+        submissions, completed = user.channel.submissions, user.channel.completed
+        address, length, _ = _completions(user)
+        for tag in range(SHARED):
+            _put_refused(rig, user, 1, tag)
+        accesses = len(rig.bus.events) if rig.bus else 0
+        judge = Nth(address, length, True, SHARED if failing is None else failing)
+        with timed(rig, write_latency_cycles=1500), judged(rig, judge):
+            user.bell()
+            if failing is not None:
+                await expect_error(rig, nic, HIT, ChannelError.COMPLETION_BUS_ERROR)
+            else:
+                await rig.port.sleep(500 * US)
+                for tag in range(SHARED):
+                    assert completed.has_completion, f"{tag} completions of {SHARED} sends"
+                    done = completed.take()
+                    assert (done.kind, done.status, done.tag, done.ring_index) == (
+                        CompletionKind.SEND, Status.BAD_OPCODE, tag, tag + 1)
+                    submissions.retire(done.ring_index)
+                assert not completed.has_completion
+                if rig.bus:
+                    writes = [at for _, write, at in rig.bus.events[accesses:]
+                              if write and address <= at < address + length]
+                    assert len(writes) < SHARED * 3 // 4, f"{len(writes)} writes of {SHARED} completions"
+        await bystander.prove()
+        await user.close()
+        again = await User.open(rig, nic, HIT)
+        await again.prove()
+        await again.close()
+    await bystander.close()
+
+
 # ------------------------------------------------------------------------------------------------ bad doorbells, rings
 
 
@@ -512,19 +554,25 @@ async def _until_idle(rig: Rig, nic: Nic, number: int) -> None:
     await rig.within(idle(), 3000 * US, f"reset of channel {number}")
 
 
+def _put_refused(rig: Rig, user: User, slots: int, tag: int) -> None:
+    """A descriptor of so many slots that is refused for its opcode."""
+    submissions = user.channel.submissions
+    at = submissions.address + submissions.producer % submissions.entries * SUBMISSION_SLOT_BYTES
+    head = SUBMISSION_HEAD.pack(opcode=0, slots=slots, tag=tag)
+    rig.memory.view(at, len(head))[:] = head
+    submissions.producer = ring.advance(submissions.producer, slots)
+
+
 async def submission_indices_wrap(rig: Rig) -> None:
     """More slots than an index can count, on the largest ring, each descriptor refused, and then a good send."""
     nic = await start(rig)
     user = await User.open(rig, nic, HIT, tx_log2=nic.capabilities.max_ring_log2)
     submissions = user.channel.submissions
     slots = MAX_DESCRIPTOR_SLOTS
-    head = SUBMISSION_HEAD.pack(opcode=0, slots=slots, tag=7)
     sent = 0
     while sent <= (1 << INDEX_BITS) // slots:
         for _ in range(submissions.free // slots - 1):
-            at = submissions.address + submissions.producer % submissions.entries * SUBMISSION_SLOT_BYTES
-            rig.memory.view(at, len(head))[:] = head
-            submissions.producer = ring.advance(submissions.producer, slots)
+            _put_refused(rig, user, slots, 7)
             sent += 1
         rig.port.wmb()
         rig.port.write32(doorbell("TX_DOORBELL", HIT), submissions.producer)
@@ -581,12 +629,16 @@ def _assert_poisoned(rig: Rig, users: list[User]) -> None:
                 f"channel {user.number}: memory at {address:#x} was written after IDLE")
 
 
+STRAYS = 3
+"""Frames that come for nobody."""
+
+
 async def _nothing_comes_after(rig: Rig, users: list[User]) -> None:
     """Poison all memory of idle channels, let frames and time pass, and look."""
     _poison(rig, users)
     frames = {user.number: len(user.sent()) for user in users}
     accesses = len(rig.bus.events) if rig.bus else 0
-    for _ in range(3):
+    for _ in range(STRAYS):
         rig.mac.arrive(OWN_MAC + bytes(500), False)
     for user in users:
         user.rig.port.write32(doorbell("TX_DOORBELL", user.number), 7)
@@ -713,6 +765,34 @@ async def start_in_traffic(rig: Rig) -> None:
         await user.close()
 
 
+FETCH_TURNS, FETCH_TURN_PS = 12, 600_000
+"""Together less than the first fetch takes."""
+
+
+async def reset_while_fetching(rig: Rig) -> None:
+    """All channels have more buffers to fetch than there may be fetches under way, and one is reset: of its ring no
+    fetch begins any more, of the others' all that is to be."""
+    nic = await start(rig)
+    for turn in range(FETCH_TURNS):
+        users = [await User.open(rig, nic, number, rx_log2=7) for number in range(rig.config.channels)]
+        hit = users[1 + turn % (len(users) - 1)]
+        with timed(rig, **FAR_READS):
+            for user in users:
+                user.post(64, 512)
+                user.bell()
+            await rig.port.sleep(turn * FETCH_TURN_PS)
+            rig.port.write32(channel_register("CHANNEL_CONTROL", hit.number), ChannelCommand.RESET)
+            await rig.port.read32(register("ID"))
+            # The next ones may take much longer than those before.
+            with timed(rig, read_latency_cycles=100, reorder_cycles=6000):
+                await _until_idle(rig, nic, hit.number)
+                await _nothing_comes_after(rig, [hit])
+        finished = await users[0].until_finished(STRAYS)
+        assert [f.completion.status for f in finished] == [Status.OK] * STRAYS
+        for user in users:
+            await user.close()
+
+
 async def reset_beside_traffic(rig: Rig) -> None:
     """A channel's reset waits for what was under way on others when it began, and not for what comes then."""
     nic = await start(rig)
@@ -825,6 +905,7 @@ CASES: dict[str, Case] = {
     "receive_data": nth_failures(0, _receive_data, None, 12),
     "send_completion": nth_failures(HIT, _completions, ChannelError.COMPLETION_BUS_ERROR),
     "receive_completion": nth_failures(0, _completions, ChannelError.COMPLETION_BUS_ERROR),
+    "shared_completion_writes": shared_completion_writes,
     "doorbell_overrun": doorbell_overrun,
     "buffers_taken_back": buffers_taken_back,
     "truncated_descriptors": truncated_descriptors,
@@ -833,6 +914,7 @@ CASES: dict[str, Case] = {
     "reset_in_traffic": reset_in_traffic,
     "device_reset": device_reset,
     "start_in_traffic": start_in_traffic,
+    "reset_while_fetching": reset_while_fetching,
     "reset_beside_traffic": reset_beside_traffic,
     "deregistration_in_traffic": deregistration_in_traffic,
     "deregistration_behind_a_backlog": deregistration_behind_a_backlog,

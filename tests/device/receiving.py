@@ -74,6 +74,52 @@ async def small_buffers(rig: Rig, arguments: dict[str, int]) -> list[Any]:
     return told
 
 
+# ---------------------------------------------------------------------------------------------- full to the last byte
+
+FIT_TRIALS, FIT_SEGMENTS, FIT_BUFFERS, FIT_SPAN = 16, 14, 16, 4096
+
+
+async def exact_fits(rig: Rig, arguments: dict[str, int]) -> list[Any]:
+    """Scenario: streams into buffers that end where a segment ends, or a byte before or behind. Returns what each trial
+    has completed, with a digest of all bytes."""
+    rng = random.Random(f"exact fits {arguments['seed']}")
+    nic = await start(rig)
+    area = rig.memory.allocate(FIT_SPAN * FIT_BUFFERS, 4096)
+    view = rig.memory.view(area, FIT_SPAN * FIT_BUFFERS)
+    key = nic.register_memory(area, len(view), KeyRight.WRITE, 0, NOBODY)
+    told = []
+    for trial in range(FIT_TRIALS):
+        channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=4)
+        view[:] = bytes([POISON]) * len(view)
+        payload = rng.randrange(20, 700)
+        segment = Segment(0, rng.random() < 0.3, None, rng.getrandbits(32), rng.randbytes(payload),
+                          ident=rng.getrandbits(16), destination=OWN_TEXT)
+        for place in range(FIT_BUFFERS):
+            size = rng.randrange(1, 5) * payload + (0 if place else len(segment.frame()) - payload)
+            # Every other trial has only full ones.
+            size += rng.choice((-1, 0, 0, 1)) if trial % 2 else 0
+            channel.buffers.put(Piece(key.value, place * FIT_SPAN, size), place)
+        rig.port.wmb()
+        rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+        nic.set_coalescing(NEVER_US)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+        for _ in range(FIT_SEGMENTS):
+            rig.mac.arrive(segment.frame(), False)
+            segment = replace(segment, seq=segment.seq + payload & 0xFFFF_FFFF, ident=segment.ident + 1 & 0xFFFF,
+                              payload=rng.randbytes(payload))
+        await rig.port.sleep(STILL_PS)
+        entries, tags = await flush(rig, nic, channel)
+        assert tags == list(range(len(tags))), f"trial {trial}: buffers {tags}"
+        assert len(tags) > 1, f"trial {trial}: {len(tags)} buffers came back"
+        told.append([payload, entries, hashlib.sha256(view).hexdigest()])
+        await nic.close_channel(channel)
+    await nic.deregister_memory(key)
+    view.release()
+    rig.memory.free(area)
+    return told
+
+
 # ---------------------------------------------------------------------------------------------- a few at a time
 
 ROUNDS, EACH = 40, 60

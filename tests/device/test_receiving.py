@@ -21,6 +21,12 @@ def test_frames_and_aggregates_of_many_small_buffers(tiny_compiled: Path, seed: 
     assert on_rtl(run) == on_model(run)
 
 
+@pytest.mark.parametrize(("seed", "timing"), [(1, FAST), (2, FAR)])
+def test_buffers_that_end_with_a_segment(tiny_compiled: Path, seed: int, timing: BusTiming) -> None:
+    run = spec("exact_fits", seed, timing)
+    assert on_rtl(run) == on_model(run)
+
+
 @pytest.mark.parametrize(("seed", "timing"), [(1, FAST), (2, FAST), (3, FAR)])
 def test_a_few_buffers_at_a_time(tiny_compiled: Path, seed: int, timing: BusTiming) -> None:
     assert sum(on_rtl(spec("refills", seed, timing))) == ROUNDS * EACH

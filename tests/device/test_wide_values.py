@@ -12,9 +12,18 @@ import pytest
 from cosim.engines.bus import BusTiming
 from nic_model.contract import MAX_COALESCED_BYTES, MAX_PIECES, Status
 from nic_model.contract.protocols import IPV4_HEADER_BYTES, TCP_HEADER_BYTES
-from tests.device.rig import FAR, FAST, RigSpec, on_model, on_rtl
+from tests.device.rig import FAR, FAST, MEMORY_BYTES, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
-from tests.device.wide_values import AGES, BEHIND, LATE_PS, LATEST_PS, SIZES_SLOTS, SLOW
+from tests.device.wide_values import (
+    AGES,
+    BEHIND,
+    BOUNDARY,
+    LATE_PS,
+    LATEST_PS,
+    OVER_LOG2,
+    SIZES_SLOTS,
+    SLOW,
+)
 
 
 def spec(scenario: str, **arguments: Any) -> RigSpec:
@@ -35,6 +44,12 @@ def test_every_index_goes_all_the_way_round(tiny_compiled: Path) -> None:
 def test_rings_of_all_sizes(tiny_compiled: Path, on: Callable[[RigSpec], Any]) -> None:
     found = on(spec("ring_sizes"))
     assert found == [[4 * ((1 << log2) // slots), 4 << log2] for log2, slots in SIZES_SLOTS.items()]
+
+
+@pytest.mark.parametrize("on", [on_model, on_rtl])
+def test_rings_across_4_gb(tiny_compiled: Path, on: Callable[[RigSpec], Any]) -> None:
+    run = msgspec.structs.replace(spec("over_4_gb"), base=BOUNDARY - MEMORY_BYTES // 2)
+    assert on(run) == [[1 << OVER_LOG2] * 2] * 3
 
 
 @pytest.mark.parametrize("timing", [FAST, FAR], ids=["fast", "far"])
@@ -58,6 +73,12 @@ def test_the_longest_aggregate_of_the_smallest_segments(tiny_compiled: Path) -> 
 @pytest.mark.parametrize(("seed", "timing"), [(1, FAST), (2, FAR)])
 def test_more_streams_than_contexts(tiny_compiled: Path, seed: int, timing: BusTiming) -> None:
     run = msgspec.structs.replace(spec("contexts", seed=seed), timing=timing)
+    assert on_rtl(run) == on_model(run)
+
+
+@pytest.mark.parametrize(("seed", "timing"), [(1, FAST), (2, FAR)])
+def test_heads_without_buffers(tiny_compiled: Path, seed: int, timing: BusTiming) -> None:
+    run = msgspec.structs.replace(spec("dropped_heads", seed=seed), timing=timing)
     assert on_rtl(run) == on_model(run)
 
 

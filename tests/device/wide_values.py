@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from host_driver.channel import Channel
@@ -18,6 +18,7 @@ from nic_model.contract import (
     COMPLETION,
     COMPLETION_BYTES,
     KEY_COMMIT,
+    KEY_GENERATION_BITS,
     MAX_COALESCED_BYTES,
     MAX_FRAME_BYTES,
     MAX_PIECES,
@@ -30,12 +31,14 @@ from nic_model.contract import (
     OperationMask,
     SendFlag,
     Status,
+    channel_register,
     doorbell,
     key_register,
+    make_key,
     register,
 )
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES
-from tests.device.faults import HIT, NOBODY, User, start
+from tests.device.faults import FAR_READS, HIT, NOBODY, User, start, timed
 from tests.device.programs import POISON, RX_BURST_BYTES, STILL_PS, run_seeds
 from tests.device.pushes import push
 from tests.device.rig import FAR, MS, US, Rig
@@ -61,6 +64,9 @@ class Area:
         self.address = self._start + before
         self._nic = nic
         self._key = nic.register_memory(self.address, size, KeyRight.READ | KeyRight.WRITE, channel, NOBODY)
+        # As after any number of registrations.
+        generation = random.Random(before).getrandbits(KEY_GENERATION_BITS)
+        self._key = replace(self._key, value=make_key(self._key.index, generation))
         self.widen(rng.getrandbits(OFFSET_BITS))
 
     def widen(self, delta: int, behind: int | None = None) -> None:
@@ -195,13 +201,48 @@ async def ring_sizes(rig: Rig, arguments: Any) -> list[list[int]]:
     return [await _turn(rig, nic, log2, 4, 1 << log2, slots, ARMS) for log2, slots in SIZES_SLOTS.items()]
 
 
+BOUNDARY = 1 << 32
+OVER_LOG2 = 9
+"""Of rings that are longer than the alignment of their start."""
+
+
+async def over_4_gb(rig: Rig, arguments: Any) -> list[list[int]]:
+    """Scenario: in turns one of the rings lies across 4 GB, where the upper half of an address changes on its way.
+    Returns how many sends and frames there were."""
+    nic = await start(rig)
+    told = []
+    base = rig.memory.allocate(1, 4096)
+    rig.memory.free(base)
+    middles: list[int] = []
+    for number in range(4):
+        # Rings are allocated behind each other; the first time tells where.
+        before = rig.memory.allocate(BOUNDARY - base - middles[number - 1] if number else 4096, 4096)
+        channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=OVER_LOG2, rx_log2=OVER_LOG2)
+        rings = (channel.submissions, channel.buffers, channel.completed)
+        if number:
+            across = rings[number - 1]
+            assert across.address < BOUNDARY < across.address + across.entries * across.entry_bytes
+            told.append(await _go_round(rig, nic, channel, OVER_LOG2, 1, 1 << OVER_LOG2))
+        else:
+            middles = [r.address + r.entries * r.entry_bytes // 2 - base - 4096 for r in rings]
+            await nic.close_channel(channel)
+        rig.memory.free(before)
+    return told
+
+
 async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: int = 1, arms: int = 0,
                 pushes: int = 0) -> list[int]:
-    """In each round `each` frames, and as many submission slots with sends that fail at once; then so many `pushes`,
-    such sends of one slot that are pushed. Returns how many sends and frames there were; asserts of each that it is
-    told of in its turn."""
-    rng = random.Random(f"turn {log2}")
+    """See `_go_round`: on a channel with rings of that size."""
     channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=log2, rx_log2=log2)
+    return await _go_round(rig, nic, channel, log2, rounds, each, slots, arms, pushes)
+
+
+async def _go_round(rig: Rig, nic: Nic, channel: Channel, log2: int, rounds: int, each: int, slots: int = 1,
+                    arms: int = 0, pushes: int = 0) -> list[int]:
+    """In each round `each` frames, and as many submission slots with sends that fail at once; the last frame waits for
+    its buffer, which is far away. Then so many `pushes`, such sends of one slot that are pushed. Returns how many sends
+    and frames there were; asserts of each that it is told of in its turn, and closes the channel."""
+    rng = random.Random(f"turn {log2}")
     area = Area(rig, nic, 0, each * SLOT_BYTES, rng)
     submissions, completed = channel.submissions, channel.completed
     sends = each // slots + pushes
@@ -218,8 +259,9 @@ async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: in
     for number in range(rounds):
         for place in range(each // slots):
             put(number * sends + place)
-        for place in range(each):
-            channel.buffers.put(area.piece(place * SLOT_BYTES, SLOT_BYTES), number * each + place & 0xFFFF)
+        pieces = [area.piece(place * SLOT_BYTES, SLOT_BYTES) for place in range(each)]
+        for place, piece in enumerate(pieces[:-1]):
+            channel.buffers.put(piece, number * each + place & 0xFFFF)
         rig.port.wmb()
         rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
         rig.port.write32(doorbell("TX_DOORBELL", 0), submissions.producer)
@@ -228,11 +270,17 @@ async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: in
         await rig.port.read32(register("ID"))
         await rig.port.sleep(4 * US)
         frames = [OWN_MAC + bytes(6) + rng.randbytes(48) for _ in range(each)]
-        for first in range(0, each, TOGETHER):
-            for frame in frames[first:first + TOGETHER]:
+        for first in range(0, each - 1, TOGETHER):
+            for frame in frames[first:min(first + TOGETHER, each - 1)]:
                 rig.mac.arrive(frame, False)
             await rig.port.sleep(10 * US)
-        await rig.port.sleep(STILL_PS)
+        channel.buffers.put(pieces[-1], (number + 1) * each - 1 & 0xFFFF)
+        rig.port.wmb()
+        with timed(rig, **FAR_READS):
+            rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+            await rig.port.read32(register("ID"))
+            rig.mac.arrive(frames[-1], False)
+            await rig.port.sleep(STILL_PS)
         for place in range(each // slots, sends):
             index = submissions.producer
             push(rig, channel, index, put(number * sends + place))
@@ -254,6 +302,9 @@ async def _turn(rig: Rig, nic: Nic, log2: int, rounds: int, each: int, slots: in
                 assert area.view(place * SLOT_BYTES, 60) == frames[place], f"the bytes of {completion}"
                 channel.buffers.give_back()
         assert told == {kind: (number + 1) * count for kind, count in expected.items()}, f"round {number}: {told}"
+        for name, index in (("TX_INDEX", told[CompletionKind.SEND] * slots), ("RX_INDEX", told[CompletionKind.RECEIVE]),
+                            ("CQ_INDEX", sum(told.values()))):
+            assert await rig.port.read32(channel_register(name, 0)) == index & 0xFFFF, f"{name} after round {number}"
     await nic.close_channel(channel)
     await area.close(nic)
     return list(told.values())
@@ -503,6 +554,71 @@ async def contexts(rig: Rig, arguments: dict[str, int]) -> list[Any]:
         free += tags
         assert entries, f"{end}: nothing came"
         told.append([end, size, entries, hashlib.sha256(area.view(0, (1 << 6) * LARGE)).hexdigest()])
+    await nic.close_channel(channel)
+    await area.close(nic)
+    return told
+
+
+ALL_ENDS = ("PSH", "short", "open")
+"""What ends all aggregates of a round before others begin; "open": that coalescing is turned off."""
+
+SPLIT = 200
+"""Bytes of a buffer that ends in the second segment."""
+
+
+async def dropped_heads(rig: Rig, arguments: dict[str, int]) -> list[Any]:
+    """Scenario: all contexts have had an aggregate when for the head of the next one there is no buffer; its second
+    segment finds one. Returns what each round has completed, with a digest of all bytes."""
+    rng = random.Random(f"dropped heads {arguments['seed']}")
+    nic = await start(rig)
+    channel = await nic.open_channel(0, operations=OPERATIONS, vector=0, tx_log2=4, rx_log2=6)
+    area = Area(rig, nic, 0, (1 << 6) * LARGE, rng)
+    flows, places = range(rig.config.coalesce_contexts), range(1 << 6)
+    told: list[Any] = []
+
+    async def post(size: int) -> None:
+        for place in places:
+            channel.buffers.put(area.piece(place * LARGE, size), place)
+        rig.port.wmb()
+        rig.port.write32(doorbell("RX_DOORBELL", 0), channel.buffers.producer)
+        await rig.port.read32(register("ID"))
+        await rig.port.sleep(4 * US)
+
+    async def segments(streams: list[Segment], end: str = "open") -> None:
+        """The next one of each stream, in any order."""
+        for flow in rng.sample(flows, len(flows)):
+            segment = ENDS[end](streams[flow])
+            rig.mac.arrive(segment.frame(), False)
+            streams[flow] = replace(streams[flow], seq=segment.seq + len(segment.payload) & 0xFFFF_FFFF,
+                                    payload=rng.randbytes(100))
+        await rig.port.sleep(STILL_PS)
+
+    async def take_all() -> list[str]:
+        """What the streams have completed, and other frames in the buffers that are left."""
+        entries, tags = await flush(rig, nic, channel)
+        nic.set_coalescing(NEVER_US)
+        for _ in range(len(places) - len(tags)):
+            rig.mac.arrive(OWN_MAC + bytes(6) + b"\x08\x01" + rng.randbytes(46), False)
+        await rig.port.sleep(STILL_PS)
+        others, left = take_receives(rig, channel)
+        assert sorted(tags + left) == list(places), f"buffers {tags}, then {left}"
+        return entries + others
+
+    nic.set_coalescing(NEVER_US)
+    for end, size in product(ALL_ENDS, (SPLIT, SMALL, LARGE)):
+        area.view(0, len(places) * LARGE)[:] = bytes([POISON]) * (len(places) * LARGE)
+        streams = [Segment(flow, False, None, rng.getrandbits(32), rng.randbytes(100), options=b"\1" * 4,
+                           destination=OWN_TEXT) for flow in flows]
+        await post(size)
+        await segments(streams)
+        await segments(streams, end)
+        entries = await take_all()
+        await segments(streams)
+        await post(size)
+        for _ in range(2):
+            await segments(streams)
+        told.append([end, size, entries, await take_all(),
+                     hashlib.sha256(area.view(0, len(places) * LARGE)).hexdigest()])
     await nic.close_channel(channel)
     await area.close(nic)
     return told

@@ -24,11 +24,20 @@ from nic_model.contract.protocols import IPV4_HEADER_BYTES, TCP_HEADER_BYTES
 from rtl.coalescer import OPENINGS
 from tests.device import pushes, receiving, test_zero_checksum
 from tests.device.coalescing import CYCLES
-from tests.device.rig import FAR, FAST, US, Rig, RigSpec, on_model, on_rtl
+from tests.device.rig import FAR, FAST, MEMORY_BYTES, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.test_against_model import BASES, check_sense, difference
 from tests.device.test_descriptors import check_backlog
 from tests.device.test_transfers import CASES as TRANSFERS
-from tests.device.wide_values import AGES, BEHIND, LATE_PS, LATEST_PS, SIZES_SLOTS, SLOW
+from tests.device.wide_values import (
+    AGES,
+    BEHIND,
+    BOUNDARY,
+    LATE_PS,
+    LATEST_PS,
+    OVER_LOG2,
+    SIZES_SLOTS,
+    SLOW,
+)
 from tests.mutation.mutants import BOTH, RECEIVE, TRANSMIT
 
 SLACK_PS = 500 * US
@@ -113,7 +122,7 @@ FAULTS = {
     "deregistration_behind_a_backlog": TRANSMIT, "receive_ring_fetch": RECEIVE, "receive_data": RECEIVE,
     "receive_completion": RECEIVE, "reset_while_receiving": RECEIVE, "receive_ring_fetch_behind": RECEIVE,
     "buffers_taken_back": RECEIVE, "start_in_traffic": RECEIVE, "reset_beside_traffic": RECEIVE,
-    "doorbell_overrun": BOTH,
+    "reset_while_fetching": RECEIVE, "shared_completion_writes": BOTH, "doorbell_overrun": BOTH,
     "ring_configurations": BOTH, "reset_in_traffic": BOTH, "device_reset": BOTH,
 }
 """Of `tests.device.faults`; without the one in which an index wraps round, by thousands of fetches."""
@@ -208,6 +217,13 @@ def _ring_sizes() -> Case:
     return ScenarioCase("ring sizes", RigSpec(scenario="tests.device.wide_values:ring_sizes"), judge)
 
 
+def _over_4_gb() -> Case:
+    def judge(result: Any) -> None:
+        assert result == [[1 << OVER_LOG2] * 2] * 3
+    return ScenarioCase("over 4 GB", RigSpec(scenario="tests.device.wide_values:over_4_gb",
+                                             base=BOUNDARY - MEMORY_BYTES // 2), judge)
+
+
 def _late(seed: int, late_ps: int) -> Case:
     spec = RigSpec(scenario="tests.device.wide_values:late", limit_ps=late_ps + 10**12,
                    arguments={"late_ps": late_ps, "seeds": [seed], "sizes": {}})
@@ -297,9 +313,12 @@ def all_cases() -> list[Case]:
         *(_fault(name, way) for name, way in FAULTS.items()),
         _wide("long_rings", BOTH, seed=1), _wide("long_rings", BOTH, SLOW, seed=2),
         *(_wide("limits", RECEIVE, seed=seed) for seed in (1, 2)), _wide("contexts", RECEIVE, seed=1),
+        _wide("dropped_heads", RECEIVE, seed=1),
         _wide("bounds", BOTH, seed=1), _wide("payloads", TRANSMIT, seed=1), _ages(), _ring_sizes(),
+        _over_4_gb(),
         _late(700, LATE_PS), *(_wide("many_pieces", TRANSMIT, seed=seed) for seed in (1, 2)),
         *(_wide("small_buffers", RECEIVE, module="receiving", seed=seed) for seed in (1, 2)),
+        _wide("exact_fits", RECEIVE, module="receiving", seed=1),
         *(_refills(seed) for seed in (1, 2)),
         *(_wide(scenario, TRANSMIT, module="sending", seed=seed) for scenario in ("large_sends", "inline_bytes")
           for seed in (1, 2)),
