@@ -28,7 +28,7 @@ DEVICE = "bench-128"
 """At 156.25 MHz its MAC takes 20 Gb/s, so that 10 Gb/s of wire are what limits."""
 
 LINK = MacTiming(bit_rate=10_000_000_000, lookahead_ps=PS_PER_S)
-FAST = MacTiming(bit_rate=1 << 40, lookahead_ps=PS_PER_S)
+FAST = MacTiming(bit_rate=PS_PER_S, lookahead_ps=PS_PER_S)
 
 KERNEL_FRAMES = 400_000
 FEW_FRAMES, MANY_FRAMES = 500, 3_500

@@ -18,7 +18,7 @@ from nic_model.contract import MAX_PIECE_BYTES, slots_needed
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, IPV4_HEADER_BYTES, TCP_HEADER_BYTES
 from nic_model.timing import stages, state
 from nic_model.timing.parameters import DeviceModel
-from nic_model.timing.stages import rule
+from nic_model.timing.stages import rule, step
 from nic_model.timing.state import BusModel, MacModel
 
 SEND, ARRIVE = 0, 1
@@ -64,56 +64,60 @@ def arrivals(edges: Any, channels: Any, lengths: Any) -> np.ndarray:
     return rows
 
 
-@rule
+@step
 def put_send(p: Any, s: Any, q: Any, channel: int, payload: int, mss: int, inline: int, sums: int, slots: int,
              complete: int) -> int:
     """A descriptor stands in its channel's ring; its pieces are added by `put_piece`. Returns its number."""
-    place = q.posted[channel] % p.descriptors
-    q.d_slots[channel, place] = slots
-    q.d_inline[channel, place] = inline
-    q.d_payload[channel, place] = payload
-    q.d_mss[channel, place] = mss
-    q.d_sums[channel, place] = sums
-    q.d_ipv6[channel, place] = 0
-    q.d_complete[channel, place] = complete
-    q.d_piece[channel, place] = s.piece_tail
-    q.d_pieces[channel, place] = 0
-    q.d_number[channel, place] = q.posted[channel]
-    q.posted[channel] += 1
-    return int(q.posted[channel] - 1)
+    number = q.channels[channel].posted
+    descriptor = q.descriptors[channel, number & p.descriptors - 1]
+    descriptor.slots = slots
+    descriptor.inline = inline
+    descriptor.payload = payload
+    descriptor.mss = mss
+    descriptor.sums = sums
+    descriptor.ipv6 = 0
+    descriptor.complete = complete
+    descriptor.piece = s.piece_tail
+    descriptor.pieces = 0
+    descriptor.number = number
+    q.channels[channel].posted = number + 1
+    return int(number)
 
 
-@rule
+@step
 def put_piece(p: Any, s: Any, q: Any, channel: int, address: int, length: int) -> None:
     """A piece of the descriptor that was put last."""
-    q.d_pieces[channel, (q.posted[channel] - 1) % p.descriptors] += 1
-    q.piece_address[s.piece_tail & stages.PIECES - 1] = address
-    q.piece_length[s.piece_tail & stages.PIECES - 1] = length
+    q.descriptors[channel, q.channels[channel].posted - 1 & p.descriptors - 1].pieces += 1
+    piece = q.pieces[s.piece_tail & stages.PIECES - 1]
+    piece.address = address
+    piece.length = length
     s.piece_tail += 1
 
 
 @rule
 def feed(p: Any, s: Any, q: Any, rows: Any, at: int) -> int:
     """Let rows enter from number `at` on, until there is no room for what comes out, or no row any more; returns the
-    number of the next row. A send whose ring is full waits until it is not."""
+    number of the next row. A send whose ring is full waits until it is not; -1: it never will be."""
     count = rows.shape[0]
     while at < count:
-        row = rows[at]
-        edge = max(row.edge, s.entered)
+        first = rows[at]
+        edge = max(first.edge, s.entered)
         if not stages.advance(p, s, q, edge - 1):
             return at
-        channel = row.channel
-        if row.kind == ARRIVE:
-            q.rx_posted[channel] += 1
-            stages.arrive(p, s, q, edge, channel, row.length, s.arrived)
+        channel = first.channel
+        if first.kind == ARRIVE:
+            q.channels[channel].rx_posted += 1
+            stages.arrive(p, s, q, edge, channel, first.length, s.arrived)
             s.arrived += 1
             s.entered = edge
             at += 1
             continue
+        room = q.channels[channel].ring_slots + q.channels[channel].consumed - q.channels[channel].producer
         slots = 0
-        while (at < count and rows[at].kind == SEND and rows[at].channel == channel and rows[at].edge <= edge
-               and q.producer[channel] + slots + rows[at].slots - q.consumed[channel] <= q.ring_slots[channel]):
+        while at < count:
             row = rows[at]
+            if row.kind != SEND or row.channel != channel or row.edge > edge or slots + row.slots > room:
+                break
             put_send(p, s, q, channel, row.length, row.mss, row.inline, row.sums, row.slots, 1)
             if row.length > 0:
                 put_piece(p, s, q, channel, row.address, row.length)
@@ -122,12 +126,13 @@ def feed(p: Any, s: Any, q: Any, rows: Any, at: int) -> int:
         if slots > 0:
             s.entered = edge
             stages.ring_bell(p, s, q, edge, channel, slots)
-        else:
-            # the ring is full: nothing enters before the device has done something
-            following = stages.next_edge(s)
-            if following == stages.NEVER:
-                return -1
-            s.entered = max(s.entered, following + 1)
+            continue
+        s.waits = 1 + channel
+        goes_on = stages.advance(p, s, q, stages.NEVER - 1)
+        if s.waits:
+            s.waits = 0
+            return -1 if goes_on else at
+        s.entered = max(s.entered, s.next_at + 1)
     return at
 
 
@@ -143,7 +148,7 @@ class Kernel:
                  buffers: int = 4096) -> None:
         arrays = state.parameters(model, bus, mac), state.numbers(bus), state.queues(model)
         self._p, self._s, self._q = (array.view(np.recarray)[0] for array in arrays)
-        self._q["ring_slots"][:] = 1 << (model.config.max_ring_log2 if ring_log2 is None else ring_log2)
+        self._q["channels"]["ring_slots"] = 1 << (model.config.max_ring_log2 if ring_log2 is None else ring_log2)
         if buffers:
             for channel in range(model.config.channels):
                 stages.post_buffers(self._p, self._s, self._q, 0, channel, buffers)
