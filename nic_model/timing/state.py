@@ -137,6 +137,15 @@ def numbers(bus: BusModel) -> np.ndarray:
     return record
 
 
+INPUT = np.dtype([(name, np.int64) for name in (
+    "edge", "kind", "channel", "length", "mss", "inline", "sums", "address", "slots")])
+"""One send, or one frame that arrives. `edge`: of the doorbell's beat at the device's port, or when the frame stands
+before it; they do not fall. Sends of one channel at one edge share a doorbell. `length`: bytes of payload, or of the
+frame.
+`mss`: 0 for a frame. `inline`: bytes in the descriptor. `sums`: checksums that are put in, 2 for each segmented send.
+`address`: of the payload, modulo 4096. `slots`: of the descriptor."""
+
+
 _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("channels", MAX_CHANNELS,
      "posted producer asked consumed freed freeing pending starved under_way ring_slots parsed decided jobs "
