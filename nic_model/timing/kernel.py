@@ -58,8 +58,8 @@ class Kernel:
 
     Parameters: the device, the host bus and the MAC (`cosim.engines.bus.BusTiming` and `cosim.mac.MacTiming` are such).
     `ring_log2`: of all submission rings. `buffers`: receive buffers that are posted of each channel before the first
-    frame arrives; each frame that arrives posts one more. `specialised`: the rules are compiled for this device, bus and
-    MAC alone, which takes half a minute once, and makes each frame a fifth faster.
+    frame arrives; each frame that arrives posts one more. `specialised`: the rules are compiled for this device, bus
+    and MAC alone, which takes half a minute once, and makes each frame a tenth faster.
     """
 
     def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel, *, ring_log2: int | None = None,

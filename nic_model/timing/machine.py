@@ -34,7 +34,8 @@ class Machine:
         # what Python looks at often, as views: a record's own attributes are slow
         self._out, self._out_count = q["out"][0], s["out_count"]
         self.numbers = {name: s[name] for name in state.S_LAYOUT.names or ()}
-        self.tables = {name: {field: q[name][0][field] for field in q[name].dtype.names} for name in state.RECORDS}
+        self.tables = {name: {field: q[name][0][field] for field in q[name].dtype.names or ()}
+                       for name in state.RECORDS}
         self._next_at = s["next_at"]
         self._plain = is_plain()
         self._records: tuple[Any, ...]

@@ -1,7 +1,8 @@
 """The timing rules compiled for one device, bus and MAC: what never changes stands in them as numbers.
 
-Made from the source of `stages`, `entering` and `compiled`, so there is one statement of the rules. Numba finds what it compiled by
-the file that a function stands in, so the rules are written to a file: in numba's cache folder, by its content.
+Made from the source of `stages`, `entering` and `compiled`, so there is one statement of the rules. Numba finds what it
+compiled by the file that a function stands in, so the rules are written to a file: in numba's cache folder, by its
+content.
 """
 
 from __future__ import annotations

@@ -192,34 +192,35 @@ def read(p: Any, s: Any, q: Any, edge: int, rows: int, client: int, entry: int) 
         s.r_last = max(due, s.r_last) + rows
         return s.r_last
     place = s.on_way
-    q.under_way_reads[place].due = due + below(s, p.reorder + 1)
-    q.under_way_reads[place].order = s.asked_for
-    q.under_way_reads[place].rows = rows
-    q.under_way_reads[place].client = client
-    q.under_way_reads[place].entry = entry
+    burst = q.under_way_reads[place]
+    burst.due = due + below(s, p.reorder + 1)
+    burst.order = s.asked_for
+    burst.rows = rows
+    burst.client = client
+    burst.entry = entry
     s.on_way += 1
     s.asked_for += 1
-    s.at_land = min(s.at_land, max(q.under_way_reads[place].due, s.r_last))
+    s.at_land = min(s.at_land, max(burst.due, s.r_last))
     return NEVER
 
 
 @rule
 def land(p: Any, s: Any, q: Any) -> None:
     """Of all data that are due, the earliest take the bus."""
-    chosen = 0
+    earliest = q.under_way_reads[0]
     for place in range(1, s.on_way):
-        if q.under_way_reads[place].due < q.under_way_reads[chosen].due or (
-                q.under_way_reads[place].due == q.under_way_reads[chosen].due and q.under_way_reads[place].order < q.under_way_reads[chosen].order):
-            chosen = place
-    client, entry = q.under_way_reads[chosen].client, q.under_way_reads[chosen].entry
-    s.r_last = max(q.under_way_reads[chosen].due, s.r_last) + q.under_way_reads[chosen].rows
+        other = q.under_way_reads[place]
+        if other.due < earliest.due or (other.due == earliest.due and other.order < earliest.order):
+            earliest = other
+    client, entry = earliest.client, earliest.entry
+    s.r_last = max(earliest.due, s.r_last) + earliest.rows
     s.on_way -= 1
-    last = s.on_way
-    q.under_way_reads[chosen].due = q.under_way_reads[last].due
-    q.under_way_reads[chosen].order = q.under_way_reads[last].order
-    q.under_way_reads[chosen].rows = q.under_way_reads[last].rows
-    q.under_way_reads[chosen].client = q.under_way_reads[last].client
-    q.under_way_reads[chosen].entry = q.under_way_reads[last].entry
+    last = q.under_way_reads[s.on_way]
+    earliest.due = last.due
+    earliest.order = last.order
+    earliest.rows = last.rows
+    earliest.client = last.client
+    earliest.entry = last.entry
     s.at_land = NEVER
     for place in range(s.on_way):
         s.at_land = min(s.at_land, max(q.under_way_reads[place].due, s.r_last))
@@ -260,19 +261,21 @@ def ring_bell(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> No
 def push(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> None:
     """A descriptor of so many slots was pushed, its last beat at an edge: it needs no fetch. Whoever calls sees to it
     that its channel has nothing else in its ring."""
-    place = q.channels[channel].parsed & p.descriptors - 1
-    q.channels[channel].producer += slots
-    q.channels[channel].asked += slots
-    q.channels[channel].consumed += slots
+    own = q.channels[channel]
+    place = own.parsed & p.descriptors - 1
+    own.producer += slots
+    own.asked += slots
+    own.consumed += slots
     _make_job(p, s, q, channel, place, edge + p.push_to_payload - p.slot_to_payload)
-    q.channels[channel].parsed += 1
+    own.parsed += 1
 
 
 @rule
 def pend(p: Any, s: Any, q: Any, channel: int, edge: int) -> None:
     """A channel has something to fetch from an edge on."""
-    q.channels[channel].pending = min(q.channels[channel].pending, edge)
-    if q.channels[channel].under_way < p.channel_fetches:
+    own = q.channels[channel]
+    own.pending = min(own.pending, edge)
+    if own.under_way < p.channel_fetches:
         s.at_fetch = min(s.at_fetch, max(edge, s.fetch_free))
 
 
@@ -293,7 +296,8 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     chosen = -1
     for step in range(1, p.channels + 1):
         channel = (s.fetch_last + step) & p.channels - 1
-        if q.channels[channel].pending <= now and q.channels[channel].under_way < p.channel_fetches:
+        own = q.channels[channel]
+        if own.pending <= now and own.under_way < p.channel_fetches:
             chosen = channel
             break
     if chosen < 0 or s.fetch_tail - s.fetch_head >= FETCHES_KEPT:
@@ -303,10 +307,10 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     channel = chosen
     s.fetch_last = channel
     count_freed(p, s, q, now)
-    available = q.channels[channel].producer - q.channels[channel].asked
-    room = p.queue_slots - (q.channels[channel].asked - q.channels[channel].freed)
+    available = own.producer - own.asked
+    room = p.queue_slots - (own.asked - own.freed)
     wanted = min(available, FETCH_SLOTS)
-    q.channels[channel].pending = NEVER
+    own.pending = NEVER
     s.fetch_free = now + p.fetch_interval
     if available <= 0:
         pass
@@ -315,44 +319,46 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     else:
         count = min(room, wanted)
         if available > count:
-            q.channels[channel].pending = now + p.fetch_interval
+            own.pending = now + p.fetch_interval
         _cut_bursts(p, s, q, now, channel, count)
-        q.channels[channel].asked += count
-        q.channels[channel].under_way += 1
+        own.asked += count
+        own.under_way += 1
     plan_fetch(p, s, q)
 
 
 @rule
 def _starve(p: Any, s: Any, q: Any, channel: int) -> None:
     """A channel waits for room; that which is already on its way may be enough."""
-    most = q.channels[channel].asked - (p.queue_slots - p.least_fetch) - q.channels[channel].freed
+    own = q.channels[channel]
+    most = own.asked - (p.queue_slots - p.least_fetch) - own.freed
     for number in range(s.freed_head, s.freed_tail):
         if q.freed_slots[number & FREED - 1].channel == channel:
             most -= q.freed_slots[number & FREED - 1].slots
             if most <= 0:
-                q.channels[channel].pending = q.freed_slots[number & FREED - 1].edge
+                own.pending = q.freed_slots[number & FREED - 1].edge
                 return
-    q.channels[channel].starved = 1
+    own.starved = 1
 
 
 @rule
 def _cut_bursts(p: Any, s: Any, q: Any, now: int, channel: int, count: int) -> None:
     """The bursts of a fetch."""
+    own = q.channels[channel]
     place = s.fetch_tail & FETCHES_KEPT - 1
     q.fetches[place].channel = channel
-    q.fetches[place].index = q.channels[channel].asked
+    q.fetches[place].index = own.asked
     q.fetches[place].count = count
     q.fetches[place].issued = now
-    index, left, number = q.channels[channel].asked & q.channels[channel].ring_slots - 1, count, 0
+    index, left, number = own.asked & own.ring_slots - 1, count, 0
     while left > 0:
         at = index * SLOT_BYTES
-        here = min(min(left, (BURST - (at & BURST - 1)) // SLOT_BYTES), q.channels[channel].ring_slots - index)
+        here = min(min(left, (BURST - (at & BURST - 1)) // SLOT_BYTES), own.ring_slots - index)
         q.fetch_bursts[place, number].at = at
         q.fetch_bursts[place, number].slots = here
         q.fetch_bursts[place, number].out = NEVER
         number += 1
         left -= here
-        index = (index + here) & q.channels[channel].ring_slots - 1
+        index = (index + here) & own.ring_slots - 1
     q.fetches[place].bursts = number
     s.fetch_tail += 1
     if s.at_slots == NEVER:
@@ -472,6 +478,7 @@ def cut(p: Any, s: Any, q: Any) -> None:
         s.cut_end = q.fetches[place].index + q.fetches[place].count
         s.cut_stale = q.channels[s.cut_channel].consumed != q.fetches[place].index
     channel = s.cut_channel
+    own = q.channels[channel]
     if _slot_out(p, s, q) >= NEVER:
         s.at_cut = NEVER
         return
@@ -490,7 +497,7 @@ def cut(p: Any, s: Any, q: Any) -> None:
         s.cut_free = now + 2
         s.at_cut = max(now + 2, s.cut_free) if s.fetch_tail != s.fetch_head else NEVER
         return
-    place = q.channels[channel].parsed & p.descriptors - 1
+    place = own.parsed & p.descriptors - 1
     slots = q.descriptors[channel, place].slots
     edge = max(_slot_out(p, s, q), s.cut_free)
     if now < edge:
@@ -509,7 +516,7 @@ def cut(p: Any, s: Any, q: Any) -> None:
             s.cut_end += q.fetches[following & FETCHES_KEPT - 1].count
             s.cut_free = now + 1
         else:
-            q.channels[channel].asked = q.channels[channel].consumed
+            own.asked = own.consumed
             pend(p, s, q, channel, now + s.cut_left + p.refetch)
             _end_fetch(p, s, q, now + s.cut_left)
             s.cutting = 0
@@ -527,8 +534,8 @@ def cut(p: Any, s: Any, q: Any) -> None:
         first = False
         _take_slot(s, q)
     _make_job(p, s, q, channel, place, edge)
-    q.channels[channel].consumed += slots
-    q.channels[channel].parsed += 1
+    own.consumed += slots
+    own.parsed += 1
     if channel == s.waits - 1:
         s.waits = 0
     s.cut_free = edge + 1
@@ -546,23 +553,24 @@ def cut(p: Any, s: Any, q: Any) -> None:
 @rule
 def _end_fetch(p: Any, s: Any, q: Any, edge: int) -> None:
     """A fetch is over: its channel may have another."""
-    q.channels[s.cut_channel].under_way -= 1
-    if q.channels[s.cut_channel].pending != NEVER:
-        q.channels[s.cut_channel].pending = max(q.channels[s.cut_channel].pending, edge + p.refetch)
+    own = q.channels[s.cut_channel]
+    own.under_way -= 1
+    if own.pending != NEVER:
+        own.pending = max(own.pending, edge + p.refetch)
         plan_fetch(p, s, q)
 
 
 @rule
 def _make_job(p: Any, s: Any, q: Any, channel: int, place: int, edge: int) -> None:
     """A descriptor's last slot was taken: the keys of its pieces are looked up, then it is a job."""
-    inline_rows = beats(q.descriptors[channel, place].inline, p.host_log2)
-    work = max(max(inline_rows, q.descriptors[channel, place].pieces) - 1 + p.job_interval,
-               q.descriptors[channel, place].slots * p.slot_cycles)
-    job = max(edge + p.slot_to_payload + max(0, q.descriptors[channel, place].pieces - 1), s.job_last + work)
+    descriptor = q.descriptors[channel, place]
+    inline_rows = beats(descriptor.inline, p.host_log2)
+    work = max(max(inline_rows, descriptor.pieces) - 1 + p.job_interval, descriptor.slots * p.slot_cycles)
+    job = max(edge + p.slot_to_payload + max(0, descriptor.pieces - 1), s.job_last + work)
     s.job_last = job
-    q.descriptors[channel, place].job = job
-    q.arrivals[s.arrival_tail & ARRIVALS - 1].edge = job
-    q.arrivals[s.arrival_tail & ARRIVALS - 1].channel = channel
+    arrival = q.arrivals[s.arrival_tail & ARRIVALS - 1]
+    arrival.edge = job
+    arrival.channel = channel
     s.arrival_tail += 1
     if p.traced:
         put(s, q, JOB, channel, q.channels[channel].parsed, job, 0, 0)
@@ -624,9 +632,10 @@ def decide(p: Any, s: Any, q: Any) -> None:
     now = s.at_decide
     while s.arrival_head < s.arrival_tail and _seen(p, s, q) <= now:
         channel = q.arrivals[s.arrival_head & ARRIVALS - 1].channel
-        if q.channels[channel].jobs == 0:
+        own = q.channels[channel]
+        if own.jobs == 0:
             s.has_job += 1
-        q.channels[channel].jobs += 1
+        own.jobs += 1
         s.arrival_head += 1
     while s.begun_head < s.begun_tail and q.begun[s.begun_head & BEGUN - 1].edge + p.begun_to_payload <= now:
         s.gone_ahead += q.begun[s.begun_head & BEGUN - 1].bytes
@@ -636,54 +645,56 @@ def decide(p: Any, s: Any, q: Any) -> None:
         return
     for step in range(1, p.channels + 1):
         channel = (s.decide_last + step) & p.channels - 1
-        if q.channels[channel].jobs > 0:
+        own = q.channels[channel]
+        if own.jobs > 0:
             break
     s.decide_last = channel
-    place = q.channels[channel].decided & p.descriptors - 1
-    offset, payload = q.channels[channel].offset, q.descriptors[channel, place].payload
+    place = own.decided & p.descriptors - 1
+    job = q.descriptors[channel, place]
+    offset, payload = own.offset, job.payload
     left = payload - offset
-    count = min(q.descriptors[channel, place].mss, left) if q.descriptors[channel, place].mss > 0 else left
+    count = min(job.mss, left) if job.mss > 0 else left
     last = offset + count >= payload
     # the walker asks for the pieces that the frame touches
     begun, walk = 0, 0
     if payload > 0:
         begun, walk = _walk(p, q, channel, place, offset, count)
     # and beside it the rows of a job's template are read, one a cycle
-    rows = beats(q.descriptors[channel, place].inline, p.host_log2) if offset == 0 else 0
+    rows = beats(job.inline, p.host_log2) if offset == 0 else 0
     late = max(0, rows - p.piece_first)
     walk = max(walk, rows)
-    command = s.command_tail & COMMANDS - 1
+    frame = q.commands[s.command_tail & COMMANDS - 1]
     walked = max(now, s.walk_free) + walk
-    q.commands[command].channel = channel
-    q.commands[command].place = place
-    q.commands[command].offset = offset
-    q.commands[command].count = count
-    q.commands[command].first = offset == 0
-    q.commands[command].last = last
-    q.commands[command].number = q.channels[channel].number
-    q.commands[command].edge = max(now, s.walk_free) + (p.piece_further - p.piece_first) * begun
+    frame.channel = channel
+    frame.place = place
+    frame.offset = offset
+    frame.count = count
+    frame.first = offset == 0
+    frame.last = last
+    frame.number = own.number
+    frame.edge = max(now, s.walk_free) + (p.piece_further - p.piece_first) * begun
     s.walk_free = walked
     s.command_tail += 1
     s.frames_decided += 1
-    s.ahead += q.descriptors[channel, place].inline + count
+    s.ahead += job.inline + count
     s.decide_free = max(now + p.decision_interval, walked)
     if last:
-        q.channels[channel].offset = 0
-        q.channels[channel].number = 0
-        q.channels[channel].decided += 1
-        q.channels[channel].jobs -= 1
-        if q.channels[channel].jobs == 0:
+        own.offset = 0
+        own.number = 0
+        own.decided += 1
+        own.jobs -= 1
+        if own.jobs == 0:
             s.has_job -= 1
         if s.has_job == 0:
             # at rest, a job is measured at once
             s.decide_free = max(now + p.decision_interval - 1, walked)
             s.rest_edge = now + p.decision_interval - 1
-        free_slots(p, s, q, channel, q.descriptors[channel, place].slots, now + p.freed_to_fetch + late)
+        free_slots(p, s, q, channel, job.slots, now + p.freed_to_fetch + late)
     else:
-        q.channels[channel].offset += count
-        q.channels[channel].number += 1
+        own.offset += count
+        own.number += 1
     if s.at_read == NEVER:
-        s.at_read = q.commands[command].edge
+        s.at_read = frame.edge
     plan_decision(p, s, q)
 
 
@@ -711,15 +722,17 @@ def _walk(p: Any, q: Any, channel: int, place: int, offset: int, count: int) -> 
 @step
 def free_slots(p: Any, s: Any, q: Any, channel: int, slots: int, edge: int) -> None:
     """Submission slots of a job need no room any more from an edge on; a channel may have waited for it."""
+    own = q.channels[channel]
     place = s.freed_tail & FREED - 1
-    q.freed_slots[place].edge = edge
-    q.freed_slots[place].channel = channel
-    q.freed_slots[place].slots = slots
+    free = q.freed_slots[place]
+    free.edge = edge
+    free.channel = channel
+    free.slots = slots
     s.freed_tail += 1
-    q.channels[channel].freeing += slots
-    if q.channels[channel].starved and q.channels[channel].asked - q.channels[channel].freed - q.channels[channel].freeing <= p.queue_slots - p.least_fetch:
-        q.channels[channel].starved = 0
-        q.channels[channel].pending = min(q.channels[channel].pending, edge)
+    own.freeing += slots
+    if own.starved and own.asked - own.freed - own.freeing <= p.queue_slots - p.least_fetch:
+        own.starved = 0
+        own.pending = min(own.pending, edge)
         plan_fetch(p, s, q)
 
 
@@ -802,13 +815,14 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
 def _put_entry(s: Any, q: Any, command: int, rows: int, slot: int, in_last: int, landed: int) -> None:
     """A burst of a frame joins the queue of those that stream out in order; of a frame without payload, nothing."""
     entry = s.e_tail & ENTRIES - 1
-    q.payload_bursts[entry].command = command
-    q.payload_bursts[entry].rows = rows
-    q.payload_bursts[entry].slot = slot
-    q.payload_bursts[entry].in_last = in_last
-    q.payload_bursts[entry].first = s.read_first
-    q.payload_bursts[entry].ends = s.read_left == 0
-    q.payload_bursts[entry].landed = landed
+    burst = q.payload_bursts[entry]
+    burst.command = command
+    burst.rows = rows
+    burst.slot = slot
+    burst.in_last = in_last
+    burst.first = s.read_first
+    burst.ends = s.read_left == 0
+    burst.landed = landed
     s.read_first = 0
     s.e_tail += 1
 
@@ -818,25 +832,27 @@ def stream_payload(p: Any, s: Any, q: Any) -> None:
     """Bursts of payload that have landed stream out in order, each frame's behind the rows of its template."""
     while s.e_head < s.e_tail and q.payload_bursts[s.e_head & ENTRIES - 1].landed < NEVER:
         entry = s.e_head & ENTRIES - 1
-        command = q.payload_bursts[entry].command
-        channel, place = q.commands[command].channel, q.commands[command].place
+        burst = q.payload_bursts[entry]
+        command = burst.command
+        frame = q.commands[command]
+        channel, place = frame.channel, frame.place
         out = s.stream_free
-        if q.payload_bursts[entry].first:
-            s.template_end = q.commands[command].edge
-            if q.commands[command].first and q.descriptors[channel, place].inline > 0:
+        if burst.first:
+            s.template_end = frame.edge
+            if frame.first and q.descriptors[channel, place].inline > 0:
                 rows = beats(q.descriptors[channel, place].inline, p.host_log2)
-                s.stream_free = max(s.stream_free, q.commands[command].edge + p.decision_to_rows) + rows
+                s.stream_free = max(s.stream_free, frame.edge + p.decision_to_rows) + rows
                 s.template_end = s.stream_free
             out = s.stream_free
-            if q.payload_bursts[entry].rows > 0:
-                out = max(out, _room_for_frame(p, s, q, channel, place, q.commands[command].count))
-        if q.payload_bursts[entry].rows > 0:
-            out = max(out, q.payload_bursts[entry].landed)
-            s.stream_free = out + q.payload_bursts[entry].rows
-            q.p_release[q.payload_bursts[entry].slot] = s.stream_free - 1
-        s.run_last = q.payload_bursts[entry].in_last
+            if burst.rows > 0:
+                out = max(out, _room_for_frame(p, s, q, channel, place, frame.count))
+        if burst.rows > 0:
+            out = max(out, burst.landed)
+            s.stream_free = out + burst.rows
+            q.p_release[burst.slot] = s.stream_free - 1
+        s.run_last = burst.in_last
         s.e_head += 1
-        if q.payload_bursts[entry].ends:
+        if burst.ends:
             finish_frame(p, s, q, command)
             plan_decision(p, s, q)
     if s.at_read == NEVER and s.reading and s.read_left > 0:
@@ -887,19 +903,23 @@ FRAMES = 256
 @step
 def header_operations(p: Any, q: Any, channel: int, place: int) -> int:
     """Operations on a frame's header, one a cycle: rows of the template, words that differ, checksums."""
-    operations = max(1, beats(q.descriptors[channel, place].inline, p.host_log2)) + q.descriptors[channel, place].sums
-    if q.descriptors[channel, place].mss > 0:
-        operations += 4 if q.descriptors[channel, place].ipv6 else 5
+    job = q.descriptors[channel, place]
+    operations = max(1, beats(job.inline, p.host_log2)) + job.sums
+    if job.mss > 0:
+        operations += 4 if job.ipv6 else 5
     return operations
 
 
 @step
 def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     """All of a frame's payload is on its way: when its header is written, and when it goes to the MAC."""
-    channel, place = q.commands[command].channel, q.commands[command].place
-    count, inline = q.commands[command].count, q.descriptors[channel, place].inline
+    frame = q.commands[command]
+    channel, place = frame.channel, frame.place
+    job = q.descriptors[channel, place]
+    count, inline = frame.count, job.inline
     number = s.frame_tail & FRAMES - 1
-    segmented, sums = q.descriptors[channel, place].mss > 0, q.descriptors[channel, place].sums
+    sent = q.frames[number]
+    segmented, sums = job.mss > 0, job.sums
     length = inline + count
 
     # its sum is made as its beats pass
@@ -917,7 +937,7 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     # one header after the other; room for it; a new template is taken apart before
     lane = s.frame_tail % p.segmenters if p.segmenters > 1 else 0
     free = q.header_free[lane]
-    if segmented and q.commands[command].first:
+    if segmented and frame.first:
         free = max(free, s.template_end) + p.template_cycles
     start = max(free, summed)
     if s.frame_tail >= p.frames_ready:
@@ -933,21 +953,22 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     if length > 0:
         leave_mac(p, s, q, last, length)
     s.mac_last = last
-    q.frames[number].first = first
-    q.frames[number].last = last
-    q.frames[number].header = start
-    q.frames[number].rows = rows_between(inline, count, p.host_log2) if count > 0 else 0
+    sent.first = first
+    sent.last = last
+    sent.header = start
+    sent.rows = rows_between(inline, count, p.host_log2) if count > 0 else 0
     s.frame_tail += 1
     q.begun[s.begun_tail & BEGUN - 1].edge = first
     q.begun[s.begun_tail & BEGUN - 1].bytes = length
     s.begun_tail += 1
-    put(s, q, FRAME, channel, q.descriptors[channel, place].number, first, last, q.commands[command].number)
-    if q.commands[command].last:
+    put(s, q, FRAME, channel, job.number, first, last, frame.number)
+    if frame.last:
         token = s.tx_tail & TOKENS - 1
-        q.tx_tokens[token].edge = last + p.sent_to_write
-        q.tx_tokens[token].channel = channel
-        q.tx_tokens[token].token = q.descriptors[channel, place].number
-        q.tx_tokens[token].writes = q.descriptors[channel, place].complete
+        told = q.tx_tokens[token]
+        told.edge = last + p.sent_to_write
+        told.channel = channel
+        told.token = job.number
+        told.writes = job.complete
         s.tx_tail += 1
         plan_completion(p, s, q)
 
@@ -1038,9 +1059,11 @@ def complete(p: Any, s: Any, q: Any) -> None:
         from_tx = _next_is_tx(s, q, max(sent, now))
         token = (s.tx_head if from_tx else s.rx_head) & TOKENS - 1
         if from_tx:
-            edge, its, writes, number = q.tx_tokens[token].edge, q.tx_tokens[token].channel, q.tx_tokens[token].writes, q.tx_tokens[token].token
+            one = q.tx_tokens[token]
+            edge, its, writes, number = one.edge, one.channel, one.writes, one.token
         else:
-            edge, its, writes, number = q.rx_tokens[token].edge, q.rx_tokens[token].channel, 1, q.rx_tokens[token].token | RECEIVE
+            other = q.rx_tokens[token]
+            edge, its, writes, number = other.edge, other.channel, 1, other.token | RECEIVE
         if not writes:
             if entries > 0:
                 break
@@ -1100,10 +1123,11 @@ def arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number:
     last = first + paced(beats(length, p.mac_log2), p.source_cycles_100) - 1
     s.source_free = last + p.source_gap
     place = s.in_tail & INCOMING - 1
-    q.incoming[place].edge = last
-    q.incoming[place].channel = channel
-    q.incoming[place].length = length
-    q.incoming[place].number = number
+    frame = q.incoming[place]
+    frame.edge = last
+    frame.channel = channel
+    frame.length = length
+    frame.number = number
     s.in_tail += 1
     if s.at_arrive == NEVER:
         s.at_arrive = last
@@ -1174,8 +1198,10 @@ def match(p: Any, s: Any, q: Any) -> bool:
     """Give the oldest frame its buffers, or drop it. True: the host must say which they are."""
     now = s.at_match
     wait = s.wait_head & INCOMING - 1
-    channel = q.matching[wait].channel
-    needed = 1 if q.matching[wait].length <= p.buffer_bytes else parts(q.matching[wait].length, p.buffer_bytes)
+    waiting = q.matching[wait]
+    channel = waiting.channel
+    own = q.channels[channel]
+    needed = 1 if waiting.length <= p.buffer_bytes else parts(waiting.length, p.buffer_bytes)
     if p.asks:
         if not s.answered:
             return True
@@ -1184,34 +1210,34 @@ def match(p: Any, s: Any, q: Any) -> bool:
         # what the coalescer takes to find the frame's place comes before
         now += s.answer_delay
         s.answer_delay = 0
-    if needed < 0 or q.channels[channel].rx_posted - q.channels[channel].rx_used < needed:
-        put(s, q, DROPPED, q.matching[wait].number, now, NO_BUFFER, 0, 0)
-        _release_rows(s, q, q.matching[wait].kept, now + 2, 0)
+    if needed < 0 or own.rx_posted - own.rx_used < needed:
+        put(s, q, DROPPED, waiting.number, now, NO_BUFFER, 0, 0)
+        _release_rows(s, q, waiting.kept, now + 2, 0)
         s.match_free = now + p.match_interval
         s.wait_head += 1
         plan_match(p, s, q)
         return False
-    if q.channels[channel].rx_asked - q.channels[channel].rx_used < needed:
+    if own.rx_asked - own.rx_used < needed:
         # a slot that is not yet fetched: whoever fetches it wakes this
         s.answered = p.asks
         s.at_match = NEVER
         return False
     if needed > 0:
-        landed = q.rx_landed[channel, (q.channels[channel].rx_used + needed - 1) & RX_LANDED - 1]
+        landed = q.rx_landed[channel, (own.rx_used + needed - 1) & RX_LANDED - 1]
         if landed > now:
             s.answered = p.asks
             s.at_match = landed if landed < NEVER else NEVER
             return False
     parts_now = s.answer_parts if p.asks else needed
-    left = q.matching[wait].length
+    left = waiting.length
     edge = now
     if needed > 1:
         edge += needed * p.match_further
-    q.channels[channel].rx_used += needed
+    own.rx_used += needed
     if needed > 0:
-        q.channels[channel].rx_want = min(q.channels[channel].rx_want, edge + p.used_to_fetch)
+        own.rx_want = min(own.rx_want, edge + p.used_to_fetch)
         plan_prefetch(p, s, q)
-    put(s, q, MATCHED, q.matching[wait].number, edge, channel, 0, 0)
+    put(s, q, MATCHED, waiting.number, edge, channel, 0, 0)
     for part in range(parts_now):
         place = s.parts_tail & PARTS - 1
         q.parts[place].edge = edge + p.arrived_to_write
@@ -1220,9 +1246,9 @@ def match(p: Any, s: Any, q: Any) -> bool:
         left -= p.buffer_bytes
         q.parts[place].begun = 0
         q.parts[place].last = part == parts_now - 1
-        q.parts[place].kept = q.matching[wait].kept
+        q.parts[place].kept = waiting.kept
         q.parts[place].channel = channel
-        q.parts[place].number = q.matching[wait].number
+        q.parts[place].number = waiting.number
         q.parts[place].done = 0
         q.parts[place].tells = s.answer_tells if p.asks else needed
         s.parts_tail += 1
@@ -1250,8 +1276,9 @@ RX_LANDED = 512
 @rule
 def post_buffers(p: Any, s: Any, q: Any, edge: int, channel: int, count: int) -> None:
     """A doorbell's beat at an edge tells of so many more buffers."""
-    q.channels[channel].rx_posted += count
-    q.channels[channel].rx_want = min(q.channels[channel].rx_want, edge + p.post_to_fetch)
+    own = q.channels[channel]
+    own.rx_posted += count
+    own.rx_want = min(own.rx_want, edge + p.post_to_fetch)
     plan_prefetch(p, s, q)
 
 
@@ -1271,38 +1298,40 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
     channel = 0
     for step in range(1, p.channels + 1):
         channel = (s.prefetch_last + step) & p.channels - 1
-        if q.channels[channel].rx_want <= now:
+        own = q.channels[channel]
+        if own.rx_want <= now:
             break
     s.prefetch_last = channel
-    q.channels[channel].rx_want = NEVER
+    own.rx_want = NEVER
     s.prefetch_free = now + p.prefetch_interval
-    asked = q.channels[channel].rx_asked
-    available = q.channels[channel].rx_posted - asked
-    if available > 0 and asked - q.channels[channel].rx_used <= p.prefetch_slots - RX_FETCH_SLOTS:
+    asked = own.rx_asked
+    available = own.rx_posted - asked
+    if available > 0 and asked - own.rx_used <= p.prefetch_slots - RX_FETCH_SLOTS:
         count = min(available, RX_FETCH_SLOTS - asked % RX_FETCH_SLOTS)
         rows = rows_between(asked * RX_SLOT_BYTES, count * RX_SLOT_BYTES, p.host_log2)
         slot = s.r_bursts & RELEASES - 1
         edge = max(now, q.r_release[s.r_bursts - p.receive_reads & RELEASES - 1] + p.slot_to_read)
         if edge >= NEVER:
             # no place for what comes: when one is free, `stream_buffers` says so
-            q.channels[channel].rx_want = NEVER
+            own.rx_want = NEVER
             s.starved_channel = channel + 1
             plan_prefetch(p, s, q)
             return
         q.r_release[slot] = NEVER
         entry = s.r_bursts & ENTRIES - 1
-        q.buffer_bursts[entry].rows = rows
-        q.buffer_bursts[entry].slot = slot
-        q.buffer_bursts[entry].channel = channel
-        q.buffer_bursts[entry].first = asked
-        q.buffer_bursts[entry].count = count
+        burst = q.buffer_bursts[entry]
+        burst.rows = rows
+        burst.slot = slot
+        burst.channel = channel
+        burst.first = asked
+        burst.count = count
         for number in range(count):
             q.rx_landed[channel, (asked + number) & RX_LANDED - 1] = NEVER
-        q.buffer_bursts[entry].landed = read(p, s, q, edge, rows, BUFFERS, s.r_bursts)
+        burst.landed = read(p, s, q, edge, rows, BUFFERS, s.r_bursts)
         s.r_bursts += 1
-        q.channels[channel].rx_asked += count
+        own.rx_asked += count
         if available > count:
-            q.channels[channel].rx_want = now + p.prefetch_interval
+            own.rx_want = now + p.prefetch_interval
         stream_buffers(p, s, q)
     plan_prefetch(p, s, q)
 
@@ -1312,12 +1341,13 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
     """Bursts of receive slots that have landed stream out, in order; a frame may wait for one."""
     while s.r_streamed < s.r_bursts and q.buffer_bursts[s.r_streamed & ENTRIES - 1].landed < NEVER:
         entry = s.r_streamed & ENTRIES - 1
-        out = max(q.buffer_bursts[entry].landed, s.r_out_free)
-        s.r_out_free = out + q.buffer_bursts[entry].rows
-        q.r_release[q.buffer_bursts[entry].slot] = s.r_out_free - 1
-        channel = q.buffer_bursts[entry].channel
-        for number in range(q.buffer_bursts[entry].count):
-            q.rx_landed[channel, (q.buffer_bursts[entry].first + number) & RX_LANDED - 1] = (
+        burst = q.buffer_bursts[entry]
+        out = max(burst.landed, s.r_out_free)
+        s.r_out_free = out + burst.rows
+        q.r_release[burst.slot] = s.r_out_free - 1
+        channel = burst.channel
+        for number in range(burst.count):
+            q.rx_landed[channel, (burst.first + number) & RX_LANDED - 1] = (
                 out + (number * RX_SLOT_BYTES >> p.host_log2) + p.slots_to_write - p.arrived_to_write)
         s.r_streamed += 1
         if s.at_match == NEVER:
@@ -1350,15 +1380,16 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     """Write a burst of the oldest part of a frame; with its last one the part's end is known."""
     now = s.at_write
     place = s.parts_head & PARTS - 1
-    at, left = q.parts[place].at, q.parts[place].left
+    part = q.parts[place]
+    at, left = part.at, part.left
     if port_free(p, s) > now:
         plan_write(p, s, q)
         return
-    if not q.parts[place].begun:
-        q.parts[place].begun = 1
-        if q.parts[place].last and q.parts[place].kept >= 0:
+    if not part.begun:
+        part.begun = 1
+        if part.last and part.kept >= 0:
             rows = beats(left, p.host_log2)
-            _release_rows(s, q, q.parts[place].kept, now - p.row_to_write, rows)
+            _release_rows(s, q, part.kept, now - p.row_to_write, rows)
     length = min(left, BURST - (at & BURST - 1))
     if length > 0:
         rows = rows_between(at, length, p.host_log2)
@@ -1370,16 +1401,16 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         response = stored + p.write_latency + 1
         q.rw_release[s.receive_writes & RELEASES - 1] = response
         s.receive_writes += 1
-        q.parts[place].done = max(q.parts[place].done, response)
-    q.parts[place].at = at + length
-    q.parts[place].left = left - length
+        part.done = max(part.done, response)
+    part.at = at + length
+    part.left = left - length
     if left == length:
-        s.part_done = max(s.part_done, q.parts[place].done + p.response_to_write)
+        s.part_done = max(s.part_done, part.done + p.response_to_write)
         s.parts_head += 1
         s.parts_done += 1
-        if q.parts[place].last:
-            for buffer in range(q.parts[place].tells):
-                tell_receive(p, s, q, q.parts[place].channel, q.parts[place].number, s.part_done + buffer * p.gather_interval)
+        if part.last:
+            for buffer in range(part.tells):
+                tell_receive(p, s, q, part.channel, part.number, s.part_done + buffer * p.gather_interval)
         plan_match(p, s, q)
     plan_write(p, s, q)
 
@@ -1388,16 +1419,17 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
 def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, tells: int) -> None:
     """An aggregate ends: so many completions, behind all that was matched before."""
     place = s.parts_tail & PARTS - 1
-    q.parts[place].edge = edge
-    q.parts[place].at = 0
-    q.parts[place].left = 0
-    q.parts[place].begun = 0
-    q.parts[place].last = 1
-    q.parts[place].kept = -1
-    q.parts[place].channel = channel
-    q.parts[place].number = number
-    q.parts[place].done = edge
-    q.parts[place].tells = tells
+    part = q.parts[place]
+    part.edge = edge
+    part.at = 0
+    part.left = 0
+    part.begun = 0
+    part.last = 1
+    part.kept = -1
+    part.channel = channel
+    part.number = number
+    part.done = edge
+    part.tells = tells
     s.parts_tail += 1
     if s.at_write == NEVER:
         plan_write(p, s, q)
@@ -1406,9 +1438,10 @@ def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, 
 @rule
 def tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> None:
     token = s.rx_tail & TOKENS - 1
-    q.rx_tokens[token].edge = edge
-    q.rx_tokens[token].channel = channel
-    q.rx_tokens[token].token = number
+    told = q.rx_tokens[token]
+    told.edge = edge
+    told.channel = channel
+    told.token = number
     s.rx_tail += 1
     plan_completion(p, s, q)
 

@@ -155,7 +155,7 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("freed_slots", stages.FREED, "edge channel slots"),
     ("slot_bursts", stages.ENTRIES, "rows slot fetch burst landed"),
     ("descriptors", (MAX_CHANNELS, DESCRIPTORS),
-     "slots inline payload mss sums ipv6 complete piece pieces number job"),
+     "slots inline payload mss sums ipv6 complete piece pieces number"),
     ("pieces", stages.PIECES, "address length"),
     ("arrivals", stages.ARRIVALS, "edge channel"),
     ("commands", stages.COMMANDS, "channel place offset count first last number edge"),
@@ -184,7 +184,8 @@ _COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
 
 
 def _fields() -> list[tuple[Any, ...]]:
-    """Behind each table a cache line of nothing: otherwise entries of one number would all fall into the same few lines."""
+    """Behind each table a cache line of nothing: otherwise entries of one number would all fall into the same few
+    lines."""
     found: list[tuple[Any, ...]] = []
     for name, size, names in _NUMBERS_OF:
         record = np.dtype((np.record, [(field, np.int64) for field in names.split()]))
