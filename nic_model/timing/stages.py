@@ -1030,7 +1030,8 @@ def plan_completion(p: Any, s: Any, q: Any) -> None:
     if at == NEVER:
         s.at_complete = NEVER
     else:
-        s.at_complete = max(max(at, s.complete_free), port_free(p, s))
+        s.completion_ready = max(at, s.complete_free)
+        s.at_complete = max(s.completion_ready, port_free(p, s))
 
 
 @step
@@ -1050,8 +1051,9 @@ def _next_is_tx(s: Any, q: Any, edge: int) -> bool:
 def complete(p: Any, s: Any, q: Any) -> None:
     """Write the next completion, and with it those of its ring that have come close behind."""
     now = s.at_complete
-    if port_free(p, s) > now or q.cw_release[s.completion_writes - p.completion_writes & RELEASES - 1] + 2 > now:
-        s.at_complete = max(port_free(p, s), q.cw_release[s.completion_writes - p.completion_writes & RELEASES - 1] + 2)
+    room = q.cw_release[s.completion_writes - p.completion_writes & RELEASES - 1] + p.response_to_room
+    if max(port_free(p, s), room) > now:
+        s.at_complete = max(port_free(p, s), room)
         return
     entries, sent, channel = 0, s.complete_free, -1
     first_token = s.batch_tail
@@ -1075,7 +1077,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
             return
         if entries == 0:
             sent = max(sent, edge)
-        elif (its != channel or edge > max(sent + 1, now)
+        elif (its != channel or edge > sent + 1
               or q.channels[channel].cq_index % (BATCH_BYTES // COMPLETION_BYTES) == 0):
             break
         else:
@@ -1100,8 +1102,9 @@ def complete(p: Any, s: Any, q: Any) -> None:
     response = stored + p.write_latency + 1
     q.cw_release[s.completion_writes & RELEASES - 1] = response
     s.completion_writes += 1
-    # the next entry may be made while this one waits for the port, and its write follows at once
-    s.complete_free = max(sent + p.entry_rows, first)
+    # the next entry may be made while this one waits for the port, as soon as the one before this has left
+    s.complete_free = max(sent + p.entry_rows, s.completion_first)
+    s.completion_first = first
     for number in range(entries):
         put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) & TOKENS - 1], s.w_last, stored,
             response + p.response_to_irq)
@@ -1361,6 +1364,10 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
 # rtl/rx_deliver.py, rtl/dma_write.py
 
 
+PART_CYCLES = 2
+"""From one part of a frame to the next at least."""
+
+
 @rule
 def plan_write(p: Any, s: Any, q: Any) -> None:
     """When the next burst of a received frame is written."""
@@ -1368,11 +1375,10 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
         s.at_write = NEVER
         return
     place = s.parts_head & PARTS - 1
-    at = s.rows_free
+    s.write_ready = q.rw_release[s.receive_writes - p.receive_writes & RELEASES - 1] + p.response_to_room
     if not q.parts[place].begun:
-        at = max(at, q.parts[place].edge)
-    at = max(at, q.rw_release[s.receive_writes - p.receive_writes & RELEASES - 1] + 2)
-    s.at_write = max(at, port_free(p, s))
+        s.write_ready = max(s.write_ready, max(q.parts[place].edge, s.part_began + PART_CYCLES))
+    s.at_write = max(max(s.write_ready, s.rows_free), port_free(p, s))
 
 
 @rule
@@ -1387,6 +1393,7 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         return
     if not part.begun:
         part.begun = 1
+        s.part_began = now
         if part.last and part.kept >= 0:
             rows = beats(left, p.host_log2)
             _release_rows(s, q, part.kept, now - p.row_to_write, rows)
@@ -1435,11 +1442,16 @@ def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, 
         plan_write(p, s, q)
 
 
+GATHER_CYCLES = 2
+"""From one receive that is told of to the next at least."""
+
+
 @rule
 def tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> None:
     token = s.rx_tail & TOKENS - 1
     told = q.rx_tokens[token]
-    told.edge = edge
+    s.gathered = max(edge, s.gathered + GATHER_CYCLES)
+    told.edge = s.gathered
     told.channel = channel
     told.token = number
     s.rx_tail += 1
@@ -1457,6 +1469,22 @@ def next_edge(s: Any) -> int:
     return min(min(transmit, receive), min(s.at_land, s.at_complete))
 
 
+CHOSEN_BEHIND = 2
+"""Cycles behind a burst's first beat at which the next one is chosen, if that is not its end already."""
+
+
+@step
+def _write_is_first(s: Any, at: int) -> bool:
+    """Whether a burst of a received frame goes before a completion that could be written at the same edge: who is there
+    when the choice is made, or comes first behind it, and in turn if both."""
+    chosen = min(s.w_first + CHOSEN_BEHIND, at)
+    if s.completion_ready > max(chosen, s.write_ready):
+        return True
+    if s.write_ready > max(chosen, s.completion_ready):
+        return False
+    return bool(s.w_was_completion)
+
+
 @rule
 def advance(p: Any, s: Any, q: Any, until: int) -> bool:
     """Let all stages act whose time comes up to an edge. False: there is no room for what comes out, or, for a host
@@ -1470,7 +1498,7 @@ def advance(p: Any, s: Any, q: Any, until: int) -> bool:
             return False
         if at > until or at == NEVER:
             return True
-        if s.at_write == at and (s.at_complete > at or s.w_was_completion):
+        if s.at_write == at and (s.at_complete > at or _write_is_first(s, at)):
             write_burst(p, s, q)
         elif s.at_complete == at:
             complete(p, s, q)
