@@ -315,7 +315,8 @@ START = {"header_to_frame": 16, "plain_to_frame": 16, "sent_to_write": 15, "arri
          "slot_to_payload": 20, "bell_to_fetch": 14, "used_to_fetch": 30, "slots_to_write": 30, "row_to_write": 20,
          "refetch": 12, "freed_to_fetch": 10, "piece_first": 3, "piece_further": 4,
          "freed_before_fetch": 4, "match_interval": 3, "burst_interval": 2, "decision_interval": 4,
-         "match_further": 4, "gather_interval": 3, "response_to_room": 5, "fetch_overhead": 2, "slot_to_read": 4, "begun_to_payload": 8}
+         "match_further": 4, "gather_interval": 3, "response_to_room": 5, "fetch_overhead": 2, "slot_to_read": 4,
+         "begun_to_payload": 8}
 """Where solving begins."""
 
 

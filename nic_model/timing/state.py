@@ -115,9 +115,11 @@ _NUMBERS = (
     "arrival_tail command_head command_tail frames_decided freed_head freed_tail decide_free rest_edge decide_last "
     "has_job ahead gone_ahead begun_head begun_tail walk_free reading read_left frame_edge run_last read_first "
     "e_head e_tail stream_free template_end p_ar_last p_bursts piece piece_at piece_left rows_head rows_in rows_out "
-    "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail complete_free completion_ready completion_first "
+    "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail "
+    "complete_free completion_ready completion_first "
     "token_was_tx batch_tail completion_writes source_free in_head in_tail kept_head kept_tail rx_rows wait_head "
-    "wait_tail match_free parts_head parts_tail parts_done part_done part_began write_ready gathered starved_channel prefetch_free prefetch_last "
+    "wait_tail match_free parts_head parts_tail parts_done part_done part_began write_ready "
+    "gathered starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
     "answer_tells answer_delay piece_tail entered arrived waits"
 )
@@ -132,7 +134,8 @@ def numbers(bus: BusModel) -> np.ndarray:
         if name.startswith("at_") or name == "next_at":
             record[name] = stages.NEVER
     record["random"] = bus.seed
-    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last", "part_began", "gathered"):
+    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last", "part_began",
+                 "gathered"):
         record[name] = -1000
     return record
 
