@@ -185,7 +185,7 @@ class TimedDevice:
         self._drain_at = 0
         self._drains = False
         self._deadline, self._deadline_unknown = stages.NEVER, True
-        self._tables = self.machine.tables
+        self._tables, self._channels = self.machine.tables, self.machine.tables["channels"]
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
         self.doing.submitted = self._submitted
         self.doing.ended = self._tell_ended
@@ -284,8 +284,8 @@ class TimedDevice:
             self._written[number] = 0
             for name in ("producer", "asked", "consumed", "freed", "freeing", "starved", "rx_posted", "rx_asked",
                          "rx_used", "cq_index"):
-                self._tables[name][number] = 0
-            self._tables["ring_slots"][number] = 1 << channel.tx.log2
+                self._channels[name][number] = 0
+            self._channels["ring_slots"][number] = 1 << channel.tx.log2
 
     # ------------------------------------------------------------------------------------------ doorbells, sends
 
@@ -302,7 +302,7 @@ class TimedDevice:
         parsed = channel.tx.index
         pushes = offset >= REGISTERS["PUSH"].offset and len(data) == PUSH_BLOCK_BYTES
         # what the device has not taken out of its ring yet still stands there for it
-        busy = self._tables["producer"][channel_number] != self._tables["consumed"][channel_number]
+        busy = self._channels["producer"][channel_number] != self._channels["consumed"][channel_number]
         if pushes and busy:
             return  # the doorbell behind it counts
         doing.write_doorbell(channel_number, offset, data)
@@ -382,7 +382,7 @@ class TimedDevice:
         self.now = max(self.now, int(numbers["at_match"][0]))
         self._deadline_unknown = True
         wait = int(numbers["wait_head"][0]) & stages.INCOMING - 1
-        number = int(tables["m_number"][wait])
+        number = int(tables["matching"]["number"][wait])
         arrived = self._arrived.pop(number)
         doing = self.doing
         doing.work = work = _Work()
@@ -401,12 +401,13 @@ class TimedDevice:
             numbers["answer_buffers"][0] = NOT_KEPT
             return
         numbers["answer_buffers"][0] = work.buffers
-        tables["m_channel"][wait] = own.channel.number
+        tables["matching"]["channel"][wait] = own.channel.number
         numbers["answer_parts"][0] = max(1, len(work.parts))
-        tables["answer_length"][0] = tables["answer_at"][0] = 0
+        answers = tables["answers"]
+        answers["length"][0] = answers["at"][0] = 0
         for place, (address, length) in enumerate(work.parts):
-            tables["answer_at"][place] = address % stages.BURST
-            tables["answer_length"][place] = length
+            answers["at"][place] = address % stages.BURST
+            answers["length"][place] = length
         numbers["answer_tells"][0] = len(mine)
         if doing.coalesced is not None:
             timing = self.model.timing

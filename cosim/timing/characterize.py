@@ -183,6 +183,8 @@ def probes(config: NicConfig) -> Iterator[Probe]:
                 "one frame of 240 bytes in buffers of 16: its first completion")
     yield Probe("gather_interval", case(arrivals=_arrivals(1, 240), buffer_bytes=16), _all_done,
                 "the same: all its completions", 1)
+    yield Probe("response_to_room", case(arrivals=_arrivals(120, 1514, 1600 / config.mac_bytes), bus=bus(250, 1500)),
+                _all_done, "120 frames of 1,514 bytes, 1,500 cycles of latency of writes: their completions", 0, 32)
     yield Probe("used_to_fetch", case(arrivals=_arrivals(150, 60, 12)), _read(BUFFERS, 0),
                 "150 frames of 60 bytes, one each 12 cycles: the first read of slots that buffers made room for", 0,
                 128)
@@ -313,7 +315,8 @@ START = {"header_to_frame": 16, "plain_to_frame": 16, "sent_to_write": 15, "arri
          "slot_to_payload": 20, "bell_to_fetch": 14, "used_to_fetch": 30, "slots_to_write": 30, "row_to_write": 20,
          "refetch": 12, "freed_to_fetch": 10, "piece_first": 3, "piece_further": 4,
          "freed_before_fetch": 4, "match_interval": 3, "burst_interval": 2, "decision_interval": 4,
-         "match_further": 4, "gather_interval": 3, "fetch_overhead": 2, "slot_to_read": 4, "begun_to_payload": 8}
+         "match_further": 4, "gather_interval": 3, "response_to_room": 5, "fetch_overhead": 2, "slot_to_read": 4,
+         "begun_to_payload": 8}
 """Where solving begins."""
 
 

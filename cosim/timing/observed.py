@@ -205,7 +205,7 @@ def on_rules(model: DeviceModel, case: Case) -> Observed:
     sends = {sender.channel: list(sender.sends) for sender in case.senders}
     for channel, its in sends.items():
         slots = sum(slots_needed(HEADER_BYTES if send.mss else send.inline, len(send.cut())) for send in its)
-        machine.tables["ring_slots"][channel] = 1 << min(max(4, (slots - 1).bit_length()), largest)
+        machine.tables["channels"]["ring_slots"][channel] = 1 << min(max(4, (slots - 1).bit_length()), largest)
     if case.arrivals:
         for channel in range(case.receivers):
             machine.call("post_buffers", 1000, channel, 1 << receive_ring_log2(case, largest))

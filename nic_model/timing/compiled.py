@@ -11,9 +11,10 @@ from typing import Any
 import numba
 from numba import carray, cfunc, types
 
-from nic_model.timing import kernel, stages, state
+from nic_model.timing import entering, stages, state
 
 _P, _S, _Q = (types.CPointer(numba.from_dtype(layout)) for layout in (state.P_LAYOUT, state.S_LAYOUT, state.Q_LAYOUT))
+_ROWS = types.CPointer(numba.from_dtype(state.INPUT))
 _INT = types.int64
 
 
@@ -63,19 +64,24 @@ def _close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int,
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT, _INT, _INT, _INT, _INT), cache=True)
 def _put_send(p: Any, s: Any, q: Any, channel: int, payload: int, mss: int, inline: int, sums: int, slots: int,
               complete: int) -> int:
-    return int(kernel.put_send(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], channel, payload, mss, inline, sums,
+    return int(entering.put_send(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], channel, payload, mss, inline, sums,
                                slots, complete))
 
 
 @cfunc(_INT(_P, _S, _Q, _INT, _INT, _INT), cache=True)
 def _put_piece(p: Any, s: Any, q: Any, channel: int, address: int, length: int) -> int:
-    kernel.put_piece(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], channel, address, length)
+    entering.put_piece(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], channel, address, length)
     return 0
+
+
+@cfunc(_INT(_P, _S, _Q, _ROWS, _INT, _INT), cache=True)
+def _feed(p: Any, s: Any, q: Any, rows: Any, count: int, at: int) -> int:
+    return int(entering.feed(carray(p, 1)[0], carray(s, 1)[0], carray(q, 1)[0], carray(rows, count), count, at))
 
 
 FUNCTIONS = {
     "advance": _advance.ctypes, "ring_bell": _ring_bell.ctypes, "push": _push.ctypes,
     "post_buffers": _post_buffers.ctypes, "arrive": _arrive.ctypes, "close_receive": _close_receive.ctypes,
-    "put_send": _put_send.ctypes, "put_piece": _put_piece.ctypes,
+    "put_send": _put_send.ctypes, "put_piece": _put_piece.ctypes, "feed": _feed.ctypes,
 }
 """Name -> function of the addresses of `p`, `s`, `q` and numbers."""

@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from nic_model.timing import kernel, stages, state
+from nic_model.timing import entering, stages, state
 from nic_model.timing.parameters import DeviceModel
 from nic_model.timing.state import BusModel, MacModel
 
@@ -26,7 +26,7 @@ class Machine:
     """
 
     def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes: int = 2048,
-                 traced: bool = False, asks: bool = False) -> None:
+                 traced: bool = False, asks: bool = False, specialised: bool = False) -> None:
         self._arrays = (state.parameters(model, bus, mac, buffer_bytes=buffer_bytes, traced=traced, asks=asks),
                         state.numbers(bus), state.queues(model))
         self.p, self.s, self.q = (array.view(np.recarray)[0] for array in self._arrays)
@@ -34,15 +34,22 @@ class Machine:
         # what Python looks at often, as views: a record's own attributes are slow
         self._out, self._out_count = q["out"][0], s["out_count"]
         self.numbers = {name: s[name] for name in state.S_LAYOUT.names or ()}
-        self.tables = {name: q[name][0] for name in state.Q_LAYOUT.names or ()}
+        self.tables = {name: {field: q[name][0][field] for field in q[name].dtype.names or ()}
+                       for name in state.RECORDS}
         self._next_at = s["next_at"]
         self._plain = is_plain()
         self._records: tuple[Any, ...]
         self._functions: Mapping[str, Callable[..., int]]
         if is_plain():
             self._records = self.p, self.s, self.q
-            self._functions = {name: getattr(stages, name, None) or getattr(kernel, name) for name in (
-                "advance", "ring_bell", "push", "post_buffers", "arrive", "close_receive", "put_send", "put_piece")}
+            self._functions = {name: getattr(stages, name, None) or getattr(entering, name) for name in (
+                "advance", "ring_bell", "push", "post_buffers", "arrive", "close_receive", "put_send", "put_piece",
+                "feed")}
+        elif specialised:
+            from nic_model.timing.specialised import specialise
+
+            self._records = tuple(array.ctypes.data for array in self._arrays)
+            self._functions = specialise(self.p)
         else:
             from nic_model.timing.compiled import FUNCTIONS
 
@@ -51,7 +58,7 @@ class Machine:
         self._advance = self._functions["advance"]
 
     def call(self, name: str, *numbers: int) -> int:
-        """Call a rule of `stages` or `kernel`."""
+        """Call a rule of `stages` or `entering`."""
         found = self._functions[name](*self._records, *numbers)
         if self._plain:
             self._next_at[0] = stages.next_edge(self.s)
@@ -60,6 +67,12 @@ class Machine:
     def advance(self, until: int) -> bool:
         """Let all stages act up to an edge; False: take what has come out, or answer what is asked, and go on."""
         return bool(self._advance(*self._records, until))
+
+    def feed(self, rows: np.ndarray, at: int) -> int:
+        """Let rows of `state.INPUT` enter, as `entering.feed` says."""
+        if self._plain:
+            return int(self._functions["feed"](*self._records, rows.view(np.recarray), len(rows), at))
+        return int(self._functions["feed"](*self._records, rows.ctypes.data, len(rows), at))
 
     def next_edge(self) -> int:
         """When something happens by itself; `stages.NEVER`: not until something enters."""
@@ -71,5 +84,11 @@ class Machine:
         if not count:
             return []
         found: list[list[int]] = self._out[:count].tolist()
+        self._out_count[0] = 0
+        return found
+
+    def taken_rows(self) -> np.ndarray:
+        """The same as an array of rows."""
+        found = self._out[:self._out_count[0]].copy()
         self._out_count[0] = 0
         return found

@@ -100,6 +100,8 @@ class StageTiming:
     response_to_write: int
     """`DmaWrite`, `RxDeliver`, `RxGather`, `Completion`: from the bus's last response to a frame to its completion's
     first beat."""
+    response_to_room: int
+    """`DmaWrite`: from a burst's response to the earliest first beat of a burst that waits for its place."""
     gather_interval: int
     """`RxGather`: from one buffer of a frame to the next."""
     post_to_fetch: int

@@ -58,10 +58,15 @@ def rule(function: F) -> F:
     return cast(F, numba.njit(cache=True, inline="never")(function))
 
 
+def step(function: F) -> F:
+    """A part of a rule: compiled as if it stood where it is called, since a call costs as much as what most do."""
+    return cast(F, numba.njit(cache=True, inline="always")(function))
+
+
 # ---------------------------------------------------------------------------------------------- what all stages use
 
 
-@rule
+@step
 def put(s: Any, q: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
     """Say what comes out. FRAME: channel, descriptor, first beat, last beat, number in its send. READ: edge, who
     reads. COMPLETED: channel, token, the write's last beat, when it is in memory, when it is retired. MATCHED: frame,
@@ -76,13 +81,13 @@ def put(s: Any, q: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> No
     s.out_count += 1
 
 
-@rule
+@step
 def time_of(p: Any, edge: int) -> int:
     """Picoseconds of an edge, rounded down."""
     return edge * p.period_ps + (edge * p.period_rest // p.clock_hz if p.period_rest else 0)
 
 
-@rule
+@step
 def edge_from(p: Any, time_ps: int) -> int:
     """The first edge at or after a time."""
     if p.period_rest == 0:
@@ -95,25 +100,25 @@ def edge_from(p: Any, time_ps: int) -> int:
     return edge
 
 
-@rule
+@step
 def paced(count: int, cycles_100: int) -> int:
     """Cycles of so many beats, a hundred of which take so many."""
     return count if cycles_100 == 100 else (count * cycles_100 + 99) // 100
 
 
-@rule
+@step
 def parts(length: int, most: int) -> int:
     """Parts of so many bytes at most."""
     return (length + most - 1) // most
 
 
-@rule
+@step
 def beats(length: int, log2: int) -> int:
     """Beats of 2^log2 bytes that so many take from a beat's first lane on."""
     return (length + (1 << log2) - 1) >> log2
 
 
-@rule
+@step
 def rows_between(address: int, length: int, log2: int) -> int:
     """Rows of 2^log2 bytes that bytes at an address touch."""
     return ((address & (1 << log2) - 1) + length + (1 << log2) - 1) >> log2
@@ -134,14 +139,14 @@ def below(s: Any, n: int) -> int:
     return int(((z >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
-@rule
+@step
 def moved(p: Any, length: int) -> int:
     """Fractions of a cycle that a burst keeps the bus."""
     return length * p.fractions_per_byte + (
         max(1, parts(length, p.max_payload)) * p.overhead_fractions if p.overhead_fractions else 0)
 
 
-@rule
+@step
 def read_due(p: Any, s: Any, q: Any, edge: int, length: int) -> int:
     """Edge at which a read's data may reach the device, without what a bus out of order adds."""
     requests = 0
@@ -176,7 +181,7 @@ TAGS_THAT_BIND = 1024
 """More reads than the device ever has in flight."""
 
 
-@rule
+@step
 def read(p: Any, s: Any, q: Any, edge: int, rows: int, client: int, entry: int) -> int:
     """A burst is asked for at an edge: the edge of its last beat on the bus, if that is known by now. On a bus out of
     order it is not; then `land` says it to the entry of the client's queue."""
@@ -187,45 +192,46 @@ def read(p: Any, s: Any, q: Any, edge: int, rows: int, client: int, entry: int) 
         s.r_last = max(due, s.r_last) + rows
         return s.r_last
     place = s.on_way
-    q.o_due[place] = due + below(s, p.reorder + 1)
-    q.o_order[place] = s.asked_for
-    q.o_rows[place] = rows
-    q.o_client[place] = client
-    q.o_entry[place] = entry
+    burst = q.under_way_reads[place]
+    burst.due = due + below(s, p.reorder + 1)
+    burst.order = s.asked_for
+    burst.rows = rows
+    burst.client = client
+    burst.entry = entry
     s.on_way += 1
     s.asked_for += 1
-    s.at_land = min(s.at_land, max(q.o_due[place], s.r_last))
+    s.at_land = min(s.at_land, max(burst.due, s.r_last))
     return NEVER
 
 
 @rule
 def land(p: Any, s: Any, q: Any) -> None:
     """Of all data that are due, the earliest take the bus."""
-    chosen = 0
+    earliest = q.under_way_reads[0]
     for place in range(1, s.on_way):
-        if q.o_due[place] < q.o_due[chosen] or (
-                q.o_due[place] == q.o_due[chosen] and q.o_order[place] < q.o_order[chosen]):
-            chosen = place
-    client, entry = q.o_client[chosen], q.o_entry[chosen]
-    s.r_last = max(q.o_due[chosen], s.r_last) + q.o_rows[chosen]
+        other = q.under_way_reads[place]
+        if other.due < earliest.due or (other.due == earliest.due and other.order < earliest.order):
+            earliest = other
+    client, entry = earliest.client, earliest.entry
+    s.r_last = max(earliest.due, s.r_last) + earliest.rows
     s.on_way -= 1
-    last = s.on_way
-    q.o_due[chosen] = q.o_due[last]
-    q.o_order[chosen] = q.o_order[last]
-    q.o_rows[chosen] = q.o_rows[last]
-    q.o_client[chosen] = q.o_client[last]
-    q.o_entry[chosen] = q.o_entry[last]
+    last = q.under_way_reads[s.on_way]
+    earliest.due = last.due
+    earliest.order = last.order
+    earliest.rows = last.rows
+    earliest.client = last.client
+    earliest.entry = last.entry
     s.at_land = NEVER
     for place in range(s.on_way):
-        s.at_land = min(s.at_land, max(q.o_due[place], s.r_last))
+        s.at_land = min(s.at_land, max(q.under_way_reads[place].due, s.r_last))
     if client == PAYLOAD:
-        q.e_landed[entry & ENTRIES - 1] = s.r_last
+        q.payload_bursts[entry & ENTRIES - 1].landed = s.r_last
         stream_payload(p, s, q)
     elif client == SLOTS:
-        q.g_landed[entry & ENTRIES - 1] = s.r_last
+        q.slot_bursts[entry & ENTRIES - 1].landed = s.r_last
         stream_slots(p, s, q)
     else:
-        q.h_landed[entry & ENTRIES - 1] = s.r_last
+        q.buffer_bursts[entry & ENTRIES - 1].landed = s.r_last
         stream_buffers(p, s, q)
 
 
@@ -233,7 +239,7 @@ ENTRIES = 1024
 RELEASES = 256
 
 
-@rule
+@step
 def write(p: Any, s: Any, edge: int, length: int) -> int:
     """A burst's last beat has left at an edge: when it stands in memory."""
     s.bus_up = max(edge << FRACTION_BITS, s.bus_up) + moved(p, length)
@@ -247,7 +253,7 @@ def write(p: Any, s: Any, edge: int, length: int) -> int:
 @rule
 def ring_bell(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> None:
     """A doorbell's beat at an edge tells of so many more slots."""
-    q.producer[channel] += slots
+    q.channels[channel].producer += slots
     pend(p, s, q, channel, edge + p.bell_to_fetch)
 
 
@@ -255,19 +261,21 @@ def ring_bell(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> No
 def push(p: Any, s: Any, q: Any, edge: int, channel: int, slots: int) -> None:
     """A descriptor of so many slots was pushed, its last beat at an edge: it needs no fetch. Whoever calls sees to it
     that its channel has nothing else in its ring."""
-    place = q.parsed[channel] & p.descriptors - 1
-    q.producer[channel] += slots
-    q.asked[channel] += slots
-    q.consumed[channel] += slots
+    own = q.channels[channel]
+    place = own.parsed & p.descriptors - 1
+    own.producer += slots
+    own.asked += slots
+    own.consumed += slots
     _make_job(p, s, q, channel, place, edge + p.push_to_payload - p.slot_to_payload)
-    q.parsed[channel] += 1
+    own.parsed += 1
 
 
 @rule
 def pend(p: Any, s: Any, q: Any, channel: int, edge: int) -> None:
     """A channel has something to fetch from an edge on."""
-    q.pending[channel] = min(q.pending[channel], edge)
-    if q.under_way[channel] < p.channel_fetches:
+    own = q.channels[channel]
+    own.pending = min(own.pending, edge)
+    if own.under_way < p.channel_fetches:
         s.at_fetch = min(s.at_fetch, max(edge, s.fetch_free))
 
 
@@ -276,8 +284,8 @@ def plan_fetch(p: Any, s: Any, q: Any) -> None:
     """When the next fetch is asked for."""
     earliest = NEVER
     for channel in range(p.channels):
-        if q.under_way[channel] < p.channel_fetches:
-            earliest = min(earliest, q.pending[channel])
+        if q.channels[channel].under_way < p.channel_fetches:
+            earliest = min(earliest, q.channels[channel].pending)
     s.at_fetch = NEVER if earliest == NEVER else max(earliest, s.fetch_free)
 
 
@@ -288,7 +296,8 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     chosen = -1
     for step in range(1, p.channels + 1):
         channel = (s.fetch_last + step) & p.channels - 1
-        if q.pending[channel] <= now and q.under_way[channel] < p.channel_fetches:
+        own = q.channels[channel]
+        if own.pending <= now and own.under_way < p.channel_fetches:
             chosen = channel
             break
     if chosen < 0 or s.fetch_tail - s.fetch_head >= FETCHES_KEPT:
@@ -298,10 +307,10 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     channel = chosen
     s.fetch_last = channel
     count_freed(p, s, q, now)
-    available = q.producer[channel] - q.asked[channel]
-    room = p.queue_slots - (q.asked[channel] - q.freed[channel])
+    available = own.producer - own.asked
+    room = p.queue_slots - (own.asked - own.freed)
     wanted = min(available, FETCH_SLOTS)
-    q.pending[channel] = NEVER
+    own.pending = NEVER
     s.fetch_free = now + p.fetch_interval
     if available <= 0:
         pass
@@ -310,45 +319,47 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     else:
         count = min(room, wanted)
         if available > count:
-            q.pending[channel] = now + p.fetch_interval
+            own.pending = now + p.fetch_interval
         _cut_bursts(p, s, q, now, channel, count)
-        q.asked[channel] += count
-        q.under_way[channel] += 1
+        own.asked += count
+        own.under_way += 1
     plan_fetch(p, s, q)
 
 
 @rule
 def _starve(p: Any, s: Any, q: Any, channel: int) -> None:
     """A channel waits for room; that which is already on its way may be enough."""
-    most = q.asked[channel] - (p.queue_slots - p.least_fetch) - q.freed[channel]
+    own = q.channels[channel]
+    most = own.asked - (p.queue_slots - p.least_fetch) - own.freed
     for number in range(s.freed_head, s.freed_tail):
-        if q.fr_channel[number & FREED - 1] == channel:
-            most -= q.fr_slots[number & FREED - 1]
+        if q.freed_slots[number & FREED - 1].channel == channel:
+            most -= q.freed_slots[number & FREED - 1].slots
             if most <= 0:
-                q.pending[channel] = q.fr_edge[number & FREED - 1]
+                own.pending = q.freed_slots[number & FREED - 1].edge
                 return
-    q.starved[channel] = 1
+    own.starved = 1
 
 
 @rule
 def _cut_bursts(p: Any, s: Any, q: Any, now: int, channel: int, count: int) -> None:
     """The bursts of a fetch."""
+    own = q.channels[channel]
     place = s.fetch_tail & FETCHES_KEPT - 1
-    q.f_channel[place] = channel
-    q.f_index[place] = q.asked[channel]
-    q.f_count[place] = count
-    q.f_issued[place] = now
-    index, left, number = q.asked[channel] & q.ring_slots[channel] - 1, count, 0
+    q.fetches[place].channel = channel
+    q.fetches[place].index = own.asked
+    q.fetches[place].count = count
+    q.fetches[place].issued = now
+    index, left, number = own.asked & own.ring_slots - 1, count, 0
     while left > 0:
         at = index * SLOT_BYTES
-        here = min(min(left, (BURST - (at & BURST - 1)) // SLOT_BYTES), q.ring_slots[channel] - index)
-        q.f_burst_at[place, number] = at
-        q.f_burst_slots[place, number] = here
-        q.f_burst_out[place, number] = NEVER
+        here = min(min(left, (BURST - (at & BURST - 1)) // SLOT_BYTES), own.ring_slots - index)
+        q.fetch_bursts[place, number].at = at
+        q.fetch_bursts[place, number].slots = here
+        q.fetch_bursts[place, number].out = NEVER
         number += 1
         left -= here
-        index = (index + here) & q.ring_slots[channel] - 1
-    q.f_bursts[place] = number
+        index = (index + here) & own.ring_slots - 1
+    q.fetches[place].bursts = number
     s.fetch_tail += 1
     if s.at_slots == NEVER:
         s.at_slots = now
@@ -360,23 +371,23 @@ def read_slots(p: Any, s: Any, q: Any, horizon: int) -> None:
     out in order."""
     while s.slots_fetch < s.fetch_tail:
         place = s.slots_fetch & FETCHES_KEPT - 1
-        while s.slots_burst < q.f_bursts[place]:
-            here = q.f_burst_slots[place, s.slots_burst]
-            rows = rows_between(q.f_burst_at[place, s.slots_burst], here * SLOT_BYTES, p.host_log2)
+        while s.slots_burst < q.fetches[place].bursts:
+            here = q.fetch_bursts[place, s.slots_burst].slots
+            rows = rows_between(q.fetch_bursts[place, s.slots_burst].at, here * SLOT_BYTES, p.host_log2)
             slot = s.d_bursts & RELEASES - 1
             release = q.d_release[s.d_bursts - p.descriptor_reads & RELEASES - 1]
-            edge = max(max(q.f_issued[place], s.d_ar_last + 1), release + p.slot_to_read)
+            edge = max(max(q.fetches[place].issued, s.d_ar_last + 1), release + p.slot_to_read)
             if edge > horizon:
                 s.at_slots = edge if edge < NEVER else NEVER
                 return
             s.d_ar_last = edge
             q.d_release[slot] = NEVER
             entry = s.d_bursts & ENTRIES - 1
-            q.g_rows[entry] = rows
-            q.g_slot[entry] = slot
-            q.g_fetch[entry] = place
-            q.g_burst[entry] = s.slots_burst
-            q.g_landed[entry] = read(p, s, q, edge, rows, SLOTS, s.d_bursts)
+            q.slot_bursts[entry].rows = rows
+            q.slot_bursts[entry].slot = slot
+            q.slot_bursts[entry].fetch = place
+            q.slot_bursts[entry].burst = s.slots_burst
+            q.slot_bursts[entry].landed = read(p, s, q, edge, rows, SLOTS, s.d_bursts)
             s.d_bursts += 1
             s.slots_burst += 1
             stream_slots(p, s, q)
@@ -389,19 +400,19 @@ def read_slots(p: Any, s: Any, q: Any, horizon: int) -> None:
 @rule
 def stream_slots(p: Any, s: Any, q: Any) -> None:
     """Bursts of slots that have landed stream out, in order."""
-    while s.d_streamed < s.d_bursts and q.g_landed[s.d_streamed & ENTRIES - 1] < NEVER:
+    while s.d_streamed < s.d_bursts and q.slot_bursts[s.d_streamed & ENTRIES - 1].landed < NEVER:
         entry = s.d_streamed & ENTRIES - 1
-        out = max(q.g_landed[entry], s.d_out_free)
-        s.d_out_free = out + q.g_rows[entry]
-        q.d_release[q.g_slot[entry]] = s.d_out_free - 1
-        q.f_burst_out[q.g_fetch[entry], q.g_burst[entry]] = out
+        out = max(q.slot_bursts[entry].landed, s.d_out_free)
+        s.d_out_free = out + q.slot_bursts[entry].rows
+        q.d_release[q.slot_bursts[entry].slot] = s.d_out_free - 1
+        q.fetch_bursts[q.slot_bursts[entry].fetch, q.slot_bursts[entry].burst].out = out
         s.d_streamed += 1
         if s.at_cut == NEVER:
             s.at_cut = out
     if s.at_slots == NEVER and s.slots_fetch < s.fetch_tail:
         release = q.d_release[s.d_bursts - p.descriptor_reads & RELEASES - 1]
         if release < NEVER:
-            s.at_slots = max(q.f_issued[s.slots_fetch & FETCHES_KEPT - 1], release + p.slot_to_read)
+            s.at_slots = max(q.fetches[s.slots_fetch & FETCHES_KEPT - 1].issued, release + p.slot_to_read)
 
 
 FETCHES_KEPT = 16
@@ -411,38 +422,38 @@ FETCHES_KEPT = 16
 # rtl/descriptor.py
 
 
-@rule
+@step
 def _slot_out(p: Any, s: Any, q: Any) -> int:
     """When the cutter may have the next slot of its fetch."""
-    return q.f_burst_out[s.cut_fetch & FETCHES_KEPT - 1, s.cut_burst] + (s.cut_slot + 1) * p.slot_cycles - 1
+    return q.fetch_bursts[s.cut_fetch & FETCHES_KEPT - 1, s.cut_burst].out + (s.cut_slot + 1) * p.slot_cycles - 1
 
 
-@rule
+@step
 def _take_slot(s: Any, q: Any) -> None:
     s.cut_slot += 1
     s.cut_left -= 1
-    if s.cut_slot == q.f_burst_slots[s.cut_fetch & FETCHES_KEPT - 1, s.cut_burst]:
+    if s.cut_slot == q.fetch_bursts[s.cut_fetch & FETCHES_KEPT - 1, s.cut_burst].slots:
         s.cut_slot = 0
         s.cut_burst += 1
-        if s.cut_burst == q.f_bursts[s.cut_fetch & FETCHES_KEPT - 1] and s.cut_left > 0:
+        if s.cut_burst == q.fetches[s.cut_fetch & FETCHES_KEPT - 1].bursts and s.cut_left > 0:
             s.cut_fetch += 1
             s.cut_burst = 0
 
 
-@rule
+@step
 def _slots_are_asked(s: Any, q: Any, slots: int) -> int:
     """Whether the bursts of the next slots have been asked for."""
     fetch, burst, at = s.cut_fetch, s.cut_burst, s.cut_slot
     while True:
         place = fetch & FETCHES_KEPT - 1
-        if q.f_burst_out[place, burst] >= NEVER:
+        if q.fetch_bursts[place, burst].out >= NEVER:
             return 0
-        slots -= q.f_burst_slots[place, burst] - at
+        slots -= q.fetch_bursts[place, burst].slots - at
         if slots <= 0:
             return 1
         at = 0
         burst += 1
-        if burst == q.f_bursts[place]:
+        if burst == q.fetches[place].bursts:
             fetch += 1
             burst = 0
 
@@ -462,16 +473,17 @@ def cut(p: Any, s: Any, q: Any) -> None:
         s.cutting = 1
         s.cut_fetch = s.fetch_head
         s.cut_burst = s.cut_slot = 0
-        s.cut_left = q.f_count[place]
-        s.cut_channel = q.f_channel[place]
-        s.cut_end = q.f_index[place] + q.f_count[place]
-        s.cut_stale = q.consumed[s.cut_channel] != q.f_index[place]
+        s.cut_left = q.fetches[place].count
+        s.cut_channel = q.fetches[place].channel
+        s.cut_end = q.fetches[place].index + q.fetches[place].count
+        s.cut_stale = q.channels[s.cut_channel].consumed != q.fetches[place].index
     channel = s.cut_channel
+    own = q.channels[channel]
     if _slot_out(p, s, q) >= NEVER:
         s.at_cut = NEVER
         return
     if s.cut_stale:
-        last = q.f_burst_out[s.cut_fetch & FETCHES_KEPT - 1, q.f_bursts[s.cut_fetch & FETCHES_KEPT - 1] - 1]
+        last = q.fetch_bursts[s.cut_fetch & FETCHES_KEPT - 1, q.fetches[s.cut_fetch & FETCHES_KEPT - 1].bursts - 1].out
         if last >= NEVER:
             s.at_cut = NEVER
             return
@@ -485,8 +497,8 @@ def cut(p: Any, s: Any, q: Any) -> None:
         s.cut_free = now + 2
         s.at_cut = max(now + 2, s.cut_free) if s.fetch_tail != s.fetch_head else NEVER
         return
-    place = q.parsed[channel] & p.descriptors - 1
-    slots = q.d_slots[channel, place]
+    place = own.parsed & p.descriptors - 1
+    slots = q.descriptors[channel, place].slots
     edge = max(_slot_out(p, s, q), s.cut_free)
     if now < edge:
         s.at_cut = edge
@@ -496,15 +508,15 @@ def cut(p: Any, s: Any, q: Any) -> None:
             s.at_cut = edge + 2
             return
         following = s.fetch_head + 1
-        if (following < s.fetch_tail and q.f_channel[following & FETCHES_KEPT - 1] == channel
-                and q.f_index[following & FETCHES_KEPT - 1] == s.cut_end):
+        if (following < s.fetch_tail and q.fetches[following & FETCHES_KEPT - 1].channel == channel
+                and q.fetches[following & FETCHES_KEPT - 1].index == s.cut_end):
             _end_fetch(p, s, q, now)
             s.fetch_head += 1
-            s.cut_left += q.f_count[following & FETCHES_KEPT - 1]
-            s.cut_end += q.f_count[following & FETCHES_KEPT - 1]
+            s.cut_left += q.fetches[following & FETCHES_KEPT - 1].count
+            s.cut_end += q.fetches[following & FETCHES_KEPT - 1].count
             s.cut_free = now + 1
         else:
-            q.asked[channel] = q.consumed[channel]
+            own.asked = own.consumed
             pend(p, s, q, channel, now + s.cut_left + p.refetch)
             _end_fetch(p, s, q, now + s.cut_left)
             s.cutting = 0
@@ -522,8 +534,10 @@ def cut(p: Any, s: Any, q: Any) -> None:
         first = False
         _take_slot(s, q)
     _make_job(p, s, q, channel, place, edge)
-    q.consumed[channel] += slots
-    q.parsed[channel] += 1
+    own.consumed += slots
+    own.parsed += 1
+    if channel == s.waits - 1:
+        s.waits = 0
     s.cut_free = edge + 1
     if s.cut_left == 0:
         _end_fetch(p, s, q, edge + 1)
@@ -539,26 +553,27 @@ def cut(p: Any, s: Any, q: Any) -> None:
 @rule
 def _end_fetch(p: Any, s: Any, q: Any, edge: int) -> None:
     """A fetch is over: its channel may have another."""
-    q.under_way[s.cut_channel] -= 1
-    if q.pending[s.cut_channel] != NEVER:
-        q.pending[s.cut_channel] = max(q.pending[s.cut_channel], edge + p.refetch)
+    own = q.channels[s.cut_channel]
+    own.under_way -= 1
+    if own.pending != NEVER:
+        own.pending = max(own.pending, edge + p.refetch)
         plan_fetch(p, s, q)
 
 
 @rule
 def _make_job(p: Any, s: Any, q: Any, channel: int, place: int, edge: int) -> None:
     """A descriptor's last slot was taken: the keys of its pieces are looked up, then it is a job."""
-    inline_rows = beats(q.d_inline[channel, place], p.host_log2)
-    work = max(max(inline_rows, q.d_pieces[channel, place]) - 1 + p.job_interval,
-               q.d_slots[channel, place] * p.slot_cycles)
-    job = max(edge + p.slot_to_payload + max(0, q.d_pieces[channel, place] - 1), s.job_last + work)
+    descriptor = q.descriptors[channel, place]
+    inline_rows = beats(descriptor.inline, p.host_log2)
+    work = max(max(inline_rows, descriptor.pieces) - 1 + p.job_interval, descriptor.slots * p.slot_cycles)
+    job = max(edge + p.slot_to_payload + max(0, descriptor.pieces - 1), s.job_last + work)
     s.job_last = job
-    q.d_job[channel, place] = job
-    q.a_edge[s.arrival_tail & ARRIVALS - 1] = job
-    q.a_channel[s.arrival_tail & ARRIVALS - 1] = channel
+    arrival = q.arrivals[s.arrival_tail & ARRIVALS - 1]
+    arrival.edge = job
+    arrival.channel = channel
     s.arrival_tail += 1
     if p.traced:
-        put(s, q, JOB, channel, q.parsed[channel], job, 0, 0)
+        put(s, q, JOB, channel, q.channels[channel].parsed, job, 0, 0)
     plan_decision(p, s, q)
 
 
@@ -582,7 +597,7 @@ def plan_decision(p: Any, s: Any, q: Any) -> None:
         if s.frames_decided - p.slices >= s.frame_tail:
             s.at_decide = NEVER
             return
-        at = max(at, q.t_header[(s.frames_decided - p.slices) & FRAMES - 1])
+        at = max(at, q.frames[(s.frames_decided - p.slices) & FRAMES - 1].header)
     if s.has_job == 0:
         if s.arrival_head == s.arrival_tail:
             s.at_decide = NEVER
@@ -592,8 +607,8 @@ def plan_decision(p: Any, s: Any, q: Any) -> None:
         # wait for frames that begin to leave
         missing, head = s.ahead - s.gone_ahead - p.bytes_ahead, s.begun_head
         while missing >= 0 and head < s.begun_tail:
-            missing -= q.b_bytes[head & BEGUN - 1]
-            at = max(at, q.b_edge[head & BEGUN - 1] + p.begun_to_payload)
+            missing -= q.begun[head & BEGUN - 1].bytes
+            at = max(at, q.begun[head & BEGUN - 1].edge + p.begun_to_payload)
             head += 1
         if missing >= 0:
             s.at_decide = NEVER
@@ -604,10 +619,10 @@ def plan_decision(p: Any, s: Any, q: Any) -> None:
 BEGUN = 4096
 
 
-@rule
+@step
 def _seen(p: Any, s: Any, q: Any) -> int:
     """When the next job may be decided on: one that comes while nothing else is to be done takes a shorter way."""
-    edge = q.a_edge[s.arrival_head & ARRIVALS - 1]
+    edge = q.arrivals[s.arrival_head & ARRIVALS - 1].edge
     return edge if s.has_job == 0 and edge >= s.rest_edge else edge + p.busy_to_payload
 
 
@@ -616,80 +631,83 @@ def decide(p: Any, s: Any, q: Any) -> None:
     """Decide on one frame: channels with jobs take turns."""
     now = s.at_decide
     while s.arrival_head < s.arrival_tail and _seen(p, s, q) <= now:
-        channel = q.a_channel[s.arrival_head & ARRIVALS - 1]
-        if q.jobs[channel] == 0:
+        channel = q.arrivals[s.arrival_head & ARRIVALS - 1].channel
+        own = q.channels[channel]
+        if own.jobs == 0:
             s.has_job += 1
-        q.jobs[channel] += 1
+        own.jobs += 1
         s.arrival_head += 1
-    while s.begun_head < s.begun_tail and q.b_edge[s.begun_head & BEGUN - 1] + p.begun_to_payload <= now:
-        s.gone_ahead += q.b_bytes[s.begun_head & BEGUN - 1]
+    while s.begun_head < s.begun_tail and q.begun[s.begun_head & BEGUN - 1].edge + p.begun_to_payload <= now:
+        s.gone_ahead += q.begun[s.begun_head & BEGUN - 1].bytes
         s.begun_head += 1
     if s.ahead - s.gone_ahead >= p.bytes_ahead or s.has_job == 0:
         plan_decision(p, s, q)
         return
     for step in range(1, p.channels + 1):
         channel = (s.decide_last + step) & p.channels - 1
-        if q.jobs[channel] > 0:
+        own = q.channels[channel]
+        if own.jobs > 0:
             break
     s.decide_last = channel
-    place = q.decided[channel] & p.descriptors - 1
-    offset, payload = q.offset[channel], q.d_payload[channel, place]
+    place = own.decided & p.descriptors - 1
+    job = q.descriptors[channel, place]
+    offset, payload = own.offset, job.payload
     left = payload - offset
-    count = min(q.d_mss[channel, place], left) if q.d_mss[channel, place] > 0 else left
+    count = min(job.mss, left) if job.mss > 0 else left
     last = offset + count >= payload
     # the walker asks for the pieces that the frame touches
     begun, walk = 0, 0
     if payload > 0:
         begun, walk = _walk(p, q, channel, place, offset, count)
     # and beside it the rows of a job's template are read, one a cycle
-    rows = beats(q.d_inline[channel, place], p.host_log2) if offset == 0 else 0
+    rows = beats(job.inline, p.host_log2) if offset == 0 else 0
     late = max(0, rows - p.piece_first)
     walk = max(walk, rows)
-    command = s.command_tail & COMMANDS - 1
+    frame = q.commands[s.command_tail & COMMANDS - 1]
     walked = max(now, s.walk_free) + walk
-    q.c_channel[command] = channel
-    q.c_place[command] = place
-    q.c_offset[command] = offset
-    q.c_count[command] = count
-    q.c_first[command] = offset == 0
-    q.c_last[command] = last
-    q.c_number[command] = q.number[channel]
-    q.c_edge[command] = max(now, s.walk_free) + (p.piece_further - p.piece_first) * begun
+    frame.channel = channel
+    frame.place = place
+    frame.offset = offset
+    frame.count = count
+    frame.first = offset == 0
+    frame.last = last
+    frame.number = own.number
+    frame.edge = max(now, s.walk_free) + (p.piece_further - p.piece_first) * begun
     s.walk_free = walked
     s.command_tail += 1
     s.frames_decided += 1
-    s.ahead += q.d_inline[channel, place] + count
+    s.ahead += job.inline + count
     s.decide_free = max(now + p.decision_interval, walked)
     if last:
-        q.offset[channel] = 0
-        q.number[channel] = 0
-        q.decided[channel] += 1
-        q.jobs[channel] -= 1
-        if q.jobs[channel] == 0:
+        own.offset = 0
+        own.number = 0
+        own.decided += 1
+        own.jobs -= 1
+        if own.jobs == 0:
             s.has_job -= 1
         if s.has_job == 0:
             # at rest, a job is measured at once
             s.decide_free = max(now + p.decision_interval - 1, walked)
             s.rest_edge = now + p.decision_interval - 1
-        free_slots(p, s, q, channel, q.d_slots[channel, place], now + p.freed_to_fetch + late)
+        free_slots(p, s, q, channel, job.slots, now + p.freed_to_fetch + late)
     else:
-        q.offset[channel] += count
-        q.number[channel] += 1
+        own.offset += count
+        own.number += 1
     if s.at_read == NEVER:
-        s.at_read = q.c_edge[command]
+        s.at_read = frame.edge
     plan_decision(p, s, q)
 
 
 COMMANDS = 512
 
 
-@rule
+@step
 def _walk(p: Any, q: Any, channel: int, place: int, offset: int, count: int) -> tuple[int, int]:
     """Whether a frame begins within a piece, and the cycles that its pieces take."""
     begun, cycles, begin = 0, 0, 0
-    piece = q.d_piece[channel, place]
-    for _ in range(q.d_pieces[channel, place]):
-        length = q.piece_length[piece & PIECES - 1]
+    piece = q.descriptors[channel, place].piece
+    for _ in range(q.descriptors[channel, place].pieces):
+        length = q.pieces[piece & PIECES - 1].length
         if begin + length > offset:
             if begin < offset:
                 begun = 1
@@ -701,18 +719,20 @@ def _walk(p: Any, q: Any, channel: int, place: int, offset: int, count: int) -> 
     return begun, cycles
 
 
-@rule
+@step
 def free_slots(p: Any, s: Any, q: Any, channel: int, slots: int, edge: int) -> None:
     """Submission slots of a job need no room any more from an edge on; a channel may have waited for it."""
+    own = q.channels[channel]
     place = s.freed_tail & FREED - 1
-    q.fr_edge[place] = edge
-    q.fr_channel[place] = channel
-    q.fr_slots[place] = slots
+    free = q.freed_slots[place]
+    free.edge = edge
+    free.channel = channel
+    free.slots = slots
     s.freed_tail += 1
-    q.freeing[channel] += slots
-    if q.starved[channel] and q.asked[channel] - q.freed[channel] - q.freeing[channel] <= p.queue_slots - p.least_fetch:
-        q.starved[channel] = 0
-        q.pending[channel] = min(q.pending[channel], edge)
+    own.freeing += slots
+    if own.starved and own.asked - own.freed - own.freeing <= p.queue_slots - p.least_fetch:
+        own.starved = 0
+        own.pending = min(own.pending, edge)
         plan_fetch(p, s, q)
 
 
@@ -722,10 +742,10 @@ FREED = 8192
 @rule
 def count_freed(p: Any, s: Any, q: Any, edge: int) -> None:
     """Slots that whoever asks at an edge knows to be free."""
-    while s.freed_head < s.freed_tail and q.fr_edge[s.freed_head & FREED - 1] <= edge + p.freed_before_fetch:
+    while s.freed_head < s.freed_tail and q.freed_slots[s.freed_head & FREED - 1].edge <= edge + p.freed_before_fetch:
         place = s.freed_head & FREED - 1
-        q.freed[q.fr_channel[place]] += q.fr_slots[place]
-        q.freeing[q.fr_channel[place]] -= q.fr_slots[place]
+        q.channels[q.freed_slots[place].channel].freed += q.freed_slots[place].slots
+        q.channels[q.freed_slots[place].channel].freeing -= q.freed_slots[place].slots
         s.freed_head += 1
 
 
@@ -738,13 +758,13 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
     """Ask for bursts of the oldest decided frame, as far as there are landing slots and nobody else comes first."""
     while s.command_head < s.command_tail:
         command = s.command_head & COMMANDS - 1
-        channel, place = q.c_channel[command], q.c_place[command]
+        channel, place = q.commands[command].channel, q.commands[command].place
         if not s.reading:
             s.reading = 1
-            s.read_left = q.c_count[command]
-            s.frame_edge = q.c_edge[command]
+            s.read_left = q.commands[command].count
+            s.frame_edge = q.commands[command].edge
             s.read_first = 1
-            _find_piece(s, q, channel, place, q.c_offset[command])
+            _find_piece(s, q, channel, place, q.commands[command].offset)
             if s.read_left == 0:
                 _put_entry(s, q, command, 0, 0, 0, 0)
                 stream_payload(p, s, q)
@@ -764,16 +784,17 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             in_last = length if rows == 1 else (at + length - 1 & p.host_bytes - 1) + 1
             s.read_left -= length
             _put_entry(s, q, command, rows, slot, in_last, NEVER)
-            q.e_landed[s.e_tail - 1 & ENTRIES - 1] = read(p, s, q, edge, rows, PAYLOAD, s.e_tail - 1)
+            q.payload_bursts[s.e_tail - 1 & ENTRIES - 1].landed = read(p, s, q, edge, rows, PAYLOAD, s.e_tail - 1)
             s.p_bursts += 1
             s.piece_at += length
             s.piece_left -= length
             if s.piece_left == 0 and s.read_left > 0:
                 s.piece += 1
                 s.frame_edge += p.piece_first
-                s.piece_at = q.piece_address[s.piece & PIECES - 1]
-                s.piece_left = q.piece_length[s.piece & PIECES - 1]
-            stream_payload(p, s, q)
+                s.piece_at = q.pieces[s.piece & PIECES - 1].address
+                s.piece_left = q.pieces[s.piece & PIECES - 1].length
+            if s.read_left == 0 or q.p_release[s.p_bursts - p.payload_reads & RELEASES - 1] == NEVER:
+                stream_payload(p, s, q)
             horizon = min(horizon, s.at_land)
         s.reading = 0
         if s.command_tail - s.command_head == p.commands_ahead:
@@ -783,24 +804,25 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
         plan_decision(p, s, q)
         horizon = min(horizon, next_edge(s))
         if s.command_head < s.command_tail:
-            following = q.c_edge[s.command_head & COMMANDS - 1]
+            following = q.commands[s.command_head & COMMANDS - 1].edge
             if following > horizon or s.out_count + OUT_ROOM > OUTS:
                 s.at_read = following
                 return
     s.at_read = NEVER
 
 
-@rule
+@step
 def _put_entry(s: Any, q: Any, command: int, rows: int, slot: int, in_last: int, landed: int) -> None:
     """A burst of a frame joins the queue of those that stream out in order; of a frame without payload, nothing."""
     entry = s.e_tail & ENTRIES - 1
-    q.e_command[entry] = command
-    q.e_rows[entry] = rows
-    q.e_slot[entry] = slot
-    q.e_in_last[entry] = in_last
-    q.e_first[entry] = s.read_first
-    q.e_ends[entry] = s.read_left == 0
-    q.e_landed[entry] = landed
+    burst = q.payload_bursts[entry]
+    burst.command = command
+    burst.rows = rows
+    burst.slot = slot
+    burst.in_last = in_last
+    burst.first = s.read_first
+    burst.ends = s.read_left == 0
+    burst.landed = landed
     s.read_first = 0
     s.e_tail += 1
 
@@ -808,27 +830,29 @@ def _put_entry(s: Any, q: Any, command: int, rows: int, slot: int, in_last: int,
 @rule
 def stream_payload(p: Any, s: Any, q: Any) -> None:
     """Bursts of payload that have landed stream out in order, each frame's behind the rows of its template."""
-    while s.e_head < s.e_tail and q.e_landed[s.e_head & ENTRIES - 1] < NEVER:
+    while s.e_head < s.e_tail and q.payload_bursts[s.e_head & ENTRIES - 1].landed < NEVER:
         entry = s.e_head & ENTRIES - 1
-        command = q.e_command[entry]
-        channel, place = q.c_channel[command], q.c_place[command]
+        burst = q.payload_bursts[entry]
+        command = burst.command
+        frame = q.commands[command]
+        channel, place = frame.channel, frame.place
         out = s.stream_free
-        if q.e_first[entry]:
-            s.template_end = q.c_edge[command]
-            if q.c_first[command] and q.d_inline[channel, place] > 0:
-                rows = beats(q.d_inline[channel, place], p.host_log2)
-                s.stream_free = max(s.stream_free, q.c_edge[command] + p.decision_to_rows) + rows
+        if burst.first:
+            s.template_end = frame.edge
+            if frame.first and q.descriptors[channel, place].inline > 0:
+                rows = beats(q.descriptors[channel, place].inline, p.host_log2)
+                s.stream_free = max(s.stream_free, frame.edge + p.decision_to_rows) + rows
                 s.template_end = s.stream_free
             out = s.stream_free
-            if q.e_rows[entry] > 0:
-                out = max(out, _room_for_frame(p, s, q, channel, place, q.c_count[command]))
-        if q.e_rows[entry] > 0:
-            out = max(out, q.e_landed[entry])
-            s.stream_free = out + q.e_rows[entry]
-            q.p_release[q.e_slot[entry]] = s.stream_free - 1
-        s.run_last = q.e_in_last[entry]
+            if burst.rows > 0:
+                out = max(out, _room_for_frame(p, s, q, channel, place, frame.count))
+        if burst.rows > 0:
+            out = max(out, burst.landed)
+            s.stream_free = out + burst.rows
+            q.p_release[burst.slot] = s.stream_free - 1
+        s.run_last = burst.in_last
         s.e_head += 1
-        if q.e_ends[entry]:
+        if burst.ends:
             finish_frame(p, s, q, command)
             plan_decision(p, s, q)
     if s.at_read == NEVER and s.reading and s.read_left > 0:
@@ -837,34 +861,34 @@ def stream_payload(p: Any, s: Any, q: Any) -> None:
             s.at_read = max(max(s.frame_edge, s.p_ar_last + 1), release + p.slot_to_read)
 
 
-@rule
+@step
 def _find_piece(s: Any, q: Any, channel: int, place: int, offset: int) -> None:
     """Where a frame's payload begins."""
-    s.piece = q.d_piece[channel, place]
+    s.piece = q.descriptors[channel, place].piece
     s.piece_left = 0
     s.piece_at = 0
-    if q.d_pieces[channel, place] == 0:
+    if q.descriptors[channel, place].pieces == 0:
         return
-    while offset >= q.piece_length[s.piece & PIECES - 1]:
-        offset -= q.piece_length[s.piece & PIECES - 1]
+    while offset >= q.pieces[s.piece & PIECES - 1].length:
+        offset -= q.pieces[s.piece & PIECES - 1].length
         s.piece += 1
-    s.piece_at = q.piece_address[s.piece & PIECES - 1] + offset
-    s.piece_left = q.piece_length[s.piece & PIECES - 1] - offset
+    s.piece_at = q.pieces[s.piece & PIECES - 1].address + offset
+    s.piece_left = q.pieces[s.piece & PIECES - 1].length - offset
 
 
-@rule
+@step
 def _room_for_frame(p: Any, s: Any, q: Any, channel: int, place: int, count: int) -> int:
     """When the transmit buffer has room for a frame's rows, and the sums of those before it have been taken."""
-    rows = rows_between(q.d_inline[channel, place], count, p.host_log2)
+    rows = rows_between(q.descriptors[channel, place].inline, count, p.host_log2)
     at = 0
     while s.rows_head < s.frame_tail and s.rows_in + rows - s.rows_out > p.tx_rows - 4:
         number = s.rows_head & FRAMES - 1
-        s.rows_out += q.t_rows[number]
-        at = max(at, q.t_last[number])
+        s.rows_out += q.frames[number].rows
+        at = max(at, q.frames[number].last)
         s.rows_head += 1
     s.rows_in += rows
     if s.frame_tail >= RUNS:
-        at = max(at, q.t_header[(s.frame_tail - RUNS) & FRAMES - 1])
+        at = max(at, q.frames[(s.frame_tail - RUNS) & FRAMES - 1].header)
     return at
 
 
@@ -876,22 +900,26 @@ FRAMES = 256
 # rtl/segmenter.py, align.py, checksum.py, headers.py, framer.py, mac_tx.py
 
 
-@rule
+@step
 def header_operations(p: Any, q: Any, channel: int, place: int) -> int:
     """Operations on a frame's header, one a cycle: rows of the template, words that differ, checksums."""
-    operations = max(1, beats(q.d_inline[channel, place], p.host_log2)) + q.d_sums[channel, place]
-    if q.d_mss[channel, place] > 0:
-        operations += 4 if q.d_ipv6[channel, place] else 5
+    job = q.descriptors[channel, place]
+    operations = max(1, beats(job.inline, p.host_log2)) + job.sums
+    if job.mss > 0:
+        operations += 4 if job.ipv6 else 5
     return operations
 
 
-@rule
+@step
 def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     """All of a frame's payload is on its way: when its header is written, and when it goes to the MAC."""
-    channel, place = q.c_channel[command], q.c_place[command]
-    count, inline = q.c_count[command], q.d_inline[channel, place]
+    frame = q.commands[command]
+    channel, place = frame.channel, frame.place
+    job = q.descriptors[channel, place]
+    count, inline = frame.count, job.inline
     number = s.frame_tail & FRAMES - 1
-    segmented, sums = q.d_mss[channel, place] > 0, q.d_sums[channel, place]
+    sent = q.frames[number]
+    segmented, sums = job.mss > 0, job.sums
     length = inline + count
 
     # its sum is made as its beats pass
@@ -909,11 +937,11 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     # one header after the other; room for it; a new template is taken apart before
     lane = s.frame_tail % p.segmenters if p.segmenters > 1 else 0
     free = q.header_free[lane]
-    if segmented and q.c_first[command]:
+    if segmented and frame.first:
         free = max(free, s.template_end) + p.template_cycles
     start = max(free, summed)
     if s.frame_tail >= p.frames_ready:
-        start = max(start, q.t_last[(s.frame_tail - p.frames_ready) & FRAMES - 1])
+        start = max(start, q.frames[(s.frame_tail - p.frames_ready) & FRAMES - 1].last)
     operations = header_operations(p, q, channel, place)
     q.header_free[lane] = start + p.header_overhead + operations
     whole = inline == 0 and sums == 0
@@ -925,34 +953,35 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     if length > 0:
         leave_mac(p, s, q, last, length)
     s.mac_last = last
-    q.t_first[number] = first
-    q.t_last[number] = last
-    q.t_header[number] = start
-    q.t_rows[number] = rows_between(inline, count, p.host_log2) if count > 0 else 0
+    sent.first = first
+    sent.last = last
+    sent.header = start
+    sent.rows = rows_between(inline, count, p.host_log2) if count > 0 else 0
     s.frame_tail += 1
-    q.b_edge[s.begun_tail & BEGUN - 1] = first
-    q.b_bytes[s.begun_tail & BEGUN - 1] = length
+    q.begun[s.begun_tail & BEGUN - 1].edge = first
+    q.begun[s.begun_tail & BEGUN - 1].bytes = length
     s.begun_tail += 1
-    put(s, q, FRAME, channel, q.d_number[channel, place], first, last, q.c_number[command])
-    if q.c_last[command]:
+    put(s, q, FRAME, channel, job.number, first, last, frame.number)
+    if frame.last:
         token = s.tx_tail & TOKENS - 1
-        q.tx_edge[token] = last + p.sent_to_write
-        q.tx_channel[token] = channel
-        q.tx_token[token] = q.d_number[channel, place]
-        q.tx_writes[token] = q.d_complete[channel, place]
+        told = q.tx_tokens[token]
+        told.edge = last + p.sent_to_write
+        told.channel = channel
+        told.token = job.number
+        told.writes = job.complete
         s.tx_tail += 1
         plan_completion(p, s, q)
 
 
-@rule
+@step
 def enter_mac(p: Any, s: Any, q: Any, edge: int) -> int:
     """The first edge at which the MAC takes a frame's first beat: its FIFO has room for one of any length."""
-    while s.fifo_head < s.fifo_tail and q.fifo_edge[s.fifo_head & FIFO - 1] < edge:
-        s.fifo_bytes -= q.fifo_length[s.fifo_head & FIFO - 1]
+    while s.fifo_head < s.fifo_tail and q.fifo[s.fifo_head & FIFO - 1].edge < edge:
+        s.fifo_bytes -= q.fifo[s.fifo_head & FIFO - 1].length
         s.fifo_head += 1
     while s.fifo_head < s.fifo_tail and s.fifo_bytes + MAX_FRAME_BYTES > p.fifo_bytes:
-        edge = max(edge, q.fifo_edge[s.fifo_head & FIFO - 1] + 1)
-        s.fifo_bytes -= q.fifo_length[s.fifo_head & FIFO - 1]
+        edge = max(edge, q.fifo[s.fifo_head & FIFO - 1].edge + 1)
+        s.fifo_bytes -= q.fifo[s.fifo_head & FIFO - 1].length
         s.fifo_head += 1
     return edge
 
@@ -960,7 +989,7 @@ def enter_mac(p: Any, s: Any, q: Any, edge: int) -> int:
 FIFO = 4096
 
 
-@rule
+@step
 def leave_mac(p: Any, s: Any, q: Any, edge: int, length: int) -> None:
     """A whole frame has entered the MAC's FIFO, which drains at the wire's rate."""
     padded = max(length, p.min_frame_bytes)
@@ -972,8 +1001,8 @@ def leave_mac(p: Any, s: Any, q: Any, edge: int, length: int) -> None:
     else:  # in two parts, or the product would not fit
         s.wire_free_ps = (start + bits // p.bit_rate * PS_PER_S
                           + (bits % p.bit_rate * PS_PER_S + p.bit_rate - 1) // p.bit_rate)
-    q.fifo_edge[s.fifo_tail & FIFO - 1] = edge_from(p, s.wire_free_ps)
-    q.fifo_length[s.fifo_tail & FIFO - 1] = padded
+    q.fifo[s.fifo_tail & FIFO - 1].edge = edge_from(p, s.wire_free_ps)
+    q.fifo[s.fifo_tail & FIFO - 1].length = padded
     s.fifo_tail += 1
     s.fifo_bytes += padded
 
@@ -984,7 +1013,7 @@ def leave_mac(p: Any, s: Any, q: Any, edge: int, length: int) -> None:
 TOKENS = 8192
 
 
-@rule
+@step
 def port_free(p: Any, s: Any) -> int:
     """When the write engine may begin another burst."""
     return max(s.w_last + 1, s.w_first + p.burst_interval)
@@ -995,23 +1024,24 @@ def plan_completion(p: Any, s: Any, q: Any) -> None:
     """When the next completion may be written."""
     at = NEVER
     if s.tx_head < s.tx_tail:
-        at = q.tx_edge[s.tx_head & TOKENS - 1]
+        at = q.tx_tokens[s.tx_head & TOKENS - 1].edge
     if s.rx_head < s.rx_tail:
-        at = min(at, q.rx_edge[s.rx_head & TOKENS - 1])
+        at = min(at, q.rx_tokens[s.rx_head & TOKENS - 1].edge)
     if at == NEVER:
         s.at_complete = NEVER
     else:
-        s.at_complete = max(max(at, s.complete_free), port_free(p, s))
+        s.completion_ready = max(at, s.complete_free)
+        s.at_complete = max(s.completion_ready, port_free(p, s))
 
 
-@rule
+@step
 def _next_is_tx(s: Any, q: Any, edge: int) -> bool:
     """Of sends and receives, who came first; in turn, if both wait."""
     if s.rx_head == s.rx_tail:
         return True
     if s.tx_head == s.tx_tail:
         return False
-    tx, rx = q.tx_edge[s.tx_head & TOKENS - 1], q.rx_edge[s.rx_head & TOKENS - 1]
+    tx, rx = q.tx_tokens[s.tx_head & TOKENS - 1].edge, q.rx_tokens[s.rx_head & TOKENS - 1].edge
     if max(tx, rx) <= edge:
         return s.token_was_tx == 0
     return tx <= rx
@@ -1021,8 +1051,9 @@ def _next_is_tx(s: Any, q: Any, edge: int) -> bool:
 def complete(p: Any, s: Any, q: Any) -> None:
     """Write the next completion, and with it those of its ring that have come close behind."""
     now = s.at_complete
-    if port_free(p, s) > now or q.cw_release[s.completion_writes - p.completion_writes & RELEASES - 1] + 2 > now:
-        s.at_complete = max(port_free(p, s), q.cw_release[s.completion_writes - p.completion_writes & RELEASES - 1] + 2)
+    room = q.cw_release[s.completion_writes - p.completion_writes & RELEASES - 1] + p.response_to_room
+    if max(port_free(p, s), room) > now:
+        s.at_complete = max(port_free(p, s), room)
         return
     entries, sent, channel = 0, s.complete_free, -1
     first_token = s.batch_tail
@@ -1030,9 +1061,11 @@ def complete(p: Any, s: Any, q: Any) -> None:
         from_tx = _next_is_tx(s, q, max(sent, now))
         token = (s.tx_head if from_tx else s.rx_head) & TOKENS - 1
         if from_tx:
-            edge, its, writes, number = q.tx_edge[token], q.tx_channel[token], q.tx_writes[token], q.tx_token[token]
+            one = q.tx_tokens[token]
+            edge, its, writes, number = one.edge, one.channel, one.writes, one.token
         else:
-            edge, its, writes, number = q.rx_edge[token], q.rx_channel[token], 1, q.rx_token[token] | RECEIVE
+            other = q.rx_tokens[token]
+            edge, its, writes, number = other.edge, other.channel, 1, other.token | RECEIVE
         if not writes:
             if entries > 0:
                 break
@@ -1044,8 +1077,8 @@ def complete(p: Any, s: Any, q: Any) -> None:
             return
         if entries == 0:
             sent = max(sent, edge)
-        elif (its != channel or edge > max(sent + 1, now)
-              or q.cq_index[channel] % (BATCH_BYTES // COMPLETION_BYTES) == 0):
+        elif (its != channel or edge > sent + 1
+              or q.channels[channel].cq_index % (BATCH_BYTES // COMPLETION_BYTES) == 0):
             break
         else:
             sent = max(sent + p.entry_rows, edge)
@@ -1057,9 +1090,9 @@ def complete(p: Any, s: Any, q: Any) -> None:
         channel = its
         q.batch_token[s.batch_tail & TOKENS - 1] = number
         s.batch_tail += 1
-        q.cq_index[channel] += 1
+        q.channels[channel].cq_index += 1
         entries += 1
-    begin = q.cq_index[channel] - entries
+    begin = q.channels[channel].cq_index - entries
     rows = rows_between(begin * COMPLETION_BYTES, entries * COMPLETION_BYTES, p.host_log2)
     first = max(now, sent)
     s.w_first = first
@@ -1069,8 +1102,9 @@ def complete(p: Any, s: Any, q: Any) -> None:
     response = stored + p.write_latency + 1
     q.cw_release[s.completion_writes & RELEASES - 1] = response
     s.completion_writes += 1
-    # the next entry may be made while this one waits for the port, and its write follows at once
-    s.complete_free = max(sent + p.entry_rows, first)
+    # the next entry may be made while this one waits for the port, as soon as the one before this has left
+    s.complete_free = max(sent + p.entry_rows, s.completion_first)
+    s.completion_first = first
     for number in range(entries):
         put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) & TOKENS - 1], s.w_last, stored,
             response + p.response_to_irq)
@@ -1092,10 +1126,11 @@ def arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number:
     last = first + paced(beats(length, p.mac_log2), p.source_cycles_100) - 1
     s.source_free = last + p.source_gap
     place = s.in_tail & INCOMING - 1
-    q.i_edge[place] = last
-    q.i_channel[place] = channel
-    q.i_length[place] = length
-    q.i_number[place] = number
+    frame = q.incoming[place]
+    frame.edge = last
+    frame.channel = channel
+    frame.length = length
+    frame.number = number
     s.in_tail += 1
     if s.at_arrive == NEVER:
         s.at_arrive = last
@@ -1110,39 +1145,39 @@ def keep_frame(p: Any, s: Any, q: Any) -> None:
     """A frame's last row: it is kept if all its rows found room."""
     place = s.in_head & INCOMING - 1
     now = s.at_arrive
-    if q.i_channel[place] < 0:
+    if q.incoming[place].channel < 0:
         # not for this host: it leaves no row
         s.in_head += 1
-        s.at_arrive = q.i_edge[s.in_head & INCOMING - 1] if s.in_head < s.in_tail else NEVER
+        s.at_arrive = q.incoming[s.in_head & INCOMING - 1].edge if s.in_head < s.in_tail else NEVER
         return
-    rows = beats(q.i_length[place], p.host_log2)
-    while s.kept_head < s.kept_tail and q.k_end[s.kept_head & INCOMING - 1] <= now:
-        s.rx_rows -= q.k_rows[s.kept_head & INCOMING - 1]
+    rows = beats(q.incoming[place].length, p.host_log2)
+    while s.kept_head < s.kept_tail and q.kept[s.kept_head & INCOMING - 1].end <= now:
+        s.rx_rows -= q.kept[s.kept_head & INCOMING - 1].rows
         s.kept_head += 1
     fill = s.rx_rows
     if s.kept_head < s.kept_tail:
         head = s.kept_head & INCOMING - 1
-        if q.k_begin[head] < now:
-            fill -= min(q.k_rows[head], now - q.k_begin[head])
+        if q.kept[head].begin < now:
+            fill -= min(q.kept[head].rows, now - q.kept[head].begin)
     if fill + rows > p.rx_rows - 2:
-        put(s, q, DROPPED, q.i_number[place], now, FIFO_FULL, 0, 0)
+        put(s, q, DROPPED, q.incoming[place].number, now, FIFO_FULL, 0, 0)
     else:
         s.rx_rows += rows
         entry = s.kept_tail & INCOMING - 1
-        q.k_rows[entry] = rows
-        q.k_begin[entry] = NEVER
-        q.k_end[entry] = NEVER
+        q.kept[entry].rows = rows
+        q.kept[entry].begin = NEVER
+        q.kept[entry].end = NEVER
         s.kept_tail += 1
         wait = s.wait_tail & INCOMING - 1
-        q.m_edge[wait] = now
-        q.m_channel[wait] = q.i_channel[place]
-        q.m_length[wait] = q.i_length[place]
-        q.m_number[wait] = q.i_number[place]
-        q.m_kept[wait] = s.kept_tail - 1
+        q.matching[wait].edge = now
+        q.matching[wait].channel = q.incoming[place].channel
+        q.matching[wait].length = q.incoming[place].length
+        q.matching[wait].number = q.incoming[place].number
+        q.matching[wait].kept = s.kept_tail - 1
         s.wait_tail += 1
         plan_match(p, s, q)
     s.in_head += 1
-    s.at_arrive = q.i_edge[s.in_head & INCOMING - 1] if s.in_head < s.in_tail else NEVER
+    s.at_arrive = q.incoming[s.in_head & INCOMING - 1].edge if s.in_head < s.in_tail else NEVER
 
 
 # rtl/rx_rings.py: the matching side
@@ -1154,7 +1189,7 @@ def plan_match(p: Any, s: Any, q: Any) -> None:
     if s.wait_head == s.wait_tail or s.parts_tail - s.parts_done >= PARTS_UNDER_WAY:
         s.at_match = NEVER
     else:
-        s.at_match = max(q.m_edge[s.wait_head & INCOMING - 1], s.match_free)
+        s.at_match = max(q.matching[s.wait_head & INCOMING - 1].edge, s.match_free)
 
 
 PARTS_UNDER_WAY = 40
@@ -1166,8 +1201,10 @@ def match(p: Any, s: Any, q: Any) -> bool:
     """Give the oldest frame its buffers, or drop it. True: the host must say which they are."""
     now = s.at_match
     wait = s.wait_head & INCOMING - 1
-    channel = q.m_channel[wait]
-    needed = 1 if q.m_length[wait] <= p.buffer_bytes else parts(q.m_length[wait], p.buffer_bytes)
+    waiting = q.matching[wait]
+    channel = waiting.channel
+    own = q.channels[channel]
+    needed = 1 if waiting.length <= p.buffer_bytes else parts(waiting.length, p.buffer_bytes)
     if p.asks:
         if not s.answered:
             return True
@@ -1176,47 +1213,47 @@ def match(p: Any, s: Any, q: Any) -> bool:
         # what the coalescer takes to find the frame's place comes before
         now += s.answer_delay
         s.answer_delay = 0
-    if needed < 0 or q.rx_posted[channel] - q.rx_used[channel] < needed:
-        put(s, q, DROPPED, q.m_number[wait], now, NO_BUFFER, 0, 0)
-        _release_rows(s, q, q.m_kept[wait], now + 2, 0)
+    if needed < 0 or own.rx_posted - own.rx_used < needed:
+        put(s, q, DROPPED, waiting.number, now, NO_BUFFER, 0, 0)
+        _release_rows(s, q, waiting.kept, now + 2, 0)
         s.match_free = now + p.match_interval
         s.wait_head += 1
         plan_match(p, s, q)
         return False
-    if q.rx_asked[channel] - q.rx_used[channel] < needed:
+    if own.rx_asked - own.rx_used < needed:
         # a slot that is not yet fetched: whoever fetches it wakes this
         s.answered = p.asks
         s.at_match = NEVER
         return False
     if needed > 0:
-        landed = q.rx_landed[channel, (q.rx_used[channel] + needed - 1) & RX_LANDED - 1]
+        landed = q.rx_landed[channel, (own.rx_used + needed - 1) & RX_LANDED - 1]
         if landed > now:
             s.answered = p.asks
             s.at_match = landed if landed < NEVER else NEVER
             return False
     parts_now = s.answer_parts if p.asks else needed
-    left = q.m_length[wait]
+    left = waiting.length
     edge = now
     if needed > 1:
         edge += needed * p.match_further
-    q.rx_used[channel] += needed
+    own.rx_used += needed
     if needed > 0:
-        q.rx_want[channel] = min(q.rx_want[channel], edge + p.used_to_fetch)
+        own.rx_want = min(own.rx_want, edge + p.used_to_fetch)
         plan_prefetch(p, s, q)
-    put(s, q, MATCHED, q.m_number[wait], edge, channel, 0, 0)
+    put(s, q, MATCHED, waiting.number, edge, channel, 0, 0)
     for part in range(parts_now):
         place = s.parts_tail & PARTS - 1
-        q.w_edge[place] = edge + p.arrived_to_write
-        q.w_at[place] = q.answer_at[part] if p.asks else 0
-        q.w_left[place] = q.answer_length[part] if p.asks else min(left, p.buffer_bytes)
+        q.parts[place].edge = edge + p.arrived_to_write
+        q.parts[place].at = q.answers[part].at if p.asks else 0
+        q.parts[place].left = q.answers[part].length if p.asks else min(left, p.buffer_bytes)
         left -= p.buffer_bytes
-        q.w_begun[place] = 0
-        q.w_last[place] = part == parts_now - 1
-        q.w_kept[place] = q.m_kept[wait]
-        q.w_channel[place] = channel
-        q.w_number[place] = q.m_number[wait]
-        q.w_done[place] = 0
-        q.w_tells[place] = s.answer_tells if p.asks else needed
+        q.parts[place].begun = 0
+        q.parts[place].last = part == parts_now - 1
+        q.parts[place].kept = waiting.kept
+        q.parts[place].channel = channel
+        q.parts[place].number = waiting.number
+        q.parts[place].done = 0
+        q.parts[place].tells = s.answer_tells if p.asks else needed
         s.parts_tail += 1
         edge += p.match_interval
     s.match_free = max(now + p.match_interval, edge)
@@ -1230,8 +1267,8 @@ def match(p: Any, s: Any, q: Any) -> bool:
 @rule
 def _release_rows(s: Any, q: Any, kept: int, begin: int, rows: int) -> None:
     """The rows of a kept frame leave the buffer from an edge on."""
-    q.k_begin[kept & INCOMING - 1] = begin
-    q.k_end[kept & INCOMING - 1] = begin + rows
+    q.kept[kept & INCOMING - 1].begin = begin
+    q.kept[kept & INCOMING - 1].end = begin + rows
 
 
 # rtl/rx_rings.py: the fetching side
@@ -1242,8 +1279,9 @@ RX_LANDED = 512
 @rule
 def post_buffers(p: Any, s: Any, q: Any, edge: int, channel: int, count: int) -> None:
     """A doorbell's beat at an edge tells of so many more buffers."""
-    q.rx_posted[channel] += count
-    q.rx_want[channel] = min(q.rx_want[channel], edge + p.post_to_fetch)
+    own = q.channels[channel]
+    own.rx_posted += count
+    own.rx_want = min(own.rx_want, edge + p.post_to_fetch)
     plan_prefetch(p, s, q)
 
 
@@ -1252,7 +1290,7 @@ def plan_prefetch(p: Any, s: Any, q: Any) -> None:
     """When receive slots are asked for next."""
     earliest = NEVER
     for channel in range(p.channels):
-        earliest = min(earliest, q.rx_want[channel])
+        earliest = min(earliest, q.channels[channel].rx_want)
     s.at_prefetch = NEVER if earliest == NEVER else max(earliest, s.prefetch_free)
 
 
@@ -1263,38 +1301,40 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
     channel = 0
     for step in range(1, p.channels + 1):
         channel = (s.prefetch_last + step) & p.channels - 1
-        if q.rx_want[channel] <= now:
+        own = q.channels[channel]
+        if own.rx_want <= now:
             break
     s.prefetch_last = channel
-    q.rx_want[channel] = NEVER
+    own.rx_want = NEVER
     s.prefetch_free = now + p.prefetch_interval
-    asked = q.rx_asked[channel]
-    available = q.rx_posted[channel] - asked
-    if available > 0 and asked - q.rx_used[channel] <= p.prefetch_slots - RX_FETCH_SLOTS:
+    asked = own.rx_asked
+    available = own.rx_posted - asked
+    if available > 0 and asked - own.rx_used <= p.prefetch_slots - RX_FETCH_SLOTS:
         count = min(available, RX_FETCH_SLOTS - asked % RX_FETCH_SLOTS)
         rows = rows_between(asked * RX_SLOT_BYTES, count * RX_SLOT_BYTES, p.host_log2)
         slot = s.r_bursts & RELEASES - 1
         edge = max(now, q.r_release[s.r_bursts - p.receive_reads & RELEASES - 1] + p.slot_to_read)
         if edge >= NEVER:
             # no place for what comes: when one is free, `stream_buffers` says so
-            q.rx_want[channel] = NEVER
+            own.rx_want = NEVER
             s.starved_channel = channel + 1
             plan_prefetch(p, s, q)
             return
         q.r_release[slot] = NEVER
         entry = s.r_bursts & ENTRIES - 1
-        q.h_rows[entry] = rows
-        q.h_slot[entry] = slot
-        q.h_channel[entry] = channel
-        q.h_first[entry] = asked
-        q.h_count[entry] = count
+        burst = q.buffer_bursts[entry]
+        burst.rows = rows
+        burst.slot = slot
+        burst.channel = channel
+        burst.first = asked
+        burst.count = count
         for number in range(count):
             q.rx_landed[channel, (asked + number) & RX_LANDED - 1] = NEVER
-        q.h_landed[entry] = read(p, s, q, edge, rows, BUFFERS, s.r_bursts)
+        burst.landed = read(p, s, q, edge, rows, BUFFERS, s.r_bursts)
         s.r_bursts += 1
-        q.rx_asked[channel] += count
+        own.rx_asked += count
         if available > count:
-            q.rx_want[channel] = now + p.prefetch_interval
+            own.rx_want = now + p.prefetch_interval
         stream_buffers(p, s, q)
     plan_prefetch(p, s, q)
 
@@ -1302,25 +1342,30 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
 @rule
 def stream_buffers(p: Any, s: Any, q: Any) -> None:
     """Bursts of receive slots that have landed stream out, in order; a frame may wait for one."""
-    while s.r_streamed < s.r_bursts and q.h_landed[s.r_streamed & ENTRIES - 1] < NEVER:
+    while s.r_streamed < s.r_bursts and q.buffer_bursts[s.r_streamed & ENTRIES - 1].landed < NEVER:
         entry = s.r_streamed & ENTRIES - 1
-        out = max(q.h_landed[entry], s.r_out_free)
-        s.r_out_free = out + q.h_rows[entry]
-        q.r_release[q.h_slot[entry]] = s.r_out_free - 1
-        channel = q.h_channel[entry]
-        for number in range(q.h_count[entry]):
-            q.rx_landed[channel, (q.h_first[entry] + number) & RX_LANDED - 1] = (
+        burst = q.buffer_bursts[entry]
+        out = max(burst.landed, s.r_out_free)
+        s.r_out_free = out + burst.rows
+        q.r_release[burst.slot] = s.r_out_free - 1
+        channel = burst.channel
+        for number in range(burst.count):
+            q.rx_landed[channel, (burst.first + number) & RX_LANDED - 1] = (
                 out + (number * RX_SLOT_BYTES >> p.host_log2) + p.slots_to_write - p.arrived_to_write)
         s.r_streamed += 1
         if s.at_match == NEVER:
             plan_match(p, s, q)
         if s.starved_channel:
-            q.rx_want[s.starved_channel - 1] = min(q.rx_want[s.starved_channel - 1], s.r_out_free)
+            q.channels[s.starved_channel - 1].rx_want = min(q.channels[s.starved_channel - 1].rx_want, s.r_out_free)
             s.starved_channel = 0
             plan_prefetch(p, s, q)
 
 
 # rtl/rx_deliver.py, rtl/dma_write.py
+
+
+PART_CYCLES = 2
+"""From one part of a frame to the next at least."""
 
 
 @rule
@@ -1330,11 +1375,10 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
         s.at_write = NEVER
         return
     place = s.parts_head & PARTS - 1
-    at = s.rows_free
-    if not q.w_begun[place]:
-        at = max(at, q.w_edge[place])
-    at = max(at, q.rw_release[s.receive_writes - p.receive_writes & RELEASES - 1] + 2)
-    s.at_write = max(at, port_free(p, s))
+    s.write_ready = q.rw_release[s.receive_writes - p.receive_writes & RELEASES - 1] + p.response_to_room
+    if not q.parts[place].begun:
+        s.write_ready = max(s.write_ready, max(q.parts[place].edge, s.part_began + PART_CYCLES))
+    s.at_write = max(max(s.write_ready, s.rows_free), port_free(p, s))
 
 
 @rule
@@ -1342,15 +1386,17 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     """Write a burst of the oldest part of a frame; with its last one the part's end is known."""
     now = s.at_write
     place = s.parts_head & PARTS - 1
-    at, left = q.w_at[place], q.w_left[place]
+    part = q.parts[place]
+    at, left = part.at, part.left
     if port_free(p, s) > now:
         plan_write(p, s, q)
         return
-    if not q.w_begun[place]:
-        q.w_begun[place] = 1
-        if q.w_last[place] and q.w_kept[place] >= 0:
+    if not part.begun:
+        part.begun = 1
+        s.part_began = now
+        if part.last and part.kept >= 0:
             rows = beats(left, p.host_log2)
-            _release_rows(s, q, q.w_kept[place], now - p.row_to_write, rows)
+            _release_rows(s, q, part.kept, now - p.row_to_write, rows)
     length = min(left, BURST - (at & BURST - 1))
     if length > 0:
         rows = rows_between(at, length, p.host_log2)
@@ -1362,16 +1408,16 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         response = stored + p.write_latency + 1
         q.rw_release[s.receive_writes & RELEASES - 1] = response
         s.receive_writes += 1
-        q.w_done[place] = max(q.w_done[place], response)
-    q.w_at[place] = at + length
-    q.w_left[place] = left - length
+        part.done = max(part.done, response)
+    part.at = at + length
+    part.left = left - length
     if left == length:
-        s.part_done = max(s.part_done, q.w_done[place] + p.response_to_write)
+        s.part_done = max(s.part_done, part.done + p.response_to_write)
         s.parts_head += 1
         s.parts_done += 1
-        if q.w_last[place]:
-            for buffer in range(q.w_tells[place]):
-                tell_receive(p, s, q, q.w_channel[place], q.w_number[place], s.part_done + buffer * p.gather_interval)
+        if part.last:
+            for buffer in range(part.tells):
+                tell_receive(p, s, q, part.channel, part.number, s.part_done + buffer * p.gather_interval)
         plan_match(p, s, q)
     plan_write(p, s, q)
 
@@ -1380,27 +1426,34 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
 def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, tells: int) -> None:
     """An aggregate ends: so many completions, behind all that was matched before."""
     place = s.parts_tail & PARTS - 1
-    q.w_edge[place] = edge
-    q.w_at[place] = 0
-    q.w_left[place] = 0
-    q.w_begun[place] = 0
-    q.w_last[place] = 1
-    q.w_kept[place] = -1
-    q.w_channel[place] = channel
-    q.w_number[place] = number
-    q.w_done[place] = edge
-    q.w_tells[place] = tells
+    part = q.parts[place]
+    part.edge = edge
+    part.at = 0
+    part.left = 0
+    part.begun = 0
+    part.last = 1
+    part.kept = -1
+    part.channel = channel
+    part.number = number
+    part.done = edge
+    part.tells = tells
     s.parts_tail += 1
     if s.at_write == NEVER:
         plan_write(p, s, q)
 
 
+GATHER_CYCLES = 2
+"""From one receive that is told of to the next at least."""
+
+
 @rule
 def tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> None:
     token = s.rx_tail & TOKENS - 1
-    q.rx_edge[token] = edge
-    q.rx_channel[token] = channel
-    q.rx_token[token] = number
+    told = q.rx_tokens[token]
+    s.gathered = max(edge, s.gathered + GATHER_CYCLES)
+    told.edge = s.gathered
+    told.channel = channel
+    told.token = number
     s.rx_tail += 1
     plan_completion(p, s, q)
 
@@ -1416,10 +1469,27 @@ def next_edge(s: Any) -> int:
     return min(min(transmit, receive), min(s.at_land, s.at_complete))
 
 
+CHOSEN_BEHIND = 2
+"""Cycles behind a burst's first beat at which the next one is chosen, if that is not its end already."""
+
+
+@step
+def _write_is_first(s: Any, at: int) -> bool:
+    """Whether a burst of a received frame goes before a completion that could be written at the same edge: who is there
+    when the choice is made, or comes first behind it, and in turn if both."""
+    chosen = min(s.w_first + CHOSEN_BEHIND, at)
+    if s.completion_ready > max(chosen, s.write_ready):
+        return True
+    if s.write_ready > max(chosen, s.completion_ready):
+        return False
+    return bool(s.w_was_completion)
+
+
 @rule
 def advance(p: Any, s: Any, q: Any, until: int) -> bool:
     """Let all stages act whose time comes up to an edge. False: there is no room for what comes out, or, for a host
-    that is asked, something has come out, or it is asked which buffers a frame has (`s.asked`)."""
+    that is asked, something has come out, or it is asked which buffers a frame has (`s.asked`). True also when
+    the ring that is waited for has room (`s.waits`: its channel counted from 1, 0 when it has)."""
     s.asked = 0
     while True:
         at = next_edge(s)
@@ -1428,7 +1498,7 @@ def advance(p: Any, s: Any, q: Any, until: int) -> bool:
             return False
         if at > until or at == NEVER:
             return True
-        if s.at_write == at and (s.at_complete > at or s.w_was_completion):
+        if s.at_write == at and (s.at_complete > at or _write_is_first(s, at)):
             write_burst(p, s, q)
         elif s.at_complete == at:
             complete(p, s, q)
@@ -1445,7 +1515,10 @@ def advance(p: Any, s: Any, q: Any, until: int) -> bool:
         elif s.at_decide == at:
             decide(p, s, q)
         elif s.at_cut == at:
+            waits = s.waits
             cut(p, s, q)
+            if s.waits != waits:
+                return True
         elif s.at_fetch == at:
             fetch(p, s, q)
         elif s.at_slots == at:

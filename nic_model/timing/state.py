@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -115,11 +115,13 @@ _NUMBERS = (
     "arrival_tail command_head command_tail frames_decided freed_head freed_tail decide_free rest_edge decide_last "
     "has_job ahead gone_ahead begun_head begun_tail walk_free reading read_left frame_edge run_last read_first "
     "e_head e_tail stream_free template_end p_ar_last p_bursts piece piece_at piece_left rows_head rows_in rows_out "
-    "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail complete_free "
+    "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail "
+    "complete_free completion_ready completion_first "
     "token_was_tx batch_tail completion_writes source_free in_head in_tail kept_head kept_tail rx_rows wait_head "
-    "wait_tail match_free parts_head parts_tail parts_done part_done starved_channel prefetch_free prefetch_last "
+    "wait_tail match_free parts_head parts_tail parts_done part_done part_began write_ready "
+    "gathered starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
-    "answer_tells answer_delay piece_tail entered arrived"
+    "answer_tells answer_delay piece_tail entered arrived waits"
 )
 
 S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS.split()] + [("random", np.uint64)])
@@ -132,56 +134,83 @@ def numbers(bus: BusModel) -> np.ndarray:
         if name.startswith("at_") or name == "next_at":
             record[name] = stages.NEVER
     record["random"] = bus.seed
-    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last"):
+    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last", "part_began",
+                 "gathered"):
         record[name] = -1000
     return record
 
 
-_TABLES: tuple[tuple[int | tuple[int, ...], str], ...] = (
-    ((stages.OUTS, 6), "out"),
-    (stages.TAGS_THAT_BIND, "tag_free"),
-    (MAX_CHANNELS,
+INPUT = np.dtype([(name, np.int64) for name in (
+    "edge", "kind", "channel", "length", "mss", "inline", "sums", "address", "slots")])
+"""One send, or one frame that arrives. `edge`: of the doorbell's beat at the device's port, or when the frame stands
+before it; they do not fall. Sends of one channel at one edge share a doorbell. `length`: bytes of payload, or of the
+frame.
+`mss`: 0 for a frame. `inline`: bytes in the descriptor. `sums`: checksums that are put in, 2 for each segmented send.
+`address`: of the payload, modulo 4096. `slots`: of the descriptor."""
+
+
+_NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
+    ("channels", MAX_CHANNELS,
      "posted producer asked consumed freed freeing pending starved under_way ring_slots parsed decided jobs "
      "offset number cq_index rx_posted rx_asked rx_used rx_want"),
-    (stages.FETCHES_KEPT, "f_channel f_index f_count f_issued f_bursts"),
-    ((stages.FETCHES_KEPT, 16), "f_burst_at f_burst_out f_burst_slots"),
-    (stages.FREED, "fr_edge fr_channel fr_slots"),
-    (stages.RELEASES, "d_release p_release r_release cw_release rw_release"),
-    ((MAX_CHANNELS, DESCRIPTORS),
-     "d_slots d_inline d_payload d_mss d_sums d_ipv6 d_complete d_piece d_pieces d_number d_job"),
-    (stages.PIECES, "piece_address piece_length"),
-    (stages.ARRIVALS, "a_edge a_channel"),
-    (stages.BEGUN, "b_edge b_bytes"),
-    (stages.COMMANDS, "c_channel c_place c_offset c_count c_first c_last c_number c_edge"),
-    (stages.FRAMES, "t_first t_last t_header t_rows"),
-    (16, "header_free"),
-    (stages.FIFO, "fifo_edge fifo_length"),
-    (stages.TOKENS, "tx_edge tx_channel tx_token tx_writes rx_edge rx_channel rx_token batch_token"),
-    (stages.INCOMING,
-     "i_edge i_channel i_length i_number k_rows k_begin k_end m_edge m_channel m_length m_number m_kept"),
-    ((MAX_CHANNELS, stages.RX_LANDED), "rx_landed"),
-    (stages.PARTS, "w_edge w_at w_left w_begun w_last w_kept w_channel w_number w_done w_tells"),
-    (64, "answer_at answer_length"),
-    (256, "o_due o_order o_rows o_client o_entry"),
-    (stages.ENTRIES,
-     "e_command e_rows e_slot e_in_last e_first e_ends e_landed g_rows g_slot g_fetch g_burst g_landed h_rows "
-     "h_slot h_channel h_first h_count h_landed"),
+    ("fetches", stages.FETCHES_KEPT, "channel index count issued bursts"),
+    ("fetch_bursts", (stages.FETCHES_KEPT, 16), "at out slots"),
+    ("freed_slots", stages.FREED, "edge channel slots"),
+    ("slot_bursts", stages.ENTRIES, "rows slot fetch burst landed"),
+    ("descriptors", (MAX_CHANNELS, DESCRIPTORS),
+     "slots inline payload mss sums ipv6 complete piece pieces number"),
+    ("pieces", stages.PIECES, "address length"),
+    ("arrivals", stages.ARRIVALS, "edge channel"),
+    ("commands", stages.COMMANDS, "channel place offset count first last number edge"),
+    ("payload_bursts", stages.ENTRIES, "command rows slot in_last first ends landed"),
+    ("begun", stages.BEGUN, "edge bytes"),
+    ("frames", stages.FRAMES, "first last header rows"),
+    ("fifo", stages.FIFO, "edge length"),
+    ("tx_tokens", stages.TOKENS, "edge channel token writes"),
+    ("rx_tokens", stages.TOKENS, "edge channel token"),
+    ("incoming", stages.INCOMING, "edge channel length number"),
+    ("kept", stages.INCOMING, "rows begin end"),
+    ("matching", stages.INCOMING, "edge channel length number kept"),
+    ("answers", 64, "at length"),
+    ("buffer_bursts", stages.ENTRIES, "rows slot channel first count landed"),
+    ("parts", stages.PARTS, "edge at left begun last kept channel number done tells"),
+    ("under_way_reads", 256, "due order rows client entry"),
 )
-"""Size, and queues and tables of that size, by their index or modulo it. One layout for all devices: so what numba has
-compiled for one is good for all."""
+"""Queues and tables of records: their size, by their index or modulo it, and what stands in each."""
+
+_COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
+    ("out", (stages.OUTS, 6)), ("tag_free", stages.TAGS_THAT_BIND), ("header_free", 16),
+    ("d_release", stages.RELEASES), ("p_release", stages.RELEASES), ("r_release", stages.RELEASES),
+    ("cw_release", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
+    ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)),
+)
 
 
-# Behind each table a cache line of nothing: otherwise entries of one number would all fall into the same few lines.
-Q_LAYOUT = np.dtype([field for size, names in _TABLES for name in names.split()
-                     for field in ((name, np.int64, size), (f"{name}_gap", np.int64, 8))])
+def _fields() -> list[tuple[Any, ...]]:
+    """Behind each table a cache line of nothing: otherwise entries of one number would all fall into the same few
+    lines."""
+    found: list[tuple[Any, ...]] = []
+    for name, size, names in _NUMBERS_OF:
+        record = np.dtype((np.record, [(field, np.int64) for field in names.split()]))
+        found += [(name, record, size), (f"{name}_gap", np.int64, 8)]
+    for name, size in _COLUMNS:
+        found += [(name, np.int64, size), (f"{name}_gap", np.int64, 8)]
+    return found
+
+
+RECORDS = tuple(name for name, _, _ in _NUMBERS_OF)
+"""The tables of records."""
+
+Q_LAYOUT = np.dtype(_fields())
+"""One layout for all devices: so what numba has compiled for one is good for all."""
 
 
 def queues(model: DeviceModel) -> np.ndarray:
     """The record `q`, empty; an array of one."""
     found = np.zeros(1, Q_LAYOUT)
     for name in ("pending", "rx_want"):
-        found[name] = stages.NEVER
+        found["channels"][name] = stages.NEVER
     for name in ("d_release", "p_release", "r_release", "cw_release", "rw_release"):
         found[name] = -1000
-    found["ring_slots"] = 1 << model.config.max_ring_log2
+    found["channels"]["ring_slots"] = 1 << model.config.max_ring_log2
     return found

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from cosim import cli
@@ -97,6 +98,19 @@ def test_kernel_in_blocks() -> None:
         assert sum(len(completions(part)) for part in events if len(part)) == len(rows)
     flat = [sorted(row for part in one for row in part) for one in found]
     assert flat[0] == flat[1] == flat[2]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["", "rings are full"])
+def test_rules_for_one_device_alone(full: bool) -> None:
+    """What never changes stands in the code as numbers, and all comes out at the same edges."""
+    rows = sends(np.sort(np.arange(600) % 7 * (0 if full else 4000)), 1 + np.arange(600) % 3, 40 + np.arange(600) * 7)
+    found = []
+    for specialised in (False, True):
+        case = random_case(0, TINY, 1)
+        kernel = Kernel(load_device("tiny"), case.bus, case.mac, ring_log2=4 if full else None, specialised=specialised)
+        found.append([row for part in kernel.run([rows]) for row in part.tolist()])
+    assert len(found[0]) == 2 * len(rows)
+    assert found[0] == found[1]
 
 
 # ---------------------------------------------------------------------------------------------- device files
