@@ -35,7 +35,7 @@ def put_send(p: Any, s: Any, q: Any, channel: int, payload: int, mss: int, inlin
 def put_piece(p: Any, s: Any, q: Any, channel: int, address: int, length: int) -> None:
     """A piece of the descriptor that was put last."""
     q.descriptors[channel, q.channels[channel].posted - 1 & p.descriptors - 1].pieces += 1
-    piece = q.pieces[s.piece_tail & stages.PIECES - 1]
+    piece = q.pieces[s.piece_tail & p.piece_places - 1]
     piece.address = address
     piece.length = length
     s.piece_tail += 1

@@ -579,6 +579,7 @@ def _make_job(p: Any, s: Any, q: Any, channel: int, place: int, edge: int) -> No
 
 ARRIVALS = 4096
 PIECES = 1 << 20
+"""Of all sends, at most."""
 
 
 # ---------------------------------------------------------------------------------------------- which frame is next
@@ -707,7 +708,7 @@ def _walk(p: Any, q: Any, channel: int, place: int, offset: int, count: int) -> 
     begun, cycles, begin = 0, 0, 0
     piece = q.descriptors[channel, place].piece
     for _ in range(q.descriptors[channel, place].pieces):
-        length = q.pieces[piece & PIECES - 1].length
+        length = q.pieces[piece & p.piece_places - 1].length
         if begin + length > offset:
             if begin < offset:
                 begun = 1
@@ -764,7 +765,7 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             s.read_left = q.commands[command].count
             s.frame_edge = q.commands[command].edge
             s.read_first = 1
-            _find_piece(s, q, channel, place, q.commands[command].offset)
+            _find_piece(p, s, q, channel, place, q.commands[command].offset)
             if s.read_left == 0:
                 _put_entry(s, q, command, 0, 0, 0, 0)
                 stream_payload(p, s, q)
@@ -791,8 +792,8 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             if s.piece_left == 0 and s.read_left > 0:
                 s.piece += 1
                 s.frame_edge += p.piece_first
-                s.piece_at = q.pieces[s.piece & PIECES - 1].address
-                s.piece_left = q.pieces[s.piece & PIECES - 1].length
+                s.piece_at = q.pieces[s.piece & p.piece_places - 1].address
+                s.piece_left = q.pieces[s.piece & p.piece_places - 1].length
             if s.read_left == 0 or q.p_release[s.p_bursts - p.payload_reads & RELEASES - 1] == NEVER:
                 stream_payload(p, s, q)
             horizon = min(horizon, s.at_land)
@@ -862,18 +863,18 @@ def stream_payload(p: Any, s: Any, q: Any) -> None:
 
 
 @step
-def _find_piece(s: Any, q: Any, channel: int, place: int, offset: int) -> None:
+def _find_piece(p: Any, s: Any, q: Any, channel: int, place: int, offset: int) -> None:
     """Where a frame's payload begins."""
     s.piece = q.descriptors[channel, place].piece
     s.piece_left = 0
     s.piece_at = 0
     if q.descriptors[channel, place].pieces == 0:
         return
-    while offset >= q.pieces[s.piece & PIECES - 1].length:
-        offset -= q.pieces[s.piece & PIECES - 1].length
+    while offset >= q.pieces[s.piece & p.piece_places - 1].length:
+        offset -= q.pieces[s.piece & p.piece_places - 1].length
         s.piece += 1
-    s.piece_at = q.pieces[s.piece & PIECES - 1].address + offset
-    s.piece_left = q.pieces[s.piece & PIECES - 1].length - offset
+    s.piece_at = q.pieces[s.piece & p.piece_places - 1].address + offset
+    s.piece_left = q.pieces[s.piece & p.piece_places - 1].length - offset
 
 
 @step

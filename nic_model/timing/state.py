@@ -64,7 +64,7 @@ _SIZES = (
     "entry_rows buffer_bytes payload_reads "
     "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
     "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
-    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors traced asks"
+    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors piece_places traced asks"
 )
 
 P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *Queues.names(), *_SIZES.split())])
@@ -97,7 +97,10 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
         "frame_overhead_bytes": mac.overhead_bytes,
         "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
-        "descriptors": 1 << config.max_ring_log2, "traced": int(traced), "asks": int(asks),
+        "descriptors": 1 << config.max_ring_log2,
+        # two to a slot, of those in the rings and of those that the device has taken out of them
+        "piece_places": min(stages.PIECES, 4 * config.channels << config.max_ring_log2),
+        "traced": int(traced), "asks": int(asks),
     }
     values |= {name: getattr(model, name) for name in Queues.names()}
     found = np.zeros(1, P_LAYOUT)
