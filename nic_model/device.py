@@ -77,6 +77,11 @@ _U64 = (1 << 64) - 1
 _BY_OFFSET: dict[Block, dict[int, Register]] = {
     block: {r.offset: r for r in REGISTERS.values() if r.block is block} for block in Block
 }
+_SLOTS_AT = SUBMISSION_HEAD.fields["slots"].offset // 8
+
+# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
+_COMPLETE, _TIMESTAMP = int(SendFlag.COMPLETE), int(SendFlag.TIMESTAMP)
+_RECEIVE_RAW, _COALESCE = int(OperationMask.RECEIVE_RAW), int(OperationMask.COALESCE)
 _PUSH_WINDOW = range(REGISTERS["PUSH"].offset, REGISTERS["PUSH"].offset + PUSH_WINDOW_BYTES)
 
 
@@ -202,8 +207,11 @@ class Device:
 
     def next_deadline(self) -> int | None:
         """Cycle at which `advance` will raise a vector or end an aggregate if nothing else happens, if any."""
-        deadlines = [*(v.deadline for v in self._vectors), self._coalescer.next_deadline()]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        earliest = self._coalescer.next_deadline()
+        for vector in self._vectors:
+            if vector.deadline is not None and (earliest is None or vector.deadline < earliest):
+                earliest = vector.deadline
+        return earliest
 
     def advance(self, now_cycles: int) -> None:
         """Let time be `now_cycles`, and do what was due until then."""
@@ -467,7 +475,7 @@ class Device:
         """All slots of the descriptor at the ring's head, unwrapped; None if it is truncated."""
         tx = channel.tx
         first = self._fetch(tx, tx.index)
-        count = SUBMISSION_HEAD.unpack(first[: SUBMISSION_HEAD.size_bytes])["slots"]
+        count = first[_SLOTS_AT]
         if not 1 <= count <= min(MAX_DESCRIPTOR_SLOTS, tx.waiting):
             return None
         return first + b"".join(self._fetch(tx, ring.advance(tx.index, n)) for n in range(1, count))
@@ -497,11 +505,11 @@ class Device:
 
         flags = submission.head["flags"]
         self.counters["tx_sends" if status is Status.OK else "tx_errors"] += 1
-        if status is not Status.OK or flags & SendFlag.COMPLETE:
+        if status is not Status.OK or flags & _COMPLETE:
             self._complete(
                 channel, kind=CompletionKind.SEND, status=status, tag=submission.head["tag"], length=payload_bytes,
                 ring_index=channel.tx.index, segments=frames & 0xFFFF,
-                timestamp=self.now_cycles if flags & SendFlag.TIMESTAMP and status is Status.OK else 0)
+                timestamp=self.now_cycles if flags & _TIMESTAMP and status is Status.OK else 0)
 
     def _read_payload(self, pieces: tuple[Piece, ...], addresses: list[int]) -> bytes:
         """Bytes of the pieces, up to the first burst that the bus answers with an error."""
@@ -557,7 +565,7 @@ class Device:
         self.counters["rx_steered_rule"] += steered.by_rule
         self.counters["rx_steered_rss"] += steered.by_hash
         channel, info = self._channels[steered.channel], parsed.info
-        may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & OperationMask.COALESCE)
+        may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & _COALESCE)
         verdict = self._coalescer.judge(frame, info, self.now_cycles, may_open=may_open,
                                         l4_offset=parsed.l4_offset, tag=steered.hash_value.to_bytes(4, "big"))
         self._end(verdict.ended)
@@ -605,7 +613,7 @@ class Device:
 
     def _take_slots(self, channel: _Channel, length_bytes: int) -> list[_Slot] | str:
         """Posted buffers for so many bytes, all or none: then the counter of why there are not enough."""
-        may_receive = channel.registers["CHANNEL_OPERATIONS"] & OperationMask.RECEIVE_RAW
+        may_receive = channel.registers["CHANNEL_OPERATIONS"] & _RECEIVE_RAW
         if not channel.runs or not may_receive:
             return "rx_no_buffer"
         slots: list[_Slot] = []
