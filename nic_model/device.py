@@ -704,9 +704,15 @@ class Device:
         """Tell of every line that changed."""
         error_line = self._error_channels != 0 and not self._globals["ERROR_MASK"] & 1
         self._error_rises += error_line and not self.irq[-1]
+        rises, lines = self._error_rises, []
+        for vector in self._vectors:
+            rises += vector.rises
+            lines.append(vector.line)
+        lines.append(error_line)
         # Rises, not levels: an event that fires as its ring is armed lowers and raises the line at one instant.
-        self.counters["interrupts"] = sum(vector.rises for vector in self._vectors) + self._error_rises
-        lines = [*(vector.line for vector in self._vectors), error_line]
+        self.counters["interrupts"] = rises
+        if lines == self.irq:
+            return
         for number, (line, before) in enumerate(zip(lines, self.irq, strict=True)):
             if line != before:
                 self.irq[number] = line

@@ -87,7 +87,7 @@ def read_submission(slots: bytes, operations: int) -> Submission:
             return Submission(head, Status.BAD_DESCRIPTOR)
         payload_bytes += piece.length_bytes
     fits = _frame_fits if opcode == Opcode.SEND_FRAME else _segmented_fits
-    if head["flags"] & _VLAN_INSERT and not _tag_fits(head) or not fits(head, payload_bytes):
+    if not fits(head, payload_bytes) or (head["flags"] & _VLAN_INSERT and not _tag_fits(head)):
         return Submission(head, Status.BAD_DESCRIPTOR)
     return Submission(head, Status.OK, inline, pieces, payload_bytes)
 

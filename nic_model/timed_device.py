@@ -44,6 +44,10 @@ PUSH_BLOCK_BYTES = 64
 NOT_KEPT = -1
 """Channel of a frame that the receive buffer drops."""
 
+# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
+_VLAN_INSERT, _TIMESTAMP = int(SendFlag.VLAN_INSERT), int(SendFlag.TIMESTAMP)
+_CHECKSUMS = int(SendFlag.IPV4_CHECKSUM), int(SendFlag.L4_CHECKSUM)
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -185,6 +189,7 @@ class TimedDevice:
         self._drain_at = 0
         self._drains = False
         self._deadline, self._deadline_unknown = stages.NEVER, True
+        self._asked = memoryview(self.machine.numbers["asked"])
         self._tables, self._channels = self.machine.tables, self.machine.tables["channels"]
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
         self.doing.submitted = self._submitted
@@ -208,11 +213,13 @@ class TimedDevice:
     def look_ahead(self, edge: int) -> None:
         """Let the stages act up to an edge before which nothing enters, or to where the host sees something."""
         machine = self.machine
-        while machine.next_edge() <= min(edge, self._next_event()):
-            if not machine.advance(min(edge, self._next_event())):
+        until = min(edge, self._next_event())
+        while machine.next_edge() <= until:
+            if not machine.advance(until):
                 self._take_out()
-                if machine.numbers["asked"][0]:
+                if self._asked[0]:
                     self._match()
+                until = min(edge, self._next_event())
 
     def advance(self, edge: int) -> None:
         """Let time pass up to an edge; all that is due by then happens, in order."""
@@ -222,13 +229,13 @@ class TimedDevice:
             if due > edge:
                 break
             self.now = max(self.now, due)
-            self._deadline_unknown = True
             while self._events and self._events[0][0] <= due:
                 _, _, act, arguments = heapq.heappop(self._events)
                 act(*arguments)
             if self._deadline <= due:
                 self.doing.work = _Work()
                 self.doing.advance(due)
+                self._deadline_unknown = True
         self.now = max(self.now, edge)
         self.doing.now_cycles = max(self.doing.now_cycles, edge)
 
@@ -298,6 +305,7 @@ class TimedDevice:
         if offset == REGISTERS["CQ_ARM"].offset:
             self._at(self.now + self.model.timing.arm_to_irq, self._arm, channel, data)
             return
+        self._deadline_unknown = True
         posted, self._slots = channel.rx.producer, 0
         parsed = channel.tx.index
         pushes = offset >= REGISTERS["PUSH"].offset and len(data) == PUSH_BLOCK_BYTES
@@ -316,6 +324,7 @@ class TimedDevice:
     def _arm(self, channel: _Channel, data: bytes) -> None:
         """An arm takes effect. The line may fall and rise again: then it has risen, though it was high before."""
         doing, vector = self.doing, self.doing._vectors[channel.vector]
+        self._deadline_unknown = True
         was_high, rises = doing.irq[channel.vector], vector.rises
         doing.write_doorbell(channel.number, REGISTERS["CQ_ARM"].offset, data)
         if was_high and vector.rises > rises and vector.line:
@@ -328,8 +337,8 @@ class TimedDevice:
         entry = work.entries[0][1] if work.entries else None
         flags = head["flags"]
         segmented = head["opcode"] == Opcode.SEND_SEGMENTED
-        tag = VLAN_TAG_BYTES if flags & SendFlag.VLAN_INSERT else 0
-        sums = 2 if segmented else bool(flags & SendFlag.IPV4_CHECKSUM) + bool(flags & SendFlag.L4_CHECKSUM)
+        tag = VLAN_TAG_BYTES if flags & _VLAN_INSERT else 0
+        sums = 2 if segmented else sum(bool(flags & checksum) for checksum in _CHECKSUMS)
         slots = max(1, head["slots"])
         inline = head["inline_bytes"] + tag if good else 0
         payload, mss = submission.payload_bytes if good else 0, head["mss"] if segmented and good else 0
@@ -341,7 +350,7 @@ class TimedDevice:
         self._slots += slots
         self._begun += 1
         self._sent[channel.number, number] = _Sent(
-            deque(work.frames), entry, bool(flags & SendFlag.TIMESTAMP) and submission.status is Status.OK)
+            deque(work.frames), entry, bool(flags & _TIMESTAMP) and submission.status is Status.OK)
 
     # ------------------------------------------------------------------------------------------ receive
 
@@ -462,6 +471,7 @@ class TimedDevice:
         data = COMPLETION.pack(kind=entry.kind, phase=ring.phase(index, cq.log2), **entry.fields)
         self._written[channel.number] += 1
         if not self._memory_write(cq.address(index), data):
+            self._deadline_unknown = True
             self.doing._fail(channel, ChannelError.COMPLETION_BUS_ERROR)
             self.doing.lives[channel.number] += 1
 
@@ -474,6 +484,7 @@ class TimedDevice:
         channel.cq.index += 1
         doing.counters["completions"] += 1
         vector = doing._vectors[channel.vector]
+        self._deadline_unknown = True
         channel.arming.completed(vector, vector.tx if entry.kind is CompletionKind.SEND else vector.rx,
                                  self.now + self._later)
         doing._show_irq()

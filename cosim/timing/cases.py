@@ -30,6 +30,7 @@ from nic_model.contract import (
     OperationMask,
     SendFlag,
     Status,
+    slots_needed,
 )
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
@@ -77,6 +78,11 @@ class Send:
     def frames(self) -> int:
         """How many it becomes."""
         return -(-self.payload // self.mss) if self.mss else 1
+
+    @property
+    def slots(self) -> int:
+        """Submission slots it takes."""
+        return slots_needed(HEADER_BYTES if self.mss else self.inline, len(self.cut()))
 
     def cut(self) -> list[tuple[int, int]]:
         """(offset, length) of its pieces."""
@@ -163,7 +169,7 @@ async def drive(config: NicConfig, case: Case, port: Port, kernel: Kernel, memor
     of_channel = {sender.channel: sender for sender in case.senders}
     for number in sorted({*of_channel, *receiving}):
         sender = of_channel.get(number)
-        slots = sum(_descriptor(send, 0).slots for send in sender.sends) if sender else 0
+        slots = sum(send.slots for send in sender.sends) if sender else 0
         operations = OperationMask(0)
         if sender:
             operations |= OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED
