@@ -46,7 +46,7 @@ NOT_KEPT = -1
 
 # Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
 _VLAN_INSERT, _TIMESTAMP = int(SendFlag.VLAN_INSERT), int(SendFlag.TIMESTAMP)
-_CHECKSUMS = int(SendFlag.IPV4_CHECKSUM), int(SendFlag.L4_CHECKSUM)
+_IPV4_CHECKSUM, _L4_CHECKSUM = int(SendFlag.IPV4_CHECKSUM), int(SendFlag.L4_CHECKSUM)
 
 
 @dataclass(slots=True)
@@ -199,8 +199,12 @@ class TimedDevice:
 
     def next_edge(self) -> int | None:
         """When something happens by itself, if ever."""
-        edge = min(self._next_event(), self.machine.next_edge())
-        return None if edge >= stages.NEVER else max(edge, self.now)
+        edge, acts = self._next_event(), self.machine.next_edge()
+        if acts < edge:
+            edge = acts
+        if edge >= stages.NEVER:
+            return None
+        return edge if edge > self.now else self.now
 
     def _next_event(self) -> int:
         """When the host would see something that is known of, or moderation does something."""
@@ -208,11 +212,14 @@ class TimedDevice:
             deadline = self.doing.next_deadline()
             self._deadline = stages.NEVER if deadline is None else deadline
             self._deadline_unknown = False
-        return min(self._events[0][0], self._deadline) if self._events else self._deadline
+        events = self._events
+        return events[0][0] if events and events[0][0] < self._deadline else self._deadline
 
     def look_ahead(self, edge: int) -> None:
         """Let the stages act up to an edge before which nothing enters, or to where the host sees something."""
         machine = self.machine
+        if machine.next_edge() > edge:
+            return
         until = min(edge, self._next_event())
         while machine.next_edge() <= until:
             if not machine.advance(until):
@@ -228,22 +235,25 @@ class TimedDevice:
             due = self._next_event()
             if due > edge:
                 break
-            self.now = max(self.now, due)
-            while self._events and self._events[0][0] <= due:
-                _, _, act, arguments = heapq.heappop(self._events)
+            if due > self.now:
+                self.now = due
+            events = self._events
+            while events and events[0][0] <= due:
+                _, _, act, arguments = heapq.heappop(events)
                 act(*arguments)
             if self._deadline <= due:
                 self.doing.work = _Work()
                 self.doing.advance(due)
                 self._deadline_unknown = True
-        self.now = max(self.now, edge)
-        self.doing.now_cycles = max(self.doing.now_cycles, edge)
+        if edge > self.now:
+            self.now = edge
+        self.doing.now_cycles = self.now
 
     def enter(self, edge: int) -> None:
         """Something enters at an edge: all before it happens."""
         self.advance(edge - 1)
         self.now = max(self.now, edge)
-        self.doing.now_cycles = max(self.doing.now_cycles, edge)
+        self.doing.now_cycles = self.now
 
     def _at(self, edge: int, act: Callable[..., None], *arguments: Any) -> None:
         self._order += 1
@@ -338,7 +348,7 @@ class TimedDevice:
         flags = head["flags"]
         segmented = head["opcode"] == Opcode.SEND_SEGMENTED
         tag = VLAN_TAG_BYTES if flags & _VLAN_INSERT else 0
-        sums = 2 if segmented else sum(bool(flags & checksum) for checksum in _CHECKSUMS)
+        sums = 2 if segmented else (flags & _IPV4_CHECKSUM > 0) + (flags & _L4_CHECKSUM > 0)
         slots = max(1, head["slots"])
         inline = head["inline_bytes"] + tag if good else 0
         payload, mss = submission.payload_bytes if good else 0, head["mss"] if segmented and good else 0

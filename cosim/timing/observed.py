@@ -283,11 +283,8 @@ def on_model(model: DeviceModel, case: Case) -> Observed:
 
     port.device.machine.taken = keep  # type: ignore[method-assign]
     bench.start(port)
-    while not bench.finished():
-        time_ps = bench.kernel.next_time()
-        if time_ps is None:
-            raise RuntimeError(f"{case.name}: nothing goes on at {bench.kernel.now} ps")
-        bench.kernel.run_until(time_ps)
+    if not bench.kernel.run_while(lambda: not bench.finished()):
+        raise RuntimeError(f"{case.name}: nothing goes on at {bench.kernel.now} ps")
     bench.outcome(port)
     found = _observed(taken, start)
     found.interrupts = [(edge_of(config, time) - start, line) for time, line in port.rises
