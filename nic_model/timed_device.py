@@ -216,38 +216,52 @@ class TimedDevice:
         return events[0][0] if events and events[0][0] < self._deadline else self._deadline
 
     def look_ahead(self, edge: int) -> None:
-        """Let the stages act up to an edge before which nothing enters, or to where the host sees something."""
+        """Let the stages act up to an edge before which nothing enters and the host does not look, or to where it hears
+        something. What it does not hear of happens: it finds all as if it had happened in its time."""
         machine = self.machine
-        if machine.next_edge() > edge:
-            return
-        until = min(edge, self._next_event())
-        while machine.next_edge() <= until:
-            if not machine.advance(until):
-                self._take_out()
-                if self._asked[0]:
-                    self._match()
-                until = min(edge, self._next_event())
+        while True:
+            due = self._next_event()
+            until = due if due < edge else edge
+            if machine.next_edge() <= until:
+                if not machine.advance(until):
+                    self._take_out()
+                    if self._asked[0]:
+                        self._match()
+            elif due <= edge and self._is_quiet():
+                self._happen()
+            else:
+                return
+
+    def _is_quiet(self) -> bool:
+        """Whether the host does not hear of what happens next."""
+        events = self._events
+        if not events or self._deadline <= events[0][0]:
+            return False
+        _, _, act, arguments = events[0]
+        return act == self._store or (act == self._told and not self._may_rise(arguments[0].channel))
 
     def advance(self, edge: int) -> None:
         """Let time pass up to an edge; all that is due by then happens, in order."""
-        while True:
-            self.look_ahead(edge)
-            due = self._next_event()
-            if due > edge:
-                break
-            if due > self.now:
-                self.now = due
-            events = self._events
-            while events and events[0][0] <= due:
-                _, _, act, arguments = heapq.heappop(events)
-                act(*arguments)
+        self.look_ahead(edge)
+        while (due := self._next_event()) <= edge:
+            while self._events and self._events[0][0] <= due:
+                self._happen()
             if self._deadline <= due:
+                self.now = max(self.now, due)
                 self.doing.work = _Work()
                 self.doing.advance(due)
                 self._deadline_unknown = True
+            self.look_ahead(edge)
         if edge > self.now:
             self.now = edge
         self.doing.now_cycles = self.now
+
+    def _happen(self) -> None:
+        """The next event happens."""
+        edge, _, act, arguments = heapq.heappop(self._events)
+        if edge > self.now:
+            self.now = edge
+        act(*arguments)
 
     def enter(self, edge: int) -> None:
         """Something enters at an edge: all before it happens."""
@@ -494,7 +508,13 @@ class TimedDevice:
         channel.cq.index += 1
         doing.counters["completions"] += 1
         vector = doing._vectors[channel.vector]
-        self._deadline_unknown = True
+        may_rise = self._may_rise(channel)
         channel.arming.completed(vector, vector.tx if entry.kind is CompletionKind.SEND else vector.rx,
                                  self.now + self._later)
-        doing._show_irq()
+        if may_rise:
+            self._deadline_unknown = True
+            doing._show_irq()
+
+    def _may_rise(self, channel: _Channel) -> bool:
+        """Whether an event of a channel may move an interrupt line: its vector's, or the one for errors."""
+        return channel.arming.armed or channel.arming.fired or self.doing._error_channels != 0

@@ -67,7 +67,7 @@ class TimedPort(WithoutRtl):
     def _next_time(self) -> int | None:
         """When the device does something by itself."""
         kernel = self.kernel
-        # nobody acts before that
+        # nobody acts or looks before that
         due = kernel.next_time()
         self.device.look_ahead(FOREVER if due is None else self._edge_at(due) - 1)
         edge = self.device.next_edge()
