@@ -81,6 +81,7 @@ _SLOTS_AT = SUBMISSION_HEAD.fields["slots"].offset // 8
 
 # Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
 _COMPLETE, _TIMESTAMP = int(SendFlag.COMPLETE), int(SendFlag.TIMESTAMP)
+_CHECKSUMS = int(SendFlag.IPV4_CHECKSUM | SendFlag.L4_CHECKSUM)
 _RECEIVE_RAW, _COALESCE = int(OperationMask.RECEIVE_RAW), int(OperationMask.COALESCE)
 _PUSH_WINDOW = range(REGISTERS["PUSH"].offset, REGISTERS["PUSH"].offset + PUSH_WINDOW_BYTES)
 
@@ -478,49 +479,50 @@ class Device:
         count = first[_SLOTS_AT]
         if not 1 <= count <= min(MAX_DESCRIPTOR_SLOTS, tx.waiting):
             return None
-        return first + b"".join(self._fetch(tx, ring.advance(tx.index, n)) for n in range(1, count))
+        return first + b"".join([self._fetch(tx, ring.advance(tx.index, n)) for n in range(1, count)])
 
     def _carry_out(self, channel: _Channel, submission: Submission) -> None:
         """Send what a descriptor asks for, and complete it."""
-        status, addresses = submission.status, list[int]()
+        status = submission.status
+        addresses: list[int] = []
         for piece in submission.pieces:
-            status, address = self._keys.check(channel.number, piece.key, piece.offset, piece.length_bytes,
-                                               KeyRight.READ)
+            status, address = self._keys.check(channel.number, *piece, KeyRight.READ)
             if status is not Status.OK:
                 break
             addresses.append(address)
 
         frames = payload_bytes = 0
+        counters, head = self.counters, submission.head
         if status is Status.OK:
             wanted = submission.payload_bytes
             payload = self._read_payload(submission.pieces, addresses)
             if len(payload) < wanted:
                 status = Status.BUS_ERROR
             for frame, frame_payload_bytes in _frames(submission, payload, wanted):
-                self.counters["tx_frames"] += 1
-                self.counters["tx_bytes"] += len(frame)
+                counters["tx_frames"] += 1
+                counters["tx_bytes"] += len(frame)
                 self.on_frame(frame)
                 frames += 1
                 payload_bytes += frame_payload_bytes
 
-        flags = submission.head["flags"]
-        self.counters["tx_sends" if status is Status.OK else "tx_errors"] += 1
-        if status is not Status.OK or flags & _COMPLETE:
+        flags, good = head["flags"], status is Status.OK
+        counters["tx_sends" if good else "tx_errors"] += 1
+        if not good or flags & _COMPLETE:
             self._complete(
-                channel, kind=CompletionKind.SEND, status=status, tag=submission.head["tag"], length=payload_bytes,
+                channel, kind=CompletionKind.SEND, status=status, tag=head["tag"], length=payload_bytes,
                 ring_index=channel.tx.index, segments=frames & 0xFFFF,
-                timestamp=self.now_cycles if flags & _TIMESTAMP and status is Status.OK else 0)
+                timestamp=self.now_cycles if good and flags & _TIMESTAMP else 0)
 
     def _read_payload(self, pieces: tuple[Piece, ...], addresses: list[int]) -> bytes:
         """Bytes of the pieces, up to the first burst that the bus answers with an error."""
-        payload = bytearray()
+        parts: list[bytes] = []
         for piece, address in zip(pieces, addresses, strict=True):
             data = self._memory_read(address, piece.length_bytes)
             if data is None:
-                payload += self._read_until_error(address, piece.length_bytes)
+                parts.append(self._read_until_error(address, piece.length_bytes))
                 break
-            payload += data
-        return bytes(payload)
+            parts.append(data)
+        return b"".join(parts)
 
     def _read_until_error(self, address: int, length_bytes: int) -> bytes:
         good, end = bytearray(), address + length_bytes
@@ -727,9 +729,12 @@ def _frames(submission: Submission, payload: bytes, wanted: int) -> Iterator[tup
     head, inline = submission.head, submission.inline
     if head["opcode"] == Opcode.SEND_FRAME:
         if len(payload) == wanted:
-            whole = bytearray(inline + payload)
-            finish_frame(whole, head)
-            yield insert_tag(bytes(whole), head), wanted
+            frame = inline + payload
+            if head["flags"] & _CHECKSUMS:
+                whole = bytearray(frame)
+                finish_frame(whole, head)
+                frame = bytes(whole)
+            yield insert_tag(frame, head), wanted
         return
     # A segmented send always gets its checksums, whatever the two flags say.
     flags = (head["flags"] | SendFlag.L4_CHECKSUM) & ~SendFlag.IPV4_CHECKSUM

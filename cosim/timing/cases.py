@@ -55,6 +55,7 @@ REGION_BYTES = 1 << 17
 
 OWN_MAC, PEER_MAC = bytes([2, 0, 0, 0, 0, 1]), bytes([2, 0, 0, 0, 0, 2])
 NOBODY = NullAccount()
+_BOTH_CHECKSUMS, _NO_CHECKSUM = SendFlag.IPV4_CHECKSUM | SendFlag.L4_CHECKSUM, SendFlag(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +306,7 @@ def _submit(channel: Channel, send: Send, key: int) -> None:
 
 def _descriptor(send: Send, key: int) -> Descriptor:
     """A descriptor as a driver makes it: a template with TCP over IPv4, or a frame."""
-    flags = SendFlag.IPV4_CHECKSUM | SendFlag.L4_CHECKSUM if send.checksums else SendFlag(0)
+    flags = _BOTH_CHECKSUMS if send.checksums else _NO_CHECKSUM
     pieces = [Piece(key, offset, length) for offset, length in send.cut()]
     if send.mss:
         return Descriptor(Opcode.SEND_SEGMENTED, headers(0), tuple(pieces), mss=send.mss, l3_offset=14, l4_offset=34,
