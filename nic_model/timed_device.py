@@ -189,7 +189,7 @@ class TimedDevice:
         self._drain_at = 0
         self._drains = False
         self._deadline, self._deadline_unknown = stages.NEVER, True
-        self._asked = memoryview(self.machine.numbers["asked"])
+        self._asked = self.machine.numbers["asked"].data
         self._tables, self._channels = self.machine.tables, self.machine.tables["channels"]
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
         self.doing.submitted = self._submitted

@@ -32,11 +32,11 @@ class Machine:
         self.p, self.s, self.q = (array.view(np.recarray)[0] for array in self._arrays)
         _, s, q = self._arrays
         # what Python looks at often, as views: a record's own attributes are slow
-        self._out, self._out_count = q["out"][0], memoryview(s["out_count"])
+        self._out, self._out_count = q["out"][0], s["out_count"].data
         self.numbers = {name: s[name] for name in state.S_LAYOUT.names or ()}
         self.tables = {name: {field: q[name][0][field] for field in q[name].dtype.names or ()}
                        for name in state.RECORDS}
-        self._next_at = memoryview(s["next_at"])
+        self._next_at = s["next_at"].data
         self._plain = is_plain()
         self._records: tuple[Any, ...]
         self._functions: Mapping[str, Callable[..., int]]
