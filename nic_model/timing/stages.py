@@ -1461,8 +1461,8 @@ def next_edge(s: Any) -> int:
 def advance(p: Any, s: Any, q: Any, until: int) -> bool:
     """Let all stages act whose time comes up to an edge. False: there is no room for what comes out, or, for a host
     that is asked, something has come out, or it is asked which buffers a frame has (`s.asked`). True also when
-    the ring that is waited for has room (`s.waits`: its channel counted from 1, 0 when it has). For such a host no stage
-    acts behind the edge at which it sees the first of what has come out."""
+    the ring that is waited for has room (`s.waits`: its channel counted from 1, 0 when it has). For a host that is
+    asked, no stage acts behind the edge at which it sees the first of what has come out."""
     s.asked = 0
     told = 0
     while True:
