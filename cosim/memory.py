@@ -49,13 +49,17 @@ class HostMemory:
 
     def read(self, address: int, length: int) -> bytes | None:
         """What a bus read returns; None, a bus error, for a range outside."""
-        return bytes(self.view(address, length)) if self.contains(address, length) else None
+        start = address - self.base
+        if length < 0 or start < 0 or start + length > self.size_bytes:
+            return None
+        return self._bytes[start : start + length].tobytes()
 
     def write(self, address: int, data: bytes) -> bool:
         """A bus write; False, a bus error, for a range outside."""
-        if not self.contains(address, len(data)):
+        start = address - self.base
+        if start < 0 or start + len(data) > self.size_bytes:
             return False
-        self.view(address, len(data))[:] = data
+        self._bytes[start : start + len(data)] = data
         return True
 
     def allocate(self, length: int, alignment: int = 64) -> int:

@@ -20,7 +20,6 @@ from nic_model.contract import (
     SUBMISSION_HEAD,
     SUBMISSION_SLOT_BYTES,
     CompletionKind,
-    SendFlag,
     doorbell,
 )
 
@@ -95,7 +94,7 @@ class Channel:
         Raises RingFull when there is no room.
         """
         tag = self._next_tag
-        self.submissions.put(descriptor._replace(flags=descriptor.flags | SendFlag.COMPLETE), tag)
+        self.submissions.put(descriptor, tag, completes=True)
         # The ring holds fewer than 2^16 descriptors, so a tag is free again before it is used again.
         self._next_tag = tag + 1 & 0xFFFF
         self._sends[tag] = handle

@@ -7,6 +7,7 @@ not allow; `RingFull` when something is put where there is no room.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from host_driver.port import HostMemory
@@ -34,6 +35,12 @@ from nic_model.contract import (
     inline_slots,
     slots_needed,
 )
+
+_COMPLETE = int(SendFlag.COMPLETE)
+"""A plain number: IntFlag's own `|` takes as long as a dozen other operations."""
+
+_kind, _status, _info = cache(CompletionKind), cache(Status), cache(RxInfo)
+"""The codes of numbers; an enum's own call takes several times as long."""
 
 
 class RingFull(RuntimeError):
@@ -67,19 +74,23 @@ class Descriptor(NamedTuple):
         """Submission slots it takes."""
         return slots_needed(len(self.inline), len(self.pieces))
 
-    def pack(self, tag: int) -> bytes:
-        """All slots, in order. Raises ValueError for more inline bytes or pieces than a descriptor may have."""
-        if len(self.inline) > MAX_INLINE_BYTES or len(self.pieces) > MAX_PIECES:
+    def pack(self, tag: int, *, completes: bool = False) -> bytes:
+        """All slots, in order. `completes`: with SendFlag.COMPLETE, whatever `flags` say. Raises ValueError for more
+        inline bytes or pieces than a descriptor may have."""
+        inline, inline_bytes, pieces, slots = self.inline, len(self.inline), len(self.pieces), self.slots
+        if inline_bytes > MAX_INLINE_BYTES or pieces > MAX_PIECES:
             raise ValueError(f"a descriptor has at most {MAX_INLINE_BYTES} inline bytes and {MAX_PIECES} pieces, "
-                             f"not {len(self.inline)} and {len(self.pieces)}")
+                             f"not {inline_bytes} and {pieces}")
         head = SUBMISSION_HEAD.pack(
-            opcode=self.opcode, slots=self.slots, flags=self.flags, tag=tag, mss=self.mss,
-            inline_bytes=len(self.inline), l3_offset=self.l3_offset, l4_offset=self.l4_offset,
-            checksum_offset=self.checksum_offset, pieces=len(self.pieces), vlan_tci=self.vlan_tci)
+            opcode=self.opcode, slots=slots, flags=int(self.flags) | (_COMPLETE if completes else 0), tag=tag,
+            mss=self.mss, inline_bytes=inline_bytes, l3_offset=self.l3_offset, l4_offset=self.l4_offset,
+            checksum_offset=self.checksum_offset, pieces=pieces, vlan_tci=self.vlan_tci)
         packed = [PIECE.pack(offset=p.offset, key=p.key, length=p.length_bytes) for p in self.pieces]
         first = packed[0] if packed else bytes(PIECE_BYTES)
-        inline = self.inline.ljust(inline_slots(len(self.inline)) * SUBMISSION_SLOT_BYTES, b"\0")
-        return (head + first + inline + b"".join(packed[1:])).ljust(self.slots * SUBMISSION_SLOT_BYTES, b"\0")
+        if slots == 1:
+            return head + first
+        inline = inline.ljust(inline_slots(inline_bytes) * SUBMISSION_SLOT_BYTES, b"\0")
+        return (head + first + inline + b"".join(packed[1:])).ljust(slots * SUBMISSION_SLOT_BYTES, b"\0")
 
 
 class Completion(NamedTuple):
@@ -157,9 +168,11 @@ class _ProducedRing(_Ring):
         count = len(entries) // self.entry_bytes
         if count > self.free:
             raise RingFull(f"{count} entries for a ring with {self.free} free of {self.entries}")
-        for start in range(0, len(entries), self.entry_bytes):
-            self._entry(self.producer)[:] = entries[start : start + self.entry_bytes]
-            self.producer = ring.advance(self.producer)
+        start = ring.slot(self.producer, self.log2) * self.entry_bytes
+        straight = min(len(entries), len(self._bytes) - start)
+        self._bytes[start : start + straight] = entries[:straight]
+        self._bytes[: len(entries) - straight] = entries[straight:]
+        self.producer = ring.advance(self.producer, count)
 
 
 class SubmissionRing(_ProducedRing):
@@ -168,9 +181,10 @@ class SubmissionRing(_ProducedRing):
     def __init__(self, memory: HostMemory, log2: int) -> None:
         super().__init__(memory, log2, SUBMISSION_SLOT_BYTES)
 
-    def put(self, descriptor: Descriptor, tag: int) -> None:
-        """Write a descriptor at the producer index; it may wrap. Raises RingFull, and then nothing was written."""
-        self._put(descriptor.pack(tag))
+    def put(self, descriptor: Descriptor, tag: int, *, completes: bool = False) -> None:
+        """Write a descriptor at the producer index; it may wrap. `completes`: as `Descriptor.pack` has it. Raises
+        RingFull, and then nothing was written."""
+        self._put(descriptor.pack(tag, completes=completes))
 
     def waiting(self, index: int) -> bytes:
         """The slots from `index` on, as they stand in the ring; of many, one more than a descriptor may have."""
@@ -224,6 +238,6 @@ class CompletionRing(_Ring):
         fields = COMPLETION.unpack(self._entry(self._position))
         self._position += 1
         return Completion(
-            CompletionKind(fields["kind"]), Status(fields["status"]), fields["tag"], fields["length"],
-            fields["offset"], fields["ring_index"], RxInfo(fields["info"]), fields["timestamp"], fields["segments"],
+            _kind(fields["kind"]), _status(fields["status"]), fields["tag"], fields["length"],
+            fields["offset"], fields["ring_index"], _info(fields["info"]), fields["timestamp"], fields["segments"],
             fields["mss"], fields["more"], fields["checksum"])

@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
+_FOREVER = 1 << 100
+
 
 class Cancelled(BaseException):
     """Thrown into a task that is cancelled; not an Exception, so that ordinary handlers let it pass."""
@@ -172,6 +174,7 @@ class Kernel:
         self.reporters: list[Reporter] = []
         self.failure: TaskFailed | None = None
         self._sequence = 0
+        self._limit = 0
         self._heap: list[tuple[int, int, Timer]] = []
         self._soon: deque[Callable[[], None]] = deque()
 
@@ -217,6 +220,30 @@ class Kernel:
 
         Raises TaskFailed when a task that nobody awaits raised.
         """
+        self._limit = time
+        self._run(time)
+
+    def run_while(self, goes_on: Callable[[], bool]) -> bool:
+        """Run all that is due, in order, until `goes_on()`, which is asked before each time, says no; False: nothing is
+        due any more. Raises as `run_until`."""
+        self._limit = _FOREVER
+        while goes_on():
+            time = self.next_time()
+            if time is None:
+                return False
+            self._run(time)
+        return True
+
+    def pass_to(self, time: int) -> bool:
+        """Let `now` be `time`, for a callback that would otherwise be called again then; False, and nothing happens: if
+        anything else is due by then, or the clock is not to run so far."""
+        due = self.next_time()
+        if time > self._limit or (due is not None and due <= time):
+            return False
+        self.now = time
+        return True
+
+    def _run(self, time: int) -> None:
         heap, soon = self._heap, self._soon
         while True:
             while soon:

@@ -175,7 +175,9 @@ class Coalescer:
 
     def next_deadline(self) -> int | None:
         """Cycle at which the oldest aggregate ends by its age."""
-        return next((a.opened_cycles + self.ticks for a in self._open.values()), None)
+        if not self._open:
+            return None
+        return next(iter(self._open.values())).opened_cycles + self.ticks
 
     def take_due(self, now_cycles: int) -> Iterator[Aggregate]:
         """Aggregates whose time has come."""

@@ -77,6 +77,12 @@ _U64 = (1 << 64) - 1
 _BY_OFFSET: dict[Block, dict[int, Register]] = {
     block: {r.offset: r for r in REGISTERS.values() if r.block is block} for block in Block
 }
+_SLOTS_AT = SUBMISSION_HEAD.fields["slots"].offset // 8
+
+# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
+_COMPLETE, _TIMESTAMP = int(SendFlag.COMPLETE), int(SendFlag.TIMESTAMP)
+_CHECKSUMS = int(SendFlag.IPV4_CHECKSUM | SendFlag.L4_CHECKSUM)
+_RECEIVE_RAW, _COALESCE = int(OperationMask.RECEIVE_RAW), int(OperationMask.COALESCE)
 _PUSH_WINDOW = range(REGISTERS["PUSH"].offset, REGISTERS["PUSH"].offset + PUSH_WINDOW_BYTES)
 
 
@@ -202,8 +208,11 @@ class Device:
 
     def next_deadline(self) -> int | None:
         """Cycle at which `advance` will raise a vector or end an aggregate if nothing else happens, if any."""
-        deadlines = [*(v.deadline for v in self._vectors), self._coalescer.next_deadline()]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        earliest = self._coalescer.next_deadline()
+        for vector in self._vectors:
+            if vector.deadline is not None and (earliest is None or vector.deadline < earliest):
+                earliest = vector.deadline
+        return earliest
 
     def advance(self, now_cycles: int) -> None:
         """Let time be `now_cycles`, and do what was due until then."""
@@ -467,52 +476,53 @@ class Device:
         """All slots of the descriptor at the ring's head, unwrapped; None if it is truncated."""
         tx = channel.tx
         first = self._fetch(tx, tx.index)
-        count = SUBMISSION_HEAD.unpack(first[: SUBMISSION_HEAD.size_bytes])["slots"]
+        count = first[_SLOTS_AT]
         if not 1 <= count <= min(MAX_DESCRIPTOR_SLOTS, tx.waiting):
             return None
-        return first + b"".join(self._fetch(tx, ring.advance(tx.index, n)) for n in range(1, count))
+        return first + b"".join([self._fetch(tx, ring.advance(tx.index, n)) for n in range(1, count)])
 
     def _carry_out(self, channel: _Channel, submission: Submission) -> None:
         """Send what a descriptor asks for, and complete it."""
-        status, addresses = submission.status, list[int]()
+        status = submission.status
+        addresses: list[int] = []
         for piece in submission.pieces:
-            status, address = self._keys.check(channel.number, piece.key, piece.offset, piece.length_bytes,
-                                               KeyRight.READ)
+            status, address = self._keys.check(channel.number, *piece, KeyRight.READ)
             if status is not Status.OK:
                 break
             addresses.append(address)
 
         frames = payload_bytes = 0
+        counters, head = self.counters, submission.head
         if status is Status.OK:
             wanted = submission.payload_bytes
             payload = self._read_payload(submission.pieces, addresses)
             if len(payload) < wanted:
                 status = Status.BUS_ERROR
             for frame, frame_payload_bytes in _frames(submission, payload, wanted):
-                self.counters["tx_frames"] += 1
-                self.counters["tx_bytes"] += len(frame)
+                counters["tx_frames"] += 1
+                counters["tx_bytes"] += len(frame)
                 self.on_frame(frame)
                 frames += 1
                 payload_bytes += frame_payload_bytes
 
-        flags = submission.head["flags"]
-        self.counters["tx_sends" if status is Status.OK else "tx_errors"] += 1
-        if status is not Status.OK or flags & SendFlag.COMPLETE:
+        flags, good = head["flags"], status is Status.OK
+        counters["tx_sends" if good else "tx_errors"] += 1
+        if not good or flags & _COMPLETE:
             self._complete(
-                channel, kind=CompletionKind.SEND, status=status, tag=submission.head["tag"], length=payload_bytes,
+                channel, kind=CompletionKind.SEND, status=status, tag=head["tag"], length=payload_bytes,
                 ring_index=channel.tx.index, segments=frames & 0xFFFF,
-                timestamp=self.now_cycles if flags & SendFlag.TIMESTAMP and status is Status.OK else 0)
+                timestamp=self.now_cycles if good and flags & _TIMESTAMP else 0)
 
     def _read_payload(self, pieces: tuple[Piece, ...], addresses: list[int]) -> bytes:
         """Bytes of the pieces, up to the first burst that the bus answers with an error."""
-        payload = bytearray()
+        parts: list[bytes] = []
         for piece, address in zip(pieces, addresses, strict=True):
             data = self._memory_read(address, piece.length_bytes)
             if data is None:
-                payload += self._read_until_error(address, piece.length_bytes)
+                parts.append(self._read_until_error(address, piece.length_bytes))
                 break
-            payload += data
-        return bytes(payload)
+            parts.append(data)
+        return b"".join(parts)
 
     def _read_until_error(self, address: int, length_bytes: int) -> bytes:
         good, end = bytearray(), address + length_bytes
@@ -557,7 +567,7 @@ class Device:
         self.counters["rx_steered_rule"] += steered.by_rule
         self.counters["rx_steered_rss"] += steered.by_hash
         channel, info = self._channels[steered.channel], parsed.info
-        may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & OperationMask.COALESCE)
+        may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & _COALESCE)
         verdict = self._coalescer.judge(frame, info, self.now_cycles, may_open=may_open,
                                         l4_offset=parsed.l4_offset, tag=steered.hash_value.to_bytes(4, "big"))
         self._end(verdict.ended)
@@ -605,7 +615,7 @@ class Device:
 
     def _take_slots(self, channel: _Channel, length_bytes: int) -> list[_Slot] | str:
         """Posted buffers for so many bytes, all or none: then the counter of why there are not enough."""
-        may_receive = channel.registers["CHANNEL_OPERATIONS"] & OperationMask.RECEIVE_RAW
+        may_receive = channel.registers["CHANNEL_OPERATIONS"] & _RECEIVE_RAW
         if not channel.runs or not may_receive:
             return "rx_no_buffer"
         slots: list[_Slot] = []
@@ -696,9 +706,15 @@ class Device:
         """Tell of every line that changed."""
         error_line = self._error_channels != 0 and not self._globals["ERROR_MASK"] & 1
         self._error_rises += error_line and not self.irq[-1]
+        rises, lines = self._error_rises, []
+        for vector in self._vectors:
+            rises += vector.rises
+            lines.append(vector.line)
+        lines.append(error_line)
         # Rises, not levels: an event that fires as its ring is armed lowers and raises the line at one instant.
-        self.counters["interrupts"] = sum(vector.rises for vector in self._vectors) + self._error_rises
-        lines = [*(vector.line for vector in self._vectors), error_line]
+        self.counters["interrupts"] = rises
+        if lines == self.irq:
+            return
         for number, (line, before) in enumerate(zip(lines, self.irq, strict=True)):
             if line != before:
                 self.irq[number] = line
@@ -713,9 +729,12 @@ def _frames(submission: Submission, payload: bytes, wanted: int) -> Iterator[tup
     head, inline = submission.head, submission.inline
     if head["opcode"] == Opcode.SEND_FRAME:
         if len(payload) == wanted:
-            whole = bytearray(inline + payload)
-            finish_frame(whole, head)
-            yield insert_tag(bytes(whole), head), wanted
+            frame = inline + payload
+            if head["flags"] & _CHECKSUMS:
+                whole = bytearray(frame)
+                finish_frame(whole, head)
+                frame = bytes(whole)
+            yield insert_tag(frame, head), wanted
         return
     # A segmented send always gets its checksums, whatever the two flags say.
     flags = (head["flags"] | SendFlag.L4_CHECKSUM) & ~SendFlag.IPV4_CHECKSUM

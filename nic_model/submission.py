@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nic_model.contract import (
     MAX_FRAME_BYTES,
@@ -34,13 +34,16 @@ from nic_model.contract.protocols import (
 )
 
 _OPERATION = {
-    Opcode.SEND_FRAME: OperationMask.SEND_FRAME,
-    Opcode.SEND_SEGMENTED: OperationMask.SEND_SEGMENTED,
+    int(Opcode.SEND_FRAME): int(OperationMask.SEND_FRAME),
+    int(Opcode.SEND_SEGMENTED): int(OperationMask.SEND_SEGMENTED),
 }
 
+# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
+_VLAN_INSERT, _IPV6 = int(SendFlag.VLAN_INSERT), int(SendFlag.IPV6)
+_IPV4_CHECKSUM, _L4_CHECKSUM = int(SendFlag.IPV4_CHECKSUM), int(SendFlag.L4_CHECKSUM)
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+
+class Piece(NamedTuple):
     """A piece of host memory that a descriptor names."""
 
     key: int
@@ -48,19 +51,15 @@ class Piece:
     length_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(NamedTuple):
     """A descriptor taken apart. `inline` and `pieces` are empty if `status` is not OK."""
 
     head: Mapping[str, int]
     status: Status
     inline: bytes = b""
     pieces: tuple[Piece, ...] = ()
-
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of all pieces."""
-        return sum(piece.length_bytes for piece in self.pieces)
+    payload_bytes: int = 0
+    """Of all pieces."""
 
 
 def read_submission(slots: bytes, operations: int) -> Submission:
@@ -70,9 +69,9 @@ def read_submission(slots: bytes, operations: int) -> Submission:
     permission, then the shape.
     """
     head = SUBMISSION_HEAD.unpack(slots[: SUBMISSION_HEAD.size_bytes])
-    try:
-        needed = _OPERATION[Opcode(head["opcode"])]
-    except (ValueError, KeyError):
+    opcode = head["opcode"]
+    needed = _OPERATION.get(opcode)
+    if needed is None:
         return Submission(head, Status.BAD_OPCODE)
     if not operations & needed:
         return Submission(head, Status.NOT_PERMITTED)
@@ -81,13 +80,16 @@ def read_submission(slots: bytes, operations: int) -> Submission:
     if (inline_bytes > MAX_INLINE_BYTES or piece_count > MAX_PIECES
             or head["slots"] != slots_needed(inline_bytes, piece_count)):
         return Submission(head, Status.BAD_DESCRIPTOR)
-    submission = Submission(head, Status.OK, *_read_body(slots, inline_bytes, piece_count))
-    if any(not 1 <= piece.length_bytes <= MAX_PIECE_BYTES for piece in submission.pieces):
+    inline, pieces = _read_body(slots, inline_bytes, piece_count)
+    payload_bytes = 0
+    for piece in pieces:
+        if not 1 <= piece.length_bytes <= MAX_PIECE_BYTES:
+            return Submission(head, Status.BAD_DESCRIPTOR)
+        payload_bytes += piece.length_bytes
+    fits = _frame_fits if opcode == Opcode.SEND_FRAME else _segmented_fits
+    if not fits(head, payload_bytes) or (head["flags"] & _VLAN_INSERT and not _tag_fits(head)):
         return Submission(head, Status.BAD_DESCRIPTOR)
-    if head["flags"] & SendFlag.VLAN_INSERT and not _tag_fits(submission):
-        return Submission(head, Status.BAD_DESCRIPTOR)
-    fits = _frame_fits if head["opcode"] == Opcode.SEND_FRAME else _segmented_fits
-    return submission if fits(submission) else Submission(head, Status.BAD_DESCRIPTOR)
+    return Submission(head, Status.OK, inline, pieces, payload_bytes)
 
 
 def _read_body(slots: bytes, inline_bytes: int, piece_count: int) -> tuple[bytes, tuple[Piece, ...]]:
@@ -102,35 +104,35 @@ def _read_body(slots: bytes, inline_bytes: int, piece_count: int) -> tuple[bytes
 
 
 def _tag_bytes(head: Mapping[str, int]) -> int:
-    return VLAN_TAG_BYTES if head["flags"] & SendFlag.VLAN_INSERT else 0
+    return VLAN_TAG_BYTES if head["flags"] & _VLAN_INSERT else 0
 
 
-def _tag_fits(submission: Submission) -> bool:
-    head, flags = submission.head, submission.head["flags"]
+def _tag_fits(head: Mapping[str, int]) -> bool:
+    flags = head["flags"]
     segmented = head["opcode"] == Opcode.SEND_SEGMENTED
     return (head["inline_bytes"] in VLAN_INLINE_BYTES
-            and (head["checksum_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & SendFlag.L4_CHECKSUM))
-            and (head["l4_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & SendFlag.IPV4_CHECKSUM)))
+            and (head["checksum_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & _L4_CHECKSUM))
+            and (head["l4_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & _IPV4_CHECKSUM)))
 
 
-def _frame_fits(submission: Submission) -> bool:
-    head, flags = submission.head, submission.head["flags"]
-    total = head["inline_bytes"] + submission.payload_bytes
+def _frame_fits(head: Mapping[str, int], payload_bytes: int) -> bool:
+    flags = head["flags"]
+    total = head["inline_bytes"] + payload_bytes
     if not ETHERNET_HEADER_BYTES <= total <= MAX_FRAME_BYTES - _tag_bytes(head):
         return False
-    if flags & SendFlag.L4_CHECKSUM and not _l4_offsets_fit(head, total):
+    if flags & _L4_CHECKSUM and not _l4_offsets_fit(head, total):
         return False
-    return not flags & SendFlag.IPV4_CHECKSUM or _ipv4_offsets_fit(head, total)
+    return not flags & _IPV4_CHECKSUM or _ipv4_offsets_fit(head, total)
 
 
-def _segmented_fits(submission: Submission) -> bool:
-    head, flags = submission.head, submission.head["flags"]
+def _segmented_fits(head: Mapping[str, int], payload_bytes: int) -> bool:
+    flags = head["flags"]
     inline_bytes, l3_offset, l4_offset = head["inline_bytes"], head["l3_offset"], head["l4_offset"]
-    l3_header_bytes = IPV6_HEADER_BYTES if flags & SendFlag.IPV6 else IPV4_HEADER_BYTES
+    l3_header_bytes = IPV6_HEADER_BYTES if flags & _IPV6 else IPV4_HEADER_BYTES
     return (inline_bytes >= l4_offset + TCP_HEADER_BYTES
             and head["mss"] >= MIN_MSS
             and inline_bytes + head["mss"] <= MAX_FRAME_BYTES - _tag_bytes(head)
-            and 1 <= submission.payload_bytes <= MAX_SEGMENTED_BYTES
+            and 1 <= payload_bytes <= MAX_SEGMENTED_BYTES
             and l3_offset % 2 == 0
             and l4_offset >= l3_offset + l3_header_bytes
             and _l4_offsets_fit(head, inline_bytes))

@@ -44,6 +44,10 @@ PUSH_BLOCK_BYTES = 64
 NOT_KEPT = -1
 """Channel of a frame that the receive buffer drops."""
 
+# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
+_VLAN_INSERT, _TIMESTAMP = int(SendFlag.VLAN_INSERT), int(SendFlag.TIMESTAMP)
+_IPV4_CHECKSUM, _L4_CHECKSUM = int(SendFlag.IPV4_CHECKSUM), int(SendFlag.L4_CHECKSUM)
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -185,6 +189,7 @@ class TimedDevice:
         self._drain_at = 0
         self._drains = False
         self._deadline, self._deadline_unknown = stages.NEVER, True
+        self._asked = self.machine.numbers["asked"].data
         self._tables, self._channels = self.machine.tables, self.machine.tables["channels"]
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
         self.doing.submitted = self._submitted
@@ -194,8 +199,12 @@ class TimedDevice:
 
     def next_edge(self) -> int | None:
         """When something happens by itself, if ever."""
-        edge = min(self._next_event(), self.machine.next_edge())
-        return None if edge >= stages.NEVER else max(edge, self.now)
+        edge, acts = self._next_event(), self.machine.next_edge()
+        if acts < edge:
+            edge = acts
+        if edge >= stages.NEVER:
+            return None
+        return edge if edge > self.now else self.now
 
     def _next_event(self) -> int:
         """When the host would see something that is known of, or moderation does something."""
@@ -203,40 +212,62 @@ class TimedDevice:
             deadline = self.doing.next_deadline()
             self._deadline = stages.NEVER if deadline is None else deadline
             self._deadline_unknown = False
-        return min(self._events[0][0], self._deadline) if self._events else self._deadline
+        events = self._events
+        return events[0][0] if events and events[0][0] < self._deadline else self._deadline
 
     def look_ahead(self, edge: int) -> None:
-        """Let the stages act up to an edge before which nothing enters, or to where the host sees something."""
+        """Let the stages act up to an edge before which nothing enters and the host does not look, or to where it hears
+        something. What it does not hear of happens: it finds all as if it had happened in its time."""
         machine = self.machine
-        while machine.next_edge() <= min(edge, self._next_event()):
-            if not machine.advance(min(edge, self._next_event())):
-                self._take_out()
-                if machine.numbers["asked"][0]:
-                    self._match()
+        while True:
+            due = self._next_event()
+            until = due if due < edge else edge
+            if machine.next_edge() <= until:
+                if not machine.advance(until):
+                    self._take_out()
+                    if self._asked[0]:
+                        self._match()
+            elif due <= edge and self._is_quiet():
+                self._happen()
+            else:
+                return
+
+    def _is_quiet(self) -> bool:
+        """Whether the host does not hear of what happens next."""
+        events = self._events
+        if not events or self._deadline <= events[0][0]:
+            return False
+        _, _, act, arguments = events[0]
+        return act == self._store or (act == self._told and not self._may_rise(arguments[0].channel))
 
     def advance(self, edge: int) -> None:
         """Let time pass up to an edge; all that is due by then happens, in order."""
-        while True:
-            self.look_ahead(edge)
-            due = self._next_event()
-            if due > edge:
-                break
-            self.now = max(self.now, due)
-            self._deadline_unknown = True
+        self.look_ahead(edge)
+        while (due := self._next_event()) <= edge:
             while self._events and self._events[0][0] <= due:
-                _, _, act, arguments = heapq.heappop(self._events)
-                act(*arguments)
+                self._happen()
             if self._deadline <= due:
+                self.now = max(self.now, due)
                 self.doing.work = _Work()
                 self.doing.advance(due)
-        self.now = max(self.now, edge)
-        self.doing.now_cycles = max(self.doing.now_cycles, edge)
+                self._deadline_unknown = True
+            self.look_ahead(edge)
+        if edge > self.now:
+            self.now = edge
+        self.doing.now_cycles = self.now
+
+    def _happen(self) -> None:
+        """The next event happens."""
+        edge, _, act, arguments = heapq.heappop(self._events)
+        if edge > self.now:
+            self.now = edge
+        act(*arguments)
 
     def enter(self, edge: int) -> None:
         """Something enters at an edge: all before it happens."""
         self.advance(edge - 1)
         self.now = max(self.now, edge)
-        self.doing.now_cycles = max(self.doing.now_cycles, edge)
+        self.doing.now_cycles = self.now
 
     def _at(self, edge: int, act: Callable[..., None], *arguments: Any) -> None:
         self._order += 1
@@ -298,6 +329,7 @@ class TimedDevice:
         if offset == REGISTERS["CQ_ARM"].offset:
             self._at(self.now + self.model.timing.arm_to_irq, self._arm, channel, data)
             return
+        self._deadline_unknown = True
         posted, self._slots = channel.rx.producer, 0
         parsed = channel.tx.index
         pushes = offset >= REGISTERS["PUSH"].offset and len(data) == PUSH_BLOCK_BYTES
@@ -316,6 +348,7 @@ class TimedDevice:
     def _arm(self, channel: _Channel, data: bytes) -> None:
         """An arm takes effect. The line may fall and rise again: then it has risen, though it was high before."""
         doing, vector = self.doing, self.doing._vectors[channel.vector]
+        self._deadline_unknown = True
         was_high, rises = doing.irq[channel.vector], vector.rises
         doing.write_doorbell(channel.number, REGISTERS["CQ_ARM"].offset, data)
         if was_high and vector.rises > rises and vector.line:
@@ -328,8 +361,8 @@ class TimedDevice:
         entry = work.entries[0][1] if work.entries else None
         flags = head["flags"]
         segmented = head["opcode"] == Opcode.SEND_SEGMENTED
-        tag = VLAN_TAG_BYTES if flags & SendFlag.VLAN_INSERT else 0
-        sums = 2 if segmented else bool(flags & SendFlag.IPV4_CHECKSUM) + bool(flags & SendFlag.L4_CHECKSUM)
+        tag = VLAN_TAG_BYTES if flags & _VLAN_INSERT else 0
+        sums = 2 if segmented else (flags & _IPV4_CHECKSUM > 0) + (flags & _L4_CHECKSUM > 0)
         slots = max(1, head["slots"])
         inline = head["inline_bytes"] + tag if good else 0
         payload, mss = submission.payload_bytes if good else 0, head["mss"] if segmented and good else 0
@@ -341,7 +374,7 @@ class TimedDevice:
         self._slots += slots
         self._begun += 1
         self._sent[channel.number, number] = _Sent(
-            deque(work.frames), entry, bool(flags & SendFlag.TIMESTAMP) and submission.status is Status.OK)
+            deque(work.frames), entry, bool(flags & _TIMESTAMP) and submission.status is Status.OK)
 
     # ------------------------------------------------------------------------------------------ receive
 
@@ -462,6 +495,7 @@ class TimedDevice:
         data = COMPLETION.pack(kind=entry.kind, phase=ring.phase(index, cq.log2), **entry.fields)
         self._written[channel.number] += 1
         if not self._memory_write(cq.address(index), data):
+            self._deadline_unknown = True
             self.doing._fail(channel, ChannelError.COMPLETION_BUS_ERROR)
             self.doing.lives[channel.number] += 1
 
@@ -474,6 +508,13 @@ class TimedDevice:
         channel.cq.index += 1
         doing.counters["completions"] += 1
         vector = doing._vectors[channel.vector]
+        may_rise = self._may_rise(channel)
         channel.arming.completed(vector, vector.tx if entry.kind is CompletionKind.SEND else vector.rx,
                                  self.now + self._later)
-        doing._show_irq()
+        if may_rise:
+            self._deadline_unknown = True
+            doing._show_irq()
+
+    def _may_rise(self, channel: _Channel) -> bool:
+        """Whether an event of a channel may move an interrupt line: its vector's, or the one for errors."""
+        return channel.arming.armed or channel.arming.fired or self.doing._error_channels != 0

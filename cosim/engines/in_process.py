@@ -33,13 +33,9 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
         port = _port(spec, experiment)
         experiment.attach(port, lambda: DeviceCounts(
             dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts))
-        kernel = experiment.kernel
         try:
-            while not experiment.done:
-                time_ps = kernel.next_time()
-                if time_ps is None:
-                    raise RunError(experiment.stall_report())
-                kernel.run_until(time_ps)
+            if not experiment.kernel.run_while(lambda: not experiment.done):
+                raise RunError(experiment.stall_report())
         except KeyboardInterrupt:
             raise Interrupted(experiment.partial()) from None
         except TaskFailed as error:

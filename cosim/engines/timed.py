@@ -61,18 +61,27 @@ class TimedPort(WithoutRtl):
         """Wake when the device does something by itself."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        # nobody acts before that
-        due = self.kernel.next_time()
+        time_ps = self._next_time()
+        self._timer = None if time_ps is None else self.kernel.call_at(time_ps, self._wake)
+
+    def _next_time(self) -> int | None:
+        """When the device does something by itself."""
+        kernel = self.kernel
+        # nobody acts or looks before that
+        due = kernel.next_time()
         self.device.look_ahead(FOREVER if due is None else self._edge_at(due) - 1)
         edge = self.device.next_edge()
-        if edge is not None:
-            self._timer = self.kernel.call_at(max(self.kernel.now, self._time_of(edge)), self._wake)
+        return None if edge is None else max(kernel.now, self._time_of(edge))
 
     def _wake(self) -> None:
+        kernel = self.kernel
         self._timer = None
-        self.device.advance(self._edge_at(self.kernel.now))
-        self._schedule()
+        self.device.advance(self._edge_at(kernel.now))
+        time_ps = self._next_time()
+        while time_ps is not None and kernel.pass_to(time_ps):
+            self.device.advance(self._edge_at(time_ps))
+            time_ps = self._next_time()
+        self._timer = None if time_ps is None else kernel.call_at(time_ps, self._wake)
 
     # ------------------------------------------------------------------------------------------ driver's side
 

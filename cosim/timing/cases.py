@@ -30,6 +30,7 @@ from nic_model.contract import (
     OperationMask,
     SendFlag,
     Status,
+    slots_needed,
 )
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
@@ -54,6 +55,7 @@ REGION_BYTES = 1 << 17
 
 OWN_MAC, PEER_MAC = bytes([2, 0, 0, 0, 0, 1]), bytes([2, 0, 0, 0, 0, 2])
 NOBODY = NullAccount()
+_BOTH_CHECKSUMS, _NO_CHECKSUM = SendFlag.IPV4_CHECKSUM | SendFlag.L4_CHECKSUM, SendFlag(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,11 @@ class Send:
     def frames(self) -> int:
         """How many it becomes."""
         return -(-self.payload // self.mss) if self.mss else 1
+
+    @property
+    def slots(self) -> int:
+        """Submission slots it takes."""
+        return slots_needed(HEADER_BYTES if self.mss else self.inline, len(self.cut()))
 
     def cut(self) -> list[tuple[int, int]]:
         """(offset, length) of its pieces."""
@@ -163,7 +170,7 @@ async def drive(config: NicConfig, case: Case, port: Port, kernel: Kernel, memor
     of_channel = {sender.channel: sender for sender in case.senders}
     for number in sorted({*of_channel, *receiving}):
         sender = of_channel.get(number)
-        slots = sum(_descriptor(send, 0).slots for send in sender.sends) if sender else 0
+        slots = sum(send.slots for send in sender.sends) if sender else 0
         operations = OperationMask(0)
         if sender:
             operations |= OperationMask.SEND_FRAME | OperationMask.SEND_SEGMENTED
@@ -299,7 +306,7 @@ def _submit(channel: Channel, send: Send, key: int) -> None:
 
 def _descriptor(send: Send, key: int) -> Descriptor:
     """A descriptor as a driver makes it: a template with TCP over IPv4, or a frame."""
-    flags = SendFlag.IPV4_CHECKSUM | SendFlag.L4_CHECKSUM if send.checksums else SendFlag(0)
+    flags = _BOTH_CHECKSUMS if send.checksums else _NO_CHECKSUM
     pieces = [Piece(key, offset, length) for offset, length in send.cut()]
     if send.mss:
         return Descriptor(Opcode.SEND_SEGMENTED, headers(0), tuple(pieces), mss=send.mss, l3_offset=14, l4_offset=34,

@@ -19,7 +19,7 @@ from cosim.memory import HostMemory
 from cosim.timing.cases import HEADER_BYTES, Case, drive, receive_ring_log2, start_ps
 from host_driver.rings import CompletionRing
 from host_driver.runtime import Kernel, Task
-from nic_model.contract import COMPLETION_BYTES, NicConfig, slots_needed
+from nic_model.contract import COMPLETION_BYTES, NicConfig
 from nic_model.timing import stages
 from nic_model.timing.machine import Machine
 from nic_model.timing.parameters import DeviceModel
@@ -204,7 +204,7 @@ def on_rules(model: DeviceModel, case: Case) -> Observed:
     begin = QUIET_CYCLES
     sends = {sender.channel: list(sender.sends) for sender in case.senders}
     for channel, its in sends.items():
-        slots = sum(slots_needed(HEADER_BYTES if send.mss else send.inline, len(send.cut())) for send in its)
+        slots = sum(send.slots for send in its)
         machine.tables["channels"]["ring_slots"][channel] = 1 << min(max(4, (slots - 1).bit_length()), largest)
     if case.arrivals:
         for channel in range(case.receivers):
@@ -234,7 +234,7 @@ def on_rules(model: DeviceModel, case: Case) -> Observed:
         slots = 0
         for send in sends[channel][taken[channel] : taken[channel] + number]:
             inline, pieces = HEADER_BYTES if send.mss else send.inline, send.cut()
-            takes = slots_needed(inline, len(pieces))
+            takes = send.slots
             machine.call("put_send", channel, send.payload, send.mss, inline,
                          2 if send.mss or send.checksums else 0, takes, send.complete)
             for offset, length in pieces:
@@ -283,11 +283,8 @@ def on_model(model: DeviceModel, case: Case) -> Observed:
 
     port.device.machine.taken = keep  # type: ignore[method-assign]
     bench.start(port)
-    while not bench.finished():
-        time_ps = bench.kernel.next_time()
-        if time_ps is None:
-            raise RuntimeError(f"{case.name}: nothing goes on at {bench.kernel.now} ps")
-        bench.kernel.run_until(time_ps)
+    if not bench.kernel.run_while(lambda: not bench.finished()):
+        raise RuntimeError(f"{case.name}: nothing goes on at {bench.kernel.now} ps")
     bench.outcome(port)
     found = _observed(taken, start)
     found.interrupts = [(edge_of(config, time) - start, line) for time, line in port.rises

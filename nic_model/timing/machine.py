@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -32,11 +32,11 @@ class Machine:
         self.p, self.s, self.q = (array.view(np.recarray)[0] for array in self._arrays)
         _, s, q = self._arrays
         # what Python looks at often, as views: a record's own attributes are slow
-        self._out, self._out_count = q["out"][0], s["out_count"]
+        self._out, self._out_count = q["out"][0], s["out_count"].data
         self.numbers = {name: s[name] for name in state.S_LAYOUT.names or ()}
         self.tables = {name: {field: q[name][0][field] for field in q[name].dtype.names or ()}
                        for name in state.RECORDS}
-        self._next_at = s["next_at"]
+        self._next_at = s["next_at"].data
         self._plain = is_plain()
         self._records: tuple[Any, ...]
         self._functions: Mapping[str, Callable[..., int]]
@@ -76,16 +76,15 @@ class Machine:
 
     def next_edge(self) -> int:
         """When something happens by itself; `stages.NEVER`: not until something enters."""
-        return int(self._next_at[0])
+        return self._next_at[0]
 
     def taken(self) -> list[list[int]]:
         """What has come out since the last time."""
         count = self._out_count[0]
         if not count:
             return []
-        found: list[list[int]] = self._out[:count].tolist()
         self._out_count[0] = 0
-        return found
+        return cast(list[list[int]], self._out[:count].tolist())
 
     def taken_rows(self) -> np.ndarray:
         """The same as an array of rows."""

@@ -1490,13 +1490,21 @@ def _write_is_first(s: Any, at: int) -> bool:
 def advance(p: Any, s: Any, q: Any, until: int) -> bool:
     """Let all stages act whose time comes up to an edge. False: there is no room for what comes out, or, for a host
     that is asked, something has come out, or it is asked which buffers a frame has (`s.asked`). True also when
-    the ring that is waited for has room (`s.waits`: its channel counted from 1, 0 when it has)."""
+    the ring that is waited for has room (`s.waits`: its channel counted from 1, 0 when it has). For a host that is
+    asked, no stage acts behind the edge at which it sees the first of what has come out."""
     s.asked = 0
+    told = 0
     while True:
         at = next_edge(s)
         s.next_at = at
-        if s.out_count + OUT_ROOM > OUTS or (p.asks and s.out_count > 0):
+        if s.out_count + OUT_ROOM > OUTS:
             return False
+        if p.asks and s.out_count > 0:
+            while told < s.out_count:
+                until = min(until, q.out[told][4])
+                told += 1
+            if at > until:
+                return False
         if at > until or at == NEVER:
             return True
         if s.at_write == at and (s.at_complete > at or _write_is_first(s, at)):

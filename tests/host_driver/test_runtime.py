@@ -25,6 +25,43 @@ def test_run_until_stops_at_its_time_and_keeps_the_rest() -> None:
     assert (log, kernel.next_time()) == ([11], None)
 
 
+def test_run_while_goes_on_until_it_is_told_or_nothing_is_due() -> None:
+    kernel, log = Kernel(), []
+    for time in (10, 20, 30):
+        kernel.call_at(time, lambda: log.append(kernel.now))
+    assert kernel.run_while(lambda: len(log) < 2)
+    assert (log, kernel.now) == ([10, 20], 20)
+    assert not kernel.run_while(lambda: True)
+    assert (log, kernel.now) == ([10, 20, 30], 30)
+
+
+def test_a_callback_passes_to_a_time_before_all_that_is_due() -> None:
+    kernel, log = Kernel(), []
+
+    def go_on() -> None:
+        log.extend((kernel.pass_to(time), kernel.now) for time in (15, 19, 20, 25))
+
+    kernel.call_at(10, go_on)
+    kernel.call_at(20, lambda: log.append(("other", kernel.now)))
+    assert not kernel.run_while(lambda: True)
+    assert log == [(True, 15), (True, 19), (False, 19), (False, 19), ("other", 20)]
+
+
+def test_a_callback_passes_neither_the_end_of_a_run_nor_what_is_due_at_once() -> None:
+    kernel, log = Kernel(), []
+    kernel.call_at(10, lambda: log.append((kernel.pass_to(12), kernel.pass_to(13), kernel.now)))
+    kernel.run_until(12)
+    assert log == [(True, False, 12)]
+
+    def with_another() -> None:
+        kernel.call_soon(lambda: log.append(kernel.now))
+        log.append((kernel.pass_to(30), kernel.now))
+
+    kernel.call_at(20, with_another)
+    kernel.run_until(40)
+    assert log[1:] == [(False, 20), 20]
+
+
 def test_a_time_that_has_passed_means_now() -> None:
     kernel, log = Kernel(), []
     kernel.run_until(100)
