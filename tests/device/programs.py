@@ -11,6 +11,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
@@ -22,7 +23,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether  # noqa: E402
 
 from host_driver.account import NullAccount  # noqa: E402
 from host_driver.channel import Channel, push_blocks  # noqa: E402
-from host_driver.flow_rules import FlowRule  # noqa: E402
+from host_driver.flow_rules import FlowRule, FlowRuleError  # noqa: E402
 from host_driver.nic import MemoryKey, Nic  # noqa: E402
 from host_driver.rings import Piece  # noqa: E402
 from nic_model import ring  # noqa: E402
@@ -631,7 +632,8 @@ async def run_program(rig: Rig, program: Program) -> dict[str, Any]:
     steering = program.steering
     nic.set_rss(enabled=steering.enabled, key=steering.key, indirection=steering.indirection, types=steering.types)
     for rule in steering.rules:
-        nic.add_flow_rule(rule)
+        with suppress(FlowRuleError):  # one for the same flow, or without a place: the device has the others
+            nic.add_flow_rule(rule)
     nic.set_coalescing(10 * S_IN_US if program.coalesces else 0)
     nic.enable_receive(True)
     for vector, (rx_usecs, rx_frames, tx_usecs, tx_frames) in enumerate(program.moderation):
