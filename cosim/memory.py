@@ -49,16 +49,16 @@ class HostMemory:
 
     def read(self, address: int, length: int) -> bytes | None:
         """What a bus read returns; None, a bus error, for a range outside."""
-        start = address - self.base
-        if length < 0 or start < 0 or start + length > self.size_bytes:
+        if not self.contains(address, length):
             return None
+        start = address - self.base
         return self._bytes[start : start + length].tobytes()
 
     def write(self, address: int, data: bytes) -> bool:
         """A bus write; False, a bus error, for a range outside."""
-        start = address - self.base
-        if start < 0 or start + len(data) > self.size_bytes:
+        if not self.contains(address, len(data)):
             return False
+        start = address - self.base
         self._bytes[start : start + len(data)] = data
         return True
 

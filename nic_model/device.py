@@ -55,16 +55,15 @@ from nic_model.contract import (
     KeyRight,
     NicConfig,
     Opcode,
-    OperationMask,
     Register,
     RxInfo,
-    SendFlag,
     Status,
 )
 from nic_model.contract.config import BURST_BYTES
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, PAUSE_FRAME_BYTES
 from nic_model.contract.registers import Block
 from nic_model.events import Arming, Vector
+from nic_model.flags import COALESCE, COMPLETE, IPV4_CHECKSUM, IPV6, L4_CHECKSUM, RECEIVE_RAW, TIMESTAMP
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.pause import claims_pause
 from nic_model.push import PushWindow
@@ -79,10 +78,6 @@ _BY_OFFSET: dict[Block, dict[int, Register]] = {
 }
 _SLOTS_AT = SUBMISSION_HEAD.fields["slots"].offset // 8
 
-# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
-_COMPLETE, _TIMESTAMP = int(SendFlag.COMPLETE), int(SendFlag.TIMESTAMP)
-_CHECKSUMS = int(SendFlag.IPV4_CHECKSUM | SendFlag.L4_CHECKSUM)
-_RECEIVE_RAW, _COALESCE = int(OperationMask.RECEIVE_RAW), int(OperationMask.COALESCE)
 _PUSH_WINDOW = range(REGISTERS["PUSH"].offset, REGISTERS["PUSH"].offset + PUSH_WINDOW_BYTES)
 
 
@@ -507,11 +502,11 @@ class Device:
 
         flags, good = head["flags"], status is Status.OK
         counters["tx_sends" if good else "tx_errors"] += 1
-        if not good or flags & _COMPLETE:
+        if not good or flags & COMPLETE:
             self._complete(
                 channel, kind=CompletionKind.SEND, status=status, tag=head["tag"], length=payload_bytes,
                 ring_index=channel.tx.index, segments=frames & 0xFFFF,
-                timestamp=self.now_cycles if good and flags & _TIMESTAMP else 0)
+                timestamp=self.now_cycles if good and flags & TIMESTAMP else 0)
 
     def _read_payload(self, pieces: tuple[Piece, ...], addresses: list[int]) -> bytes:
         """Bytes of the pieces, up to the first burst that the bus answers with an error."""
@@ -567,7 +562,7 @@ class Device:
         self.counters["rx_steered_rule"] += steered.by_rule
         self.counters["rx_steered_rss"] += steered.by_hash
         channel, info = self._channels[steered.channel], parsed.info
-        may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & _COALESCE)
+        may_open = bool(channel.registers["CHANNEL_OPERATIONS"] & COALESCE)
         verdict = self._coalescer.judge(frame, info, self.now_cycles, may_open=may_open,
                                         l4_offset=parsed.l4_offset, tag=steered.hash_value.to_bytes(4, "big"))
         self._end(verdict.ended)
@@ -615,7 +610,7 @@ class Device:
 
     def _take_slots(self, channel: _Channel, length_bytes: int) -> list[_Slot] | str:
         """Posted buffers for so many bytes, all or none: then the counter of why there are not enough."""
-        may_receive = channel.registers["CHANNEL_OPERATIONS"] & _RECEIVE_RAW
+        may_receive = channel.registers["CHANNEL_OPERATIONS"] & RECEIVE_RAW
         if not channel.runs or not may_receive:
             return "rx_no_buffer"
         slots: list[_Slot] = []
@@ -730,16 +725,16 @@ def _frames(submission: Submission, payload: bytes, wanted: int) -> Iterator[tup
     if head["opcode"] == Opcode.SEND_FRAME:
         if len(payload) == wanted:
             frame = inline + payload
-            if head["flags"] & _CHECKSUMS:
+            if head["flags"] & (IPV4_CHECKSUM | L4_CHECKSUM):
                 whole = bytearray(frame)
                 finish_frame(whole, head)
                 frame = bytes(whole)
             yield insert_tag(frame, head), wanted
         return
     # A segmented send always gets its checksums, whatever the two flags say.
-    flags = (head["flags"] | SendFlag.L4_CHECKSUM) & ~SendFlag.IPV4_CHECKSUM
-    if not flags & SendFlag.IPV6:
-        flags |= SendFlag.IPV4_CHECKSUM
+    flags = (head["flags"] | L4_CHECKSUM) & ~IPV4_CHECKSUM
+    if not flags & IPV6:
+        flags |= IPV4_CHECKSUM
     # Segmenting zeros in place of what is missing keeps PSH and FIN off the frames before it.
     padded = payload + bytes(wanted - len(payload))
     sent_bytes = 0

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterator, Mapping
 
 from nic_model.checksum import Buffer, fold, internet_checksum, ones_sum
-from nic_model.contract import SendFlag
 from nic_model.contract.protocols import (
     IPV4_CHECKSUM_OFFSET,
     IPV4_IDENTIFICATION_OFFSET,
@@ -25,14 +24,12 @@ from nic_model.contract.protocols import (
     EtherType,
     TcpFlags,
 )
+from nic_model.flags import IPV4_CHECKSUM, IPV6, L4_CHECKSUM, UDP, VLAN_INSERT
 from nic_model.seqnum import wrap
 
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 
-# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
-_IPV4_CHECKSUM, _L4_CHECKSUM = int(SendFlag.IPV4_CHECKSUM), int(SendFlag.L4_CHECKSUM)
-_UDP, _IPV6, _VLAN_INSERT = int(SendFlag.UDP), int(SendFlag.IPV6), int(SendFlag.VLAN_INSERT)
 _ONLY_LAST = int(TcpFlags.PSH | TcpFlags.FIN)
 _ONLY_FIRST = int(TcpFlags.CWR)
 
@@ -44,12 +41,12 @@ def finish_frame(frame: bytearray, head: Mapping[str, int], extra_sum: int = 0) 
     summed as they stand. `extra_sum` is added to the L4 sum.
     """
     flags = head["flags"]
-    if flags & _IPV4_CHECKSUM:
+    if flags & IPV4_CHECKSUM:
         l3 = head["l3_offset"]
         _U16.pack_into(frame, l3 + IPV4_CHECKSUM_OFFSET, internet_checksum(frame[l3 : head["l4_offset"]]))
-    if flags & _L4_CHECKSUM:
+    if flags & L4_CHECKSUM:
         checksum = ones_sum(memoryview(frame)[head["l4_offset"] :], extra_sum) ^ 0xFFFF
-        if checksum == 0 and flags & _UDP:
+        if checksum == 0 and flags & UDP:
             # RFC 768: "If the computed checksum is zero, it is transmitted as all ones"
             checksum = 0xFFFF
         _U16.pack_into(frame, head["checksum_offset"], checksum)
@@ -67,7 +64,7 @@ def segment(template: bytes, head: Mapping[str, int], payload: Buffer) -> Iterat
     if mss <= 0:
         raise ValueError(f"mss must be at least 1, not {mss}")
     l3, l4 = head["l3_offset"], head["l4_offset"]
-    is_ipv6 = head["flags"] & _IPV6
+    is_ipv6 = head["flags"] & IPV6
     (sequence,) = _U32.unpack_from(template, l4 + TCP_SEQUENCE_OFFSET)
     (identification,) = _U16.unpack_from(template, l3 + IPV4_IDENTIFICATION_OFFSET)
     tcp_flags = template[l4 + TCP_FLAGS_OFFSET]
@@ -91,7 +88,7 @@ def segment(template: bytes, head: Mapping[str, int], payload: Buffer) -> Iterat
 
 def insert_tag(frame: bytes, head: Mapping[str, int]) -> bytes:
     """The frame with the 802.1Q tag that `head` asks for, if it does: behind the addresses, when all sums are made."""
-    if not head["flags"] & _VLAN_INSERT:
+    if not head["flags"] & VLAN_INSERT:
         return frame
     at = MAC_ADDRESSES_BYTES
     return frame[:at] + _U16.pack(EtherType.VLAN) + _U16.pack(head["vlan_tci"]) + frame[at:]

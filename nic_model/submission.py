@@ -20,7 +20,6 @@ from nic_model.contract import (
     VLAN_MAX_OFFSET,
     Opcode,
     OperationMask,
-    SendFlag,
     Status,
     inline_slots,
     slots_needed,
@@ -32,15 +31,13 @@ from nic_model.contract.protocols import (
     TCP_HEADER_BYTES,
     VLAN_TAG_BYTES,
 )
+from nic_model.flags import IPV4_CHECKSUM, IPV6, L4_CHECKSUM, VLAN_INSERT
 
 _OPERATION = {
     int(Opcode.SEND_FRAME): int(OperationMask.SEND_FRAME),
     int(Opcode.SEND_SEGMENTED): int(OperationMask.SEND_SEGMENTED),
 }
 
-# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
-_VLAN_INSERT, _IPV6 = int(SendFlag.VLAN_INSERT), int(SendFlag.IPV6)
-_IPV4_CHECKSUM, _L4_CHECKSUM = int(SendFlag.IPV4_CHECKSUM), int(SendFlag.L4_CHECKSUM)
 
 
 class Piece(NamedTuple):
@@ -87,7 +84,7 @@ def read_submission(slots: bytes, operations: int) -> Submission:
             return Submission(head, Status.BAD_DESCRIPTOR)
         payload_bytes += piece.length_bytes
     fits = _frame_fits if opcode == Opcode.SEND_FRAME else _segmented_fits
-    if not fits(head, payload_bytes) or (head["flags"] & _VLAN_INSERT and not _tag_fits(head)):
+    if not fits(head, payload_bytes) or (head["flags"] & VLAN_INSERT and not _tag_fits(head)):
         return Submission(head, Status.BAD_DESCRIPTOR)
     return Submission(head, Status.OK, inline, pieces, payload_bytes)
 
@@ -104,15 +101,15 @@ def _read_body(slots: bytes, inline_bytes: int, piece_count: int) -> tuple[bytes
 
 
 def _tag_bytes(head: Mapping[str, int]) -> int:
-    return VLAN_TAG_BYTES if head["flags"] & _VLAN_INSERT else 0
+    return VLAN_TAG_BYTES if head["flags"] & VLAN_INSERT else 0
 
 
 def _tag_fits(head: Mapping[str, int]) -> bool:
     flags = head["flags"]
     segmented = head["opcode"] == Opcode.SEND_SEGMENTED
     return (head["inline_bytes"] in VLAN_INLINE_BYTES
-            and (head["checksum_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & _L4_CHECKSUM))
-            and (head["l4_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & _IPV4_CHECKSUM)))
+            and (head["checksum_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & L4_CHECKSUM))
+            and (head["l4_offset"] <= VLAN_MAX_OFFSET or not (segmented or flags & IPV4_CHECKSUM)))
 
 
 def _frame_fits(head: Mapping[str, int], payload_bytes: int) -> bool:
@@ -120,15 +117,15 @@ def _frame_fits(head: Mapping[str, int], payload_bytes: int) -> bool:
     total = head["inline_bytes"] + payload_bytes
     if not ETHERNET_HEADER_BYTES <= total <= MAX_FRAME_BYTES - _tag_bytes(head):
         return False
-    if flags & _L4_CHECKSUM and not _l4_offsets_fit(head, total):
+    if flags & L4_CHECKSUM and not _l4_offsets_fit(head, total):
         return False
-    return not flags & _IPV4_CHECKSUM or _ipv4_offsets_fit(head, total)
+    return not flags & IPV4_CHECKSUM or _ipv4_offsets_fit(head, total)
 
 
 def _segmented_fits(head: Mapping[str, int], payload_bytes: int) -> bool:
     flags = head["flags"]
     inline_bytes, l3_offset, l4_offset = head["inline_bytes"], head["l3_offset"], head["l4_offset"]
-    l3_header_bytes = IPV6_HEADER_BYTES if flags & _IPV6 else IPV4_HEADER_BYTES
+    l3_header_bytes = IPV6_HEADER_BYTES if flags & IPV6 else IPV4_HEADER_BYTES
     return (inline_bytes >= l4_offset + TCP_HEADER_BYTES
             and head["mss"] >= MIN_MSS
             and inline_bytes + head["mss"] <= MAX_FRAME_BYTES - _tag_bytes(head)

@@ -27,11 +27,11 @@ from nic_model.contract import (
     CompletionKind,
     KeyRight,
     Opcode,
-    SendFlag,
     Status,
 )
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, PAUSE_FRAME_BYTES, VLAN_TAG_BYTES
 from nic_model.device import Device, _Channel, _Receive, _Slot
+from nic_model.flags import IPV4_CHECKSUM, L4_CHECKSUM, TIMESTAMP, VLAN_INSERT
 from nic_model.pause import claims_pause
 from nic_model.receive_parser import passes_filter
 from nic_model.submission import Piece, Submission
@@ -44,9 +44,6 @@ PUSH_BLOCK_BYTES = 64
 NOT_KEPT = -1
 """Channel of a frame that the receive buffer drops."""
 
-# Plain numbers: `&` of a number and an IntFlag makes a member, which takes as long as a dozen other operations.
-_VLAN_INSERT, _TIMESTAMP = int(SendFlag.VLAN_INSERT), int(SendFlag.TIMESTAMP)
-_IPV4_CHECKSUM, _L4_CHECKSUM = int(SendFlag.IPV4_CHECKSUM), int(SendFlag.L4_CHECKSUM)
 
 
 @dataclass(slots=True)
@@ -361,8 +358,8 @@ class TimedDevice:
         entry = work.entries[0][1] if work.entries else None
         flags = head["flags"]
         segmented = head["opcode"] == Opcode.SEND_SEGMENTED
-        tag = VLAN_TAG_BYTES if flags & _VLAN_INSERT else 0
-        sums = 2 if segmented else (flags & _IPV4_CHECKSUM > 0) + (flags & _L4_CHECKSUM > 0)
+        tag = VLAN_TAG_BYTES if flags & VLAN_INSERT else 0
+        sums = 2 if segmented else (flags & IPV4_CHECKSUM > 0) + (flags & L4_CHECKSUM > 0)
         slots = max(1, head["slots"])
         inline = head["inline_bytes"] + tag if good else 0
         payload, mss = submission.payload_bytes if good else 0, head["mss"] if segmented and good else 0
@@ -374,7 +371,7 @@ class TimedDevice:
         self._slots += slots
         self._begun += 1
         self._sent[channel.number, number] = _Sent(
-            deque(work.frames), entry, bool(flags & _TIMESTAMP) and submission.status is Status.OK)
+            deque(work.frames), entry, bool(flags & TIMESTAMP) and submission.status is Status.OK)
 
     # ------------------------------------------------------------------------------------------ receive
 

@@ -22,7 +22,11 @@ class Machine:
     """The stages of one device; all it does is call the rules.
 
     What enters goes through `ring_bell`, `arrive` and so on, each at an edge that is not before the last `advance`;
-    what comes out, by `advance` and `taken`. Attributes: `p`, `s`, `q`, the records.
+    what comes out, by `advance` and `taken`. Attributes: `p`, `s`, `q`, the records; `numbers` and `tables`, views of
+    what Python looks at, by name.
+
+    Parameters: the device, the host bus and the MAC; `buffer_bytes`, `traced` and `asks` as `state.parameters` has
+    them; `specialised`, rules compiled for this device alone (`nic_model.timing.specialised`; without numba, as ever).
     """
 
     def __init__(self, model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes: int = 2048,

@@ -11,7 +11,6 @@ import ast
 import hashlib
 import importlib.util
 import inspect
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -57,7 +56,8 @@ def _text(numbers: dict[str, int]) -> str:
 
 
 def specialise(p: np.record) -> Mapping[str, Callable[..., int]]:
-    """As `nic_model.timing.compiled.FUNCTIONS`, for the device of the record `p`: its numbers may not change."""
+    """As `nic_model.timing.compiled.FUNCTIONS`, for the device of the record `p`, whose numbers may not change any
+    more. Takes half a minute the first time. Raises OSError when numba's cache folder cannot be written."""
     return _specialised(tuple((name, int(p[name])) for name in p.dtype.names or ()))
 
 
@@ -68,9 +68,10 @@ def _specialised(numbers: tuple[tuple[str, int], ...]) -> Mapping[str, Callable[
     path = Path(numba.config.CACHE_DIR) / f"{name}.py"  # type: ignore[attr-defined]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)  # whole, also when two processes write it
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            written.write_text(text)
+            written.replace(path)  # whole, also when two processes write it
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be loaded")

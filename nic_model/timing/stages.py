@@ -1366,7 +1366,7 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
 
 
 PART_CYCLES = 2
-"""From one part of a frame to the next at least."""
+"""From one part of a frame to the next at least: `RxDeliver` takes a part in 2 cycles."""
 
 
 @rule
@@ -1444,7 +1444,7 @@ def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, 
 
 
 GATHER_CYCLES = 2
-"""From one receive that is told of to the next at least."""
+"""From one receive that is told of to the next at least: `RxGather` tells of one in 2 cycles."""
 
 
 @rule
@@ -1471,7 +1471,8 @@ def next_edge(s: Any) -> int:
 
 
 CHOSEN_BEHIND = 2
-"""Cycles behind a burst's first beat at which the next one is chosen, if that is not its end already."""
+"""Cycles behind a burst's first beat at which the next one is chosen, if that is not its end already: `DmaWrite` grants
+a burst in 2 cycles."""
 
 
 @step
