@@ -1099,6 +1099,7 @@ def complete(p: Any, s: Any, q: Any) -> None:
     s.w_first = first
     s.w_last = first + rows - 1
     s.w_was_completion = 1
+    note_burst(s, q, first, s.w_last, 0, 0)
     stored = write(p, s, s.w_last, entries * COMPLETION_BYTES)
     response = stored + p.write_latency + 1
     q.cw_release[s.completion_writes & RELEASES - 1] = response
@@ -1134,7 +1135,7 @@ def arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number:
     frame.number = number
     s.in_tail += 1
     if s.at_arrive == NEVER:
-        s.at_arrive = last
+        s.at_arrive = last + p.keep_delay
     return first
 
 
@@ -1143,42 +1144,57 @@ INCOMING = 8192
 
 @rule
 def keep_frame(p: Any, s: Any, q: Any) -> None:
-    """A frame's last row: it is kept if all its rows found room."""
-    place = s.in_head & INCOMING - 1
-    now = s.at_arrive
-    if q.incoming[place].channel < 0:
-        # not for this host: it leaves no row
-        s.in_head += 1
-        s.at_arrive = q.incoming[s.in_head & INCOMING - 1].edge if s.in_head < s.in_tail else NEVER
-        return
-    rows = beats(q.incoming[place].length, p.host_log2)
-    while s.kept_head < s.kept_tail and q.kept[s.kept_head & INCOMING - 1].end <= now:
-        s.rx_rows -= q.kept[s.kept_head & INCOMING - 1].rows
-        s.kept_head += 1
-    fill = s.rx_rows
-    if s.kept_head < s.kept_tail:
-        head = s.kept_head & INCOMING - 1
-        if q.kept[head].begin < now:
-            fill -= min(q.kept[head].rows, now - q.kept[head].begin)
-    if fill + rows > p.rx_rows - 2:
-        put(s, q, DROPPED, q.incoming[place].number, now, FIFO_FULL, 0, 0)
-    else:
-        s.rx_rows += rows
-        entry = s.kept_tail & INCOMING - 1
-        q.kept[entry].rows = rows
-        q.kept[entry].begin = NEVER
-        q.kept[entry].end = NEVER
-        s.kept_tail += 1
-        wait = s.wait_tail & INCOMING - 1
-        q.matching[wait].edge = now
-        q.matching[wait].channel = q.incoming[place].channel
-        q.matching[wait].length = q.incoming[place].length
-        q.matching[wait].number = q.incoming[place].number
-        q.matching[wait].kept = s.kept_tail - 1
-        s.wait_tail += 1
-        plan_match(p, s, q)
+    """A frame is kept if all its rows found room. Acts when it is known what moves rows until then."""
+    frame = q.incoming[s.in_head & INCOMING - 1]
+    now, last, rows = s.at_arrive, frame.edge + p.beat_to_row, beats(frame.length, p.host_log2)
     s.in_head += 1
-    s.at_arrive = q.incoming[s.in_head & INCOMING - 1].edge if s.in_head < s.in_tail else NEVER
+    s.at_arrive = q.incoming[s.in_head & INCOMING - 1].edge + p.keep_delay if s.in_head < s.in_tail else NEVER
+    stored = rows
+    if s.rows_kept + s.rows_missed + rows - s.rows_done >= p.rx_rows >> 1:
+        stored = _rows_stored(p, s, q, now, last, frame.length, rows)
+    else:
+        s.row_follows = 0
+    if stored < rows or frame.channel < 0:
+        s.rows_missed, s.missed_at = stored, last
+        if frame.channel >= 0:
+            put(s, q, DROPPED, frame.number, frame.edge, FIFO_FULL, 0, 0)
+        return
+    s.rows_missed = 0
+    s.rows_kept += rows
+    s.kept_at = last
+    waiting = q.matching[s.wait_tail & INCOMING - 1]
+    waiting.edge = now
+    waiting.channel = frame.channel
+    waiting.length = frame.length
+    waiting.number = frame.number
+    waiting.rows = rows
+    s.wait_tail += 1
+    plan_match(p, s, q)
+
+
+@rule
+def _rows_stored(p: Any, s: Any, q: Any, now: int, last: int, length: int, rows: int) -> int:
+    """Rows that find room, of a frame whose last row comes to the receive buffer in a cycle. A row has room if two were
+    free a cycle before; one that came in that cycle was not counted then, and those of a frame that was dropped in it
+    still were."""
+    first = last - paced(beats(length, p.mac_log2), p.source_cycles_100)
+    between = p.host_bytes // p.mac_bytes
+    if not s.row_follows:
+        follow_rows(s, q, now)
+    before = s.kept_at
+    for row in range(rows):
+        cycle = min(last, first + paced(between * (row + 1), p.source_cycles_100))
+        while s.row_now < cycle - 1:
+            move_rows(p, s, q)
+        seen = s.rows_kept + row
+        if before == cycle - 1:
+            seen -= 1
+        if row == 0 and s.missed_at == cycle - 1:
+            seen += s.rows_missed
+        if seen - s.row_head > p.rx_rows - 2:
+            return row
+        before = cycle
+    return rows
 
 
 # rtl/rx_rings.py: the matching side
@@ -1203,6 +1219,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
     now = s.at_match
     wait = s.wait_head & INCOMING - 1
     waiting = q.matching[wait]
+    ahead = p.arrived_to_write - p.keep_delay
     channel = waiting.channel
     own = q.channels[channel]
     needed = 1 if waiting.length <= p.buffer_bytes else parts(waiting.length, p.buffer_bytes)
@@ -1216,7 +1233,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
         s.answer_delay = 0
     if needed < 0 or own.rx_posted - own.rx_used < needed:
         put(s, q, DROPPED, waiting.number, now, NO_BUFFER, 0, 0)
-        _release_rows(s, q, waiting.kept, now + 2, 0)
+        order_rows(s, q, now + ahead, GONE, waiting.rows, 0, 0, 0)
         s.match_free = now + p.match_interval
         s.wait_head += 1
         plan_match(p, s, q)
@@ -1239,18 +1256,27 @@ def match(p: Any, s: Any, q: Any) -> bool:
         edge += needed * p.match_further
     own.rx_used += needed
     if needed > 0:
-        own.rx_want = min(own.rx_want, edge + p.used_to_fetch)
+        own.rx_want = min(own.rx_want, edge - p.keep_delay + p.used_to_fetch)
         plan_prefetch(p, s, q)
-    put(s, q, MATCHED, waiting.number, edge, channel, 0, 0)
+    put(s, q, MATCHED, waiting.number, edge - p.keep_delay, channel, 0, 0)
+    begin = 0
     for part in range(parts_now):
         place = s.parts_tail & PARTS - 1
-        q.parts[place].edge = edge + p.arrived_to_write
-        q.parts[place].at = q.answers[part].at if p.asks else 0
-        q.parts[place].left = q.answers[part].length if p.asks else min(left, p.buffer_bytes)
+        at = q.answers[part].at if p.asks else 0
+        length = q.answers[part].length if p.asks else min(left, p.buffer_bytes)
         left -= p.buffer_bytes
+        last = part == parts_now - 1
+        # a row that a part leaves off in is read again for the next
+        reads = rows_between(begin, length, p.host_log2)
+        begin = (begin & p.host_bytes - 1) + length
+        rows = waiting.rows if last else begin >> p.host_log2
+        waiting.rows -= rows
+        q.parts[place].edge = edge + ahead
+        q.parts[place].at = at
+        q.parts[place].left = length
         q.parts[place].begun = 0
-        q.parts[place].last = part == parts_now - 1
-        q.parts[place].kept = waiting.kept
+        q.parts[place].last = last
+        q.parts[place].order = order_rows(s, q, edge + ahead, GIVEN, rows, reads, at, length)
         q.parts[place].channel = channel
         q.parts[place].number = waiting.number
         q.parts[place].done = 0
@@ -1263,13 +1289,6 @@ def match(p: Any, s: Any, q: Any) -> bool:
         plan_write(p, s, q)
     plan_match(p, s, q)
     return False
-
-
-@rule
-def _release_rows(s: Any, q: Any, kept: int, begin: int, rows: int) -> None:
-    """The rows of a kept frame leave the buffer from an edge on."""
-    q.kept[kept & INCOMING - 1].begin = begin
-    q.kept[kept & INCOMING - 1].end = begin + rows
 
 
 # rtl/rx_rings.py: the fetching side
@@ -1352,7 +1371,7 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
         channel = burst.channel
         for number in range(burst.count):
             q.rx_landed[channel, (burst.first + number) & RX_LANDED - 1] = (
-                out + (number * RX_SLOT_BYTES >> p.host_log2) + p.slots_to_write - p.arrived_to_write)
+                out + (number * RX_SLOT_BYTES >> p.host_log2) + p.slots_to_write - p.arrived_to_write + p.keep_delay)
         s.r_streamed += 1
         if s.at_match == NEVER:
             plan_match(p, s, q)
@@ -1360,6 +1379,211 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
             q.channels[s.starved_channel - 1].rx_want = min(q.channels[s.starved_channel - 1].rx_want, s.r_out_free)
             s.starved_channel = 0
             plan_prefetch(p, s, q)
+
+
+# rtl/rx_deliver.py, rx_buffer.py, align.py, dma_write.py: the rows on their way to the port
+# They decide when a full receive buffer has room again, to the cycle. So while it is more than half full, and only then,
+# they are followed cycle by cycle.
+
+ORDERS = 8192
+GIVEN, GONE, NOTHING = range(3)
+"""Kinds of orders: rows that are written, rows that are dropped, the end of an aggregate."""
+
+DECIDED_TO_WRITE = 13
+"""Cycles from `RxDeliver`'s decision on an order to the first beat of its rows at the port: its register, the order that
+is taken, the buffer's memory and output, `Aligner` 4, `StreamFifo` 3, `DmaWrite`'s output and its handshake."""
+
+TAKEN_TO_PORT = 2
+"""The last two of these: from a row that leaves `StreamFifo` to its beat."""
+
+LINK_ROOM = 2
+"""Commands between `RxDeliver` and `DmaWrite`: a `SkidBuffer`."""
+
+
+@step
+def order_rows(s: Any, q: Any, edge: int, kind: int, rows: int, reads: int, at: int, length: int) -> int:
+    """What the receive buffer is to do with its next rows, behind what it was told before. Returns its number. `edge`:
+    when its first burst could be written if nothing were in its way; `rows` that are done with then, `reads` of rows,
+    which go to `length` bytes at `at`."""
+    order = q.orders[s.order_tail & ORDERS - 1]
+    order.edge = edge - DECIDED_TO_WRITE
+    order.kind = kind
+    order.rows = rows
+    order.reads = reads
+    order.at = at
+    order.length = length
+    s.order_tail += 1
+    return int(s.order_tail - 1)
+
+
+@step
+def orders_done(s: Any, q: Any, number: int) -> None:
+    """All up to an order is written."""
+    while s.order_head <= number:
+        s.rows_done += q.orders[s.order_head & ORDERS - 1].rows
+        s.order_head += 1
+    s.part_rows = 0
+
+
+@step
+def note_burst(s: Any, q: Any, first: int, last: int, room: int, receives: int) -> None:
+    """A burst has the write port from one edge to another; it could not have had it before `room`."""
+    burst = q.port_bursts[s.port_tail & ORDERS - 1]
+    burst.first = first
+    burst.last = last
+    burst.room = room
+    burst.receives = receives
+    s.port_tail += 1
+
+
+@rule
+def follow_rows(s: Any, q: Any, now: int) -> None:
+    """Follow all rows from an edge on. Those that are on their way to the port count as if they were in the buffer: it
+    is half full, so they will have left it when it is full."""
+    s.row_follows = 1
+    s.row_now = now
+    s.row_head = s.rows_done
+    s.row_order = s.row_taken = s.row_cut = s.order_head
+    s.row_left = s.row_shares = s.row_spills = s.row_dropping = s.row_cut_left = s.row_cutting = 0
+    s.row_valid = s.row_command = s.row_link = s.row_burst = s.row_claimed = s.row_granted = 0
+    s.row_waiting = s.row_out = s.row_spill = s.row_stage1 = s.row_stage2 = s.row_stage3 = s.row_stage4 = 0
+    s.row_stored = s.row_fetched = s.row_given = s.row_owed = s.row_unclaimed = s.row_counts = 0
+    s.row_port = s.row_grant = s.port_tail
+    if s.part_rows > 0:
+        # an order that is half written
+        order = q.orders[s.order_head & ORDERS - 1]
+        part = q.parts[s.parts_head & PARTS - 1]
+        s.row_order += 1
+        s.row_taken += 1
+        s.row_cut += 1
+        s.row_head += min(s.part_rows, order.rows)
+        s.row_left = max(0, order.reads - s.part_rows)
+        s.row_shares = order.reads > order.rows
+        s.row_cut_at = part.at
+        s.row_cut_left = part.left
+        s.row_cutting = part.left > 0
+
+
+@step
+def _row_leaves(s: Any, q: Any, now: int) -> int:
+    """Whether the port takes a row in a cycle."""
+    while s.row_port < s.port_tail:
+        burst = q.port_bursts[s.row_port & ORDERS - 1]
+        if burst.receives and now <= burst.last - TAKEN_TO_PORT:
+            if now >= burst.first - TAKEN_TO_PORT:
+                s.row_owed += 1
+            break
+        s.row_port += 1
+    if s.row_given and s.row_owed > 0:
+        s.row_owed -= 1
+        return 1
+    return 0
+
+
+@step
+def _row_grant(s: Any, q: Any, now: int) -> int:
+    """Whether the next burst of received rows is granted in a cycle: a cycle before its first row leaves at the latest,
+    and while no more than one burst waits for the port."""
+    while s.row_grant < s.port_tail:
+        burst = q.port_bursts[s.row_grant & ORDERS - 1]
+        latest = burst.first - TAKEN_TO_PORT - 1
+        if burst.receives:
+            if not s.row_burst or not s.row_claimed:
+                return 0
+            free = q.port_bursts[s.row_grant - 2 & ORDERS - 1].last - TAKEN_TO_PORT
+            if now < latest and (now <= max(free, s.row_granted) or now < burst.room - TAKEN_TO_PORT - 1):
+                return 0
+            s.row_granted = now
+            s.row_grant += 1
+            return 1
+        s.row_granted = max(s.row_granted, latest)
+        s.row_grant += 1
+    return 0
+
+
+@rule
+def move_rows(p: Any, s: Any, q: Any) -> None:
+    """One cycle: what each register does, then all of them."""
+    now = s.row_now
+    leaves, grants = _row_leaves(s, q, now), _row_grant(s, q, now)
+    # the rows' FIFO, and what of it a burst has claimed
+    advances = s.row_fetched and (leaves or not s.row_given)
+    fetches = s.row_stored > 0 and (advances or not s.row_fetched)
+    has_room = s.row_stored < p.rows_buffered
+    enters = s.row_stage4 and has_room
+    claims = s.row_burst > 0 and not s.row_claimed and s.row_unclaimed > 0
+    # the aligner, all stages at once; the buffer's output, its memory and the order that it follows
+    moves = has_room or not s.row_stage4
+    takes = s.row_out > 0 and moves and not s.row_spill
+    steps = s.row_waiting > 0 and (takes or not s.row_out)
+    reads = s.row_left > 0 and not s.row_dropping and (steps or not s.row_waiting)
+    ends = reads and s.row_left == 1
+    ordered = s.row_valid and not s.row_dropping and (ends or s.row_left == 0)
+    # the order that is decided on, and its command's way to the bursts
+    decides = (s.row_order < s.order_tail and not s.row_valid and not s.row_command
+               and q.orders[s.row_order & ORDERS - 1].edge <= now)
+    sends = s.row_command and s.row_link < LINK_ROOM
+    cuts = s.row_link > 0 and not s.row_cutting
+    free = grants or not s.row_burst
+
+    s.row_unclaimed += enters - s.row_counts
+    s.row_counts = s.row_burst if claims else 0
+    s.row_claimed = claims or (s.row_claimed and not grants)
+    s.row_stored += enters - fetches
+    s.row_given = advances or (s.row_given and not leaves)
+    s.row_fetched = fetches or (s.row_fetched and not advances)
+    if moves:
+        s.row_stage4, s.row_stage3, s.row_stage2 = s.row_stage3, s.row_stage2, s.row_stage1
+        s.row_stage1 = s.row_out > 0 or s.row_spill
+        s.row_spill = takes and s.row_out == SPILLS
+    if steps:
+        s.row_out = s.row_waiting
+    elif takes:
+        s.row_out = 0
+    if reads:
+        s.row_waiting = SPILLS if ends and s.row_spills else 1
+        s.row_left -= 1
+        s.row_head += not (ends and s.row_shares)
+    elif steps:
+        s.row_waiting = 0
+    s.row_head += s.row_dropping
+    s.row_dropping = 0
+    if cuts:
+        while q.orders[s.row_cut & ORDERS - 1].kind != GIVEN:
+            s.row_cut += 1
+        s.row_cut_at = q.orders[s.row_cut & ORDERS - 1].at
+        s.row_cut_left = q.orders[s.row_cut & ORDERS - 1].length
+        s.row_cut += 1
+    if free:
+        s.row_burst = 0
+        if cuts or s.row_cutting:
+            length = min(s.row_cut_left, BURST - (s.row_cut_at & BURST - 1))
+            s.row_burst = rows_between(s.row_cut_at, length, p.host_log2)
+            s.row_cut_at += length
+            s.row_cut_left -= length
+    s.row_cutting = s.row_cut_left > 0
+    s.row_link += sends - cuts
+    s.row_command = s.row_command and not sends
+    s.row_valid = s.row_valid and not ordered
+    if ordered:
+        while q.orders[s.row_taken & ORDERS - 1].kind == NOTHING:
+            s.row_taken += 1
+        order = q.orders[s.row_taken & ORDERS - 1]
+        s.row_taken += 1
+        s.row_left = order.reads
+        s.row_shares = order.reads > order.rows
+        s.row_spills = rows_between(order.at, order.length, p.host_log2) > order.reads
+        s.row_dropping = order.rows if order.kind == GONE else 0
+    if decides:
+        kind = q.orders[s.row_order & ORDERS - 1].kind
+        s.row_valid = kind != NOTHING
+        s.row_command = kind == GIVEN
+        s.row_order += 1
+    s.row_now += 1
+
+
+SPILLS = 2
+"""A row whose bytes spread over two in the host's lanes, of which the second has nothing behind it."""
 
 
 # rtl/rx_deliver.py, rtl/dma_write.py
@@ -1395,9 +1619,6 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     if not part.begun:
         part.begun = 1
         s.part_began = now
-        if part.last and part.kept >= 0:
-            rows = beats(left, p.host_log2)
-            _release_rows(s, q, part.kept, now - p.row_to_write, rows)
     length = min(left, BURST - (at & BURST - 1))
     if length > 0:
         rows = rows_between(at, length, p.host_log2)
@@ -1405,6 +1626,8 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         s.w_last = now + rows - 1
         s.w_was_completion = 0
         s.rows_free = now + rows
+        s.part_rows += rows
+        note_burst(s, q, now, s.w_last, s.write_ready, 1)
         stored = write(p, s, s.w_last, length)
         response = stored + p.write_latency + 1
         q.rw_release[s.receive_writes & RELEASES - 1] = response
@@ -1416,6 +1639,7 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         s.part_done = max(s.part_done, part.done + p.response_to_write)
         s.parts_head += 1
         s.parts_done += 1
+        orders_done(s, q, part.order)
         if part.last:
             for buffer in range(part.tells):
                 tell_receive(p, s, q, part.channel, part.number, s.part_done + buffer * p.gather_interval)
@@ -1433,7 +1657,7 @@ def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, 
     part.left = 0
     part.begun = 0
     part.last = 1
-    part.kept = -1
+    part.order = order_rows(s, q, edge, NOTHING, 0, 0, 0, 0)
     part.channel = channel
     part.number = number
     part.done = edge

@@ -64,7 +64,7 @@ _SIZES = (
     "entry_rows buffer_bytes payload_reads "
     "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
     "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
-    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors piece_places traced asks"
+    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap keep_delay descriptors piece_places traced asks"
 )
 
 P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *Queues.names(), *_SIZES.split())])
@@ -97,6 +97,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
         "frame_overhead_bytes": mac.overhead_bytes,
         "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
+        # a burst is granted up to 5 cycles before its beats
+        "keep_delay": model.timing.beat_to_row + 5,
         "descriptors": 1 << config.max_ring_log2,
         # two to a slot, of those in the rings and of those that the device has taken out of them
         "piece_places": min(stages.PIECES, 4 * config.channels << config.max_ring_log2),
@@ -120,8 +122,12 @@ _NUMBERS = (
     "e_head e_tail stream_free template_end p_ar_last p_bursts piece piece_at piece_left rows_head rows_in rows_out "
     "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail "
     "complete_free completion_ready completion_first "
-    "token_was_tx batch_tail completion_writes source_free in_head in_tail kept_head kept_tail rx_rows wait_head "
-    "wait_tail match_free parts_head parts_tail parts_done part_done part_began write_ready "
+    "token_was_tx batch_tail completion_writes source_free in_head in_tail wait_head "
+    "rows_kept kept_at rows_missed missed_at rows_done part_rows order_head order_tail port_tail row_follows row_now "
+    "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
+    "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "
+    "row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored row_fetched "
+    "row_given wait_tail match_free parts_head parts_tail parts_done part_done part_began write_ready "
     "gathered starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
     "answer_tells answer_delay piece_tail entered arrived waits"
@@ -138,7 +144,8 @@ def numbers(bus: BusModel) -> np.ndarray:
             record[name] = stages.NEVER
     record["random"] = bus.seed
     for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last", "part_began",
-                 "gathered"):
+                 "gathered",
+                 "kept_at", "missed_at"):
         record[name] = -1000
     return record
 
@@ -172,11 +179,12 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("tx_tokens", stages.TOKENS, "edge channel token writes"),
     ("rx_tokens", stages.TOKENS, "edge channel token"),
     ("incoming", stages.INCOMING, "edge channel length number"),
-    ("kept", stages.INCOMING, "rows begin end"),
-    ("matching", stages.INCOMING, "edge channel length number kept"),
+    ("matching", stages.INCOMING, "edge channel length number rows"),
+    ("orders", stages.ORDERS, "edge kind rows reads at length"),
+    ("port_bursts", stages.ORDERS, "first last room receives"),
     ("answers", 64, "at length"),
     ("buffer_bursts", stages.ENTRIES, "rows slot channel first count landed"),
-    ("parts", stages.PARTS, "edge at left begun last kept channel number done tells"),
+    ("parts", stages.PARTS, "edge at left begun last order channel number done tells"),
     ("under_way_reads", 256, "due order rows client entry"),
 )
 """Queues and tables of records: their size, by their index or modulo it, and what stands in each."""
