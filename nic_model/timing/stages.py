@@ -1203,14 +1203,24 @@ def _rows_stored(p: Any, s: Any, q: Any, now: int, last: int, length: int, rows:
 @rule
 def plan_match(p: Any, s: Any, q: Any) -> None:
     """When the next frame looks for a buffer."""
-    if s.wait_head == s.wait_tail or s.parts_tail - s.parts_done >= PARTS_UNDER_WAY:
+    if s.wait_head == s.wait_tail:
         s.at_match = NEVER
+    elif s.parts_tail - s.parts_up >= PARTS_AHEAD:
+        s.at_match = NEVER
+        s.match_waits = 1
     else:
         s.at_match = max(q.matching[s.wait_head & INCOMING - 1].edge, s.match_free)
 
 
-PARTS_UNDER_WAY = 40
+PARTS_AHEAD = 15
+"""Parts of frames between match and port: one behind `RxRings`, 10 in `RxDeliver`'s FIFO, 4 commands between it and the
+burst that is up next."""
+
 PARTS = 256
+
+SEEN_BEHIND, WOKEN_BEHIND = 2, 4
+"""A slot that lands so much later than a frame's turn would be is not seen at its first look any more; then the frame is
+matched so much later at least: `RxRings`'s states LOOK, KEEP, JUDGE, and READ, WAIT, LOOK_AGAIN, READ between them."""
 
 
 @rule
@@ -1245,18 +1255,21 @@ def match(p: Any, s: Any, q: Any) -> bool:
         return False
     if needed > 0:
         landed = q.rx_landed[channel, (own.rx_used + needed - 1) & RX_LANDED - 1]
-        if landed > now:
+        if landed > now + SEEN_BEHIND:
             s.answered = p.asks
-            s.at_match = landed if landed < NEVER else NEVER
+            s.at_match = max(landed, now + WOKEN_BEHIND) if landed < NEVER else NEVER
             return False
     parts_now = s.answer_parts if p.asks else needed
     left = waiting.length
     edge = now
     if needed > 1:
         edge += needed * p.match_further
-    own.rx_used += needed
     if needed > 0:
-        own.rx_want = min(own.rx_want, edge - p.keep_delay + p.used_to_fetch)
+        shows = edge - p.keep_delay + p.used_to_fetch
+        for _ in range(needed):
+            q.rx_shows[channel, own.rx_used & RX_LANDED - 1] = shows
+            own.rx_used += 1
+        own.rx_want = min(own.rx_want, shows)
         plan_prefetch(p, s, q)
     put(s, q, MATCHED, waiting.number, edge - p.keep_delay, channel, 0, 0)
     begin = 0
@@ -1329,14 +1342,17 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
     s.prefetch_free = now + p.prefetch_interval
     asked = own.rx_asked
     available = own.rx_posted - asked
-    if available > 0 and asked - own.rx_used <= p.prefetch_slots - RX_FETCH_SLOTS:
+    used = own.rx_used
+    while used > 0 and q.rx_shows[channel, used - 1 & RX_LANDED - 1] > now:
+        used -= 1  # it will show when its time comes
+        own.rx_want = q.rx_shows[channel, used & RX_LANDED - 1]
+    if available > 0 and asked - used <= p.prefetch_slots - RX_FETCH_SLOTS:
         count = min(available, RX_FETCH_SLOTS - asked % RX_FETCH_SLOTS)
         rows = rows_between(asked * RX_SLOT_BYTES, count * RX_SLOT_BYTES, p.host_log2)
         slot = s.r_bursts & RELEASES - 1
         edge = max(now, q.r_release[s.r_bursts - p.receive_reads & RELEASES - 1] + p.slot_to_read)
         if edge >= NEVER:
             # no place for what comes: when one is free, `stream_buffers` says so
-            own.rx_want = NEVER
             s.starved_channel = channel + 1
             plan_prefetch(p, s, q)
             return
@@ -1354,7 +1370,7 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
         s.r_bursts += 1
         own.rx_asked += count
         if available > count:
-            own.rx_want = now + p.prefetch_interval
+            own.rx_want = min(own.rx_want, now + p.prefetch_interval)
         stream_buffers(p, s, q)
     plan_prefetch(p, s, q)
 
@@ -1638,11 +1654,17 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     if left == length:
         s.part_done = max(s.part_done, part.done + p.response_to_write)
         s.parts_head += 1
-        s.parts_done += 1
         orders_done(s, q, part.order)
         if part.last:
             for buffer in range(part.tells):
                 tell_receive(p, s, q, part.channel, part.number, s.part_done + buffer * p.gather_interval)
+    s.parts_up = s.parts_head
+    if s.parts_head < s.parts_tail:
+        part = q.parts[s.parts_head & PARTS - 1]
+        s.parts_up += (part.at & BURST - 1) + part.left <= BURST
+    if s.match_waits and s.parts_tail - s.parts_up < PARTS_AHEAD:
+        s.match_waits = 0
+        s.match_free = max(s.match_free, now)
         plan_match(p, s, q)
     plan_write(p, s, q)
 

@@ -127,7 +127,7 @@ _NUMBERS = (
     "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
     "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "
     "row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored row_fetched "
-    "row_given wait_tail match_free parts_head parts_tail parts_done part_done part_began write_ready "
+    "row_given wait_tail match_free parts_head parts_tail parts_up match_waits part_done part_began write_ready "
     "gathered starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
     "answer_tells answer_delay piece_tail entered arrived waits"
@@ -193,7 +193,7 @@ _COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
     ("out", (stages.OUTS, 6)), ("tag_free", stages.TAGS_THAT_BIND), ("header_free", 16),
     ("d_release", stages.RELEASES), ("p_release", stages.RELEASES), ("r_release", stages.RELEASES),
     ("cw_release", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
-    ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)),
+    ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)), ("rx_shows", (MAX_CHANNELS, stages.RX_LANDED)),
 )
 
 
