@@ -1205,16 +1205,16 @@ def plan_match(p: Any, s: Any, q: Any) -> None:
     """When the next frame looks for a buffer."""
     if s.wait_head == s.wait_tail:
         s.at_match = NEVER
-    elif s.parts_tail - s.parts_up >= PARTS_AHEAD:
+    elif s.parts_tail - s.parts_up >= PARTS_AHEAD or s.parts_tail - s.parts_read >= PARTS_UNREAD:
         s.at_match = NEVER
         s.match_waits = 1
     else:
         s.at_match = max(q.matching[s.wait_head & INCOMING - 1].edge, s.match_free)
 
 
-PARTS_AHEAD = 15
+PARTS_AHEAD, PARTS_UNREAD = 15, 13
 """Parts of frames between match and port: one behind `RxRings`, 10 in `RxDeliver`'s FIFO, 4 commands between it and the
-burst that is up next."""
+burst that is up next. And between match and the last row that has left the receive buffer: those 11, and 2 orders."""
 
 PARTS = 256
 
@@ -1290,6 +1290,8 @@ def match(p: Any, s: Any, q: Any) -> bool:
         q.parts[place].begun = 0
         q.parts[place].last = last
         q.parts[place].order = order_rows(s, q, edge + ahead, GIVEN, rows, reads, at, length)
+        s.rows_to_leave += rows_between(at, length, p.host_log2)
+        q.parts[place].end = s.rows_to_leave
         q.parts[place].channel = channel
         q.parts[place].number = waiting.number
         q.parts[place].done = 0
@@ -1643,6 +1645,7 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         s.w_was_completion = 0
         s.rows_free = now + rows
         s.part_rows += rows
+        s.rows_left += rows
         note_burst(s, q, now, s.w_last, s.write_ready, 1)
         stored = write(p, s, s.w_last, length)
         response = stored + p.write_latency + 1
@@ -1658,15 +1661,37 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
         if part.last:
             for buffer in range(part.tells):
                 tell_receive(p, s, q, part.channel, part.number, s.part_done + buffer * p.gather_interval)
+    _let_match(p, s, q, now)
+    plan_write(p, s, q)
+
+
+@step
+def _let_match(p: Any, s: Any, q: Any, now: int) -> None:
+    """A burst has the port from an edge on: parts behind it move up, and the next frame may be matched."""
+    free = now if s.parts_tail - s.parts_up >= PARTS_AHEAD else 0
+    unread = s.parts_tail - s.parts_read >= PARTS_UNREAD
     s.parts_up = s.parts_head
     if s.parts_head < s.parts_tail:
         part = q.parts[s.parts_head & PARTS - 1]
         s.parts_up += (part.at & BURST - 1) + part.left <= BURST
-    if s.match_waits and s.parts_tail - s.parts_up < PARTS_AHEAD:
+    ahead = s.rows_left - (s.w_last - now + 1) + p.rows_buffered + ROWS_BEHIND
+    while s.parts_read < s.parts_tail:
+        row = q.parts[s.parts_read & PARTS - 1].end - ahead
+        if row > s.w_last - now + 1:
+            break
+        s.parts_read += 1
+        if unread and s.parts_tail - s.parts_read < PARTS_UNREAD:
+            unread = False
+            free = max(free, now + max(0, row - 1))
+    if s.match_waits and s.parts_tail - s.parts_up < PARTS_AHEAD and s.parts_tail - s.parts_read < PARTS_UNREAD:
         s.match_waits = 0
-        s.match_free = max(s.match_free, now)
+        s.match_free = max(s.match_free, free)
         plan_match(p, s, q)
-    plan_write(p, s, q)
+
+
+ROWS_BEHIND = 8
+"""Rows in registers between the receive buffer and the port, beside those in the FIFO: the buffer's memory and output,
+`Aligner` 4, `StreamFifo` 2."""
 
 
 @rule
@@ -1680,6 +1705,7 @@ def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, 
     part.begun = 0
     part.last = 1
     part.order = order_rows(s, q, edge, NOTHING, 0, 0, 0, 0)
+    part.end = s.rows_to_leave
     part.channel = channel
     part.number = number
     part.done = edge

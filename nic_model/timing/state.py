@@ -127,7 +127,8 @@ _NUMBERS = (
     "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
     "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "
     "row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored row_fetched "
-    "row_given wait_tail match_free parts_head parts_tail parts_up match_waits part_done part_began write_ready "
+    "row_given wait_tail match_free parts_head parts_tail parts_up parts_read rows_left rows_to_leave "
+    "match_waits part_done part_began write_ready "
     "gathered starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
     "answer_tells answer_delay piece_tail entered arrived waits"
@@ -184,7 +185,7 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("port_bursts", stages.ORDERS, "first last room receives"),
     ("answers", 64, "at length"),
     ("buffer_bursts", stages.ENTRIES, "rows slot channel first count landed"),
-    ("parts", stages.PARTS, "edge at left begun last order channel number done tells"),
+    ("parts", stages.PARTS, "edge at left begun last order end channel number done tells"),
     ("under_way_reads", 256, "due order rows client entry"),
 )
 """Queues and tables of records: their size, by their index or modulo it, and what stands in each."""
