@@ -1329,6 +1329,11 @@ def plan_prefetch(p: Any, s: Any, q: Any) -> None:
     s.at_prefetch = NEVER if earliest == NEVER else max(earliest, s.prefetch_free)
 
 
+PICKED = 2
+"""`RxRings` looks at the indices so many cycles after it has picked a channel: what is used in the last of them counts,
+and lets it be picked again."""
+
+
 @rule
 def prefetch(p: Any, s: Any, q: Any) -> None:
     """Ask for a burst of receive slots for the next channel that has room for all that it may bring."""
@@ -1341,13 +1346,15 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
             break
     s.prefetch_last = channel
     own.rx_want = NEVER
-    s.prefetch_free = now + p.prefetch_interval
+    s.prefetch_free = now + p.prefetch_interval - 1
     asked = own.rx_asked
     available = own.rx_posted - asked
     used = own.rx_used
-    while used > 0 and q.rx_shows[channel, used - 1 & RX_LANDED - 1] > now:
+    while used > 0 and q.rx_shows[channel, used - 1 & RX_LANDED - 1] > now + PICKED:
         used -= 1  # it will show when its time comes
         own.rx_want = q.rx_shows[channel, used & RX_LANDED - 1]
+    if used > 0 and q.rx_shows[channel, used - 1 & RX_LANDED - 1] == now + PICKED:
+        own.rx_want = now + PICKED
     if available > 0 and asked - used <= p.prefetch_slots - RX_FETCH_SLOTS:
         count = min(available, RX_FETCH_SLOTS - asked % RX_FETCH_SLOTS)
         rows = rows_between(asked * RX_SLOT_BYTES, count * RX_SLOT_BYTES, p.host_log2)
@@ -1370,6 +1377,7 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
             q.rx_landed[channel, (asked + number) & RX_LANDED - 1] = NEVER
         burst.landed = read(p, s, q, edge, rows, BUFFERS, s.r_bursts)
         s.r_bursts += 1
+        s.prefetch_free += 1
         own.rx_asked += count
         if available > count:
             own.rx_want = min(own.rx_want, now + p.prefetch_interval)
