@@ -1020,6 +1020,18 @@ def port_free(p: Any, s: Any) -> int:
     return max(s.w_last + 1, s.w_first + p.burst_interval)
 
 
+@step
+def take_port(s: Any, first: int, rows: int, ready: int, receives: int) -> None:
+    """A burst that was ready at an edge has the write port from another on."""
+    s.granted_last = min(granted(s, ready, receives), first)
+    if receives:
+        s.granted_receive = s.granted_last
+    s.w_last_before = s.w_last
+    s.w_first = first
+    s.w_last = first + rows - 1
+    s.w_was_completion = 1 - receives
+
+
 @rule
 def plan_completion(p: Any, s: Any, q: Any) -> None:
     """When the next completion may be written."""
@@ -1096,22 +1108,24 @@ def complete(p: Any, s: Any, q: Any) -> None:
     begin = q.channels[channel].cq_index - entries
     rows = rows_between(begin * COMPLETION_BYTES, entries * COMPLETION_BYTES, p.host_log2)
     first = max(now, sent)
-    s.w_first = first
-    s.w_last = first + rows - 1
-    s.w_was_completion = 1
+    take_port(s, first, rows, max(s.completion_ready, sent), 0)
     note_burst(s, q, first, s.w_last, 0, 0)
     stored = write(p, s, s.w_last, entries * COMPLETION_BYTES)
     response = stored + p.write_latency + 1
     q.cw_release[s.completion_writes & RELEASES - 1] = response
+    q.cw_first[s.completion_writes & RELEASES - 1] = first
     s.completion_writes += 1
-    # the next entry may be made while this one waits for the port, as soon as the one before this has left
-    s.complete_free = max(sent + p.entry_rows, s.completion_first)
-    s.completion_first = first
+    # the next entry may be made while this one waits for the port, if there is a place for its command
+    s.complete_free = max(sent + p.entry_rows, q.cw_first[s.completion_writes - COMMANDS_WAIT & RELEASES - 1])
     for number in range(entries):
         put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) & TOKENS - 1], s.w_last, stored,
             response + p.response_to_irq)
     plan_completion(p, s, q)
 
+
+COMMANDS_WAIT = 5
+"""Completions' commands between `Completion` and the port: one in its register, two in a `SkidBuffer`, two in
+`BurstCutter`."""
 
 RECEIVE = 1 << 40
 """Marks the token of a receive."""
@@ -1534,9 +1548,9 @@ def move_rows(p: Any, s: Any, q: Any) -> None:
     leaves, grants = _row_leaves(s, q, now), _row_grant(s, q, now)
     # the rows' FIFO, and what of it a burst has claimed
     advances = s.row_fetched and (leaves or not s.row_given)
-    fetches = s.row_stored > 0 and (advances or not s.row_fetched)
+    fetches = int(s.row_stored > 0 and (advances or not s.row_fetched))
     has_room = s.row_stored < p.rows_buffered
-    enters = s.row_stage4 and has_room
+    enters = int(s.row_stage4 and has_room)
     claims = s.row_burst > 0 and not s.row_claimed and s.row_unclaimed > 0
     # the aligner, all stages at once; the buffer's output, its memory and the order that it follows
     moves = has_room or not s.row_stage4
@@ -1548,8 +1562,8 @@ def move_rows(p: Any, s: Any, q: Any) -> None:
     # the order that is decided on, and its command's way to the bursts
     decides = (s.row_order < s.order_tail and not s.row_valid and not s.row_command
                and q.orders[s.row_order & ORDERS - 1].edge <= now)
-    sends = s.row_command and s.row_link < LINK_ROOM
-    cuts = s.row_link > 0 and not s.row_cutting
+    sends = int(s.row_command and s.row_link < LINK_ROOM)
+    cuts = int(s.row_link > 0 and not s.row_cutting)
     free = grants or not s.row_burst
 
     s.row_unclaimed += enters - s.row_counts
@@ -1648,9 +1662,7 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     length = min(left, BURST - (at & BURST - 1))
     if length > 0:
         rows = rows_between(at, length, p.host_log2)
-        s.w_first = now
-        s.w_last = now + rows - 1
-        s.w_was_completion = 0
+        take_port(s, now, rows, s.write_ready, 1)
         s.rows_free = now + rows
         s.part_rows += rows
         s.rows_left += rows
@@ -1750,20 +1762,26 @@ def next_edge(s: Any) -> int:
     return min(min(transmit, receive), min(s.at_land, s.at_complete))
 
 
-CHOSEN_BEHIND = 2
-"""Cycles behind a burst's first beat at which the next one is chosen, if that is not its end already: `DmaWrite` grants
-a burst in 2 cycles."""
+GRANTED_BEHIND, CLAIMED_BEHIND = 2, 2
+"""`DmaWrite` grants a burst, at the earliest, so many cycles before its first beat could be if the burst two before it
+had its last: two wait for the port. A client's rows are claimed for its next burst so long behind the last grant."""
 
 
 @step
-def _write_is_first(s: Any, at: int) -> bool:
-    """Whether a burst of a received frame goes before a completion that could be written at the same edge: who is there
-    when the choice is made, or comes first behind it, and in turn if both."""
-    chosen = min(s.w_first + CHOSEN_BEHIND, at)
-    if s.completion_ready > max(chosen, s.write_ready):
-        return True
-    if s.write_ready > max(chosen, s.completion_ready):
-        return False
+def granted(s: Any, ready: int, receives: int) -> int:
+    """When a burst that is ready is granted, counted as if its first beat followed at once."""
+    if receives:
+        ready = max(ready, s.granted_receive + CLAIMED_BEHIND)
+    return max(max(s.granted_last + 1, s.w_last_before + GRANTED_BEHIND), ready)
+
+
+@step
+def _write_is_first(s: Any) -> bool:
+    """Whether a burst of a received frame goes before a completion that could be written at the same edge: who asks
+    when the choice is made, and in turn if both."""
+    receive, completion = granted(s, s.write_ready, 1), granted(s, s.completion_ready, 0)
+    if receive != completion:
+        return bool(receive < completion)
     return bool(s.w_was_completion)
 
 
@@ -1788,7 +1806,7 @@ def advance(p: Any, s: Any, q: Any, until: int) -> bool:
                 return False
         if at > until or at == NEVER:
             return True
-        if s.at_write == at and (s.at_complete > at or _write_is_first(s, at)):
+        if s.at_write == at and (s.at_complete > at or _write_is_first(s)):
             write_burst(p, s, q)
         elif s.at_complete == at:
             complete(p, s, q)

@@ -112,7 +112,7 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
 
 
 _NUMBERS = (
-    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_was_completion "
+    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_last_before w_was_completion granted_last granted_receive "
     "at_fetch at_cut at_decide "
     "at_read at_complete at_arrive at_match at_prefetch at_write at_slots at_land on_way asked_for slots_fetch "
     "slots_burst fetch_free fetch_last fetch_head fetch_tail d_ar_last d_out_free d_bursts d_streamed cutting "
@@ -121,7 +121,7 @@ _NUMBERS = (
     "has_job ahead gone_ahead begun_head begun_tail walk_free reading read_left frame_edge run_last read_first "
     "e_head e_tail stream_free template_end p_ar_last p_bursts piece piece_at piece_left rows_head rows_in rows_out "
     "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail "
-    "complete_free completion_ready completion_first "
+    "complete_free completion_ready "
     "token_was_tx batch_tail completion_writes source_free in_head in_tail wait_head "
     "rows_kept kept_at rows_missed missed_at rows_done part_rows order_head order_tail port_tail row_follows row_now "
     "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
@@ -144,7 +144,7 @@ def numbers(bus: BusModel) -> np.ndarray:
         if name.startswith("at_") or name == "next_at":
             record[name] = stages.NEVER
     record["random"] = bus.seed
-    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last", "part_began",
+    for name in ("r_last", "w_first", "w_last", "w_last_before", "granted_last", "granted_receive", "d_ar_last", "p_ar_last", "mac_last", "job_last", "part_began",
                  "gathered",
                  "kept_at", "missed_at"):
         record[name] = -1000
@@ -193,7 +193,7 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
 _COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
     ("out", (stages.OUTS, 6)), ("tag_free", stages.TAGS_THAT_BIND), ("header_free", 16),
     ("d_release", stages.RELEASES), ("p_release", stages.RELEASES), ("r_release", stages.RELEASES),
-    ("cw_release", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
+    ("cw_release", stages.RELEASES), ("cw_first", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
     ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)), ("rx_shows", (MAX_CHANNELS, stages.RX_LANDED)),
 )
 
@@ -222,7 +222,7 @@ def queues(model: DeviceModel) -> np.ndarray:
     found = np.zeros(1, Q_LAYOUT)
     for name in ("pending", "rx_want"):
         found["channels"][name] = stages.NEVER
-    for name in ("d_release", "p_release", "r_release", "cw_release", "rw_release"):
+    for name in ("d_release", "p_release", "r_release", "cw_release", "cw_first", "rw_release"):
         found[name] = -1000
     found["channels"]["ring_slots"] = 1 << model.config.max_ring_log2
     return found
