@@ -9,6 +9,7 @@ doorbell never splits it. Its first slot is `SUBMISSION_HEAD` (16 bytes) and pie
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 SUBMISSION_SLOT_BYTES = 32
@@ -47,20 +48,28 @@ class Layout:
                 raise ValueError(f"{self.name}.{name} overlaps another field or the end of the entry")
             used |= mask
 
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Name -> offset and largest value of its field."""
+        return {name: (field.offset, (1 << field.width) - 1) for name, field in self.fields.items()}
+
     def pack(self, **values: int) -> bytes:
         """Make the entry's bytes; fields not named are 0. Raises ValueError for a name or value that does not fit."""
-        return self.pack_word(**values).to_bytes(self.size_bytes, "little")
+        return self._word(values).to_bytes(self.size_bytes, "little")
 
     def pack_word(self, **values: int) -> int:
         """As `pack`, but the entry as one number: the value of a register."""
-        word = 0
+        return self._word(values)
+
+    def _word(self, values: dict[str, int]) -> int:
+        word, places = 0, self._places
         for name, value in values.items():
-            if name not in self.fields:
+            if name not in places:
                 raise ValueError(f"{self.name} has no field {name!r}; it has {', '.join(self.fields)}")
-            field = self.fields[name]
-            if not 0 <= value < 1 << field.width:
-                raise ValueError(f"{self.name}.{name} must fit {field.width} bits, not {value}")
-            word |= int(value) << field.offset
+            offset, largest = places[name]
+            if not 0 <= value <= largest:
+                raise ValueError(f"{self.name}.{name} must fit {self.fields[name].width} bits, not {value}")
+            word |= int(value) << offset
         return word
 
     def unpack(self, entry: bytes | bytearray | memoryview) -> dict[str, int]:
@@ -71,7 +80,7 @@ class Layout:
 
     def unpack_word(self, word: int) -> dict[str, int]:
         """Read all fields of an entry that is one number: the value of a register."""
-        return {name: word >> f.offset & ((1 << f.width) - 1) for name, f in self.fields.items()}
+        return {name: word >> offset & largest for name, (offset, largest) in self._places.items()}
 
 
 def _layout(name: str, size_bytes: int, *fields: tuple[str, int, int, str]) -> Layout:
