@@ -1023,9 +1023,10 @@ def port_free(p: Any, s: Any) -> int:
 @step
 def take_port(s: Any, first: int, rows: int, ready: int, receives: int) -> None:
     """A burst that was ready at an edge has the write port from another on."""
-    s.granted_last = min(granted(s, ready, receives), first)
-    if receives:
-        s.granted_receive = s.granted_last
+    if s.in_tail > 0:  # or there is no choice
+        s.granted_last = min(granted(s, ready, receives), first)
+        if receives:
+            s.granted_receive = s.granted_last
     s.w_last_before = s.w_last
     s.w_first = first
     s.w_last = first + rows - 1
@@ -1109,7 +1110,8 @@ def complete(p: Any, s: Any, q: Any) -> None:
     rows = rows_between(begin * COMPLETION_BYTES, entries * COMPLETION_BYTES, p.host_log2)
     first = max(now, sent)
     take_port(s, first, rows, max(s.completion_ready, sent), 0)
-    note_burst(s, q, first, s.w_last, 0, 0)
+    if s.in_tail > 0:
+        note_burst(s, q, first, s.w_last, 0, 0)
     stored = write(p, s, s.w_last, entries * COMPLETION_BYTES)
     response = stored + p.write_latency + 1
     q.cw_release[s.completion_writes & RELEASES - 1] = response
@@ -1193,7 +1195,7 @@ def _rows_stored(p: Any, s: Any, q: Any, now: int, last: int, length: int, rows:
     still were."""
     first = last - paced(beats(length, p.mac_log2), p.source_cycles_100)
     between = p.host_bytes // p.mac_bytes
-    if not s.row_follows:
+    if not s.row_follows or s.port_tail - s.row_port > PORT_BURSTS // 2:
         follow_rows(s, q, now)
     before = s.kept_at
     for row in range(rows):
@@ -1233,8 +1235,9 @@ burst that is up next. And between match and the last row that has left the rece
 PARTS = 256
 
 SEEN_BEHIND, WOKEN_BEHIND = 2, 4
-"""A slot that lands so much later than a frame's turn would be is not seen at its first look any more; then the frame is
-matched so much later at least: `RxRings`'s states LOOK, KEEP, JUDGE, and READ, WAIT, LOOK_AGAIN, READ between them."""
+"""A slot that lands so much later than a frame's turn would be is not seen at its first look any more; then the frame
+is matched so much later at least: `RxRings`'s states LOOK, KEEP and JUDGE, and READ, WAIT, LOOK_AGAIN and READ between
+them."""
 
 
 @rule
@@ -1422,16 +1425,16 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
 
 
 # rtl/rx_deliver.py, rx_buffer.py, align.py, dma_write.py: the rows on their way to the port
-# They decide when a full receive buffer has room again, to the cycle. So while it is more than half full, and only then,
-# they are followed cycle by cycle.
+# They decide when a full receive buffer has room again, to the cycle. So while it is more than half full, and only
+# then, they are followed cycle by cycle.
 
-ORDERS = 8192
+ORDERS, PORT_BURSTS = 8192, 512
 GIVEN, GONE, NOTHING = range(3)
 """Kinds of orders: rows that are written, rows that are dropped, the end of an aggregate."""
 
 DECIDED_TO_WRITE = 13
-"""Cycles from `RxDeliver`'s decision on an order to the first beat of its rows at the port: its register, the order that
-is taken, the buffer's memory and output, `Aligner` 4, `StreamFifo` 3, `DmaWrite`'s output and its handshake."""
+"""Cycles from `RxDeliver`'s decision on an order to the first beat of its rows at the port: its register, the order
+that is taken, the buffer's memory and output, `Aligner` 4, `StreamFifo` 3, `DmaWrite`'s output and its handshake."""
 
 TAKEN_TO_PORT = 2
 """The last two of these: from a row that leaves `StreamFifo` to its beat."""
@@ -1468,7 +1471,7 @@ def orders_done(s: Any, q: Any, number: int) -> None:
 @step
 def note_burst(s: Any, q: Any, first: int, last: int, room: int, receives: int) -> None:
     """A burst has the write port from one edge to another; it could not have had it before `room`."""
-    burst = q.port_bursts[s.port_tail & ORDERS - 1]
+    burst = q.port_bursts[s.port_tail & PORT_BURSTS - 1]
     burst.first = first
     burst.last = last
     burst.room = room
@@ -1508,7 +1511,7 @@ def follow_rows(s: Any, q: Any, now: int) -> None:
 def _row_leaves(s: Any, q: Any, now: int) -> int:
     """Whether the port takes a row in a cycle."""
     while s.row_port < s.port_tail:
-        burst = q.port_bursts[s.row_port & ORDERS - 1]
+        burst = q.port_bursts[s.row_port & PORT_BURSTS - 1]
         if burst.receives and now <= burst.last - TAKEN_TO_PORT:
             if now >= burst.first - TAKEN_TO_PORT:
                 s.row_owed += 1
@@ -1525,12 +1528,12 @@ def _row_grant(s: Any, q: Any, now: int) -> int:
     """Whether the next burst of received rows is granted in a cycle: a cycle before its first row leaves at the latest,
     and while no more than one burst waits for the port."""
     while s.row_grant < s.port_tail:
-        burst = q.port_bursts[s.row_grant & ORDERS - 1]
+        burst = q.port_bursts[s.row_grant & PORT_BURSTS - 1]
         latest = burst.first - TAKEN_TO_PORT - 1
         if burst.receives:
             if not s.row_burst or not s.row_claimed:
                 return 0
-            free = q.port_bursts[s.row_grant - 2 & ORDERS - 1].last - TAKEN_TO_PORT
+            free = q.port_bursts[s.row_grant - 2 & PORT_BURSTS - 1].last - TAKEN_TO_PORT
             if now < latest and (now <= max(free, s.row_granted) or now < burst.room - TAKEN_TO_PORT - 1):
                 return 0
             s.row_granted = now

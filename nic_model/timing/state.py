@@ -112,8 +112,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
 
 
 _NUMBERS = (
-    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_last_before w_was_completion granted_last granted_receive "
-    "at_fetch at_cut at_decide "
+    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_last_before w_was_completion "
+    "granted_last granted_receive at_fetch at_cut at_decide "
     "at_read at_complete at_arrive at_match at_prefetch at_write at_slots at_land on_way asked_for slots_fetch "
     "slots_burst fetch_free fetch_last fetch_head fetch_tail d_ar_last d_out_free d_bursts d_streamed cutting "
     "cut_fetch cut_burst cut_slot cut_left cut_channel cut_end cut_stale cut_free job_last arrival_head "
@@ -123,15 +123,16 @@ _NUMBERS = (
     "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail "
     "complete_free completion_ready "
     "token_was_tx batch_tail completion_writes source_free in_head in_tail wait_head "
-    "rows_kept kept_at rows_missed missed_at rows_done part_rows order_head order_tail port_tail row_follows row_now "
-    "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
-    "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "
-    "row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored row_fetched "
-    "row_given wait_tail match_free parts_head parts_tail parts_up parts_read rows_left rows_to_leave "
+    "wait_tail match_free parts_head parts_tail parts_up parts_read rows_left rows_to_leave "
     "match_waits part_done part_began write_ready "
     "gathered starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
-    "answer_tells answer_delay piece_tail entered arrived waits"
+    "answer_tells answer_delay piece_tail entered arrived waits port_tail "
+    "rows_kept kept_at rows_missed missed_at rows_done part_rows order_head order_tail row_follows row_now "
+    "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
+    "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "
+    "row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored row_fetched "
+    "row_given"
 )
 
 S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS.split()] + [("random", np.uint64)])
@@ -144,9 +145,8 @@ def numbers(bus: BusModel) -> np.ndarray:
         if name.startswith("at_") or name == "next_at":
             record[name] = stages.NEVER
     record["random"] = bus.seed
-    for name in ("r_last", "w_first", "w_last", "w_last_before", "granted_last", "granted_receive", "d_ar_last", "p_ar_last", "mac_last", "job_last", "part_began",
-                 "gathered",
-                 "kept_at", "missed_at"):
+    for name in ("r_last", "w_first", "w_last", "w_last_before", "granted_last", "granted_receive", "d_ar_last",
+                 "p_ar_last", "mac_last", "job_last", "part_began", "gathered", "kept_at", "missed_at"):
         record[name] = -1000
     return record
 
@@ -181,20 +181,21 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("rx_tokens", stages.TOKENS, "edge channel token"),
     ("incoming", stages.INCOMING, "edge channel length number"),
     ("matching", stages.INCOMING, "edge channel length number rows"),
-    ("orders", stages.ORDERS, "edge kind rows reads at length"),
-    ("port_bursts", stages.ORDERS, "first last room receives"),
     ("answers", 64, "at length"),
     ("buffer_bursts", stages.ENTRIES, "rows slot channel first count landed"),
     ("parts", stages.PARTS, "edge at left begun last order end channel number done tells"),
     ("under_way_reads", 256, "due order rows client entry"),
+    ("orders", stages.ORDERS, "edge kind rows reads at length"),
+    ("port_bursts", stages.PORT_BURSTS, "first last room receives"),
 )
 """Queues and tables of records: their size, by their index or modulo it, and what stands in each."""
 
 _COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
     ("out", (stages.OUTS, 6)), ("tag_free", stages.TAGS_THAT_BIND), ("header_free", 16),
     ("d_release", stages.RELEASES), ("p_release", stages.RELEASES), ("r_release", stages.RELEASES),
-    ("cw_release", stages.RELEASES), ("cw_first", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
+    ("cw_release", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
     ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)), ("rx_shows", (MAX_CHANNELS, stages.RX_LANDED)),
+    ("cw_first", stages.RELEASES),
 )
 
 
