@@ -49,8 +49,8 @@ STUCK_LOOKS = 200
 """Looks without a new completion after which a case has come to nothing."""
 
 DROPPED_LOOKS, TOLD_LATE_LOOKS = 10, 60
-"""Likewise behind the last frame that arrives: then the rest was dropped. More if interrupts tell, which moderation holds
-back: for several sends of 64 KB, perhaps."""
+"""Likewise behind the last frame that arrives: then the rest was dropped. More if interrupts tell, which moderation
+holds back: for several sends of 64 KB, perhaps."""
 
 BUFFER_BYTES = 2048
 HEADER_BYTES = ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES + TCP_HEADER_BYTES

@@ -212,8 +212,7 @@ def probes(config: NicConfig) -> Iterator[Probe]:
     overload = case(arrivals=_mixed(6 * config.rx_buffer_bytes, config.mac_bytes),
                     bus=bus(200, RECEIVE_WRITES * BURST_BYTES * 2 // config.mac_bytes))
     yield Probe("beat_to_row", overload, _all_done,
-                f"{len(overload.arrivals)} frames of 60 to 1,514 bytes to a bus that takes half of them: their completions",
-                8, 24)
+                f"{len(overload.arrivals)} frames of 60 to 1,514 bytes to a bus that takes half: completions", 8, 24)
 
 
 # Figures that the ports show directly.

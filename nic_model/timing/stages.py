@@ -81,6 +81,44 @@ def put(s: Any, q: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> No
     s.out_count += 1
 
 
+WAITS = (
+    ("descriptor fetch", "room for its slots"),
+    ("FrameScheduler", "a job"),
+    ("FrameScheduler", "bytes ahead of the wire"),
+    ("FrameScheduler", "frames under way"),
+    ("FrameScheduler", "reads of frames before"),
+    ("payload reads", "a read in flight that ends"),
+    ("payload stream", "data from host memory"),
+    ("payload stream", "room in the transmit buffer"),
+    ("HeaderWriter", "payload and its sums"),
+    ("HeaderWriter", "frames that leave"),
+    ("MAC", "a header"),
+    ("MAC", "the wire"),
+)
+"""Who waits for whom, on the way out."""
+
+(FETCH_ROOM, DECIDE_JOB, DECIDE_AHEAD, DECIDE_FRAMES, DECIDE_READS, READ_SLOT, STREAM_DATA, STREAM_ROOM, HEADER_SUMS,
+ HEADER_LEAVES, MAC_HEADER, MAC_WIRE) = range(len(WAITS))
+
+BUSY = ("FrameScheduler", "payload stream", "HeaderWriter", "MAC")
+DECIDING, STREAMING, WRITING, LEAVING = range(len(BUSY))
+"""Stages of which it is counted how long they work."""
+
+
+@step
+def wait(p: Any, q: Any, who: int, cycles: int) -> None:
+    """Somebody has waited so long (if positive)."""
+    if p.traced and cycles > 0:
+        q.waited[who] += cycles
+
+
+@step
+def work(p: Any, q: Any, who: int, cycles: int) -> None:
+    """A stage works so long."""
+    if p.traced:
+        q.worked[who] += cycles
+
+
 @step
 def time_of(p: Any, edge: int) -> int:
     """Picoseconds of an edge, rounded down."""
@@ -315,12 +353,16 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     if available <= 0:
         pass
     elif room < p.least_fetch and room < wanted:
+        own.starved_at = now
         _starve(p, s, q, channel)
     else:
         count = min(room, wanted)
         if available > count:
             own.pending = now + p.fetch_interval
         _cut_bursts(p, s, q, now, channel, count)
+        if own.starved_at >= 0:
+            wait(p, q, FETCH_ROOM, now - own.starved_at)
+            own.starved_at = -1
         own.asked += count
         own.under_way += 1
     plan_fetch(p, s, q)
@@ -591,20 +633,29 @@ def plan_decision(p: Any, s: Any, q: Any) -> None:
     """When the next frame is decided on."""
     if s.command_tail - s.command_head >= p.commands_ahead:
         s.at_decide = NEVER
+        s.decide_why = DECIDE_READS
         return
     at = s.decide_free
     if s.frames_decided >= p.slices:
         # so many frames are between here and the end of their headers at most
         if s.frames_decided - p.slices >= s.frame_tail:
             s.at_decide = NEVER
+            s.decide_why = DECIDE_FRAMES
             return
         at = max(at, q.frames[(s.frames_decided - p.slices) & FRAMES - 1].header)
+        if at > s.decide_free:
+            s.decide_why = DECIDE_FRAMES
     if s.has_job == 0:
         if s.arrival_head == s.arrival_tail:
             s.at_decide = NEVER
+            s.decide_why = DECIDE_JOB
             return
-        at = max(at, _seen(p, s, q))
+        seen = _seen(p, s, q)
+        if seen > at:
+            at = seen
+            s.decide_why = DECIDE_JOB
     if s.ahead - s.gone_ahead >= p.bytes_ahead:
+        s.decide_why = DECIDE_AHEAD
         # wait for frames that begin to leave
         missing, head = s.ahead - s.gone_ahead - p.bytes_ahead, s.begun_head
         while missing >= 0 and head < s.begun_tail:
@@ -674,6 +725,9 @@ def decide(p: Any, s: Any, q: Any) -> None:
     frame.last = last
     frame.number = own.number
     frame.edge = max(now, s.walk_free) + (p.piece_further - p.piece_first) * begun
+    if s.frames_decided > 0:
+        wait(p, q, s.decide_why, now - s.decide_free)
+    work(p, q, DECIDING, max(p.decision_interval, walked - now))
     s.walk_free = walked
     s.command_tail += 1
     s.frames_decided += 1
@@ -779,6 +833,7 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             at = s.piece_at
             length = min(min(s.read_left, s.piece_left), BURST - (at & BURST - 1))
             rows = rows_between(at, length, p.host_log2)
+            wait(p, q, READ_SLOT, edge - max(s.frame_edge, s.p_ar_last + 1))
             s.p_ar_last = edge
             q.p_release[slot] = NEVER
             # bytes in the last row, which may be the first
@@ -847,7 +902,11 @@ def stream_payload(p: Any, s: Any, q: Any) -> None:
             out = s.stream_free
             if burst.rows > 0:
                 out = max(out, _room_for_frame(p, s, q, channel, place, frame.count))
+                wait(p, q, STREAM_ROOM, out - max(s.stream_free, burst.landed))
         if burst.rows > 0:
+            if s.e_head > 0:
+                wait(p, q, STREAM_DATA, burst.landed - out)
+            work(p, q, STREAMING, burst.rows)
             out = max(out, burst.landed)
             s.stream_free = out + burst.rows
             q.p_release[burst.slot] = s.stream_free - 1
@@ -944,6 +1003,10 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     if s.frame_tail >= p.frames_ready:
         start = max(start, q.frames[(s.frame_tail - p.frames_ready) & FRAMES - 1].last)
     operations = header_operations(p, q, channel, place)
+    if s.frame_tail >= p.segmenters:
+        wait(p, q, HEADER_SUMS, summed - free)
+    wait(p, q, HEADER_LEAVES, start - max(free, summed))
+    work(p, q, WRITING, p.header_overhead + operations)
     q.header_free[lane] = start + p.header_overhead + operations
     whole = inline == 0 and sums == 0
     ready = start + (p.plain_to_frame if whole else p.header_overhead + operations + p.header_to_frame)
@@ -951,6 +1014,10 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     # the MAC
     first = enter_mac(p, s, q, max(ready, s.mac_last + 1))
     last = first + paced(beats(length, p.mac_log2), p.sink_cycles_100) - 1
+    if s.frame_tail > 0:
+        wait(p, q, MAC_HEADER, ready - s.mac_last - 1)
+    wait(p, q, MAC_WIRE, first - max(ready, s.mac_last + 1))
+    work(p, q, LEAVING, last - first + 1)
     if length > 0:
         leave_mac(p, s, q, last, length)
     s.mac_last = last
@@ -1226,7 +1293,17 @@ def plan_match(p: Any, s: Any, q: Any) -> None:
         s.match_waits = 1
     else:
         s.at_match = max(q.matching[s.wait_head & INCOMING - 1].edge, s.match_free)
+        if s.parts_tail >= PARTS_NOT_OVER:
+            over = q.parts[s.parts_tail - PARTS_NOT_OVER & PARTS - 1].over
+            s.at_match = max(s.at_match, over + OVER_TO_MATCH) if over < NEVER else NEVER
 
+
+TOKENS_IN_FLIGHT, OVER_TO_DECIDE = 35, 2
+"""Parts of frames between `RxDeliver`'s decision and the bus's response to their last burst: 34 in a FIFO, one before
+it. And from that response to the decision on another."""
+
+PARTS_NOT_OVER, OVER_TO_MATCH = TOKENS_IN_FLIGHT + 11, OVER_TO_DECIDE
+"""Likewise between match and response."""
 
 PARTS_AHEAD, PARTS_UNREAD = 15, 13
 """Parts of frames between match and port: one behind `RxRings`, 10 in `RxDeliver`'s FIFO, 4 commands between it and the
@@ -1305,6 +1382,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
         q.parts[place].at = at
         q.parts[place].left = length
         q.parts[place].begun = 0
+        q.parts[place].over = NEVER
         q.parts[place].last = last
         q.parts[place].order = order_rows(s, q, edge + ahead, GIVEN, rows, reads, at, length)
         s.rows_to_leave += rows_between(at, length, p.host_log2)
@@ -1450,6 +1528,7 @@ def order_rows(s: Any, q: Any, edge: int, kind: int, rows: int, reads: int, at: 
     which go to `length` bytes at `at`."""
     order = q.orders[s.order_tail & ORDERS - 1]
     order.edge = edge - DECIDED_TO_WRITE
+    order.over = NEVER
     order.kind = kind
     order.rows = rows
     order.reads = reads
@@ -1487,6 +1566,10 @@ def follow_rows(s: Any, q: Any, now: int) -> None:
     s.row_now = now
     s.row_head = s.rows_done
     s.row_order = s.row_taken = s.row_cut = s.order_head
+    s.row_over = max(0, s.order_head - TOKENS_IN_FLIGHT - 1)
+    s.row_tokens = 0
+    for number in range(s.row_over, s.order_head):
+        s.row_tokens += q.orders[number & ORDERS - 1].kind != GONE
     s.row_left = s.row_shares = s.row_spills = s.row_dropping = s.row_cut_left = s.row_cutting = 0
     s.row_valid = s.row_command = s.row_link = s.row_burst = s.row_claimed = s.row_granted = 0
     s.row_waiting = s.row_out = s.row_spill = s.row_stage1 = s.row_stage2 = s.row_stage3 = s.row_stage4 = 0
@@ -1563,8 +1646,14 @@ def move_rows(p: Any, s: Any, q: Any) -> None:
     ends = reads and s.row_left == 1
     ordered = s.row_valid and not s.row_dropping and (ends or s.row_left == 0)
     # the order that is decided on, and its command's way to the bursts
+    while s.row_over < s.row_order:
+        order = q.orders[s.row_over & ORDERS - 1]
+        if order.kind == GIVEN and order.over + OVER_TO_DECIDE > now:
+            break
+        s.row_tokens -= order.kind != GONE
+        s.row_over += 1
     decides = (s.row_order < s.order_tail and not s.row_valid and not s.row_command
-               and q.orders[s.row_order & ORDERS - 1].edge <= now)
+               and s.row_tokens < TOKENS_IN_FLIGHT and q.orders[s.row_order & ORDERS - 1].edge <= now)
     sends = int(s.row_command and s.row_link < LINK_ROOM)
     cuts = int(s.row_link > 0 and not s.row_cutting)
     free = grants or not s.row_burst
@@ -1621,6 +1710,7 @@ def move_rows(p: Any, s: Any, q: Any) -> None:
         kind = q.orders[s.row_order & ORDERS - 1].kind
         s.row_valid = kind != NOTHING
         s.row_command = kind == GIVEN
+        s.row_tokens += kind != GONE
         s.row_order += 1
     s.row_now += 1
 
@@ -1646,7 +1736,7 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
     s.write_ready = q.rw_release[s.receive_writes - p.receive_writes & RELEASES - 1] + p.response_to_room
     if not q.parts[place].begun:
         s.write_ready = max(s.write_ready, max(q.parts[place].edge, s.part_began + PART_CYCLES))
-    s.at_write = max(max(s.write_ready, s.rows_free), port_free(p, s))
+    s.at_write = max(max(granted(s, s.write_ready, 1), s.rows_free), port_free(p, s))
 
 
 @rule
@@ -1679,6 +1769,9 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     part.left = left - length
     if left == length:
         s.part_done = max(s.part_done, part.done + p.response_to_write)
+        s.part_over = max(s.part_over, part.done)
+        part.over = s.part_over
+        q.orders[part.order & ORDERS - 1].over = s.part_over
         s.parts_head += 1
         orders_done(s, q, part.order)
         if part.last:
@@ -1729,6 +1822,7 @@ def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, 
     part.last = 1
     part.order = order_rows(s, q, edge, NOTHING, 0, 0, 0, 0)
     part.end = s.rows_to_leave
+    part.over = NEVER
     part.channel = channel
     part.number = number
     part.done = edge

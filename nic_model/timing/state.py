@@ -132,7 +132,7 @@ _NUMBERS = (
     "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
     "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "
     "row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored row_fetched "
-    "row_given"
+    "row_given row_over row_tokens part_over decide_why"
 )
 
 S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS.split()] + [("random", np.uint64)])
@@ -145,6 +145,7 @@ def numbers(bus: BusModel) -> np.ndarray:
         if name.startswith("at_") or name == "next_at":
             record[name] = stages.NEVER
     record["random"] = bus.seed
+    record["decide_why"] = stages.DECIDE_JOB
     for name in ("r_last", "w_first", "w_last", "w_last_before", "granted_last", "granted_receive", "d_ar_last",
                  "p_ar_last", "mac_last", "job_last", "part_began", "gathered", "kept_at", "missed_at"):
         record[name] = -1000
@@ -163,7 +164,7 @@ frame.
 _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("channels", MAX_CHANNELS,
      "posted producer asked consumed freed freeing pending starved under_way ring_slots parsed decided jobs "
-     "offset number cq_index rx_posted rx_asked rx_used rx_want"),
+     "offset number cq_index rx_posted rx_asked rx_used rx_want starved_at"),
     ("fetches", stages.FETCHES_KEPT, "channel index count issued bursts"),
     ("fetch_bursts", (stages.FETCHES_KEPT, 16), "at out slots"),
     ("freed_slots", stages.FREED, "edge channel slots"),
@@ -183,9 +184,9 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("matching", stages.INCOMING, "edge channel length number rows"),
     ("answers", 64, "at length"),
     ("buffer_bursts", stages.ENTRIES, "rows slot channel first count landed"),
-    ("parts", stages.PARTS, "edge at left begun last order end channel number done tells"),
+    ("parts", stages.PARTS, "edge at left begun last order end over channel number done tells"),
     ("under_way_reads", 256, "due order rows client entry"),
-    ("orders", stages.ORDERS, "edge kind rows reads at length"),
+    ("orders", stages.ORDERS, "edge over kind rows reads at length"),
     ("port_bursts", stages.PORT_BURSTS, "first last room receives"),
 )
 """Queues and tables of records: their size, by their index or modulo it, and what stands in each."""
@@ -195,7 +196,7 @@ _COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
     ("d_release", stages.RELEASES), ("p_release", stages.RELEASES), ("r_release", stages.RELEASES),
     ("cw_release", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
     ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)), ("rx_shows", (MAX_CHANNELS, stages.RX_LANDED)),
-    ("cw_first", stages.RELEASES),
+    ("cw_first", stages.RELEASES), ("waited", len(stages.WAITS)), ("worked", len(stages.BUSY)),
 )
 
 
@@ -223,6 +224,7 @@ def queues(model: DeviceModel) -> np.ndarray:
     found = np.zeros(1, Q_LAYOUT)
     for name in ("pending", "rx_want"):
         found["channels"][name] = stages.NEVER
+    found["channels"]["starved_at"] = -1
     for name in ("d_release", "p_release", "r_release", "cw_release", "cw_first", "rw_release"):
         found[name] = -1000
     found["channels"]["ring_slots"] = 1 << model.config.max_ring_log2
