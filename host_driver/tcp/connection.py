@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 
 from host_driver.tcp.buffers import Chunk, ReceiveBuffer, SendBuffer
 from host_driver.tcp.congestion import NewReno
+from host_driver.tcp.links import Link
 from host_driver.tcp.profile import Nagle, Profile
 from host_driver.tcp.rtt import RttEstimator
 from nic_model.contract.protocols import TcpFlags
@@ -103,7 +104,7 @@ class Connection:
     )
 
     def __init__(self, *, local: Endpoint, remote: Endpoint, iss: int, advertised_mss: int,
-                 max_segment_bytes: int | None, profile: Profile, output: Output, link: object) -> None:
+                 max_segment_bytes: int | None, profile: Profile, output: Output, link: Link) -> None:
         """A connection in CLOSED. `max_segment_bytes`: largest payload of one output; None: the MSS. `link` is the
         stack's, to build headers with."""
         self.local = local
