@@ -21,8 +21,9 @@ from itertools import count
 
 from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import ACK, FIN, NEVER, RST, SYN, Connection, Endpoint, State
+from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import US, Profile
+from host_driver.tcp.states import ACK, FIN, NEVER, RST, SYN, Endpoint, State
 from nic_model.checksum import Buffer, checksum_seed, fold, internet_checksum, ones_sum
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
@@ -339,13 +340,13 @@ class Stack:
     # What connections and listeners call (`connection.Output`) -------------------------------------------------------
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, is_retransmission: bool) -> None:
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool) -> None:
         """Put a connection's segment into the outbox."""
         link = connection.link
         assert isinstance(link, Link)
         acknowledgement = connection.ack_number if flags & ACK else 0
         tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options)
-        self._put(link, tcp, payload, payload_bytes, connection.mss, connection, is_retransmission)
+        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission)
 
     def want_transmit(self, connection: Connection) -> None:
         """Call the connection's `emit` with the next `transmit`."""
@@ -419,7 +420,7 @@ class Stack:
         # than the largest sequence number it used on the previous connection incarnation", which the 4 microsecond
         # clock sees to, and the SYN is no old duplicate.
         return (connection.state is State.TIME_WAIT and tcp.flags & (SYN | ACK | RST) == SYN
-                and unwrap(tcp.sequence, connection.rcv_nxt) > connection.rcv_nxt
+                and unwrap(tcp.sequence, connection.receiver.rcv_nxt) > connection.receiver.rcv_nxt
                 and tcp.destination_port in self._listeners)
 
     def _charge_arrival(self, flags: int, payload_bytes: int, state: State) -> None:
