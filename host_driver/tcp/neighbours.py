@@ -18,6 +18,7 @@ from typing import Protocol
 
 from host_driver.tcp.links import IPV6_ADDRESS_BYTES, NO_ETHERNET_HEADER, LocalAddress, OutFrame, packet
 from host_driver.tcp.profile import SECOND
+from host_driver.tcp.states import NEVER
 from nic_model.contract.protocols import EtherType, IpProtocol
 from nic_model.icmp import (
     ALL_NODES,
@@ -29,8 +30,6 @@ from nic_model.icmp import (
     solicited_node,
 )
 from nic_model.packets import BROADCAST_MAC, ArpOperation, ArpPacket, EthernetHeader
-
-NEVER = 1 << 100
 
 # RFC 4861 §10
 REACHABLE_TIME_PS = 30 * SECOND

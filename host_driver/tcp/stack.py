@@ -23,11 +23,12 @@ from itertools import count
 
 from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import ACK, FIN, NEVER, RST, SYN, Connection, Endpoint, State
+from host_driver.tcp.connection import Connection
 from host_driver.tcp.icmp import Icmp
 from host_driver.tcp.links import IpAddress, Link, LocalAddress, OutFrame, OwnAddress
 from host_driver.tcp.neighbours import Neighbour, NeighbourTable, Outgoing
 from host_driver.tcp.profile import US, Profile
+from host_driver.tcp.states import ACK, FIN, NEVER, RST, SYN, Endpoint, State
 from nic_model.checksum import Buffer, fold, internet_checksum, ones_sum
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
@@ -362,12 +363,12 @@ class Stack:
     # What connections and listeners call (`connection.Output`) -------------------------------------------------------
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, is_retransmission: bool) -> None:
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool) -> None:
         """Put a connection's segment into the outbox."""
         link = connection.link
         acknowledgement = connection.ack_number if flags & ACK else 0
         tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options)
-        self._put(link, tcp, payload, payload_bytes, connection.mss, connection, is_retransmission)
+        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission)
 
     def want_transmit(self, connection: Connection) -> None:
         """Call the connection's `emit` with the next `transmit`."""
@@ -468,9 +469,10 @@ class Stack:
         connection = self._connections.get(key)
         self._charge_arrival(tcp.flags, len(payload), State.LISTEN if connection is None else connection.state)
         if connection is not None and not self._may_replace(connection, tcp):
-            una, nxt = connection.snd_una, connection.rcv_nxt
+            sender, receiver = connection.sender, connection.receiver
+            una, nxt = sender.snd_una, receiver.rcv_nxt
             connection.on_segment(tcp, payload, now)
-            if connection.snd_una != una or connection.rcv_nxt != nxt:
+            if sender.snd_una != una or receiver.rcv_nxt != nxt:
                 connection.link.neighbour.confirmed_at = now
             self._schedule(connection)
             return
@@ -507,7 +509,7 @@ class Stack:
         # than the largest sequence number it used on the previous connection incarnation", which the 4 microsecond
         # clock sees to, and the SYN is no old duplicate.
         return (connection.state is State.TIME_WAIT and tcp.flags & (SYN | ACK | RST) == SYN
-                and unwrap(tcp.sequence, connection.rcv_nxt) > connection.rcv_nxt
+                and unwrap(tcp.sequence, connection.receiver.rcv_nxt) > connection.receiver.rcv_nxt
                 and tcp.destination_port in self._listeners)
 
     def _charge_arrival(self, flags: int, payload_bytes: int, state: State) -> None:

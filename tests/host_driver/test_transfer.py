@@ -22,8 +22,8 @@ from host_driver.memnet import MemNet
 from host_driver.nic import DeviceError
 from host_driver.runtime import TaskFailed
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import State
 from host_driver.tcp.profile import LINUX24
+from host_driver.tcp.states import State
 from tests.host_driver.bench import MS, Bench
 
 ALL_OFFLOADS = Offloads(rx_checksum=True, tx_checksum=True, segmentation=True)
@@ -448,8 +448,8 @@ def test_memory_of_a_job_is_held_until_no_send_reads_it() -> None:
         job = await memnet.async_send(socket, region)
         # The peer has all of it although the device has not: as if a retransmission were still on the ring.
         connection_here = interface.stack.connections[0]
-        connection_here.acked_bytes = 1000
-        connection_here._send_buffer.clear()
+        connection_here.sender.acked_bytes = 1000
+        connection_here.sender.buffer.clear()
         assert not memnet.job_done(job)
         with pytest.raises(RegionInUse):
             await memnet.deregister_mem(region)

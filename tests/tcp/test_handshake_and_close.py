@@ -495,7 +495,7 @@ def test_ports_and_sequence_numbers_differ_between_connections() -> None:
     d = Dialogue()
     connections = [d.stack.connect(d.ip[1], 80, 0) for _ in range(50)]
     assert len({c.local.port for c in connections}) == 50
-    assert len({c.snd_una for c in connections}) == 50
+    assert len({c.sender.snd_una for c in connections}) == 50
 
 
 def test_closed_from_inside_an_event() -> None:
