@@ -311,6 +311,11 @@ class Connection:
         self.state = State.SYN_RECEIVED
         self._output.want_transmit(self)
 
+    def open_by_cookie(self, syn: TcpHeader) -> None:
+        """Like `open_passive`, with a SYN that was put together again; our SYN-ACK has left."""
+        self.open_passive(syn)
+        self.sender.skip_syn()
+
     def on_segment(self, tcp: TcpHeader, payload: memoryview, now: int, merged_bytes: int = 0) -> None:
         """A segment of this connection arrived, its checksum right; `merged_bytes`: as in `Stack.receive`."""
         self._heard_at = now

@@ -56,6 +56,8 @@ class Profile:
     """Unanswered keep-alive probes before the connection is given up."""
     fin_wait_2_ps: int = 60 * SECOND
     """How long a connection that its user released waits for the peer's FIN."""
+    syn_cookies: bool = True
+    """A listener without room for another handshake answers with a cookie (RFC 4987), instead of not at all."""
     soft_errors_end_open: bool = False
     """RFC 5461 §4.1: an ICMP error that may pass ends a connection that is being opened, not only a hard one."""
     stretch_acks: bool = False
@@ -87,6 +89,7 @@ LINUX24 = Profile(
     nagle=Nagle.MINSHALL,
     min_persist_ps=200 * MS,
     limited_transmit=False,
+    syn_cookies=False,  # net.ipv4.tcp_syncookies = 0
     soft_errors_end_open=True,  # tcp_v4_err
     stretch_acks=True,
 )

@@ -107,6 +107,10 @@ class Sender:
         self._note_sent(self.iss, 1, now, is_again)
         return is_again
 
+    def skip_syn(self) -> None:
+        """The SYN has left already, nobody remembers when."""
+        self.snd_nxt = self.snd_max = self.iss + 1
+
     def send_syn_again(self) -> None:
         """Let the SYN leave with the next `emit` of the connection."""
         self.snd_nxt = self.iss
