@@ -23,7 +23,7 @@ from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import US, Profile
-from host_driver.tcp.states import ACK, FIN, NEVER, RST, SYN, Endpoint, State
+from host_driver.tcp.states import ACK, ECN_MASK, FIN, NEVER, NOT_ECT, RST, SYN, Endpoint, State
 from nic_model.checksum import Buffer, checksum_seed, fold, internet_checksum, ones_sum
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
@@ -297,7 +297,7 @@ class Stack:
         if not checksum_ok:
             counters.bad_checksum += 1
             return
-        self._receive_tcp(ip.source, tcp, parsed.payload, now)
+        self._receive_tcp(ip.source, tcp, parsed.payload, now, ip.traffic_class & ECN_MASK)
 
     def poll(self, now: int) -> None:
         """Run every timer that is due."""
@@ -340,13 +340,13 @@ class Stack:
     # What connections and listeners call (`connection.Output`) -------------------------------------------------------
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool) -> None:
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, ecn: int) -> None:
         """Put a connection's segment into the outbox."""
         link = connection.link
         assert isinstance(link, Link)
         acknowledgement = connection.ack_number if flags & ACK else 0
         tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options)
-        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission)
+        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission, ecn)
 
     def want_transmit(self, connection: Connection) -> None:
         """Call the connection's `emit` with the next `transmit`."""
@@ -379,12 +379,12 @@ class Stack:
         self.account.charge("tcp_recv", "checksum_byte", frame.end - frame.l4_offset)
         return frame.l3_checksum_ok() and frame.l4_checksum_ok()
 
-    def _receive_tcp(self, source: bytes, tcp: TcpHeader, payload: memoryview, now: int) -> None:
+    def _receive_tcp(self, source: bytes, tcp: TcpHeader, payload: memoryview, now: int, ecn: int) -> None:
         key = (source, tcp.source_port, tcp.destination_port)
         connection = self._connections.get(key)
         self._charge_arrival(tcp.flags, len(payload), State.LISTEN if connection is None else connection.state)
         if connection is not None and not self._may_replace(connection, tcp):
-            connection.on_segment(tcp, payload, now)
+            connection.on_segment(tcp, payload, now, ecn)
             self._schedule(connection)
             return
         link = self._neighbours.get(source)
@@ -488,15 +488,15 @@ class Stack:
     # Sending ---------------------------------------------------------------------------------------------------------
 
     def _put(self, link: Link, tcp: bytes, payload: list[Chunk], payload_bytes: int, mss: int,
-             connection: Connection | None, is_retransmission: bool) -> None:
+             connection: Connection | None, is_retransmission: bool, ecn: int = NOT_ECT) -> None:
         l4_bytes = len(tcp) + payload_bytes
         if self._is_ipv6:
             length = l4_bytes if l4_bytes <= MAX_IP_LENGTH else 0
-            ip = pack_ipv6(link.source, link.destination, _TCP_PROTOCOL, length)
+            ip = pack_ipv6(link.source, link.destination, _TCP_PROTOCOL, length, traffic_class=ecn)
         else:
             length = IPV4_HEADER_BYTES + l4_bytes
             ip = pack_ipv4(link.source, link.destination, _TCP_PROTOCOL, length if length <= MAX_IP_LENGTH else 0,
-                           self._identification)
+                           self._identification, traffic_class=ecn)
             # each frame that the device cuts the segment into takes a number
             self._identification = self._identification + max(-(-payload_bytes // mss), 1) & 0xFFFF
         self.account.charge("tcp_send", "segment" if payload_bytes else "control")
