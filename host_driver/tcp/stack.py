@@ -22,7 +22,7 @@ from itertools import count
 
 from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import DEFAULT_MSS_IPV4, DEFAULT_MSS_IPV6, Connection
+from host_driver.tcp.connection import DEFAULT_MSS_IPV4, DEFAULT_MSS_IPV6, Connection, timestamp
 from host_driver.tcp.frames import OutFrame, OutSegment
 from host_driver.tcp.icmp import Icmp
 from host_driver.tcp.icmp_errors import no_neighbour, path_mtu, verdict
@@ -30,8 +30,19 @@ from host_driver.tcp.links import IpAddress, Link, LocalAddress, OwnAddress
 from host_driver.tcp.listener import Listener
 from host_driver.tcp.neighbours import Neighbour, NeighbourTable, Outgoing
 from host_driver.tcp.profile import US, Profile
-from host_driver.tcp.states import ACK, FIN, MAX_UNSCALED_WINDOW, NEVER, RST, SYN, Endpoint, State
-from host_driver.tcp.syn_cookies import COOKIE_LIFETIME_PS, Peer, SynCookies
+from host_driver.tcp.states import (
+    ACK,
+    ECN_MASK,
+    FIN,
+    MAX_UNSCALED_WINDOW,
+    NEVER,
+    NOT_ECT,
+    RST,
+    SYN,
+    Endpoint,
+    State,
+)
+from host_driver.tcp.syn_cookies import COOKIE_LIFETIME_PS, Peer, SynCookies, found_options, hide_options
 from nic_model.checksum import Buffer
 from nic_model.contract.protocols import (
     IPV4_HEADER_BYTES,
@@ -49,7 +60,7 @@ from nic_model.packets import (
     pack_tcp,
     parse_frame,
 )
-from nic_model.seqnum import MASK, unwrap
+from nic_model.seqnum import MASK
 
 FIRST_EPHEMERAL_PORT = 32768
 LAST_EPHEMERAL_PORT = 60999
@@ -224,7 +235,7 @@ class Stack:
         if not checksum_ok:
             counters.bad_checksum += 1
             return
-        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, merged_bytes)
+        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, ip.traffic_class & ECN_MASK, merged_bytes)
 
     def poll(self, now: int) -> None:
         """Run every timer that is due."""
@@ -271,13 +282,14 @@ class Stack:
     # What connections and listeners call (`connection.Output`) -------------------------------------------------------
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, urgent: int = 0) -> None:
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, ecn: int,
+               urgent: int = 0) -> None:
         """Put a connection's segment into the outbox."""
         link = connection.link
         acknowledgement = connection.ack_number if flags & ACK else 0
         tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options,
                        0, urgent)
-        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission)
+        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission, ecn)
 
     def want_transmit(self, connection: Connection) -> None:
         """Call the connection's `emit` with the next `transmit`."""
@@ -388,7 +400,7 @@ class Stack:
         self.account.charge("tcp_recv", "checksum_byte", frame.end - frame.l4_offset)
         return frame.l3_checksum_ok() and frame.l4_checksum_ok()
 
-    def _receive_tcp(self, local: LocalAddress, source: bytes, tcp: TcpHeader, payload: memoryview, now: int,
+    def _receive_tcp(self, local: LocalAddress, source: bytes, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
                      merged_bytes: int) -> None:
         key = (source, tcp.source_port, tcp.destination_port)
         connection = self._connections.get(key)
@@ -398,7 +410,7 @@ class Stack:
                 return
             sender, receiver = connection.sender, connection.receiver
             una, nxt = sender.snd_una, receiver.rcv_nxt
-            connection.on_segment(tcp, payload, now, merged_bytes)
+            connection.on_segment(tcp, payload, now, ecn, merged_bytes)
             if sender.snd_una != una or receiver.rcv_nxt != nxt:
                 connection.link.neighbour.confirmed_at = now
             self._schedule(connection)
@@ -413,7 +425,7 @@ class Stack:
             # segment could not be valid in this state [...] and should be ignored"
             return
         if listener is not None and now <= listener.cookies_until and tcp.flags & (SYN | ACK) == ACK:
-            self._receive_cookie(listener, link, tcp, payload, now, merged_bytes)
+            self._receive_cookie(listener, link, tcp, payload, now, ecn, merged_bytes)
             return
         if listener is None or tcp.flags & ACK:
             # §3.10.7.2: "Any acknowledgment is bad if it arrives on a connection still in the LISTEN state"
@@ -446,14 +458,22 @@ class Stack:
         local = link.local
         mss = syn.options.mss or (DEFAULT_MSS_IPV6 if local.ipv6 else DEFAULT_MSS_IPV4)
         peer = Peer(link.destination, link.source, syn.source_port, syn.destination_port, syn.sequence)
-        window = min(self.profile.receive_buffer_bytes, MAX_UNSCALED_WINDOW)
-        header = pack_tcp(syn.destination_port, syn.source_port, self._cookies.make(peer, mss, now),
-                          syn.sequence + 1 & MASK, SYN | ACK, window, TcpOptions(mss=local.mss).pack())
+        profile, asked = self.profile, syn.options
+        window = min(profile.receive_buffer_bytes, MAX_UNSCALED_WINDOW)
+        cookie = self._cookies.make(peer, mss, now)
+        options = TcpOptions(mss=local.mss)
+        if asked.timestamps is not None and profile.timestamps:
+            options = TcpOptions(
+                mss=local.mss, timestamps=(hide_options(asked, timestamp(now, cookie)), asked.timestamps[0]),
+                window_scale=None if asked.window_scale is None else profile.window_scale,
+                sack_permitted=asked.sack_permitted and profile.sack)
+        header = pack_tcp(syn.destination_port, syn.source_port, cookie, syn.sequence + 1 & MASK, SYN | ACK, window,
+                          options.pack())
         listener.cookies_until = now + COOKIE_LIFETIME_PS
         self.counters.cookies_sent += 1
         self._put(link, header, [], 0, local.mss, None, False)
 
-    def _receive_cookie(self, listener: Listener, link: Link, tcp: TcpHeader, payload: memoryview, now: int,
+    def _receive_cookie(self, listener: Listener, link: Link, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
                         merged_bytes: int) -> None:
         """An acknowledgement for a port that sent cookies: of a handshake of which nothing was kept, perhaps."""
         iss, irs = tcp.acknowledgement - 1 & MASK, tcp.sequence - 1 & MASK
@@ -467,21 +487,18 @@ class Stack:
             self.counters.accept_full += 1
             return
         self.counters.cookies_accepted += 1
-        syn = TcpHeader(tcp.source_port, tcp.destination_port, irs, 0, SYN, tcp.window, options=TcpOptions(mss=mss))
+        timestamps = tcp.options.timestamps if self.profile.timestamps else None
+        syn = TcpHeader(tcp.source_port, tcp.destination_port, irs, 0, SYN, tcp.window,
+                        options=found_options(mss, timestamps))
         connection = self._new_passive(listener, link, tcp.source_port, now, iss)
         connection.open_by_cookie(syn)
-        connection.on_segment(tcp, payload, now, merged_bytes)
+        connection.on_segment(tcp, payload, now, ecn, merged_bytes)
         self._schedule(connection)
 
     def _may_replace(self, connection: Connection, tcp: TcpHeader) -> bool:
         """Whether a SYN may open the connection anew that still stands in TIME-WAIT."""
-        # RFC 9293 §3.6.1: a TCP "MAY accept a new SYN from the remote TCP endpoint to reopen the connection directly
-        # from the TIME-WAIT state, if it: (1) assigns its initial sequence number for the new connection to be larger
-        # than the largest sequence number it used on the previous connection incarnation", which the 4 microsecond
-        # clock sees to, and the SYN is no old duplicate.
         return (connection.state is State.TIME_WAIT and tcp.flags & (SYN | ACK | RST) == SYN
-                and unwrap(tcp.sequence, connection.receiver.rcv_nxt) > connection.receiver.rcv_nxt
-                and tcp.destination_port in self._listeners)
+                and tcp.destination_port in self._listeners and connection.may_reopen(tcp))
 
     def _charge_arrival(self, flags: int, payload_bytes: int, state: State) -> None:
         """A segment is charged as what it is; one that is several things (data with a FIN) as each of them."""
@@ -559,16 +576,16 @@ class Stack:
     # Sending ---------------------------------------------------------------------------------------------------------
 
     def _put(self, link: Link, tcp: bytes, payload: list[Chunk], payload_bytes: int, mss: int,
-             connection: Connection | None, is_retransmission: bool) -> None:
+             connection: Connection | None, is_retransmission: bool, ecn: int = NOT_ECT) -> None:
         l4_bytes = len(tcp) + payload_bytes
         local, neighbour = link.local, link.neighbour
         if local.ipv6:
             length = l4_bytes if l4_bytes <= MAX_IP_LENGTH else 0
-            ip = pack_ipv6(link.source, link.destination, _TCP_PROTOCOL, length)
+            ip = pack_ipv6(link.source, link.destination, _TCP_PROTOCOL, length, traffic_class=ecn)
         else:
             length = IPV4_HEADER_BYTES + l4_bytes
             ip = pack_ipv4(link.source, link.destination, _TCP_PROTOCOL, length if length <= MAX_IP_LENGTH else 0,
-                           self._identification)
+                           self._identification, traffic_class=ecn)
             # each frame that the device cuts the segment into takes a number
             self._identification = self._identification + max(-(-payload_bytes // mss), 1) & 0xFFFF
         self.account.charge("tcp_send", "segment" if payload_bytes else "control")

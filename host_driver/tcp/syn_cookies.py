@@ -1,8 +1,8 @@
 """SYN cookies: a listener that has no room for another handshake keeps it in the number that it answers with.
 
 The number is what Linux's is: a hash of addresses, ports and the peer's number, which changes every minute, and two
-bits' worth of MSS hidden in it. The acknowledgement brings it back. Window scale and the like are lost unless there are
-timestamps to keep them in (`pack_options`).
+bits' worth of MSS hidden in it. The acknowledgement brings it back. Window scale and SACK are kept in the timestamp, if
+the peer has timestamps, and lost otherwise.
 """
 
 # Ref: RFC 4987 §3.6 and appendix A
@@ -77,19 +77,29 @@ class SynCookies:
 
 
 # What the timestamp of the SYN-ACK keeps in its lowest bits, to come back in TSecr.
-OPTION_BITS = 6
+_OPTION_BITS = 6
+_OPTION_MASK = (1 << _OPTION_BITS) - 1
 _NO_SCALE = 15
 _SACK_BIT = 1 << 4
 
 
-def pack_options(options: TcpOptions) -> int:
+def _packed(options: TcpOptions) -> int:
     """The bits that keep a SYN's window scale and SACK."""
     scale = _NO_SCALE if options.window_scale is None else min(options.window_scale, 14)
     return scale | (_SACK_BIT if options.sack_permitted else 0)
 
 
-def unpack_options(bits: int, mss: int, timestamps: tuple[int, int]) -> TcpOptions:
-    """The options of the SYN again. `timestamps`: of the segment that brings the cookie back."""
-    scale = bits & 15
+def hide_options(options: TcpOptions, clock: int) -> int:
+    """A timestamp that is not later than `clock`, with the bits of `options`."""
+    value = clock & ~_OPTION_MASK | _packed(options)
+    return value - (1 << _OPTION_BITS if value > clock else 0) & MASK
+
+
+def found_options(mss: int, timestamps: tuple[int, int] | None) -> TcpOptions:
+    """The options of the SYN again, from the timestamps of the segment that brings the cookie back, if it has any."""
+    if timestamps is None:
+        return TcpOptions(mss=mss)
+    bits = timestamps[1] & _OPTION_MASK
+    scale = bits & _NO_SCALE
     return TcpOptions(mss=mss, window_scale=None if scale == _NO_SCALE else scale,
-                      sack_permitted=bool(bits & _SACK_BIT), timestamps=timestamps)
+                      sack_permitted=bool(bits & _SACK_BIT), timestamps=(timestamps[0], 0))

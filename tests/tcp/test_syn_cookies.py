@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from host_driver.tcp import Connection, Listener, State
+from host_driver.tcp.connection import timestamp
 from host_driver.tcp.profile import SECOND
 from host_driver.tcp.syn_cookies import MSS_CLASSES, Peer, SynCookies
 from tests.tcp.dialogue import PLAIN, Dialogue, Seen, accept, queue
@@ -66,6 +68,46 @@ def exchange(d: Dialogue, c: Connection) -> None:
     d.send("FA", 6, 7)
     assert c.state is State.TIME_WAIT
     assert d.one().ack == 7
+
+
+@pytest.mark.parametrize("scale", [None, 0, 7, 14])
+@pytest.mark.parametrize("sack", [False, True])
+def test_timestamps_keep_the_other_options(scale: int | None, sack: bool) -> None:
+    d = Dialogue(replace(PLAIN, timestamps=True, sack=True, window_scale=3))
+    listener = flooded(d)
+    d.now = 77 * SECOND
+    d.sent()
+    d.peer_port, d.iss = 5000, None
+    options: list[Any] = [("MSS", 1460), ("Timestamp", (500, 0))]
+    options += [] if scale is None else [("WScale", scale)]
+    options += [("SAckOK", b"")] if sack else []
+    d.send("S", 0, options=options)
+    answer = d.one()
+    value, echo = answer.options["Timestamp"]
+    assert echo == 500
+    assert answer.options.get("WScale") == (None if scale is None else 3)
+    assert ("SAckOK" in answer.options) is sack
+    assert d.iss is not None
+    clock = timestamp(d.now, d.iss)
+    assert 0 <= clock - value < 128, "not later than the clock"
+    d.send("A", 1, 1, window=500, options=[("Timestamp", (501, value))])
+    c = accept(listener)
+    assert c.mss == 1460 - 12
+    assert c.sender.snd_wnd == 500 << (scale or 0)
+    assert (c.receiver.shift, c.receiver.ts_recent) == (0 if scale is None else 3, 501)
+    queue(c, b"x")
+    assert d.one().options["Timestamp"] == (clock, 501)
+    if sack:
+        d.send("A", 11, 1, b"late", options=[("Timestamp", (502, clock))])
+        assert d.one().options["SAck"]
+
+
+def test_cookie_for_a_peer_without_timestamps_has_no_scale() -> None:
+    d = Dialogue(replace(PLAIN, timestamps=True, window_scale=3))
+    flooded(d)
+    d.peer_port, d.iss = 5000, None
+    d.send("S", 0, options=[("MSS", 1460), ("WScale", 7)])
+    assert d.one().options == {"MSS": 1460}
 
 
 def test_data_may_come_with_the_cookie() -> None:
