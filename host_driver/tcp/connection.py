@@ -34,8 +34,9 @@ from nic_model.packets import (
 from nic_model.seqnum import MASK, distance, unwrap, wrap
 
 MAX_WINDOW_SHIFT = 14
-MIN_SEND_MSS = 48
-"""Linux's tcp_min_snd_mss: a peer that asks for less would have its options fill the segments, or a processor."""
+MIN_SEND_MSS = 28
+"""RFC 791 §3.2 has every module forward 68 octets unfragmented: a peer that asks for less than that leaves, without the
+headers, only means to keep a processor busy."""
 
 DEFAULT_MSS_IPV4 = 536
 DEFAULT_MSS_IPV6 = 1220
