@@ -20,7 +20,7 @@ from host_driver.tcp.profile import MS, Ecn, Nagle, Profile
 from host_driver.tcp.receiver import Receiver
 from host_driver.tcp.sack import Block, SackReport
 from host_driver.tcp.sender import Sender
-from host_driver.tcp.states import ACK, CE, CWR, ECE, ECT_0, FIN, NEVER, NOT_ECT, RST, SYN, Endpoint, State
+from host_driver.tcp.states import ACK, CE, CWR, ECE, FIN, NEVER, NOT_ECT, RST, SYN, Endpoint, State
 from nic_model.packets import (
     MAX_TCP_OPTIONS_BYTES,
     SACK_BLOCK_BYTES,
@@ -307,16 +307,11 @@ class Connection:
     # What the sender calls (`sender.Owner`) --------------------------------------------------------------------------
 
     def send_segment(self, position: int, flags: int, pieces: list[Chunk], length: int, mss: int, now: int, *,
-                     is_retransmission: bool) -> None:
+                     is_retransmission: bool, ecn: int) -> None:
         """Send `length` bytes, `mss` of them in a frame, with the acknowledgement and window of now."""
         receiver = self.receiver
-        ecn = NOT_ECT
         if length:
             receiver.on_data_sent(now)
-            # RFC 3168 §6.1.5: "the TCP sender MUST NOT set either an ECT codepoint or the CWR bit in the IP header for
-            # retransmitted data packets"; §6.1.4: nor in pure acknowledgements
-            if self.sender.has_ecn and not is_retransmission:
-                ecn = ECT_0
         if receiver.is_echoing:
             flags |= ECE
         options = self._options(now)
