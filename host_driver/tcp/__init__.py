@@ -11,13 +11,18 @@ come out. Read it in this order:
   is lost, and how fast it may be sent again;
 - `sender` and `receiver`: the two halves of a connection;
 - `connection`: the state machine of RFC 9293 over these;
-- `stack`: addresses, ports, timers of many connections, frames in and out.
+- `frames`: what leaves a stack;
+- `links`, `neighbours`, `icmp`, `icmp_errors`: own addresses, routes, who is where on the link, echoes and errors;
+- `listener` and `syn_cookies`: handshakes, and those of which nothing is kept;
+- `stack`: ports, timers of many connections, frames in and out.
 """
 
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
+from host_driver.tcp.frames import OutFrame, OutSegment
+from host_driver.tcp.listener import Listener
 from host_driver.tcp.profile import LINUX, LINUX24, PROFILES, RFC, Ecn, Nagle, Profile
-from host_driver.tcp.stack import Listener, OutSegment, Stack
+from host_driver.tcp.stack import Stack
 from host_driver.tcp.states import Endpoint, State
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     "Endpoint",
     "Listener",
     "Nagle",
+    "OutFrame",
     "OutSegment",
     "Profile",
     "Stack",

@@ -57,6 +57,19 @@ class Profile:
     max_persist_ps: int = 60 * SECOND
     limited_transmit: bool = True
     """RFC 3042: a new segment for each of the first two duplicate acknowledgements."""
+    keep_alive_idle_ps: int = 7200 * SECOND
+    """RFC 9293 §3.8.4: "the time interval since the last received packet", if the user asks for keep-alive."""
+    keep_alive_interval_ps: int = 75 * SECOND
+    keep_alive_probes: int = 9
+    """Unanswered keep-alive probes before the connection is given up."""
+    fin_wait_2_ps: int = 60 * SECOND
+    """How long a connection that its user released waits for the peer's FIN."""
+    syn_cookies: bool = True
+    """A listener without room for another handshake answers with a cookie (RFC 4987), instead of not at all."""
+    soft_errors_end_open: bool = False
+    """RFC 5461 §4.1: an ICMP error that may pass ends a connection that is being opened, not only a hard one."""
+    stretch_acks: bool = False
+    """Segments that the device merged are acknowledged once, not every second of them."""
     congestion_control: str = "newreno"
     """Name of an algorithm: a key of `sender.CONGESTION_CONTROLS`."""
     slow_start_limit: int | None = 1
@@ -105,6 +118,8 @@ LINUX = Profile(
     sack=True,
     timestamps=True,
     ecn=Ecn.ACCEPT,  # net.ipv4.tcp_ecn = 2
+    soft_errors_end_open=True,  # tcp_v4_err
+    stretch_acks=True,  # a segment that GRO made is acknowledged once
 )
 """A current Linux (6.x) with the settings that it comes with. Its buffers grow with their use; here they are as large
 as they may become from the start."""
@@ -123,6 +138,9 @@ LINUX24 = Profile(
     nagle=Nagle.MINSHALL,
     min_persist_ps=200 * MS,
     limited_transmit=False,
+    syn_cookies=False,  # net.ipv4.tcp_syncookies = 0
+    soft_errors_end_open=True,  # tcp_v4_err
+    stretch_acks=True,
 )
 """Linux 2.4, as the servers of its day ran it; without SACK and timestamps, which it had."""
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 class RateReduction:
     """RFC 6937's algorithm, with its slow start reduction bound (PRR-SSRB). All sizes are bytes."""
 
-    __slots__ = ("_delivered", "_mss", "_out", "_recover_fs")
+    __slots__ = ("_delivered", "_out", "_recover_fs", "mss")
 
     def __init__(self, mss: int) -> None:
-        self._mss = mss
+        self.mss = mss
         self._recover_fs = 1
         self._delivered = 0
         self._out = 0
@@ -37,7 +37,7 @@ class RateReduction:
             count = -(-self._delivered * threshold // self._recover_fs) - self._out
         else:
             # §3: "limit = MAX(prr_delivered - prr_out, DeliveredData) + MSS", "sndcnt = MIN(ssthresh - pipe, limit)"
-            limit = max(self._delivered - self._out, delivered) + self._mss
+            limit = max(self._delivered - self._out, delivered) + self.mss
             count = min(threshold - in_flight, limit)
         # §3: "cwnd = pipe + sndcnt"
         return in_flight + max(count, 0)

@@ -23,11 +23,11 @@ REO_WND_PERSIST = 16
 class Rack:
     """RACK's state and its steps, named as in RFC 8985 §6.2."""
 
-    __slots__ = ("_dsack_round", "_end_seq", "_fack", "_mss", "_order", "_reo_wnd_mult", "_reo_wnd_persist",
-                 "_reordering_seen", "min_rtt", "rtt")
+    __slots__ = ("_dsack_round", "_end_seq", "_fack", "_order", "_reo_wnd_mult", "_reo_wnd_persist",
+                 "_reordering_seen", "min_rtt", "mss", "rtt")
 
     def __init__(self, mss: int) -> None:
-        self._mss = mss
+        self.mss = mss
         self.rtt: int | None = None
         """Round-trip time of the segment that was delivered most recently."""
         self.min_rtt: int | None = None
@@ -80,7 +80,7 @@ class Rack:
     def _reo_wnd(self, sacked_bytes: int, srtt: int | None, *, in_recovery: bool) -> int:
         # step 4: as long as the path has not reordered any segment, there is no waiting for some in recovery, or when
         # DupThresh segments are reported
-        if not self._reordering_seen and (in_recovery or sacked_bytes > (DUP_THRESH - 1) * self._mss):
+        if not self._reordering_seen and (in_recovery or sacked_bytes > (DUP_THRESH - 1) * self.mss):
             return 0
         # "return min(RACK.reo_wnd_mult * RACK.min_RTT / 4, SRTT)"
         return min(self._reo_wnd_mult * (self.min_rtt or 0) // 4, srtt or 0)

@@ -50,6 +50,11 @@ class LossRecovery:
         """The retransmission timer expired. Returns what SND.NXT becomes."""
         raise NotImplementedError
 
+    def lower_mss(self, mss: int, una: int, nxt: int) -> int:
+        """What is out was too large for the path, which is no congestion. Returns what SND.NXT becomes."""
+        self.control.mss = mss
+        return una
+
     def on_timer(self, nxt: int, now: int) -> None:
         """`timer_at` came."""
 

@@ -197,6 +197,21 @@ class SackRecovery(LossRecovery):
         self.timer_at = NEVER
         return highest
 
+    def lower_mss(self, mss: int, una: int, nxt: int) -> int:
+        """What is out was too large for the path, and counts as lost; the window stays."""
+        self.control.mss = self._rack.mss = self._prr.mss = mss
+        for segment in self.board.segments:
+            if not segment.is_sacked and not segment.is_lost:
+                self.board.lose(segment)
+        self.in_recovery = False
+        self._after_timeout = True
+        self._recovery_point = nxt
+        self._is_first_due = True
+        self._probe.cancel()
+        self._probe_due = False
+        self.timer_at = NEVER
+        return nxt
+
     def on_timer(self, nxt: int, now: int) -> None:
         """The reordering timer or that of the probe expired."""
         self.timer_at = NEVER

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from nic_model.contract.protocols import TcpFlags
 
-FIN, SYN, RST, PSH, ACK, ECE, CWR = (int(flag) for flag in (
-    TcpFlags.FIN, TcpFlags.SYN, TcpFlags.RST, TcpFlags.PSH, TcpFlags.ACK, TcpFlags.ECE, TcpFlags.CWR))
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (int(flag) for flag in (
+    TcpFlags.FIN, TcpFlags.SYN, TcpFlags.RST, TcpFlags.PSH, TcpFlags.ACK, TcpFlags.URG, TcpFlags.ECE, TcpFlags.CWR))
 
 ECN_MASK = 3
 NOT_ECT, ECT_0, CE = 0, 2, 3
@@ -37,6 +37,11 @@ class State(IntEnum):
     CLOSING = 8
     LAST_ACK = 9
     TIME_WAIT = 10
+
+    @property
+    def is_synchronized(self) -> bool:
+        """RFC 9293 §3.3.2: "a synchronized state", in which both ends know each other's sequence numbers."""
+        return self >= State.ESTABLISHED
 
 
 class Endpoint(NamedTuple):

@@ -70,6 +70,27 @@ def test_coalesced_receives(version: int) -> None:
     assert bench.charged["softirq", "packet"] < 300_000 // 1460 // 2
 
 
+@pytest.mark.parametrize("offloads", [Offloads(), ALL_OFFLOADS], ids=["dumb", "offloads"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_neighbours_are_found_on_the_wire(version: int, offloads: Offloads) -> None:
+    """Nobody tells either end of the other: ARP and neighbour discovery pass driver and device too."""
+    bench = Bench(version=version, static_neighbours=False)
+
+    async def server() -> bytes:
+        interface = await bench.interface(offloads)
+        sockets = KernelSockets(interface, bench.process)
+        listening = sockets.listen(80)
+        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        bench.peer.push()
+        socket = await sockets.accept(listening)
+        await socket.write(b"found")
+        return await bench.peer.read_all(connection, 5)
+
+    assert bench.run(server()) == b"found"
+    asked = bytes.fromhex("0806" if version == 4 else "86dd")
+    assert bench.wire.frames[0][12:14] == asked, "the host's first frame answers who asked for its address"
+
+
 def test_coalescing_needs_checksums() -> None:
     with pytest.raises(ValueError, match="coalescing"):
         Offloads(coalescing_usecs=5)

@@ -711,9 +711,9 @@ def test_bad_frames_are_dropped_and_counted() -> None:
     d.stack.receive(bytes(60), d.now)
     assert (counters.bad_checksum, counters.malformed, counters.not_for_us) == (1, 1, 1)
     assert c.recv_available == 0
-    d.ip = (d.ip[0], "10.0.0.77")
+    d.ip = (d.ip[0], "224.0.0.77")
     d.send("S", 0)
-    assert counters.no_neighbour == 1
+    assert counters.no_route == 1
     d.nothing()
 
 
