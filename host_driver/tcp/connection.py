@@ -84,9 +84,9 @@ class Connection:
     __slots__ = (
         "_advertised_mss", "_challenge_after", "_close_requested", "_has_timestamps", "_heard_at", "_is_released",
         "_is_scaled", "_keep_alive_at", "_keep_alive_sent", "_output", "_path_mss", "_profile", "_rcv_up",
-        "_sack_blocks", "_time_wait_at", "_timestamp_offset", "_urgent_due", "_user_timeout_at", "error", "is_passive",
-        "link", "local", "on_event", "receiver", "remote", "sender", "soft_error", "state", "timer_at",
-        "user_timeout_ps",
+        "_sack_blocks", "_stamps", "_stamps_option", "_time_wait_at", "_timestamp_offset", "_urgent_due",
+        "_user_timeout_at", "error", "is_passive", "link", "local", "on_event", "receiver", "remote", "sender",
+        "soft_error", "state", "timer_at", "user_timeout_ps",
     )
 
     def __init__(self, *, local: Endpoint, remote: Endpoint, iss: int, advertised_mss: int, path_mss: int,
@@ -117,6 +117,7 @@ class Connection:
         self._is_scaled = False
         self._has_timestamps = False
         self._timestamp_offset = iss  # so that the clock of one connection says nothing about another's
+        self._stamps, self._stamps_option = (0, 0), pack_timestamps(0, 0)  # the last ones; most are used again
         self._sack_blocks = 0  # that have room in a header
         self._close_requested = False
         self._challenge_after = -NEVER
@@ -490,7 +491,7 @@ class Connection:
     def extra_option_bytes(self) -> int:
         """Of the SACK blocks that a segment would have that leaves now."""
         report = self.receiver.report
-        if report:
+        if report is not None and report.has_news:
             return _SACK_OVERHEAD_BYTES + SACK_BLOCK_BYTES * report.count(self._sack_blocks)
         return 0
 
@@ -545,13 +546,13 @@ class Connection:
                 sender.send_syn_again()
                 return
 
+        timestamps = tcp.options.timestamps if self._has_timestamps else None
         if self._has_timestamps and not flags & RST:
-            timestamps = tcp.options.timestamps
             if timestamps is None:
                 # RFC 7323 §3.2: "If a non-<RST> segment is received without a TSopt, a TCP SHOULD silently drop the
                 # segment."
                 return
-            if receiver.is_old(timestamps[0], now):
+            if timestamps[0] != receiver.ts_recent and receiver.is_old(timestamps[0], now):
                 # §5.3 R1: "Send an acknowledgment in reply as specified in Section 3.10.7.4 of [RFC9293] and drop the
                 # segment."
                 if payload or flags & (SYN | FIN):
@@ -575,8 +576,8 @@ class Connection:
                 else:
                     self._send_challenge_ack(now)
             return
-        if self._has_timestamps and tcp.options.timestamps is not None:
-            receiver.take_timestamp(tcp.options.timestamps[0], position, now)
+        if timestamps is not None and timestamps[0] != receiver.ts_recent:
+            receiver.take_timestamp(timestamps[0], position, now)
 
         # Second, check the RST bit.
         if flags & RST:
@@ -843,12 +844,15 @@ class Connection:
     def _options(self, now: int) -> bytes:
         """The options of a segment that is no SYN."""
         report = self.receiver.report
-        if report:
+        if report is not None and report.has_news:
             sack = tuple((wrap(start), wrap(end)) for start, end in report.take(self._sack_blocks))
             timestamps = (self._timestamp(now), self.receiver.ts_recent) if self._has_timestamps else None
             return TcpOptions(timestamps=timestamps, sack=sack).pack()
         if self._has_timestamps:
-            return pack_timestamps(self._timestamp(now), self.receiver.ts_recent)
+            stamps = self._timestamp(now), self.receiver.ts_recent
+            if stamps != self._stamps:
+                self._stamps, self._stamps_option = stamps, pack_timestamps(*stamps)
+            return self._stamps_option
         return b""
 
     def _send_ack(self, now: int) -> None:
