@@ -553,8 +553,7 @@ class Connection:
                 # segment."
                 return
             if timestamps[0] != receiver.ts_recent and receiver.is_old(timestamps[0], now):
-                # §5.3 R1: "Send an acknowledgment in reply as specified in Section 3.10.7.4 of [RFC9293] and drop the
-                # segment."
+                # §5.3 R1: as any segment that is not acceptable, it is acknowledged and dropped
                 if payload or flags & (SYN | FIN):
                     self._send_ack(now)
                 else:
@@ -654,6 +653,8 @@ class Connection:
         blocks: list[Block] = []
         if options.timestamps is not None and self._has_timestamps:
             echo_ps = (self._timestamp(now) - options.timestamps[1] & MASK) * TIMESTAMP_TICK_PS
+            if echo_ps > self._profile.max_rto_ps:
+                echo_ps = None  # no segment of ours is on its way for so long: the peer made it up
         if options.sack and self._sack_blocks:
             blocks = self._valid_blocks(options.sack)
         una = sender.snd_una
@@ -765,7 +766,7 @@ class Connection:
             self._is_scaled = True
             sender.shift = min(options.window_scale, MAX_WINDOW_SHIFT)
             receiver.shift = self._profile.window_scale
-        # RFC 7323 §3.2: TSopt may be sent "if it received a TSopt in the initial <SYN> segment for the connection";
+        # RFC 7323 §3.2: a SYN-ACK has it "only if it received a TSopt in the initial <SYN> segment for the connection";
         # "Once TSopt has been successfully negotiated, [...] the TSopt MUST be sent in every non-<RST> segment"
         room = MAX_TCP_OPTIONS_BYTES
         if options.timestamps is not None and self._profile.timestamps:

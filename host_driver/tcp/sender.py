@@ -260,7 +260,7 @@ class Sender:
         if rtt is None and self._rtt.acknowledge(ack, now):
             return
         if rtt is None:
-            # RFC 7323 §4.1: "RTT samples" from the echo are free of Karn's ambiguity, but coarse
+            # RFC 7323 §4.1: the echo is free of the ambiguity that Karn's rule avoids, but coarse
             rtt = echo_ps
         if rtt is not None:
             # RFC 7323 appendix G: "ExpectedSamples = ceiling(FlightSize / (SMSS * 2))"
@@ -363,8 +363,8 @@ class Sender:
         tail = recovery.take_probe()
         if tail is None:
             return
-        # RFC 8985 §7.3: "If an unsent segment exists AND The peer's receive window allows new data to be sent: Transmit
-        # the lowest-sequence unsent segment of up to SMSS"; else "retransmit the highest-sequence segment sent so far"
+        # RFC 8985 §7.3, TLP_send_probe: "Transmit the lowest-sequence unsent segment of up to SMSS" if there is one and
+        # the peer's window allows it; else "Retransmit the highest-sequence segment sent so far"
         position = self.snd_nxt
         unsent = self.buffer.end - position
         length = min(unsent, self._frame_bytes, self.snd_una + self.snd_wnd - position)
@@ -476,8 +476,8 @@ class Sender:
         if self._has_sack:
             self._recovery.on_sent(position, position + length_with_fin, now, is_again=is_again)
         pieces = buffer.pieces(position, length) if length else []
-        # RFC 3168 §6.1.5: "the TCP sender MUST NOT set either an ECT codepoint or the CWR bit in the IP header for
-        # retransmitted data packets"; §6.1.4 and §6.1.6: nor in pure acknowledgements and window probes
+        # RFC 3168 §6.1.5: "the ECT codepoint (ECT(0) or ECT(1)) MUST NOT be set in the IP header for retransmitted data
+        # packets"; §6.1.4 and §6.1.6: nor for pure acknowledgements and window probes
         ecn = ECT_0 if self.has_ecn and length and not is_again else NOT_ECT
         self._owner.send_segment(position, flags, pieces, length, self._frame_bytes, now, is_retransmission=is_again,
                                  ecn=ecn)

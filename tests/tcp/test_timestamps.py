@@ -154,6 +154,20 @@ def test_after_24_days_an_old_timestamp_says_nothing() -> None:
     assert c.recv_available == 4
 
 
+def test_an_echo_that_was_made_up_measures_nothing() -> None:
+    """A timestamp that this side never sent, as 0 from a careless peer."""
+    d = Dialogue(replace(STAMPED, min_rto_ps=MS))
+    c = opened(d)
+    queue(c, b"a")
+    d.one()
+    d.run_to_deadline()
+    d.one()
+    d.send("A", 1, 2, options=stamp(1001, 0))
+    queue(c, b"b")
+    d.one()
+    assert c.deadline() - d.now < SECOND
+
+
 def test_the_echo_measures_a_segment_that_was_sent_again() -> None:
     """§4.1: no ambiguity, where Karn's rule forbids a measurement: the timeout follows at once."""
     d = Dialogue(replace(STAMPED, min_rto_ps=MS))
