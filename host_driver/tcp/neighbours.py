@@ -165,6 +165,11 @@ class NeighbourTable:
         if not outgoing.payload_bytes:
             neighbour.held.append(outgoing)
 
+    def suspect(self, neighbour: Neighbour) -> None:
+        """TCP hears nothing through a neighbour: its next use asks again, without waiting for it to grow old."""
+        if neighbour.state is Reachability.REACHABLE:
+            self._become(neighbour, Reachability.STALE)
+
     # Timers ----------------------------------------------------------------------------------------------------------
 
     def poll(self, now: int) -> None:

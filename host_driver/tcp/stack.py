@@ -67,6 +67,9 @@ LAST_EPHEMERAL_PORT = 60999
 
 MAX_IP_LENGTH = 0xFFFF
 
+R1 = 3
+"""Retransmissions of one segment before its way is doubted (RFC 9293 §3.8.3: "at least 3")."""
+
 MAX_LINKS = 4096
 """Remote addresses whose headers are kept for the next connection; the oldest goes for a further one."""
 
@@ -250,6 +253,10 @@ class Stack:
             connection.timer_at = NEVER
             if connection.deadline() <= now:
                 connection.on_timer(now)
+                if connection.sender.retransmissions == R1:
+                    # RFC 9293 §3.8.3: "When the number of transmissions of the same segment reaches or exceeds
+                    # threshold R1, pass negative advice [...] to the IP layer, to trigger dead-gateway diagnosis."
+                    self.neighbours.suspect(connection.link.neighbour)
             self._schedule(connection)
 
     def next_deadline(self) -> int | None:

@@ -260,6 +260,21 @@ def test_neighbour_that_vanishes_is_asked_for_anew() -> None:
     assert [p.dst for p in link.said() if TCP in p] == [OTHER]
 
 
+def test_retransmissions_make_a_neighbour_doubtful() -> None:
+    """RFC 9293 §3.8.3: at R1, negative advice to the IP layer, which asks before the entry is old."""
+    link = Link()
+    c = reached(link)
+    c.send(Chunk(b"x"))
+    asked_at = None
+    while asked_at is None:
+        if any(ARP in p for p in link.said()):
+            asked_at = link.now
+            break
+        link.wait()
+    assert c.sender.retransmissions == 3
+    assert asked_at < 30 * SECOND, "sooner than by its age"
+
+
 def test_announcements_move_an_address() -> None:
     """A gratuitous ARP and an unsolicited advertisement change what is known, and make nothing known."""
     link = Link()
