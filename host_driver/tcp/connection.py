@@ -34,6 +34,10 @@ from nic_model.packets import (
 from nic_model.seqnum import MASK, distance, unwrap, wrap
 
 MAX_WINDOW_SHIFT = 14
+MIN_SEND_MSS = 28
+"""RFC 791 §3.2 has every module forward 68 octets unfragmented: a peer that asks for less than that leaves, without the
+headers, only means to keep a processor busy."""
+
 DEFAULT_MSS_IPV4 = 536
 DEFAULT_MSS_IPV6 = 1220
 
@@ -197,8 +201,8 @@ class Connection:
     @property
     def urgent_bytes(self) -> int:
         """Unread bytes up to the last urgent one, whether they have arrived or not; 0 if nothing is urgent."""
-        # RFC 9293 §3.8.5: "a TCP implementation MUST [...] provide a way for the application to learn how much urgent
-        # data remains to be read from the connection"; RFC 6093 §6 has them read in line with all others.
+        # RFC 9293 §3.8.5: "The TCP implementation MUST provide a way for the application to learn how much urgent data
+        # remains to be read from the connection"; RFC 6093 §6 has them read in line with all others.
         if self._rcv_up is None:
             return 0
         buffer = self.receiver.buffer
@@ -757,7 +761,8 @@ class Connection:
         receiver.take_syn(syn.sequence)
         # RFC 9293 §3.7.1: "If an MSS Option is not received at connection setup, TCP implementations MUST assume a
         # default send MSS of 536 (576 - 40) for IPv4 or 1220 (1280 - 60) for IPv6"
-        mss = max(min(options.mss or sender.mss, self._advertised_mss, self._path_mss), 1)
+        mss = min(options.mss or sender.mss, self._advertised_mss, self._path_mss)
+        mss = max(mss, min(MIN_SEND_MSS, self._advertised_mss))
         # RFC 7323 §2.2: "If a TCP receives a <SYN> segment containing a Window Scale option [...] both sides MUST send
         # Window Scale options in their <SYN> segments to enable window scaling in either direction."
         if options.window_scale is not None and self._profile.window_scale is not None:

@@ -345,8 +345,10 @@ class Sender:
 
     def emit(self, now: int) -> None:
         """Send all that may be sent now."""
-        self._frame_bytes = self.mss - self._owner.extra_option_bytes()
-        self._payload_limit = max(self._max_payload, self._frame_bytes)
+        self._frame_bytes = max(self.mss - self._owner.extra_option_bytes(), 1)
+        # An urgent pointer counts from its segment, so that no device may cut a segment that has one.
+        has_urgent = self.urgent_end > self.snd_una
+        self._payload_limit = self._frame_bytes if has_urgent else max(self._max_payload, self._frame_bytes)
         self._recovery.is_limiting = False
         if self._recovery.has_again:
             self._send_again(now)
@@ -412,8 +414,7 @@ class Sender:
             if unsent < 0 or (unsent == 0 and not self.fin_queued):
                 break
             room = limit - position
-            # An urgent pointer counts from its segment, so that no device may cut a segment that has one.
-            length = min(unsent, room, self._payload_limit if self.urgent_end <= position else frame_bytes)
+            length = min(unsent, room, self._payload_limit)
             if room <= 0 or not self._is_worth_sending(position, length, unsent):
                 # A sender that did not fill the window has not learned that a larger one would do (RFC 7661 §1).
                 if room < unsent and limit == allowed:

@@ -453,8 +453,7 @@ class Stack:
 
     def _send_cookie(self, listener: Listener, link: Link, syn: TcpHeader, now: int) -> None:
         """Answer a SYN without keeping anything of it."""
-        # RFC 4987 §3.6: "instead of recording the connection state, the cookie itself is generated [...] and sent as
-        # the initial sequence number of the SYN-ACK"
+        # RFC 4987 §3.6: what must be known of the handshake is encoded into the SYN-ACK's sequence number
         local = link.local
         mss = syn.options.mss or (DEFAULT_MSS_IPV6 if local.ipv6 else DEFAULT_MSS_IPV4)
         peer = Peer(link.destination, link.source, syn.source_port, syn.destination_port, syn.sequence)
