@@ -55,8 +55,9 @@ class LossRecovery:
         self.control.mss = mss
         return una
 
-    def on_timer(self, nxt: int, now: int) -> None:
-        """`timer_at` came."""
+    def on_timer(self, nxt: int, now: int) -> bool:
+        """`timer_at` came. Returns whether a tail loss probe is due, which is sent in place of a timeout."""
+        return False
 
     def take_probe(self) -> Block | None:
         """What a tail loss probe that is due sends again if nothing new may be sent; asked once."""

@@ -212,17 +212,18 @@ class SackRecovery(LossRecovery):
         self.timer_at = NEVER
         return nxt
 
-    def on_timer(self, nxt: int, now: int) -> None:
+    def on_timer(self, nxt: int, now: int) -> bool:
         """The reordering timer or that of the probe expired."""
         self.timer_at = NEVER
         if self._timer_is_probe:
-            self._probe_due = True
-            return
+            self._probe_due = bool(self.board.segments)
+            return self._probe_due
         segments = self.board.segments
         flight = nxt - segments[0].start if segments else 0
         self._detect_loss(flight, nxt, now)
         if self.in_recovery:
             self.control.window = self._prr.window(0, self.board.in_flight, self.control.threshold)
+        return False
 
     def schedule_probe(self, now: int, srtt: int | None, timeout_at: int) -> None:
         """Something was sent or acknowledged."""

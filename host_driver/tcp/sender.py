@@ -315,7 +315,9 @@ class Sender:
 
     def on_recovery_timer(self, now: int) -> None:
         """The reordering timer or that of the tail loss probe expired."""
-        self._recovery.on_timer(self.snd_nxt, now)
+        if self._recovery.on_timer(self.snd_nxt, now):
+            # RFC 8985 §7.3: after a probe the sender re-arms the retransmission timer
+            self.retransmit_at = now + self._rtt.rto
         if self._recovery.has_again:
             self._owner.want_transmit()
 
@@ -376,8 +378,6 @@ class Sender:
             self._send_lost(*tail, now)
             self.tail_probes += 1
         recovery.on_probe_sent(self.snd_nxt, is_retransmission=length <= 0)
-        # §7.3: after a probe the sender re-arms the retransmission timer
-        self.retransmit_at = now + self._rtt.rto
 
     def _send_lost(self, start: int, end: int, now: int) -> bool:
         """Send from `start` on again, up to `end` if one output can be so long; returns whether any of it left."""

@@ -95,6 +95,29 @@ def test_a_lost_retransmission_is_found_without_a_timeout() -> None:
     assert acks(d, 1, segment(1, new[0] + 1))[0] == 0
 
 
+def test_what_was_taken_for_lost_and_arrives_is_not_repeated() -> None:
+    d = Dialogue(QUIET)
+    flight(d, 10)
+    for end in (7, 8):
+        assert acks(d, 1, segment(6, end)) == []
+    assert acks(d, 1, segment(6, 9)) == [0, 1]  # of 0 to 5, PRR lets two leave at once
+    assert acks(d, 1, segment(1, 10)) == []
+    d.now += RTT
+    assert acks(d, 1 + 10 * MSS) == []
+    assert d.stack.connections[0].retransmitted_segments <= 2
+
+
+def test_an_overtaken_acknowledgement_counts_for_what_it_reports() -> None:
+    """It is older than SND.UNA, but its block is news: PRR lets segments go for it, as for any."""
+    d = Dialogue(QUIET)
+    flight(d, 20, waiting=20)
+    acks(d, 1, segment(1, 3))
+    acks(d, 1, segment(1, 4))
+    assert acks(d, 1 + 4 * MSS) == []
+    # prr_delivered is 1 + 1 + 4 segments: CEIL(6 * ssthresh 10 / RecoverFS 22) is 2.7, one of which left
+    assert len(acks(d, 1, segment(1, 4), segment(5, 9))) == 1
+
+
 def test_d_sack_widens_the_reordering_window() -> None:
     """§6.2 step 4: RACK.reo_wnd_mult counts round trips with D-SACKs."""
     d = Dialogue(QUIET)
@@ -230,6 +253,22 @@ def test_what_the_answer_to_a_probe_means(is_reported: bool) -> None:
     d.now += RTT
     acks(d, 1 + 5 * MSS)
     assert (c.sender._control.window < window) is not is_reported
+
+
+def test_a_probe_takes_the_place_of_an_earlier_timeout() -> None:
+    """§7.2: "If Now() + PTO > TCP_RTO_expiration()"; here after many round trips that took the same time."""
+    d = Dialogue(replace(SACKED, min_rto_ps=10 * MS))
+    c = opened(d)
+    for number in range(40):
+        queue(c, bytes(2 * MSS))
+        assert len(d.sent()) == 2
+        d.now += 400 * MS
+        acks(d, 1 + 2 * (number + 1) * MSS)
+    queue(c, bytes(2 * MSS))
+    d.sent()
+    assert d.run_to_deadline() < 2 * 400 * MS
+    assert len(d.sent()) == 1
+    assert (c.sender.tail_probes, c.sender.retransmissions) == (1, 0)
 
 
 def test_no_second_probe_behind_an_unanswered_one() -> None:
