@@ -488,15 +488,18 @@ class Stack:
     def _receive_cookie(self, listener: Listener, link: Link, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
                         merged_bytes: int) -> None:
         """An acknowledgement for a port that sent cookies: of a handshake of which nothing was kept, perhaps."""
+        if listener.is_accept_queue_full:
+            self.counters.accept_full += 1
+            return
         iss, irs = tcp.acknowledgement - 1 & MASK, tcp.sequence - 1 & MASK
         peer = Peer(link.destination, link.source, tcp.source_port, tcp.destination_port, irs)
         mss = self._cookies.read(peer, iss, now)
         if mss is None:
             self.counters.cookies_refused += 1
-            self._answer_with_reset(link, tcp, len(payload))
-            return
-        if listener.is_accept_queue_full:
-            self.counters.accept_full += 1
+            if not payload:
+                self._answer_with_reset(link, tcp, 0)
+            # Data may be a later segment of a peer whose first ones did not arrive: a reset would end what its
+            # retransmission, from the first byte on, can still begin.
             return
         self.counters.cookies_accepted += 1
         timestamps = tcp.options.timestamps if self.profile.timestamps else None
