@@ -98,6 +98,16 @@ def test_connect_asks_by_arp_and_sends_its_syn_when_answered() -> None:
     assert link.state(PEER4) is Reachability.REACHABLE
 
 
+def test_connections_that_open_together_wait_together() -> None:
+    """None of the SYNs is dropped, which would cost its connection a second."""
+    link = Link()
+    for _ in range(50):
+        link.stack.connect(PEER4, 80, 0)
+    link.one()
+    link.hear(arp_reply())
+    assert [str(packet[TCP].flags) for packet in link.said()] == ["S"] * 50
+
+
 def test_connect_asks_by_neighbour_discovery() -> None:
     link = Link()
     link.stack.connect(PEER6, 80, 0)
