@@ -22,7 +22,23 @@ from host_driver.tcp.profile import MS, SECOND, Ecn, Nagle, Profile
 from host_driver.tcp.receiver import Receiver
 from host_driver.tcp.sack import Block, SackReport
 from host_driver.tcp.sender import Sender
-from host_driver.tcp.states import ACK, CE, CWR, ECE, FIN, NEVER, NOT_ECT, RST, SYN, URG, Endpoint, State
+from host_driver.tcp.states import (
+    ACK,
+    CE,
+    CLOSED,
+    CWR,
+    ECE,
+    FIN,
+    NEVER,
+    NOT_ECT,
+    RST,
+    SYN,
+    SYN_RECEIVED,
+    SYN_SENT,
+    URG,
+    Endpoint,
+    State,
+)
 from nic_model.packets import (
     MAX_TCP_OPTIONS_BYTES,
     SACK_BLOCK_BYTES,
@@ -364,9 +380,9 @@ class Connection:
         """A segment of this connection arrived, its checksum right; `ecn` is the IP header's codepoint, `merged_bytes`
         as in `Stack.receive`."""
         self._heard_at = now
-        if self.state is State.SYN_SENT:
+        if self.state is SYN_SENT:
             self._on_segment_in_syn_sent(tcp, payload, now)
-        elif self.state is not State.CLOSED:
+        elif self.state is not CLOSED:
             self._on_segment(tcp, payload, now, ecn, merged_bytes)
 
     def covers(self, sequence: int) -> bool:
@@ -468,7 +484,7 @@ class Connection:
             if self.sender.snd_nxt < self.sender.urgent_end:
                 # RFC 9293 §3.8.6.1 has a closed window stop no urgent information: it leaves with an acknowledgement.
                 self._send_control(self.sender.snd_nxt, ACK, now)
-        if self.receiver.ack_due and state is not State.CLOSED:
+        if self.receiver.ack_due and state is not CLOSED:
             self._send_ack(now)
 
     # What the sender calls (`sender.Owner`) --------------------------------------------------------------------------
@@ -638,7 +654,7 @@ class Connection:
         """Process ACK and window; returns whether the rest of the segment counts."""
         sender = self.sender
         ack = unwrap(tcp.acknowledgement, sender.snd_una)
-        if self.state is State.SYN_RECEIVED:
+        if self.state is SYN_RECEIVED:
             # "If SND.UNA < SEG.ACK =< SND.NXT, then enter ESTABLISHED state [...]. If the segment acknowledgment is not
             # acceptable, form a reset segment <SEQ=SEG.ACK><CTL=RST>"
             if not sender.snd_una < ack <= sender.snd_max:
@@ -647,7 +663,7 @@ class Connection:
             self._acknowledge_handshake(tcp, ack, now)
             if self.is_passive:
                 self._output.on_established(self)
-            return self.state is not State.CLOSED
+            return self.state is not CLOSED
 
         if not sender.is_acceptable(ack):
             self._send_challenge_ack(now)
@@ -670,7 +686,7 @@ class Connection:
                 self._watch_progress(now, is_progress=True)
         if sender.fin_queued and sender.fin_acknowledged:
             self._on_fin_acknowledged(now)
-        return self.state is not State.CLOSED
+        return self.state is not CLOSED
 
     def _valid_blocks(self, blocks: tuple[Block, ...]) -> list[Block]:
         """SACK blocks as positions, without those that cannot be of this connection."""

@@ -48,7 +48,7 @@ def test_fold_adds_carries_until_none_is_left() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_checksum_agrees_with_scapy(seed: int) -> None:
-    data = random.Random(seed).randbytes(random.Random(seed).choice([1, 2, 3, 20, 59, 508, 512, 1459, 1460, 8999, 9000]))
+    data = random.Random(seed).randbytes(random.Random(seed).choice([1, 3, 20, 59, 508, 512, 1459, 1460, 8999, 9000]))
     assert internet_checksum(data) == scapy_checksum(data)
     assert internet_checksum(bytearray(data)) == scapy_checksum(data)
     assert internet_checksum(memoryview(b"x" + data)[1:]) == scapy_checksum(data)
