@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("nic_model", "rtl", "host_driver", "cosim")
 NOT_OURS = {".git", ".venv", "build", "results", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache",
             ".hypothesis"}
-FORMATS_AND_ARITHMETIC = ("nic_model.aggregates", "nic_model.checksum", "nic_model.packets", "nic_model.ring",
-                          "nic_model.segmentation", "nic_model.seqnum", "nic_model.toeplitz")
+FORMATS_AND_ARITHMETIC = ("nic_model.aggregates", "nic_model.checksum", "nic_model.icmp", "nic_model.packets",
+                          "nic_model.ring", "nic_model.segmentation", "nic_model.seqnum", "nic_model.toeplitz")
 
 ARROWS: dict[str, tuple[str, ...]] = {
     "nic_model.contract": ("nic_model.contract",),
@@ -262,7 +262,7 @@ def test_files_that_a_document_names_exist(document: Path) -> None:
                 f"{document.name}: {word!r} of {token} does not stand there")
 
 
-@pytest.mark.parametrize(("name", "least"), [("packet_path.md", 100), ("engines.md", 10)])
+@pytest.mark.parametrize(("name", "least"), [("packet_path.md", 100), ("engines.md", 10), ("tcp.md", 10)])
 def test_names_in_a_document_stand_in_the_code(name: str, least: int) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     words = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for _, path in sources())))
