@@ -34,11 +34,15 @@ from host_driver.tcp.states import (
     ACK,
     ECN_MASK,
     FIN,
+    LISTEN,
     MAX_UNSCALED_WINDOW,
     NEVER,
     NOT_ECT,
     RST,
     SYN,
+    SYN_RECEIVED,
+    SYN_SENT,
+    TIME_WAIT,
     Endpoint,
     State,
 )
@@ -417,9 +421,9 @@ class Stack:
                      merged_bytes: int) -> None:
         key = (source, tcp.source_port, tcp.destination_port)
         connection = self._connections.get(key)
-        self._charge_arrival(tcp.flags, len(payload), State.LISTEN if connection is None else connection.state)
-        if connection is not None and not self._may_replace(connection, tcp):
-            if connection.state is State.SYN_RECEIVED and self._must_wait(connection, tcp):
+        self._charge_arrival(tcp.flags, len(payload), LISTEN if connection is None else connection.state)
+        if connection is not None and not (connection.state is TIME_WAIT and self._may_replace(connection, tcp)):
+            if connection.state is SYN_RECEIVED and self._must_wait(connection, tcp):
                 return
             sender, receiver = connection.sender, connection.receiver
             una, nxt = sender.snd_una, receiver.rcv_nxt
@@ -512,7 +516,7 @@ class Stack:
 
     def _may_replace(self, connection: Connection, tcp: TcpHeader) -> bool:
         """Whether a SYN may open the connection anew that still stands in TIME-WAIT."""
-        return (connection.state is State.TIME_WAIT and tcp.flags & (SYN | ACK | RST) == SYN
+        return (tcp.flags & (SYN | ACK | RST) == SYN
                 and tcp.destination_port in self._listeners and connection.may_reopen(tcp))
 
     def _charge_arrival(self, flags: int, payload_bytes: int, state: State) -> None:
@@ -521,7 +525,7 @@ class Stack:
         if flags & RST:
             charge("tcp_recv", "rst")
             return
-        if (state is State.SYN_SENT and flags & SYN) or (state is State.SYN_RECEIVED and not flags & SYN):
+        if (state is SYN_SENT and flags & SYN) or (state is SYN_RECEIVED and not flags & SYN):
             charge("tcp_recv", "established")
         elif flags & SYN:
             charge("tcp_recv", "syn")
