@@ -42,8 +42,8 @@ class CongestionControl:
         """`acked` new bytes are acknowledged, and the window was in use."""
         if self.window < self.threshold:
             # RFC 5681 §3.1: "cwnd += min (N, SMSS)" (2), N being the bytes newly acknowledged; RFC 3465 §2.2 allows
-            # more than one SMSS
-            grown = self.window + min(acked, self._slow_start_limit)
+            # more than one SMSS, but not by that beyond the threshold
+            grown = min(self.window + min(acked, self._slow_start_limit), max(self.threshold, self.window + self.mss))
         else:
             grown = self._avoid_congestion(acked, now, srtt)
         self.window = min(grown, MAX_WINDOW_BYTES)

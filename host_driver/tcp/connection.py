@@ -671,7 +671,8 @@ class Connection:
             blocks = self._valid_blocks(options.sack)
         una = sender.snd_una
         sender.on_acknowledgement(ack, tcp.window, position, blocks, now,
-                                  is_pure=not payload_bytes and not flags & FIN, echo_ps=echo_ps)
+                                  is_pure=not payload_bytes and not flags & FIN, echo_ps=echo_ps,
+                                  is_echo=sender.has_ecn and flags & ECE > 0)
         if sender.snd_una != una:
             self.soft_error = None
             if self._liveness is not None:

@@ -45,21 +45,22 @@ class FastRecovery(LossRecovery):
         return self._is_again_due
 
     def on_ack(self, una: int, ack: int, highest: int, blocks: list[Block], now: int, srtt: int | None, *,
-               is_duplicate: bool, echo_ps: int | None) -> int | None:
+               is_duplicate: bool, echo_ps: int | None, may_grow: bool) -> int | None:
         """The first unacknowledged position moves from `una` to `ack`, or is repeated."""
         if ack > una:
-            self._on_progress(ack, ack - una, highest - una, now, srtt)
+            self._on_progress(ack, ack - una, highest - una, now, srtt, may_grow=may_grow)
         elif is_duplicate:
             self._on_duplicate(ack, highest, highest - una, now)
         return None
 
-    def _on_progress(self, position: int, acked: int, flight: int, now: int, srtt: int | None) -> None:
+    def _on_progress(self, position: int, acked: int, flight: int, now: int, srtt: int | None, *,
+                     may_grow: bool) -> None:
         control = self.control
         mss = control.mss
         self.duplicate_acks = 0
         if not self.in_recovery:
             # A sender that did not fill the window has not learned that a larger one would do.
-            if flight + mss > control.window:
+            if may_grow and flight + mss > control.window:
                 control.grow(acked, now, srtt)
         elif position > self.recover:
             # RFC 6582 §3.2 step 3, full acknowledgments: "Set cwnd to [...] min (ssthresh, max(FlightSize, SMSS) +

@@ -38,11 +38,11 @@ class LossRecovery:
         """A segment leaves."""
 
     def on_ack(self, una: int, ack: int, highest: int, blocks: list[Block], now: int, srtt: int | None, *,
-               is_duplicate: bool, echo_ps: int | None) -> int | None:
+               is_duplicate: bool, echo_ps: int | None, may_grow: bool) -> int | None:
         """SND.UNA goes from `una` to `ack`, or stays (`ack` may be an older one); `highest`: behind all that was sent.
 
-        `echo_ps`: how long ago the peer's timestamp says that what it acknowledges was sent. Returns a round-trip
-        time, if a segment that was sent once gives one.
+        `echo_ps`: how long ago the peer's timestamp says that what it acknowledges was sent. `may_grow`: whether this
+        may let the congestion window grow. Returns a round-trip time, if a segment that was sent once gives one.
         """
         raise NotImplementedError
 

@@ -20,7 +20,7 @@ class SackRecovery(LossRecovery):
     """SND.NXT never goes back here: what is lost is known by position."""
 
     __slots__ = ("_after_timeout", "_is_first_due", "_probe", "_probe_due", "_prr", "_rack", "_recovery_point",
-                 "_srtt", "_timer_is_probe", "_undo_bytes", "_undo_from", "board")
+                 "_srtt", "_timer_is_probe", "_undo_bytes", "_undo_from", "_undo_reduction", "board")
 
     def __init__(self, control: CongestionControl) -> None:
         super().__init__(control)
@@ -36,6 +36,7 @@ class SackRecovery(LossRecovery):
         self._probe_due = False
         self._undo_from: int | None = None  # where the recovery began that could be undone
         self._undo_bytes = 0  # sent again since then, and not reported as duplicates
+        self._undo_reduction = 0  # which one of the window it was
 
     # Sending ---------------------------------------------------------------------------------------------------------
 
@@ -76,7 +77,7 @@ class SackRecovery(LossRecovery):
     # Arrival ---------------------------------------------------------------------------------------------------------
 
     def on_ack(self, una: int, ack: int, highest: int, blocks: list[Block], now: int, srtt: int | None, *,
-               is_duplicate: bool, echo_ps: int | None) -> int | None:
+               is_duplicate: bool, echo_ps: int | None, may_grow: bool) -> int | None:
         """SND.UNA goes from `una` to `ack`, unless it is an old one, and the peer reports `blocks`."""
         board = self.board
         flight = highest - una
@@ -89,7 +90,7 @@ class SackRecovery(LossRecovery):
                 self.timer_at = NEVER  # what the reordering timer was for has arrived
             if self._probe.is_out and self._probe.on_ack(ack, None, is_duplicate=is_duplicate):
                 self._reduce_at_once(flight, now)
-            elif ack > una and self.is_limiting:
+            elif ack > una and self.is_limiting and may_grow:
                 self.control.grow(ack - una, now, srtt)
             return _round_trip(delivered, now)
 
@@ -97,7 +98,8 @@ class SackRecovery(LossRecovery):
         ack = max(ack, una)
         sacked_before = board.sacked_bytes
         delivered = board.acknowledge(ack)
-        news = board.select([(max(start, ack), min(end, highest)) for start, end in blocks])
+        # From the lowest on: what one acknowledgement reports may have arrived in order.
+        news = board.select([(max(start, ack), min(end, highest)) for start, end in sorted(blocks)])
         rtt = _round_trip(delivered or news, now)
         self._rack.on_delivered([*delivered, *news], now, echo_ps)
         delivered_bytes = ack - una + board.sacked_bytes - sacked_before
@@ -107,8 +109,9 @@ class SackRecovery(LossRecovery):
             self._reduce_at_once(flight, now)
         if (self.in_recovery or self._after_timeout) and ack >= self._recovery_point:
             self._end_recovery()
-        elif not self.in_recovery and ack > una and self.is_limiting:
-            self.control.grow(ack - una, now, srtt)
+        elif not self.in_recovery and ack > una and self.is_limiting and may_grow:
+            # what had been reported before let its segments go then
+            self.control.grow(delivered_bytes, now, srtt)
         self._detect_loss(flight, highest, now)
         if self.in_recovery:
             self.control.window = self._prr.window(delivered_bytes, board.in_flight, self.control.threshold)
@@ -116,8 +119,9 @@ class SackRecovery(LossRecovery):
 
     def _on_dsack(self, dsack: Block, ack: int, highest: int) -> None:
         self._rack.on_dsack(ack, highest)
-        if self._undo_from is None or not self._undo_bytes or dsack[0] < self._undo_from:
-            return
+        if (self._undo_from is None or not self._undo_bytes or self._undo_reduction != self.control.reductions
+                or dsack[0] < self._undo_from or dsack[1] > self._recovery_point):
+            return  # what came twice was not sent again in this recovery: the network made a copy, or it was another's
         # All that was sent again arrived twice: nothing had been lost, only late (RFC 2883 §5; RFC 3708 §2).
         self._undo_bytes -= dsack[1] - dsack[0]
         if self._undo_bytes <= 0:
@@ -131,9 +135,11 @@ class SackRecovery(LossRecovery):
         board = self.board
         is_recovering = self.in_recovery or self._after_timeout
         wait = self._rack.detect_loss(board, now, self._srtt, in_recovery=is_recovering)
-        # RFC 8985 §6.2 step 5: "If timeout != 0: Arm the RACK reordering timer"
-        self._timer_is_probe = False
-        self.timer_at = now + wait if wait else NEVER
+        # RFC 8985 §6.2 step 5: "If timeout != 0: Arm the RACK reordering timer". It takes the place of the probe's, as
+        # do reports of what arrived; but a D-SACK alone says nothing of the tail.
+        if wait or board.sacked_bytes or board.lost_bytes or is_recovering or not self._timer_is_probe:
+            self._timer_is_probe = False
+            self.timer_at = now + wait if wait else NEVER
         if board.lost_bytes and not is_recovering:
             self._begin_recovery(flight, highest, now)
 
@@ -142,14 +148,19 @@ class SackRecovery(LossRecovery):
         # PRR's here, and the half the algorithm's
         self.in_recovery = True
         self._recovery_point = highest
-        self._undo_from = self.board.segments[0].start
-        self._undo_bytes = 0
         self._prr.start(flight)
         # Segments beyond the window, which selective acknowledgements had let go, are not the path's capacity.
         self.control.reduce(min(flight, self.control.window), now)
+        self._start_undo(self.board.segments[0].start)
         # (4.3): "Retransmit the first data segment presumed dropped"
         self._is_first_due = True
         self._probe.cancel()
+
+    def _start_undo(self, una: int | None) -> None:
+        """The window was just reduced; D-SACKs may show that there was no reason."""
+        self._undo_from = una
+        self._undo_bytes = 0
+        self._undo_reduction = self.control.reductions
 
     def _end_recovery(self) -> None:
         if self.in_recovery:
@@ -181,10 +192,9 @@ class SackRecovery(LossRecovery):
                     board.lose(segment)
         else:
             self._rack.mark_losses_on_timeout(board, now, self._srtt)
-        if is_first and not self._after_timeout:
-            self._undo_from = segments[0].start if segments else None
-            self._undo_bytes = 0
         self.control.on_timeout(min(flight, self.control.window), now, is_first=is_first)
+        if is_first and not self._after_timeout:
+            self._start_undo(segments[0].start if segments else None)
         self.in_recovery = False
         self._after_timeout = True
         self._recovery_point = highest

@@ -177,7 +177,7 @@ class Sender:
 
     @property
     def ack_position(self) -> int:
-        """Sequence number of a segment that only acknowledges."""
+        """Sequence number of a segment without data, that acknowledges or resets."""
         # <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>; after going back SND.NXT is old, and after a zero-window probe SND.MAX
         # lies beyond the peer's window: neither would be acceptable there.
         return min(self.snd_max, max(self.snd_nxt, self.snd_una + self.snd_wnd))
@@ -213,20 +213,22 @@ class Sender:
         return self.snd_una - self._max_snd_wnd <= ack <= self.snd_max
 
     def on_acknowledgement(self, ack: int, window_field: int, position: int, blocks: list[Block], now: int, *,
-                           is_pure: bool, echo_ps: int | None) -> None:
+                           is_pure: bool, echo_ps: int | None, is_echo: bool) -> None:
         """Process ACK, window and SACK blocks of an acceptable segment at `position`.
 
         `is_pure`: it has neither data nor FIN. `echo_ps`: how long ago the timestamp was sent that it echoes.
+        `is_echo`: it says that a router marked what we sent.
         """
         self.persist.on_answer()
         una = self.snd_una
         window = window_field << self.shift
-        # RFC 5681 §2 defines the duplicate acknowledgement so; with SACK, its blocks count.
-        is_duplicate = ack == una < self.snd_nxt and is_pure and window == self.snd_wnd
+        # RFC 5681 §2 defines the duplicate acknowledgement so. With SACK, its blocks count, and one without them only
+        # tells of a tail loss probe that arrived twice, after which nothing may be outstanding.
+        is_duplicate = ack == una and is_pure and window == self.snd_wnd and (una < self.snd_nxt or self._has_sack)
         if ack > una or is_duplicate or blocks:
             highest = self.snd_nxt if self._has_sack else self.snd_max
             rtt = self._recovery.on_ack(una, ack, highest, blocks, now, self._rtt.srtt,
-                                        is_duplicate=is_duplicate, echo_ps=echo_ps)
+                                        is_duplicate=is_duplicate, echo_ps=echo_ps, may_grow=not is_echo)
             if ack > una:
                 self._measure(rtt, ack, now, echo_ps)
                 self._on_progress(ack, now)
@@ -237,6 +239,11 @@ class Sender:
             # SEG.ACK." A newer acknowledgement in an older segment (sent again, and overtaken) counts too: otherwise
             # SND.UNA would advance under a window that was meant for the old one, and its edge would be overrun.
             self._set_window(window, position, ack)
+        if not self.snd_wnd and self.retransmissions > 1:
+            # RFC 9293 §3.8.6: a sender whose window was shrunk "SHOULD NOT time out the connection if data beyond the
+            # right window edge is not acknowledged. If the window shrinks to zero, the TCP implementation MUST probe it
+            # in the standard way": what is sent again is the probe, and this its answer.
+            self.retransmissions = 1
         if self.buffer.end > self.snd_nxt or self.fin_queued or self._recovery.has_again:
             self._owner.want_transmit()
 

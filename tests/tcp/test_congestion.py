@@ -119,6 +119,16 @@ def test_slow_start_limit(limit: int | None, grown: int) -> None:
     assert control.window == (4 + grown) * MSS
 
 
+@pytest.mark.parametrize("limit", [1, None])
+def test_slow_start_ends_at_the_threshold(limit: int | None) -> None:
+    """However much one acknowledgement tells of, it leads beyond it by less than a segment."""
+    control = NewReno(MSS, 20, limit)
+    control.on_timeout(20 * MSS, 0, is_first=True)
+    for _ in range(10):
+        control.grow(100 * MSS, 0, None)
+    assert 10 * MSS <= control.window < 11 * MSS
+
+
 def test_profiles_choose() -> None:
     assert {p.congestion_control for p in (RFC, LINUX24)} == {"newreno"}
     assert LINUX.congestion_control == "cubic"

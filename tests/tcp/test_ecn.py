@@ -28,7 +28,7 @@ def codepoint(segment: Seen) -> int:
 def opened(d: Dialogue) -> Connection:
     """A connection on which both agreed."""
     listener = d.stack.listen(80, 1)
-    d.send("SEC", 0, options=[("MSS", MSS)])
+    d.send("SEC", 0, options=[("MSS", MSS), ("SAckOK", b"")])
     assert d.one().flags == "SAE"
     d.send("A", 1, 1)
     return accept(listener)
@@ -151,6 +151,26 @@ def test_an_echo_halves_the_window_once_a_round_trip() -> None:
     assert 4 <= 2 + 1 + len(others) <= 5
     d.send("AE", 1, 1 + 11 * MSS)  # beyond what was out: a new mark
     assert c.sender.control.reductions == 2
+
+
+@pytest.mark.parametrize("sack", [False, True])
+def test_an_echo_never_lets_the_window_grow(sack: bool) -> None:
+    """§6.1.2: "The sending TCP SHOULD NOT increase the congestion window in response to the receipt of an ECN-Echo ACK
+    packet", of which there are many before the CWR has arrived."""
+    d = Dialogue(replace(ACCEPTING, sack=sack))
+    c = opened(d)
+    queue(c, bytes(40 * MSS))
+    assert len(d.sent()) == 10
+    d.send("AE", 1, 1 + MSS)
+    window = c.sender.control.window
+    assert window < 10 * MSS
+    for acked in (5, 6, 8):
+        d.sent()
+        d.send("AE", 1, 1 + acked * MSS)
+        assert c.sender.control.window == window
+    d.sent()
+    d.send("A", 1, 1 + 11 * MSS)
+    assert c.sender.control.window > window
 
 
 def test_a_loss_is_told_with_cwr_too() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from host_driver.tcp import Connection, Profile
+from host_driver.tcp import Connection, Ecn, Profile
 from host_driver.tcp.profile import MS, SECOND
 from tests.tcp.dialogue import Dialogue, accept, queue
 from tests.tcp.path import Path, transfer
@@ -79,6 +79,14 @@ def test_reordering_within_the_window_repeats_nothing() -> None:
     assert numbers(d.sent()) == [2]
 
 
+def test_two_reports_in_one_acknowledgement_are_no_reordering() -> None:
+    """§6.2 step 3: the block that changed last stands first, but an earlier acknowledgement may have been lost."""
+    d = Dialogue(QUIET)
+    flight(d, 10)
+    assert acks(d, 1, segment(3), segment(1)) == []
+    assert acks(d, 1, segment(3, 5), segment(1))[0] == 0  # three segments are enough, without a wait
+
+
 def test_a_lost_retransmission_is_found_without_a_timeout() -> None:
     """§3.2: what was sent later than it arrives."""
     d = Dialogue(QUIET)
@@ -145,6 +153,45 @@ def test_needless_recovery_is_undone() -> None:
     assert c.sender.control.window >= before
 
 
+def test_a_copy_that_the_network_made_undoes_nothing() -> None:
+    """Its D-SACK is about nothing that the recovery sent again."""
+    d = Dialogue(QUIET)
+    c = flight(d, 10)
+    assert acks(d, 1, segment(1, 4)) == [0]
+    d.now += RTT
+    acks(d, 1 + 10 * MSS)
+    window = c.sender.control.window
+    queue(c, bytes(2 * MSS))
+    assert numbers(d.sent()) == [10, 11]
+    d.now += RTT
+    acks(d, 1 + 12 * MSS, segment(11))
+    assert c.sender.control.window == window
+
+
+def test_a_later_reduction_is_not_undone() -> None:
+    """The D-SACK comes when the window was reduced once more, for a mark."""
+    d = Dialogue(replace(QUIET, ecn=Ecn.ACCEPT))
+    listener = d.stack.listen(80, 1)
+    d.send("SEC", 0, options=PERMITTED)
+    assert d.one().flags == "SAE"
+    d.now += RTT
+    d.send("A", 1, 1, window=65535)
+    c = accept(listener)
+    queue(c, bytes(20 * MSS))
+    d.sent()
+    d.now += RTT
+    assert acks(d, 1, segment(1, 4)) == [0]
+    d.now += RTT
+    acks(d, 1 + 20 * MSS)
+    queue(c, bytes(4 * MSS))
+    d.sent()
+    d.now += RTT
+    d.send("AE", 1, 1 + 24 * MSS, window=65535)
+    window = c.sender.control.window
+    acks(d, 1 + 24 * MSS, segment(0))
+    assert c.sender.control.window == window
+
+
 # PRR and limited transmit
 
 
@@ -184,6 +231,20 @@ def test_growth_needs_a_window_that_was_in_use() -> None:
     window = c.sender.control.window
     acks(d, 1 + 2 * MSS)
     assert c.sender.control.window == window
+
+
+def test_what_was_reported_before_lets_the_window_grow_no_second_time() -> None:
+    """Slow start after a timeout, without a limit for one acknowledgement: it covers 39 segments, but tells of one."""
+    d = Dialogue(replace(QUIET, slow_start_limit=None, initial_window_segments=40))
+    c = flight(d, 40, waiting=40)
+    assert acks(d, 1, segment(1, 39))[0] == 0
+    while not c.sender.retransmissions:
+        d.run_to_deadline()
+        d.sent()
+    assert c.sender.control.window == MSS
+    d.now += RTT
+    acks(d, 1 + 39 * MSS)
+    assert c.sender.control.window == 2 * MSS
 
 
 # Tail loss probes
@@ -253,6 +314,37 @@ def test_what_the_answer_to_a_probe_means(is_reported: bool) -> None:
     d.now += RTT
     acks(d, 1 + 5 * MSS)
     assert (c.sender.control.window < window) is not is_reported
+
+
+def test_a_probe_that_arrives_twice_is_known_without_a_d_sack() -> None:
+    """§7.4.2, case 3: a peer that sends none acknowledges it with a duplicate."""
+    d = Dialogue(SACKED)
+    c = flight(d, 4)
+    window = c.sender.control.window
+    d.run_to_deadline()
+    assert numbers(d.sent()) == [3]
+    acks(d, 1 + 4 * MSS)
+    acks(d, 1 + 4 * MSS)
+    queue(c, bytes(MSS))
+    d.sent()
+    d.now += RTT
+    acks(d, 1 + 5 * MSS)
+    assert c.sender.control.window >= window
+
+
+def test_a_d_sack_does_not_put_the_probe_off() -> None:
+    """§7.2: the timer is for the tail, of which a copy of something older says nothing."""
+    d = Dialogue(QUIET)
+    c = opened(d)
+    queue(c, bytes(2 * MSS))
+    d.sent()
+    d.now += RTT
+    acks(d, 1 + 2 * MSS)
+    queue(c, bytes(2 * MSS))
+    d.sent()
+    acks(d, 1 + 2 * MSS, segment(1))
+    assert d.run_to_deadline() == 2 * RTT
+    assert numbers(d.sent()) == [3]
 
 
 def test_a_probe_takes_the_place_of_an_earlier_timeout() -> None:

@@ -267,6 +267,34 @@ def test_small_window_is_used_after_the_override_timeout() -> None:
     assert lengths(d) == [500]
 
 
+@pytest.mark.parametrize("sack", [False, True])
+def test_a_window_that_shrinks_to_nothing_is_probed_as_long_as_the_peer_answers(sack: bool) -> None:
+    """RFC 9293 §3.8.6: what lies beyond the edge is no reason to give up; nothing but one octet leaves."""
+    d = Dialogue(replace(PLAIN, sack=sack, initial_window_segments=10))
+    c = d.accepted(options=[("MSS", MSS), ("SAckOK", b"")])
+    queue(c, bytes(4 * MSS))
+    assert lengths(d) == [MSS] * 4
+    d.send("PA", 1, 1, b"x", window=0)
+    waits = []
+    for _ in range(2 * PLAIN.max_retransmissions):
+        waits.append(d.run_to_deadline())
+        assert all(s.seq + len(s.payload) <= 2 for s in d.sent() if s.payload)
+        d.send("A", 2, 1, window=0)
+        d.nothing()
+        assert c.state is State.ESTABLISHED
+    assert waits[-1] == 60 * SECOND
+    ack = 1
+    d.send("A", 2, ack)
+    while c.acked_bytes < 4 * MSS:
+        seen = d.sent()
+        if not seen:
+            d.run_to_deadline()
+            seen = d.sent()
+        ack = max([ack, *(s.seq + len(s.payload) for s in seen if s.seq <= ack)])
+        d.send("A", 2, ack)
+    assert d.stack.next_deadline() is None
+
+
 @pytest.mark.parametrize("probe_first", [False, True])
 def test_fin_behind_a_closed_window(probe_first: bool) -> None:
     d = Dialogue()
