@@ -328,7 +328,7 @@ class Connection:
         """Drop the connection; the peer gets a RST."""
         # RFC 9293 §3.10.5: SYN-RECEIVED to CLOSE-WAIT: "Send a reset segment: <SEQ=SND.NXT><CTL=RST>"
         if State.SYN_RECEIVED <= self.state <= State.CLOSE_WAIT:
-            self._send_control(self.sender.snd_max, RST | ACK, now)
+            self._send_control(self.sender.ack_position, RST | ACK, now)
         if self.state is State.TIME_WAIT:
             self._enter_closed(None)  # all had been said
         elif self.state is not State.CLOSED:
@@ -365,8 +365,8 @@ class Connection:
         """In TIME-WAIT: whether a SYN is a new one of the peer, not an old duplicate."""
         # RFC 9293 §3.6.1: a TCP "MAY accept a new SYN from the remote TCP endpoint to reopen the connection directly
         # from the TIME-WAIT state, if it: (1) assigns its initial sequence number for the new connection to be larger
-        # than the largest sequence number it used on the previous connection incarnation", which the 4 microsecond
-        # clock sees to, and the SYN is no old duplicate.
+        # than the largest sequence number it used on the previous connection incarnation", which the stack sees to, and
+        # the SYN is no old duplicate.
         receiver = self.receiver
         is_beyond = unwrap(syn.sequence, receiver.rcv_nxt) > receiver.rcv_nxt
         timestamps = syn.options.timestamps
@@ -443,7 +443,7 @@ class Connection:
             # RFC 9293 §3.8.4: "[...] SEG.SEQ = SND.NXT-1 and may or may not contain one garbage octet of data"
             self._send_control(self.sender.snd_max - 1, ACK, now)
         elif due is Due.SILENT:
-            self._send_control(self.sender.snd_max, RST | ACK, now)
+            self._send_control(self.sender.ack_position, RST | ACK, now)
             self._time_out(f"no answer to {liveness.probes} keep-alive probes")
         elif due is Due.NO_PROGRESS:
             # §3.10.8: "if the user timeout expires, flush all queues, signal the user 'error: connection aborted due to
@@ -582,7 +582,7 @@ class Connection:
                     # TIME-WAIT: "a retransmission of the remote FIN. Acknowledge it, and restart the 2 MSL timeout."
                     self._time_wait_at = now + self._profile.time_wait_ps
                 if length:
-                    receiver.note_duplicate(position, position + len(payload))
+                    receiver.note_duplicate(position, position + length)
                     self._send_ack(now)
                 else:
                     self._send_challenge_ack(now)
@@ -608,6 +608,11 @@ class Connection:
 
         # Fourth, check the SYN bit.
         if flags & SYN:
+            if self.state is State.SYN_RECEIVED and self.is_passive:
+                # RFC 9293 §3.10.7.4, SYN-RECEIVED: "If the connection was initiated with a passive OPEN, then return
+                # this connection to the LISTEN state and return."
+                self._enter_closed(None)
+                return
             # RFC 5961 §4.2: "If the SYN bit is set, irrespective of the sequence number, TCP MUST send an ACK (also
             # referred to as challenge ACK) to the remote peer"
             self._send_challenge_ack(now)
@@ -737,7 +742,7 @@ class Connection:
             self._send_ack(now)
             return
         if self._is_released and position + len(payload) > self.receiver.rcv_nxt:
-            self._send_control(self.sender.snd_max, RST | ACK, now)
+            self._send_control(self.sender.ack_position, RST | ACK, now)
             self._enter_closed(ConnectionAbortedError(f"{self!r}: data came for a user that has gone"))
             return
         if self.receiver.take(position, payload, flags, now):

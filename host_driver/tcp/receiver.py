@@ -95,7 +95,7 @@ class Receiver:
             self._ts_recent_at = now
 
     def note_duplicate(self, position: int, end: int) -> None:
-        """A segment in front of RCV.NXT arrived (again)."""
+        """A segment in front of RCV.NXT arrived (again), with its SYN or FIN up to `end`."""
         if self.report is not None and position < self.rcv_nxt:
             self.report.on_duplicate(position, min(end, self.rcv_nxt))
 

@@ -64,7 +64,7 @@ from nic_model.packets import (
     pack_tcp,
     parse_frame,
 )
-from nic_model.seqnum import MASK
+from nic_model.seqnum import MASK, unwrap, wrap
 
 FIRST_EPHEMERAL_PORT = 32768
 LAST_EPHEMERAL_PORT = 60999
@@ -456,9 +456,15 @@ class Stack:
             else:
                 self.counters.backlog_full += 1
             return
+        iss = None
         if connection is not None:
+            # RFC 9293 §3.6.1 (1): the new number must be "larger than the largest sequence number it used on the
+            # previous connection incarnation", which may have used them up faster than the clock of the numbers runs.
+            used = connection.sender.snd_max
+            clock = self._initial_sequence_number(link.source, connection.remote, listener.port, now)
+            iss = wrap(max(unwrap(clock, used), used + 1))
             connection.abort(now)
-        self._new_passive(listener, link, tcp.source_port, now).open_passive(tcp)
+        self._new_passive(listener, link, tcp.source_port, now, iss).open_passive(tcp)
 
     def _must_wait(self, connection: Connection, tcp: TcpHeader) -> bool:
         """Whether a handshake may not end yet, as nobody accepts: like Linux, its last acknowledgement is forgotten."""

@@ -161,6 +161,18 @@ def test_duplicates_are_reported_once(arrives: tuple[int, int], expected: list[t
     assert blocks(d.one())[0] == (501, 601)
 
 
+def test_a_syn_and_a_fin_that_come_again_are_reported() -> None:
+    """They have a number, too: RFC 2883 §4 has no block without one."""
+    d = Dialogue(SACKED)
+    d.accepted(options=PERMITTED)
+    d.send("SA", 0, 1)
+    assert blocks(d.one()) == [(0, 1)]
+    d.send("FA", 1, 1)
+    assert blocks(d.one()) == []
+    d.send("FA", 1, 1)
+    assert blocks(d.one()) == [(1, 2)]
+
+
 # The sender
 
 

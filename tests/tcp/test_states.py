@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from host_driver.tcp import Connection, State
-from host_driver.tcp.profile import SECOND
+from host_driver.tcp.profile import MS, SECOND
 from tests.tcp.dialogue import PLAIN, Dialogue, accept, queue
 
 
@@ -105,6 +105,7 @@ ARRIVALS = [
     (State.SYN_RECEIVED, ("A", 1, 1), State.ESTABLISHED, ""),
     (State.SYN_RECEIVED, ("FA", 1, 1), State.CLOSE_WAIT, "A"),
     (State.SYN_RECEIVED, ("S", 0, None), State.SYN_RECEIVED, "SA"),
+    (State.SYN_RECEIVED, ("S", 50, None), State.CLOSED, ""),  # back to LISTEN
     (State.SYN_RECEIVED, ("R", 1, None), State.CLOSED, ""),
     (State.ESTABLISHED, ("FA", 1, 1), State.CLOSE_WAIT, "A"),
     (State.ESTABLISHED, ("R", 1, None), State.CLOSED, ""),
@@ -311,6 +312,49 @@ def test_time_wait_is_reopened_by_a_newer_syn(value: int | None, seq: int, opens
     d.send("S", seq, options=[] if value is None else [("Timestamp", (value, 0))])
     assert "".join(s.flags for s in d.sent()) == ("SA" if opens else "" if value is None else "A")
     assert (c.state is State.CLOSED) is opens
+
+
+def test_number_of_a_reopened_connection_lies_behind_the_old_one() -> None:
+    """RFC 9293 §3.6.1 (1), also where numbers were used faster than the clock of §3.4.1 gives them."""
+    d = Dialogue(replace(PLAIN, initial_window_segments=100))
+    c = d.accepted(window=65535)
+    old = d.iss
+    queue(c, bytes(60000))
+    c.close(d.now)
+    d.sent()
+    d.send("FA", 1, 60002)
+    d.one()
+    assert c.state is State.TIME_WAIT
+    d.now += MS
+    d.send("S", 9, options=[("MSS", 1460)])
+    assert d.one().flags == "SA"
+    assert old is not None
+    assert d.iss is not None
+    assert 60001 < (d.iss - old) % (1 << 32) < 1 << 31
+
+
+def test_a_syn_inside_the_window_of_a_simultaneous_open_is_challenged() -> None:
+    """§3.10.7.4, fourth: only a connection that was opened passively returns to LISTEN."""
+    d = Dialogue()
+    c = syn_sent(d)
+    d.send("S", 0)
+    assert d.one().flags == "SA"
+    d.send("S", 50)
+    assert d.one().flags == "A"
+    assert c.state is State.SYN_RECEIVED
+
+
+def test_a_reset_behind_a_window_probe_stands_within_the_window() -> None:
+    """§3.10.7.4, first: a peer drops a reset from beyond a closed window without an answer, and would never know."""
+    d = Dialogue()
+    c = d.accepted(window=0)
+    queue(c, b"abc")
+    d.nothing()
+    d.run_to_deadline()
+    assert d.one().payload == b"a"
+    d.send("A", 1, 1, window=0)
+    c.abort(d.now)
+    assert [(s.flags, s.seq) for s in d.sent()] == [("RA", 1)]
 
 
 @pytest.mark.parametrize(("option", "mss"), [(None, 536), (0, 536), (1, 28), (28, 28), (1460, 1460), (65535, 1460)])
