@@ -82,12 +82,11 @@ class SackRecovery(LossRecovery):
         board = self.board
         flight = highest - una
         self._srtt = srtt
-        if not blocks and not self.in_recovery and not self._after_timeout and not board.sacked_bytes:
+        is_calm = self._timer_is_probe or self.timer_at == NEVER  # no reordering timer runs
+        if not blocks and is_calm and not self.in_recovery and not self._after_timeout and not board.sacked_bytes:
             # the usual acknowledgement
             delivered = board.acknowledge(ack)
             self._rack.on_delivered(delivered, now, echo_ps)
-            if ack > una and not self._timer_is_probe:
-                self.timer_at = NEVER  # what the reordering timer was for has arrived
             if self._probe.is_out and self._probe.on_ack(ack, None, is_duplicate=is_duplicate):
                 self._reduce_at_once(flight, now)
             elif ack > una and self.is_limiting and may_grow:

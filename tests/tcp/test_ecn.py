@@ -173,6 +173,19 @@ def test_an_echo_never_lets_the_window_grow(sack: bool) -> None:
     assert c.sender.control.window > window
 
 
+def test_an_echo_during_a_recovery_reduces_nothing_more() -> None:
+    """§6.1.2: "not [...] more than once every window of data", to a loss and a mark together."""
+    d = Dialogue(ACCEPTING)
+    c = opened(d)
+    queue(c, bytes(10 * MSS))
+    d.sent()
+    for _ in range(3):
+        d.send("A", 1, 1)
+    assert d.one().out.is_retransmission
+    d.send("AE", 1, 1 + 2 * MSS)
+    assert c.sender.control.reductions == 1
+
+
 def test_a_loss_is_told_with_cwr_too() -> None:
     """§6.1.2: "reduces its congestion window for any reason"."""
     d = Dialogue(ACCEPTING)

@@ -87,6 +87,23 @@ def test_two_reports_in_one_acknowledgement_are_no_reordering() -> None:
     assert acks(d, 1, segment(3, 5), segment(1))[0] == 0  # three segments are enough, without a wait
 
 
+def test_the_reordering_timer_outlasts_an_acknowledgement_without_reports() -> None:
+    """§6.2 step 5 is for every acknowledgement: what left before something that arrived has only so much time."""
+    d = Dialogue(QUIET)
+    c = flight(d, 10)
+    assert acks(d, 1, segment(1, 4)) == [0]
+    c.sender.control.window = 30 * MSS
+    queue(c, bytes(3 * MSS))
+    assert numbers(d.sent()) == [10, 11, 12]
+    d.now += MS
+    assert acks(d, 1, segment(6, 10), segment(1, 5))[0] == 5
+    d.now += RTT
+    assert acks(d, 1 + 10 * MSS) == []
+    assert acks(d, 1 + 11 * MSS) == []
+    assert d.run_to_deadline() <= RTT // 4
+    assert numbers(d.sent())[0] == 11
+
+
 def test_a_lost_retransmission_is_found_without_a_timeout() -> None:
     """§3.2: what was sent later than it arrives."""
     d = Dialogue(QUIET)
@@ -139,6 +156,104 @@ def test_d_sack_widens_the_reordering_window() -> None:
     assert acks(d, 1 + 6 * MSS, segment(7)) == []
     assert d.run_to_deadline() == 2 * (RTT // 4)
     assert numbers(d.sent()) == [6]
+
+
+def widened(d: Dialogue, c: Connection, times: int) -> int:
+    """D-SACKs come in that many round trips; returns the position behind all that was sent."""
+    end = 1 + 6 * MSS
+    for _ in range(times):
+        queue(c, bytes(2 * MSS))
+        d.sent()
+        d.now += RTT
+        for _ in range(2):  # of those in one round trip the first counts
+            acks(d, end + MSS, segment(0))
+        end += 2 * MSS
+        acks(d, end)
+    return end
+
+
+def reordering_wait(d: Dialogue, c: Connection, end: int) -> int:
+    """How long one of three segments is waited for when the last two have arrived; all is well afterwards."""
+    first = (end - 1) // MSS
+    c.sender.control.window = 20 * MSS
+    queue(c, bytes(3 * MSS))
+    assert numbers(d.sent()) == [first, first + 1, first + 2]
+    d.now += RTT
+    assert acks(d, end, segment(first + 1)) == []
+    waited = d.run_to_deadline()
+    assert numbers(d.sent()) == [first]
+    d.now += RTT
+    acks(d, end + 3 * MSS)
+    return waited
+
+
+@pytest.mark.parametrize(("rounds", "quarters"), [(0, 1), (1, 2), (2, 3), (3, 4), (9, 4)])
+def test_reordering_window_grows_once_a_round_trip_up_to_one(rounds: int, quarters: int) -> None:
+    """§6.2 step 4: "min(RACK.reo_wnd_mult * RACK.min_RTT / 4, SRTT)"."""
+    d = Dialogue(QUIET)
+    c = flight(d, 6)
+    acks(d, 1 + 6 * MSS)
+    assert reordering_wait(d, c, widened(d, c, rounds)) == quarters * (RTT // 4)
+
+
+def test_reordering_window_shrinks_after_16_recoveries_without_d_sack() -> None:
+    """§6.2 step 4: RACK.reo_wnd_persist."""
+    d = Dialogue(QUIET)
+    c = flight(d, 6)
+    acks(d, 1 + 6 * MSS)
+    end = widened(d, c, 1)
+    waits = []
+    for _ in range(18):
+        waits.append(reordering_wait(d, c, end))
+        end += 3 * MSS
+    assert waits == [2 * (RTT // 4)] * 16 + [RTT // 4] * 2
+
+
+def test_a_d_sack_behind_a_gap_counts() -> None:
+    """RFC 2883 §4.1.2: the second block contains it."""
+    d = Dialogue(QUIET)
+    c = flight(d, 6)
+    assert acks(d, 1, segment(1, 4)) == [0]
+    assert acks(d, 1, segment(2), segment(1, 4)) == []
+    d.now += RTT
+    acks(d, 1 + 6 * MSS)
+    assert reordering_wait(d, c, 1 + 6 * MSS) == 2 * (RTT // 4)
+
+
+def test_a_segment_that_was_sent_again_was_not_reordered() -> None:
+    """§6.2 step 3: it arrives behind later ones because it was lost; three reports are still enough."""
+    d = Dialogue(QUIET)
+    c = flight(d, 10)
+    assert acks(d, 1, segment(1, 4)) == [0]
+    d.now += RTT
+    acks(d, 1 + 10 * MSS)
+    queue(c, bytes(5 * MSS))
+    assert numbers(d.sent()) == [10, 11, 12, 13, 14]
+    d.now += RTT
+    assert acks(d, 1 + 10 * MSS, segment(11, 14))[0] == 10
+
+
+def test_an_echo_of_the_first_transmission_says_nothing_of_the_second() -> None:
+    """§6.2 step 2: segment 0 was late, and what left before it was sent again is no later for it."""
+    d = Dialogue(replace(QUIET, timestamps=True))
+    listener = d.stack.listen(80, 1)
+    d.send("S", 0, options=[*PERMITTED, ("Timestamp", (5, 0))])
+    d.one()
+    d.now += RTT
+    stamp = [("NOP", None), ("NOP", None), ("Timestamp", (5, 0))]
+    d.send("A", 1, 1, window=65535, options=stamp)
+    c = accept(listener)
+    queue(c, bytes(10 * c.mss))
+    first, *others = d.sent()
+    assert len(others) == 9
+    d.now += RTT
+    echo = ("Timestamp", (6, first.options["Timestamp"][0]))
+    sack = reported(d, (1 + c.mss, 1 + 4 * c.mss))
+    d.send("A", 1, 1, window=65535, options=[("NOP", None), ("NOP", None), echo, *sack])
+    assert d.sent()[0].seq == 1
+    d.now += 2 * RTT
+    d.send("A", 1, 1 + 4 * c.mss, window=65535, options=[("NOP", None), ("NOP", None), echo])
+    assert [s for s in d.sent() if s.out.is_retransmission] == []
 
 
 def test_needless_recovery_is_undone() -> None:
@@ -397,6 +512,41 @@ def test_a_timeout_repeats_what_is_overdue_in_slow_start() -> None:
     d.now += RTT
     assert acks(d, 1 + 8 * MSS) == []
     assert d.stack.next_deadline() is None
+
+
+def test_a_timeout_does_not_repeat_what_left_just_before() -> None:
+    """RFC 8985 §6.3: its time is not over."""
+    d = Dialogue(SACKED)
+    c = flight(d, 1)
+    acks(d, 1 + MSS)
+    queue(c, bytes(2 * MSS))
+    assert numbers(d.sent()) == [1, 2]
+    d.run_to_deadline()
+    assert numbers(d.sent()) == [2]  # the probe
+    deadline = d.stack.next_deadline()
+    assert deadline is not None
+    d.now = deadline - MS
+    queue(c, bytes(2 * MSS))
+    assert numbers(d.sent()) == [3, 4]
+    d.run_to_deadline()
+    assert c.sender.retransmissions == 1
+    assert numbers(d.sent()) == [1]
+    d.now += RTT // 2
+    assert acks(d, 1 + 3 * MSS) == []  # too early to be for what was sent again: 3 and 4 are still on their way
+    d.now += RTT // 2
+    assert acks(d, 1 + 5 * MSS) == []
+
+
+def test_a_segment_that_was_sent_again_measures_nothing() -> None:
+    """RFC 6298 §3, Karn's rule, without timestamps: the smoothed round trip, by which probes go, stays."""
+    d = Dialogue(QUIET)
+    c = flight(d, 10)
+    assert acks(d, 1, segment(1, 10)) == [0]
+    d.now += 5 * RTT
+    acks(d, 1 + 10 * MSS)
+    queue(c, bytes(2 * MSS))
+    d.sent()
+    assert d.run_to_deadline() == 2 * RTT
 
 
 def test_a_peer_without_sack_is_recovered_by_duplicates() -> None:
