@@ -77,19 +77,27 @@ class Rack:
         if self._reo_wnd_persist <= 0:
             self._reo_wnd_mult = 1
 
-    def _reo_wnd(self, sacked_bytes: int, srtt: int | None, *, in_recovery: bool) -> int:
+    def _reo_wnd(self, board: Scoreboard, srtt: int | None, *, in_recovery: bool) -> int:
         # step 4: as long as the path has not reordered any segment, there is no waiting for some in recovery, or when
         # DupThresh segments are reported
-        if not self._reordering_seen and (in_recovery or sacked_bytes > (DUP_THRESH - 1) * self.mss):
+        if not self._reordering_seen and (in_recovery or self._has_dup_thresh(board)):
             return 0
         # "return min(RACK.reo_wnd_mult * RACK.min_RTT / 4, SRTT)"
         return min(self._reo_wnd_mult * (self.min_rtt or 0) // 4, srtt or 0)
+
+    def _has_dup_thresh(self, board: Scoreboard) -> bool:
+        """Whether DupThresh segments are reported, by bytes, or by counting if they are small."""
+        if not board.sacked_bytes:
+            return False
+        if board.sacked_bytes > (DUP_THRESH - 1) * self.mss:
+            return True
+        return sum(-(-(s.end - s.start) // self.mss) for s in board.segments if s.is_sacked) >= DUP_THRESH
 
     def detect_loss(self, board: Scoreboard, now: int, srtt: int | None, *, in_recovery: bool) -> int:
         """Step 5: mark what is lost; returns how long to wait before looking again, 0 for not at all."""
         if self.rtt is None or not board.segments:
             return 0
-        patience = self.rtt + self._reo_wnd(board.sacked_bytes, srtt, in_recovery=in_recovery)
+        patience = self.rtt + self._reo_wnd(board, srtt, in_recovery=in_recovery)
         newest, end_seq = self._order, self._end_seq
         una = board.segments[0].start
         queue = board.by_time()
@@ -114,7 +122,7 @@ class Rack:
 
     def mark_losses_on_timeout(self, board: Scoreboard, now: int, srtt: int | None) -> None:
         """RFC 8985 §6.3: the first segment is lost, and all whose time is over."""
-        patience = None if self.rtt is None else self.rtt + self._reo_wnd(board.sacked_bytes, srtt, in_recovery=False)
+        patience = None if self.rtt is None else self.rtt + self._reo_wnd(board, srtt, in_recovery=False)
         for number, segment in enumerate(board.segments):
             if not segment.is_lost and not segment.is_sacked and (
                     number == 0 or patience is None or segment.sent_at + patience <= now):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from host_driver.tcp import Connection, Ecn, Profile
+from host_driver.tcp import Connection, Ecn, Nagle, Profile
 from host_driver.tcp.profile import MS, SECOND
 from tests.tcp.dialogue import Dialogue, accept, queue
 from tests.tcp.path import Path, transfer
@@ -56,6 +56,22 @@ def test_three_reported_segments_are_enough() -> None:
     assert acks(d, 1, segment(1)) == []
     assert acks(d, 1, segment(1, 3)) == []
     assert acks(d, 1, segment(1, 4)) == [0]
+
+
+def test_small_segments_are_counted_too() -> None:
+    """§6.2 step 4: RACK.segs_sacked are segments, however small."""
+    d = Dialogue(replace(QUIET, nagle=Nagle.OFF))
+    c = opened(d)
+    for _ in range(5):
+        queue(c, bytes(100))
+        assert len(d.sent()) == 1
+    d.now += RTT
+    for end in (201, 301):
+        d.send("A", 1, 1, window=65535, options=reported(d, (101, end)))
+        d.nothing()
+    d.send("A", 1, 1, window=65535, options=reported(d, (101, 401)))
+    assert (again := d.one()).out.is_retransmission
+    assert (again.seq, len(again.payload)) == (1, 100)
 
 
 def test_fewer_are_after_the_reordering_window() -> None:

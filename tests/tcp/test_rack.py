@@ -20,7 +20,7 @@ def walk(rack: Rack, board: Scoreboard, now: int, srtt: int | None, in_recovery:
     """RACK_detect_loss as RFC 8985 §6.2 step 5 has it: what is lost, and how long to wait for the others."""
     if rack.rtt is None:
         return set(), 0
-    patience = rack.rtt + rack._reo_wnd(board.sacked_bytes, srtt, in_recovery=in_recovery)
+    patience = rack.rtt + rack._reo_wnd(board, srtt, in_recovery=in_recovery)
     lost: set[Range] = set()
     timeout = 0
     for segment in board.segments:

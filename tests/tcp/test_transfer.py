@@ -325,6 +325,20 @@ def test_pure_acknowledgement_after_a_probe_is_acceptable_to_the_peer() -> None:
     assert (ack.seq, ack.ack) == (1, 201)
 
 
+def test_pure_acknowledgement_after_a_timeout_is_acceptable_to_the_peer() -> None:
+    """What went back may have arrived: an ACK at SND.NXT would be an old one there."""
+    d = Dialogue(replace(PLAIN, initial_window_segments=4))
+    c = d.accepted()
+    queue(c, bytes(4 * MSS))
+    assert lengths(d) == [MSS] * 4
+    d.run_to_deadline()
+    assert lengths(d) == [MSS]
+    d.send("A", 1, 1, bytes(MSS))
+    d.send("A", 1 + MSS, 1, bytes(MSS))
+    ack = d.one()
+    assert (ack.payload, ack.seq, ack.ack) == (b"", 1 + 4 * MSS, 1 + 2 * MSS)
+
+
 # Nagle
 
 
