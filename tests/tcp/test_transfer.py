@@ -256,6 +256,18 @@ def test_unanswered_probes_end_the_connection() -> None:
     assert isinstance(c.error, TimeoutError)
 
 
+def test_half_of_the_largest_window_is_no_silly_segment() -> None:
+    """RFC 9293 §3.8.6.2.1 (3), Fs = 1/2: a peer whose buffer holds less than a full segment."""
+    d = Dialogue()
+    c = d.accepted(window=1000)
+    queue(c, bytes(5000))
+    assert lengths(d) == [1000]
+    d.send("A", 1, 1001, window=499)
+    d.nothing()
+    d.send("A", 1, 1001, window=500)
+    assert lengths(d) == [500]
+
+
 def test_small_window_is_used_after_the_override_timeout() -> None:
     """RFC 9293 §3.8.6.2.1 (4)."""
     d = Dialogue()
