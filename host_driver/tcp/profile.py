@@ -41,6 +41,7 @@ class Profile:
     max_retransmissions: int = 15
     """Timeouts of one segment before the connection is given up (R2 of RFC 9293 §3.8.3); also unanswered probes."""
     max_syn_retransmissions: int = 5
+    """The same of a SYN."""
     delayed_ack_ps: int = 200 * MS
     quick_acks: int = 0
     """First data segments acknowledged at once, until data goes out in answer."""
@@ -91,9 +92,10 @@ class Profile:
 
 
 RFC = Profile(
-    name="rfc", window_scale=3, receive_buffer_bytes=1 << 18, send_buffer_bytes=1 << 18, sack=True, timestamps=True,
-    ecn=Ecn.REQUEST)
-"""What the standards ask for, with a window for fast links. RFC 9293's MSL is 2 minutes."""
+    name="rfc", max_syn_retransmissions=7, window_scale=3, receive_buffer_bytes=1 << 18, send_buffer_bytes=1 << 18,
+    sack=True, timestamps=True, ecn=Ecn.REQUEST)
+"""What the standards ask for, with a window for fast links. RFC 9293's MSL is 2 minutes; its §3.8.3 has R2 "for a SYN
+segment [...] be set large enough to provide retransmission of the segment for at least 3 minutes"."""
 
 LINUX = Profile(
     name="linux",

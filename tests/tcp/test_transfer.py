@@ -102,6 +102,21 @@ def test_window_closes_and_its_opening_is_told() -> None:
     assert d.one().window == 4000
 
 
+def test_not_every_read_is_told() -> None:
+    """Only when the window has become twice what the peer knows of."""
+    d = Dialogue(replace(PLAIN, receive_buffer_bytes=16000))
+    c = d.accepted()
+    for start in range(1, 10001, 1000):
+        d.send("A", start, 1, bytes(1000))
+    last = d.sent()[-1]
+    assert (last.ack, last.window) == (10001, 6000)
+    told = []
+    for _ in range(10):
+        c.recv(1000)
+        told.append([s.window for s in d.sent()])
+    assert told == [[]] * 5 + [[12000]] + [[]] * 4
+
+
 def test_acknowledgement_counts_with_a_closed_receive_window() -> None:
     """RFC 9293 §3.10.7.4: "special allowance [...] to accept valid ACKs" with a zero window."""
     d = Dialogue(replace(PLAIN, receive_buffer_bytes=100))
@@ -112,6 +127,18 @@ def test_acknowledgement_counts_with_a_closed_receive_window() -> None:
     d.send("A", 101, 11, b"more")
     assert c.acked_bytes == 10
     assert c.recv_available == 100
+
+
+def test_acknowledgement_behind_a_window_that_is_filled_but_for_a_gap_counts() -> None:
+    """The peer's SND.NXT is the edge then; a number within the window it has for data only."""
+    d = Dialogue(replace(PLAIN, receive_buffer_bytes=2000))
+    c = d.accepted()
+    queue(c, b"x" * 10)
+    d.sent()
+    d.send("A", 1001, 1, bytes(1000))
+    d.sent()
+    d.send("A", 2001, 11)
+    assert c.acked_bytes == 10
 
 
 def test_fin_on_a_closed_receive_window_is_taken() -> None:
