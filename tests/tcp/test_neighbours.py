@@ -232,6 +232,26 @@ def test_old_entry_is_used_and_asked_again_behind_its_back() -> None:
     assert link.state(PEER4) is Reachability.REACHABLE
 
 
+def test_old_ipv6_entry_is_asked_by_unicast() -> None:
+    """RFC 4861 §7.3.3: "the node [...] sends a unicast Neighbor Solicitation message using the cached link-layer
+    address"."""
+    link = Link()
+    c = link.stack.connect(PEER6, 80, link.now)
+    assert link.one().dst.startswith("33:33:ff")
+    link.hear(advertisement())
+    first = link.one()[TCP]
+    link.hear(Ether(src=PEER, dst=OWN) / IPv6(src=PEER6, dst=IP6)
+              / TCP(sport=80, dport=first.sport, flags="SA", seq=1, ack=first.seq + 1))
+    link.said()
+    link.now += 31 * SECOND
+    c.send(Chunk(b"x"))
+    assert link.one()[TCP].payload.load == b"x"
+    while link.state(PEER6) is Reachability.DELAY:
+        link.wait()
+        packets = link.said()
+    assert [(p.dst, p[IPv6].dst) for p in packets if ICMPv6ND_NS in p] == [(PEER, PEER6)]
+
+
 def test_progress_of_tcp_shows_that_the_neighbour_is_there() -> None:
     """RFC 4861 §7.3.1: no probe while acknowledgements come."""
     link = Link()
@@ -297,6 +317,15 @@ def test_announcements_move_an_address() -> None:
     assert link.state(PEER4) is Reachability.STALE
     c.send(Chunk(b"x"))
     assert link.one().dst == OTHER
+
+
+def test_answer_to_somebody_else_confirms_nothing() -> None:
+    """The address is taken over, but whether the way is good in both directions only an own question tells."""
+    link = Link()
+    reached(link)
+    moved = Ether(src=OTHER, dst=BROADCAST) / ARP(op="is-at", hwsrc=OTHER, psrc=PEER4, hwdst=OTHER, pdst=PEER4)
+    link.hear(moved)
+    assert link.state(PEER4) is Reachability.STALE
 
 
 def test_override_flag_of_advertisements() -> None:

@@ -11,7 +11,8 @@ import pytest
 from host_driver.tcp import Connection, Listener, State
 from host_driver.tcp.connection import timestamp
 from host_driver.tcp.profile import SECOND
-from host_driver.tcp.syn_cookies import MSS_CLASSES, Peer, SynCookies
+from host_driver.tcp.syn_cookies import MSS_CLASSES, Peer, SynCookies, found_options, hide_options
+from nic_model.packets import TcpOptions
 from tests.tcp.dialogue import PLAIN, Dialogue, Seen, accept, queue
 
 MINUTE = 60 * SECOND
@@ -100,6 +101,17 @@ def test_timestamps_keep_the_other_options(scale: int | None, sack: bool) -> Non
     if sack:
         d.send("A", 11, 1, b"late", options=[("Timestamp", (502, clock))])
         assert d.one().options["SAck"]
+
+
+@pytest.mark.parametrize("scale", [None, 0, 14])
+@pytest.mark.parametrize("clock", [0, 1, 14, 15, 31, 63, 64, 1000, 0xFFFF_FFFF])
+def test_options_hide_in_a_timestamp_that_is_not_later_than_the_clock(clock: int, scale: int | None) -> None:
+    """Or the first segment with the true one would be refused as old (RFC 7323 §5)."""
+    asked = TcpOptions(window_scale=scale, sack_permitted=True)
+    value = hide_options(asked, clock)
+    assert (clock - value) % (1 << 32) < 64
+    found = found_options(536, (7, value))
+    assert (found.window_scale, found.sack_permitted) == (scale, True)
 
 
 def test_cookie_for_a_peer_without_timestamps_has_no_scale() -> None:
