@@ -84,6 +84,17 @@ def test_soft_errors_end_an_open_if_the_profile_says_so(ipv6: bool, error: Packe
     assert (c.error if ends else c.soft_error) is not None
 
 
+def test_soft_error_about_a_syn_ack_is_noted() -> None:
+    """RFC 5461 §4.1 is about those who wait for an open: nobody does here yet."""
+    d = Dialogue(replace(PLAIN, soft_errors_end_open=True))
+    listener = d.stack.listen(80, 4)
+    d.send("S", 0)
+    blame(d, d.one(), HOST[False])
+    assert listener.half_open == 1
+    d.send("A", 1, 1)
+    assert listener.acceptable
+
+
 def test_soft_error_is_told_when_the_connection_is_given_up() -> None:
     d = Dialogue(replace(PLAIN, max_retransmissions=1))
     c = d.connected()

@@ -703,7 +703,10 @@ def test_partial_acknowledgement_sends_the_next_hole() -> None:
     d.now += ROUND_TRIP
     assert duplicate(d, 1, 3) == [0]
     d.send("A", 1, 1 + 4 * MSS, window=65535)  # segment 4 was lost too
-    assert d.sent()[0].seq == 1 + 4 * MSS
+    assert [s.seq for s in d.sent()] == [1 + 4 * MSS]
+    # cwnd 8 was deflated by 4 and had one added back; 6 are out
+    assert duplicate(d, 1 + 4 * MSS, 1) == []
+    assert duplicate(d, 1 + 4 * MSS, 1) == [10]
     d.send("A", 1, 1 + 10 * MSS, window=65535)
     assert all(s.seq >= 1 + 10 * MSS for s in d.sent())
 
@@ -713,9 +716,13 @@ def test_duplicates_after_a_timeout_start_no_fast_retransmit() -> None:
     d = lossy_flight(replace(PLAIN, limited_transmit=False))
     d.run_to_deadline()
     assert [s.seq for s in d.sent()] == [1]
-    d.send("A", 1, 1 + 2 * MSS, window=65535)
+    for acked in (2, 10):  # the last number that had been sent is still not more than recover
+        d.send("A", 1, 1 + acked * MSS, window=65535)
+        d.sent()
+        assert [n for n in duplicate(d, 1 + acked * MSS, 3) if n <= acked] == []
+    d.send("A", 1, 1 + 11 * MSS, window=65535)
     d.sent()
-    assert duplicate(d, 1 + 2 * MSS, 3) == []
+    assert 11 in duplicate(d, 1 + 11 * MSS, 3)
 
 
 def test_what_is_no_duplicate_acknowledgement() -> None:
