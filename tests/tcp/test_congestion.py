@@ -129,6 +129,16 @@ def test_slow_start_ends_at_the_threshold(limit: int | None) -> None:
     assert 10 * MSS <= control.window < 11 * MSS
 
 
+@pytest.mark.parametrize("name", CONGESTION_CONTROLS)
+@pytest.mark.parametrize(("window", "after"), [(30, 10), (10, 10), (3, 3)])
+def test_idleness_never_enlarges_the_window(name: str, window: int, after: int) -> None:
+    """RFC 5681 §4.1: "RW = min(IW,cwnd)"."""
+    control = CONGESTION_CONTROLS[name](MSS, 10, None)
+    control.window = window * MSS
+    control.on_idle(SECOND)
+    assert control.window == after * MSS
+
+
 def test_profiles_choose() -> None:
     assert {p.congestion_control for p in (RFC, LINUX24)} == {"newreno"}
     assert LINUX.congestion_control == "cubic"

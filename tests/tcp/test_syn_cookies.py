@@ -198,6 +198,25 @@ def test_flood_of_1000_keeps_no_state_and_lets_others_through() -> None:
     assert d.stack.counters.cookies_accepted == 10
 
 
+def test_no_cookie_for_whom_time_wait_stands_in_the_way() -> None:
+    """The acknowledgement that would bring it back would go to the old connection."""
+    d = Dialogue()
+    c = d.accepted()
+    c.close(d.now)
+    d.sent()
+    d.send("FA", 1, 2)
+    d.sent()
+    assert c.state is State.TIME_WAIT
+    port, iss = d.peer_port, d.iss
+    for number in range(4):
+        opened(d, 1000 + number)
+    d.peer_port, d.iss = port, iss
+    d.send("S", 9)
+    d.nothing()
+    assert (d.stack.counters.cookies_sent, d.stack.counters.backlog_full) == (0, 1)
+    assert c.state is State.TIME_WAIT
+
+
 def test_profile_without_cookies_drops() -> None:
     d = Dialogue(replace(PLAIN, syn_cookies=False))
     flooded(d)
