@@ -93,6 +93,7 @@ class SackRecovery(LossRecovery):
                 self.control.grow(ack - una, now, srtt)
             return _round_trip(delivered, now)
 
+        is_duplicate = is_duplicate and not blocks
         dsack, blocks = _split(blocks, ack)
         ack = max(ack, una)
         sacked_before = board.sacked_bytes

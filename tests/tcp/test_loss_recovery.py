@@ -463,6 +463,22 @@ def test_a_probe_that_arrives_twice_is_known_without_a_d_sack() -> None:
     assert c.sender.control.window >= window
 
 
+def test_a_report_is_no_second_answer_to_a_probe() -> None:
+    """§7.4.2, case 3 is "a DUPACK without any SACK blocks": this one is about what left behind the probe."""
+    d = Dialogue(SACKED)
+    c = flight(d, 4)
+    window = c.sender.control.window
+    d.run_to_deadline()
+    assert numbers(d.sent()) == [3]
+    acks(d, 1 + 4 * MSS)
+    queue(c, bytes(2 * MSS))
+    assert numbers(d.sent()) == [4, 5]
+    d.now += RTT
+    acks(d, 1 + 4 * MSS, segment(5))
+    acks(d, 1 + 6 * MSS)
+    assert c.sender.control.window < window
+
+
 def test_a_d_sack_does_not_put_the_probe_off() -> None:
     """§7.2: the timer is for the tail, of which a copy of something older says nothing."""
     d = Dialogue(QUIET)
