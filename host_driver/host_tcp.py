@@ -28,8 +28,9 @@ from host_driver.nic import MemoryKey
 from host_driver.port import HostMemory
 from host_driver.runtime import Kernel
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import Connection, State
+from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import Nagle
+from host_driver.tcp.states import State
 from nic_model.contract import RAW_CHANNEL, KeyRight
 
 
@@ -209,7 +210,7 @@ class HostTcp:
     def check_address(self, ip: str | None, port: int, *, reuse: bool) -> None:
         """Raises AddressNotAvailable or AddressInUse."""
         stack = self._interface.stack
-        if ip is not None and not (address := ip_address(ip)).is_unspecified and address != stack.ip:
+        if ip is not None and not (address := ip_address(ip)).is_unspecified and not stack.has_address(address):
             raise AddressNotAvailable(f"{ip} is not an address of this host; it has {stack.ip}")
         if not 0 < port < 1 << 16:
             raise AddressNotAvailable(f"a port is 1 to 65535, not {port}")
