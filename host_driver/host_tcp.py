@@ -207,6 +207,11 @@ class HostTcp:
 
     # ------------------------------------------------------------------------------------------ connections
 
+    @property
+    def own_address(self) -> str:
+        """The stack's, or the first of them."""
+        return str(self._interface.stack.ip)
+
     def check_address(self, ip: str | None, port: int, *, reuse: bool) -> None:
         """Raises AddressNotAvailable or AddressInUse."""
         stack = self._interface.stack

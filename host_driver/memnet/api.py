@@ -93,6 +93,11 @@ class MemNet:
         return self.server.counters
 
     @property
+    def own_address(self) -> str:
+        """This host's, or the first of them."""
+        return self._provider.own_address
+
+    @property
     def pool(self) -> ChannelPool | None:
         """The channels; None before there are any."""
         return self._pool
@@ -392,7 +397,7 @@ class MemNet:
         socket.check(self, doing, SocketState.CONNECTED)
         if length_bytes < 1:
             raise ValueError(f"a capability is for at least 1 byte, not {length_bytes}")
-        if socket.worker is not None and not self.eager_receive_bytes:
+        if socket.is_stream:
             raise BadSocket(f"{doing}: the socket belongs to a stream, whose sends pass through its channel's ring")
         self.account.charge("user", "memnet_call")
         job = Job(self, (), doing, is_send=True)
@@ -503,6 +508,8 @@ class MemNet:
         doing = f"{call} of {where} on {socket!r}"
         check_parts(parts, self, doing)
         socket.check(self, doing, SocketState.CONNECTED)
+        if socket.is_stream:
+            raise BadSocket(f"{doing}: the socket belongs to a stream, which reads and writes by itself")
         if self._check_buffers:
             checking.refuse_overlap(parts, doing, is_send=is_send)
         job = Job(self, parts, doing, is_send=is_send)

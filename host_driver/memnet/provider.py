@@ -76,6 +76,10 @@ class Provider(Protocol):
     async def deregister(self, key: Any, account: Account) -> None:
         """Take it back; on return nothing reads or writes it."""
 
+    @property
+    def own_address(self) -> str:
+        """The host's IP address, or the first of them."""
+
     def check_address(self, ip: str | None, port: int, *, reuse: bool) -> None:
         """Whether a socket may have this address: raises AddressNotAvailable or AddressInUse if not. `reuse`: a
         connection that is about to be forgotten does not count."""

@@ -44,6 +44,8 @@ class MemNetSocket:
         self.channel: Channel | None = None
         self.worker: Worker | None = None
         self.end: ApplicationEnd | None = None
+        self.is_stream = False
+        """Its bytes pass through the rings both ways: it takes no jobs."""
         self.sends = SendLine()
         self.jobs: dict[Job, None] = {}
         """Those under way."""
