@@ -436,7 +436,7 @@ class Task(Generic[T]):
 
 def create_task(coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> Task[T]:
     """Start a coroutine beside this one; it ends with the application."""
-    return Task(Application.current().spawn(coroutine, name or coroutine.__name__))
+    return Task(Application.current().spawn(coroutine, name or str(getattr(coroutine, "__qualname__", "task"))))
 
 
 async def sleep(seconds: float, result: Any = None) -> Any:

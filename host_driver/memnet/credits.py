@@ -144,8 +144,8 @@ class DrainingEnd:
     def give_back(self, length_bytes: int) -> None:
         """The oldest so many bytes that were taken may be overwritten; the other end is told now and then."""
         self._freed_bytes += length_bytes
-        # The other end may be waiting for the last of it.
-        if (self._freed_bytes - self._told_bytes) * GIVE_BACK_SHARE >= self._limit_bytes or (
-                self._freed_bytes == self._filled_bytes):
+        untold = self._freed_bytes - self._told_bytes
+        # Of an empty ring all is given back: the other end may be waiting for the last of it.
+        if untold * GIVE_BACK_SHARE >= self._limit_bytes or (untold and self._freed_bytes == self._filled_bytes):
             self._told_bytes = self._freed_bytes
             self._remote.write(self._freed, self._freed_bytes)
