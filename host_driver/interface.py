@@ -228,7 +228,7 @@ class NetworkInterface:
         buffer_bytes = -(-frame_bytes // BUFFER_GRANULE_BYTES) * BUFFER_GRANULE_BYTES
         self._rx_buffers = PacketBuffers(nic, channel.number, channel.buffers.entries, buffer_bytes, KeyRight.WRITE)
         self._tx_buffers = PacketBuffers(nic, channel.number, TX_PACKET_BUFFERS, buffer_bytes, KeyRight.READ)
-        self._backlog: deque[tuple[bytes, bool | None]] = deque()
+        self._backlog: deque[tuple[bytes, bool | None, int]] = deque()
         self._softirq = Event("softirq")
         self._timer: Timer | None = None
         self._timer_due = False
@@ -403,7 +403,8 @@ class NetworkInterface:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
             received = b"".join(buffer.view[: part.length] for part, buffer in parts)
             frame = as_one_packet(received, head.segments, head.info)
-            self._backlog.append((frame, self._checksum_verdict(head.info)))
+            merged_bytes = head.mss if head.segments > 1 else 0
+            self._backlog.append((frame, self._checksum_verdict(head.info), merged_bytes))
         for _, buffer in parts:
             self._post(buffer)
 
@@ -435,12 +436,12 @@ class NetworkInterface:
             self.account.target = account
             self.stack.poll(self._port.now())
         while self._backlog:
-            frame, checksum_ok = self._backlog.popleft()
+            frame, checksum_ok, merged_bytes = self._backlog.popleft()
             account.charge("softirq", "packet")
             if self.multiprocessor:
                 account.charge("softirq", "smp_packet")
             self.account.target = account
-            self.stack.receive(frame, self._port.now(), checksum_ok=checksum_ok)
+            self.stack.receive(frame, self._port.now(), checksum_ok=checksum_ok, merged_bytes=merged_bytes)
             await self.push(account)
         await self.push(account)
 

@@ -111,6 +111,8 @@ class QuotedSegment(NamedTuple):
     source_port: int
     destination_port: int
     sequence: int
+    packet_bytes: int
+    """Of the IP packet, as its header says."""
 
 
 def quoted_segment(body: Buffer, *, ipv6: bool) -> QuotedSegment | None:
@@ -128,7 +130,9 @@ def quoted_segment(body: Buffer, *, ipv6: bool) -> QuotedSegment | None:
     if version != (6 if ipv6 else 4) or protocol != IpProtocol.TCP:
         return None
     source, destination = (data[8:24], data[24:40]) if ipv6 else (data[12:16], data[16:20])
-    return QuotedSegment(source, destination, *_PORTS_AND_SEQUENCE.unpack_from(data, header_bytes))
+    packet_bytes = IPV6_HEADER_BYTES + int.from_bytes(data[4:6], "big") if ipv6 else int.from_bytes(data[2:4], "big")
+    source_port, destination_port, sequence = _PORTS_AND_SEQUENCE.unpack_from(data, header_bytes)
+    return QuotedSegment(source, destination, source_port, destination_port, sequence, packet_bytes)
 
 
 # Neighbour discovery -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ come out. Read it in this order:
 - `rtt` and `congestion`: when to send again, how much may be in flight;
 - `sender` and `receiver`: the two halves of a connection;
 - `connection`: the state machine of RFC 9293 over these;
-- `links`, `neighbours`, `icmp`: own addresses, routes, who is where on the link, echoes and errors;
+- `links`, `neighbours`, `icmp`, `icmp_errors`: own addresses, routes, who is where on the link, echoes and errors;
 - `stack`: ports, timers of many connections, frames in and out.
 """
 

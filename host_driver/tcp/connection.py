@@ -8,7 +8,8 @@ Acknowledgements that are due at once leave while the segment that asks for them
 in `emit`, which the stack calls when it is asked to transmit.
 """
 
-# Ref: RFC 9293 §3.10; RFC 5961 §3 to §5; RFC 7323 §2
+# Ref: RFC 9293 §3.8.3 to §3.8.5, §3.9.2.2, §3.10; RFC 5961 §3 to §5; RFC 7323 §2; RFC 6093; RFC 5927;
+#      RFC 1122 §4.2.2.13
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ from typing import Protocol
 
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.links import Link
-from host_driver.tcp.profile import Nagle, Profile
+from host_driver.tcp.profile import SECOND, Nagle, Profile
 from host_driver.tcp.receiver import Receiver
 from host_driver.tcp.sender import Sender
-from host_driver.tcp.states import ACK, FIN, NEVER, RST, SYN, Endpoint, State
+from host_driver.tcp.states import ACK, FIN, NEVER, RST, SYN, URG, Endpoint, State
 from nic_model.packets import TcpHeader, TcpOptions
 from nic_model.seqnum import unwrap, wrap
 
@@ -31,6 +32,7 @@ DEFAULT_MSS_IPV6 = 1220
 _HANDSHAKE = (State.SYN_SENT, State.SYN_RECEIVED)
 _MAY_QUEUE = (State.ESTABLISHED, State.CLOSE_WAIT, State.SYN_SENT, State.SYN_RECEIVED)
 _MAY_RECEIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
+_MAY_KEEP_ALIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
 _MAY_TRANSMIT = (State.ESTABLISHED, State.FIN_WAIT_1, State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK)
 
 
@@ -38,8 +40,8 @@ class Output(Protocol):
     """Where a connection's segments and wishes go: the stack."""
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool) -> None:
-        """Send a segment, `mss` payload bytes to a frame; `sequence` and `window` as they stand on the wire,
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, urgent: int = 0) -> None:
+        """Send a segment, `mss` payload bytes to a frame; `sequence`, `window` and `urgent` as they stand on the wire,
         acknowledgement by `ack_number`."""
 
     def want_transmit(self, connection: Connection) -> None:
@@ -56,25 +58,33 @@ class Connection:
     """A connection as its user sees it, and as the stack drives it. Made by `Stack.connect` and `Listener.accept`.
 
     `on_event`, if set, is called synchronously when the connection becomes established, when bytes or a FIN arrive
-    in order, when bytes are acknowledged, and when it closes. It may call `send`, `recv`, `close` and `abort`. After
-    any of these calls, or `Stack.receive` and `Stack.poll`, the stack may have segments to transmit.
+    in order, when the peer announces urgent bytes, when bytes are acknowledged, and when it closes. It may call `send`,
+    `recv`, `close` and `abort`. After any of these calls, or `Stack.receive` and `Stack.poll`, the stack may have
+    segments to transmit.
     """
 
     __slots__ = (
-        "_advertised_mss", "_challenge_after", "_close_requested", "_is_scaled", "_output", "_profile", "_time_wait_at",
-        "error", "is_passive", "link", "local", "on_event", "receiver", "remote", "sender", "state", "timer_at",
+        "_advertised_mss", "_challenge_after", "_close_requested", "_heard_at", "_is_released", "_is_scaled",
+        "_keep_alive_at", "_keep_alive_sent", "_output", "_path_mss", "_profile", "_rcv_up", "_time_wait_at",
+        "_urgent_due", "_user_timeout_at", "error", "is_passive", "link", "local", "on_event", "receiver", "remote",
+        "sender", "soft_error", "state", "timer_at", "user_timeout_ps",
     )
 
-    def __init__(self, *, local: Endpoint, remote: Endpoint, iss: int, advertised_mss: int,
+    def __init__(self, *, local: Endpoint, remote: Endpoint, iss: int, advertised_mss: int, path_mss: int,
                  max_segment_bytes: int | None, profile: Profile, output: Output, link: Link) -> None:
-        """A connection in CLOSED. `max_segment_bytes`: largest payload of one output; None: the MSS. `link` is the
-        stack's, to build headers with."""
+        """A connection in CLOSED. `path_mss`: of the largest segment that gets through. `max_segment_bytes`: largest
+        payload of one output; None: the MSS. `link` is the stack's, to build headers with."""
         self.local = local
         self.remote = remote
         self.link = link
         self.state = State.CLOSED
         self.error: OSError | None = None
         """Why the connection ended, if not by FINs both ways."""
+        self.soft_error: OSError | None = None
+        """What the network said since the last progress; it may pass."""
+        self.user_timeout_ps: int | None = None
+        """How long queued data may stay without progress before the connection is given up; None: as long as the
+        retransmissions last. May be set (RFC 9293 §3.8.3)."""
         self.is_passive = False
         """Opened by the peer."""
         self.on_event: Callable[[Connection], None] | None = None
@@ -88,7 +98,15 @@ class Connection:
         self._is_scaled = False
         self._close_requested = False
         self._challenge_after = -NEVER
-        self._time_wait_at = NEVER
+        self._time_wait_at = NEVER  # also ends FIN-WAIT-2 when the user has gone
+        self._path_mss = path_mss
+        self._is_released = False
+        self._urgent_due = False
+        self._rcv_up: int | None = None  # position behind the urgent bytes that the peer announced
+        self._heard_at = 0
+        self._keep_alive_at = NEVER
+        self._keep_alive_sent = 0
+        self._user_timeout_at = NEVER
         self.timer_at = NEVER
         """When the stack will next look at this connection's timers; the stack's own."""
 
@@ -154,6 +172,16 @@ class Connection:
         return self.receiver.peer_closed
 
     @property
+    def urgent_bytes(self) -> int:
+        """Unread bytes up to the last urgent one, whether they have arrived or not; 0 if nothing is urgent."""
+        # RFC 9293 §3.8.5: "a TCP implementation MUST [...] provide a way for the application to learn how much urgent
+        # data remains to be read from the connection"; RFC 6093 §6 has them read in line with all others.
+        if self._rcv_up is None:
+            return 0
+        buffer = self.receiver.buffer
+        return max(self._rcv_up - (buffer.next - buffer.available), 0)
+
+    @property
     def readable(self) -> bool:
         """Whether `recv` gives bytes, or tells of the end."""
         return self.receiver.buffer.available > 0 or self.receiver.peer_closed or self.state is State.CLOSED
@@ -170,11 +198,12 @@ class Connection:
 
     # What the user calls ---------------------------------------------------------------------------------------------
 
-    def send(self, chunk: Chunk) -> int:
+    def send(self, chunk: Chunk, *, urgent: bool = False) -> int:
         """Queue a chunk, whole or not at all; the chunk may be longer than the space left, as long as there is some.
 
         Returns the bytes queued: `len(chunk)`, or 0 when there is no space. Nothing is copied; `chunk.release` tells
-        when its memory is free. Raises BrokenPipeError after `close`, and the connection's error if it has one.
+        when its memory is free. `urgent`: the peer's user is told to read up to this chunk's end. Raises
+        BrokenPipeError after `close`, and the connection's error if it has one.
         """
         if self._close_requested or self.state not in _MAY_QUEUE:
             raise self.error or BrokenPipeError(f"{self!r} takes no more data")
@@ -186,6 +215,10 @@ class Connection:
         if self.sender.space == 0:
             return 0
         self.sender.queue(chunk)
+        if urgent:
+            # RFC 6093 §4: the pointer "points to the sequence number of the octet following the urgent data"
+            self.sender.urgent_end = self.sender.buffer.end
+            self._urgent_due = True
         return length
 
     def recv(self, max_bytes: int) -> bytes:
@@ -215,6 +248,32 @@ class Connection:
         if self.state is not State.SYN_RECEIVED:
             self._queue_fin()
 
+    def release(self, now: int) -> None:
+        """Close, as by a user that has gone: it will not read any more.
+
+        What it has not read, or what arrives later, makes the end a reset; and a peer that never closes its half is
+        not waited for longer than the profile says.
+        """
+        self._is_released = True
+        # RFC 1122 §4.2.2.13: "If such a host issues a CLOSE call while received data is still pending in TCP, or if new
+        # data is received after CLOSE is called, its TCP SHOULD send a RST to show that data was lost."
+        if self.receiver.buffer.available and self.state in (*_MAY_RECEIVE, State.CLOSE_WAIT):
+            self.abort(now)
+            return
+        self.close(now)
+        if self.state is State.FIN_WAIT_2:
+            self._time_wait_at = now + self._profile.fin_wait_2_ps
+
+    def set_keep_alive(self, on: bool, now: int) -> None:
+        """Ask an idle peer now and then whether it is there, as the profile says, and give up when it is not."""
+        # RFC 9293 §3.8.4: "Implementers MAY include 'keep-alives' in their TCP implementations [...] If keep-alives are
+        # included, the application MUST be able to turn them on or off for each TCP connection, and they MUST default
+        # to off."
+        self._heard_at = max(self._heard_at, now)
+        self._keep_alive_sent = 0
+        self._keep_alive_at = now + self._profile.keep_alive_idle_ps if on else NEVER
+        self._output.want_transmit(self)  # so that the stack looks at the timer
+
     def abort(self, now: int) -> None:
         """Drop the connection; the peer gets a RST."""
         # RFC 9293 §3.10.5: SYN-RECEIVED to CLOSE-WAIT: "Send a reset segment: <SEQ=SND.NXT><CTL=RST>"
@@ -235,7 +294,8 @@ class Connection:
     def deadline(self) -> int:
         """When `on_timer` must be called; NEVER if no timer runs."""
         sender = self.sender
-        return min(sender.retransmit_at, sender.persist_at, self.receiver.ack_at, self._time_wait_at)
+        return min(sender.retransmit_at, sender.persist_at, self.receiver.ack_at, self._time_wait_at,
+                   self._keep_alive_at, self._user_timeout_at)
 
     def open(self) -> None:
         """CLOSED to SYN-SENT: an active open."""
@@ -251,12 +311,37 @@ class Connection:
         self.state = State.SYN_RECEIVED
         self._output.want_transmit(self)
 
-    def on_segment(self, tcp: TcpHeader, payload: memoryview, now: int) -> None:
-        """A segment of this connection arrived, its checksum right."""
+    def on_segment(self, tcp: TcpHeader, payload: memoryview, now: int, merged_bytes: int = 0) -> None:
+        """A segment of this connection arrived, its checksum right; `merged_bytes`: as in `Stack.receive`."""
+        self._heard_at = now
         if self.state is State.SYN_SENT:
             self._on_segment_in_syn_sent(tcp, payload, now)
         elif self.state is not State.CLOSED:
-            self._on_segment(tcp, payload, now)
+            self._on_segment(tcp, payload, now, merged_bytes)
+
+    def covers(self, sequence: int) -> bool:
+        """Whether a segment with this number may be under way, as an ICMP error says that quotes it."""
+        # RFC 5927 §4.1: "SND.UNA =< SEG.SEQ < SND.NXT"
+        sender = self.sender
+        return sender.snd_una <= unwrap(sequence, sender.snd_una) < sender.snd_max
+
+    def on_unreachable(self, error: OSError, *, is_hard: bool) -> None:
+        """The network says that segments do not arrive."""
+        # RFC 5927 §5.2: in a synchronized state a hard error is taken for a soft one, since it is likelier forged or
+        # passing than true.
+        ends = is_hard or (self.state is State.SYN_SENT and self._profile.soft_errors_end_open)
+        if ends and self.state in _HANDSHAKE:
+            self._enter_closed(error)
+        else:
+            # RFC 9293 §3.9.2.2: "a TCP implementation MUST NOT abort the connection, and it SHOULD make the information
+            # available to the application"
+            self.soft_error = error
+
+    def on_path_mss(self, path_mss: int) -> None:
+        """Larger segments, with their TCP options, do not get through any more."""
+        self._path_mss = path_mss
+        if self.state not in _HANDSHAKE:
+            self.sender.lower_mss(path_mss)
 
     def on_timer(self, now: int) -> None:
         """Run the timers that are due at `now`."""
@@ -267,22 +352,70 @@ class Connection:
             is_handshake = self.state in _HANDSHAKE
             limit = self._profile.max_syn_retransmissions if is_handshake else self._profile.max_retransmissions
             if not sender.on_retransmission_timeout(limit, is_handshake=is_handshake):
-                self._enter_closed(TimeoutError(f"{self!r}: no answer to {limit} retransmissions"))
+                self._time_out(f"no answer to {limit} retransmissions")
         if sender.persist_at <= now and not sender.on_persist_timeout():
             probes = self._profile.max_retransmissions
-            self._enter_closed(TimeoutError(f"{self!r}: no answer to {probes} window probes"))
+            self._time_out(f"no answer to {probes} window probes")
         if self._time_wait_at <= now:
             self._enter_closed(None)
+        if self._user_timeout_at <= now:
+            # RFC 9293 §3.10.8: "if the user timeout expires, flush all queues, signal the user 'error: connection
+            # aborted due to user timeout' [...], delete the TCB, enter the CLOSED state"
+            self._time_out(f"no progress within the user timeout of {(self.user_timeout_ps or 0) / SECOND:g} s")
+        if self._keep_alive_at <= now:
+            self._on_keep_alive_timeout(now)
+
+    def _time_out(self, why: str) -> None:
+        because = f" ({self.soft_error.strerror})" if self.soft_error is not None else ""
+        self._enter_closed(TimeoutError(f"{self!r}: {why}{because}"))
+
+    def _on_keep_alive_timeout(self, now: int) -> None:
+        profile, sender = self._profile, self.sender
+        idle_until = self._heard_at + profile.keep_alive_idle_ps
+        if self.state not in _MAY_KEEP_ALIVE and self.state not in _HANDSHAKE:
+            self._keep_alive_at = NEVER
+        elif now < idle_until:
+            self._keep_alive_sent = 0
+            self._keep_alive_at = idle_until
+        elif sender.snd_una < sender.snd_max or not sender.all_acknowledged or self.state in _HANDSHAKE:
+            # RFC 9293 §3.8.4: "Keep-alive packets MUST only be sent when no sent data is outstanding, and no data or
+            # acknowledgment packets have been received for the connection within an interval"
+            self._keep_alive_at = now + profile.keep_alive_interval_ps
+        elif self._keep_alive_sent >= profile.keep_alive_probes:
+            # "[...] it MUST NOT interpret failure to respond to any specific probe as a dead connection"; none of many
+            # was answered.
+            self._send_control(sender.snd_max, RST | ACK, now)
+            self._time_out(f"no answer to {self._keep_alive_sent} keep-alive probes")
+        else:
+            self._keep_alive_sent += 1
+            self._keep_alive_at = now + profile.keep_alive_interval_ps
+            # "[...] SEG.SEQ = SND.NXT-1 and may or may not contain one garbage octet of data"
+            self._send_control(sender.snd_max - 1, ACK, now)
+
+    def _watch_progress(self, now: int, *, is_progress: bool) -> None:
+        """Keep the user timeout: it runs while data waits for the peer, and starts anew with what it acknowledges."""
+        sender = self.sender
+        if self.user_timeout_ps is None or (sender.all_acknowledged and sender.snd_una == sender.snd_max):
+            self._user_timeout_at = NEVER
+        elif is_progress or self._user_timeout_at == NEVER:
+            self._user_timeout_at = now + self.user_timeout_ps
 
     def emit(self, now: int) -> None:
         """Send all that may be sent now."""
         state = self.state
         if state in _MAY_TRANSMIT:
             self.sender.emit(now)
-        elif state in _HANDSHAKE:
-            if self.sender.snd_nxt == self.sender.iss:
-                self._send_syn(now)
+        elif state in _HANDSHAKE and self.sender.snd_nxt == self.sender.iss:
+            self._send_syn(now)
+        if self.user_timeout_ps is not None:
+            self._watch_progress(now, is_progress=False)
+        if state in _HANDSHAKE:
             return
+        if self._urgent_due:
+            self._urgent_due = False
+            if self.sender.snd_nxt < self.sender.urgent_end:
+                # RFC 9293 §3.8.6.1 has a closed window stop no urgent information: it leaves with an acknowledgement.
+                self._send_control(self.sender.snd_nxt, ACK, now)
         if self.receiver.ack_due and state is not State.CLOSED:
             self._send_ack(now)
 
@@ -294,8 +427,15 @@ class Connection:
         receiver = self.receiver
         if length:
             receiver.on_data_sent(now)
+        urgent = self._urgent_pointer(position)
+        if urgent:
+            flags |= URG
         self._output.output(self, wrap(position), flags, receiver.window_field(), b"", pieces, length, mss,
-                            is_retransmission)
+                            is_retransmission, urgent)
+
+    def _urgent_pointer(self, position: int) -> int:
+        """What a segment at `position` says of urgent bytes: the distance to their end, or 0."""
+        return max(min(self.sender.urgent_end - position, 0xFFFF), 0)
 
     def want_transmit(self) -> None:
         """Have `emit` called when the stack next transmits."""
@@ -336,7 +476,7 @@ class Connection:
             sender.stop_timers()
             sender.send_syn_again()
 
-    def _on_segment(self, tcp: TcpHeader, payload: memoryview, now: int) -> None:
+    def _on_segment(self, tcp: TcpHeader, payload: memoryview, now: int, merged_bytes: int) -> None:
         sender, receiver = self.sender, self.receiver
         flags = tcp.flags
         position = unwrap(tcp.sequence, receiver.rcv_nxt)
@@ -393,11 +533,25 @@ class Connection:
         if not self._on_acknowledgement(tcp, position, len(payload), flags, now):
             return
 
+        # Sixth, check the URG bit.
+        is_news = flags & URG and self._on_urgent(position + tcp.urgent)
+
         # Seventh and eighth, process the segment text and check the FIN bit.
         if payload or flags & FIN:
-            self._on_text(position, payload, flags, now)
-        if sender.snd_una != una or receiver.rcv_nxt != nxt or self.state is not state:
+            self._on_text(position, payload, flags, now, merged_bytes)
+        if sender.snd_una != una or receiver.rcv_nxt != nxt or self.state is not state or is_news:
             self._notify()
+
+    def _on_urgent(self, end: int) -> bool:
+        """The peer says that the bytes before `end` are urgent; returns whether that is news for the user."""
+        # RFC 9293 §3.10.7.4, sixth: "If the URG bit is set, RCV.UP <- max(RCV.UP,SEG.UP), and signal the user that the
+        # remote side has urgent data if the urgent pointer (RCV.UP) is in advance of the data consumed. If the user has
+        # already been signaled (or is still in the 'urgent mode') for this continuous sequence of urgent data, do not
+        # signal the user again."
+        if self.state not in _MAY_RECEIVE or end <= (self._rcv_up or 0):
+            return False
+        self._rcv_up = end
+        return self.urgent_bytes > 0
 
     def _on_acknowledgement(self, tcp: TcpHeader, position: int, payload_bytes: int, flags: int, now: int) -> bool:
         """Process ACK and window; returns whether the rest of the segment counts."""
@@ -417,7 +571,12 @@ class Connection:
         if not sender.is_acceptable(ack):
             self._send_challenge_ack(now)
             return False
+        una = sender.snd_una
         sender.on_acknowledgement(ack, tcp.window, position, not payload_bytes and not flags & FIN, now)
+        if sender.snd_una != una:
+            self.soft_error = None
+            if self.user_timeout_ps is not None:
+                self._watch_progress(now, is_progress=True)
         if sender.fin_queued and sender.fin_acknowledged:
             self._on_fin_acknowledged(now)
         return self.state is not State.CLOSED
@@ -428,17 +587,35 @@ class Connection:
         # acknowledged, delete the TCB, enter the CLOSED state, and return."
         if self.state is State.FIN_WAIT_1:
             self.state = State.FIN_WAIT_2
+            if self._is_released:
+                self._time_wait_at = now + self._profile.fin_wait_2_ps
         elif self.state is State.CLOSING:
             self._enter_time_wait(now)
         elif self.state is State.LAST_ACK:
             self._enter_closed(None)
 
-    def _on_text(self, position: int, payload: memoryview, flags: int, now: int) -> None:
-        """Take in data and FIN of an acceptable segment and see to their acknowledgement."""
+    def _on_text(self, position: int, payload: memoryview, flags: int, now: int, merged_bytes: int = 0) -> None:
+        """Take in data and FIN of an acceptable segment, and see to their acknowledgement."""
+        if 0 < merged_bytes < len(payload) and not self._profile.stretch_acks:
+            # RFC 5681 §4.2 counts segments, and a sender's window grows with acknowledgements: what the device merged
+            # is taken in segment by segment, as it came.
+            for start in range(0, len(payload) - merged_bytes, merged_bytes):
+                self._on_one_text(position + start, payload[start : start + merged_bytes], flags & ~FIN, now)
+                if self.state is State.CLOSED:
+                    return
+            start = (len(payload) - 1) // merged_bytes * merged_bytes
+            position, payload = position + start, payload[start:]
+        self._on_one_text(position, payload, flags, now)
+
+    def _on_one_text(self, position: int, payload: memoryview, flags: int, now: int) -> None:
         if self.state not in _MAY_RECEIVE:
             # CLOSE-WAIT and later: "This should not occur since a FIN has been received from the remote side. Ignore
             # the segment text." A segment reaches this only in front of the window's edge.
             self._send_ack(now)
+            return
+        if self._is_released and position + len(payload) > self.receiver.rcv_nxt:
+            self._send_control(self.sender.snd_max, RST | ACK, now)
+            self._enter_closed(ConnectionAbortedError(f"{self!r}: data came for a user that has gone"))
             return
         if self.receiver.take(position, payload, flags, now):
             self._send_ack(now)
@@ -470,7 +647,7 @@ class Connection:
         receiver.take_syn(syn.sequence)
         # RFC 9293 §3.7.1: "If an MSS Option is not received at connection setup, TCP implementations MUST assume a
         # default send MSS of 536 (576 - 40) for IPv4 or 1220 (1280 - 60) for IPv6"
-        mss = max(min(options.mss or sender.mss, self._advertised_mss), 1)
+        mss = max(min(options.mss or sender.mss, self._advertised_mss, self._path_mss), 1)
         # RFC 7323 §2.2: "If a TCP receives a <SYN> segment containing a Window Scale option [...] both sides MUST send
         # Window Scale options in their <SYN> segments to enable window scaling in either direction."
         if options.window_scale is not None and self._profile.window_scale is not None:
@@ -503,14 +680,14 @@ class Connection:
         # "Start the time-wait timer, turn off the other timers."
         self.state = State.TIME_WAIT
         self.sender.stop_timers()
-        self.receiver.ack_at = NEVER
+        self.receiver.ack_at = self._keep_alive_at = self._user_timeout_at = NEVER
         self._time_wait_at = now + self._profile.time_wait_ps
 
     def _enter_closed(self, error: OSError | None) -> None:
         self.state = State.CLOSED
         self.error = error
         self.sender.stop_timers()
-        self.receiver.ack_at = self._time_wait_at = NEVER
+        self.receiver.ack_at = self._time_wait_at = self._keep_alive_at = self._user_timeout_at = NEVER
         self.sender.buffer.clear()
         self._output.on_closed(self)
         self._notify()
@@ -522,8 +699,9 @@ class Connection:
     # Segments without data -------------------------------------------------------------------------------------------
 
     def _send_control(self, position: int, flags: int, now: int) -> None:
-        self._output.output(self, wrap(position), flags, self.receiver.window_field(), b"", [], 0, self.sender.mss,
-                            False)
+        urgent = self._urgent_pointer(position) if self.state in _MAY_TRANSMIT and not flags & RST else 0
+        self._output.output(self, wrap(position), flags | URG if urgent else flags, self.receiver.window_field(), b"",
+                            [], 0, self.sender.mss, False, urgent)
 
     def _send_ack(self, now: int) -> None:
         self._send_control(self.sender.ack_position, ACK, now)

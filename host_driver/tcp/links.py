@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IP
 from typing import TYPE_CHECKING
 
 from host_driver.account import Account
+from host_driver.tcp.profile import SECOND
 from nic_model.checksum import checksum_seed, internet_checksum
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
@@ -29,6 +30,10 @@ OwnAddress = IpAddress | IPv4Interface | IPv6Interface | str
 
 NO_ETHERNET_HEADER = bytes(ETHERNET_HEADER_BYTES)
 """Stands before a packet until its neighbour's address is known."""
+
+PATH_MTU_LIFETIME_PS = 600 * SECOND
+"""RFC 1191 §6.3, RFC 8201 §5.3: "the recommended setting for this timer is twice its minimum value (10 minutes)"; new
+connections try larger packets then."""
 
 IPV6_ADDRESS_BYTES = 16
 LINK_LOCAL = IPv6Network("fe80::/10")
@@ -74,7 +79,7 @@ class LocalAddress:
 class Link:
     """Where the packets towards one remote address go: what all their headers share."""
 
-    __slots__ = ("destination", "local", "neighbour", "pseudo_sum", "source")
+    __slots__ = ("_path_mtu", "_path_mtu_until", "destination", "local", "neighbour", "pseudo_sum", "source")
 
     def __init__(self, local: LocalAddress, neighbour: Neighbour, destination: bytes) -> None:
         self.local = local
@@ -82,6 +87,21 @@ class Link:
         self.source = local.packed
         self.destination = destination
         self.pseudo_sum = checksum_seed(local.packed, destination, IpProtocol.TCP, None)
+        self._path_mtu = local.mtu
+        self._path_mtu_until = 0
+
+    def lower_path_mtu(self, mtu: int, now: int) -> None:
+        """Larger packets do not get through."""
+        self._path_mtu = min(mtu, self.path_mtu(now))
+        self._path_mtu_until = now + PATH_MTU_LIFETIME_PS
+
+    def path_mtu(self, now: int) -> int:
+        """Bytes of the largest IP packet that gets through, as far as is known."""
+        return self._path_mtu if now < self._path_mtu_until else self.local.mtu
+
+    def path_mss(self, now: int) -> int:
+        """Payload and TCP options of the largest segment that gets through."""
+        return self.local.mss - self.local.mtu + self.path_mtu(now)
 
 
 class OutFrame:

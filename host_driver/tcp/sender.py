@@ -36,6 +36,7 @@ class Sender:
         "_probe_due", "_probes", "_profile", "_retransmit_first", "_rtt", "_small_until", "_snd_wl1", "_snd_wl2",
         "acked_bytes", "buffer", "fin_queued", "iss", "mss", "nagle", "persist_at", "queued_bytes", "retransmissions",
         "retransmit_at", "retransmitted_segments", "sent_bytes", "shift", "snd_max", "snd_nxt", "snd_una", "snd_wnd",
+        "urgent_end",
     )
 
     def __init__(self, *, iss: int, mss: int, max_payload: int, profile: Profile, owner: Owner) -> None:
@@ -62,6 +63,8 @@ class Sender:
         self._small_until = iss  # end of the last segment sent that was not full (Minshall)
         self.fin_queued = False
         """The FIN goes behind the last queued byte."""
+        self.urgent_end = iss
+        """SND.UP: position behind the last byte that was queued as urgent."""
 
         self._rtt = RttEstimator(profile)
         self._congestion = NewReno(mss, profile.initial_window_segments, iss, profile.limited_transmit)
@@ -141,6 +144,20 @@ class Sender:
         # <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>; after going back SND.NXT is old, and after a zero-window probe SND.MAX
         # lies beyond the peer's window: neither would be acceptable there.
         return min(self.snd_max, max(self.snd_nxt, self.snd_una + self.snd_wnd))
+
+    def lower_mss(self, mss: int) -> None:
+        """Segments of more bytes do not get through: what is in flight is sent again in smaller ones.
+
+        The congestion window keeps its size: RFC 1191 §6.5 and RFC 8201 §5.4 take this loss for no sign of congestion.
+        """
+        if mss >= self.mss:
+            return
+        if self._max_payload == self.mss:
+            self._max_payload = mss
+        self.mss = self._congestion.mss = mss
+        self.snd_nxt = self._small_until = self.snd_una
+        self._rtt.cancel()
+        self._owner.want_transmit()
 
     def queue(self, chunk: Chunk) -> None:
         """Take a chunk, which is not empty."""
@@ -272,7 +289,8 @@ class Sender:
             if unsent < 0 or (unsent == 0 and not self.fin_queued):
                 return
             room = limit - position
-            length = min(unsent, room, self._max_payload)
+            # An urgent pointer counts from its segment, so that no device may cut a segment that has one.
+            length = min(unsent, room, self._max_payload if self.urgent_end <= position else mss)
             if room <= 0 or not self._is_worth_sending(position, length, unsent):
                 break
             if length > mss and (length < unsent or not self._may_send_small(has_outstanding=True)):
@@ -298,7 +316,7 @@ class Sender:
     def _may_send_small(self, *, has_outstanding: bool) -> bool:
         """Whether a segment that is not full may leave, behind bytes that are not acknowledged or not."""
         nagle = self.nagle
-        if nagle is Nagle.OFF or self.fin_queued:
+        if nagle is Nagle.OFF or self.fin_queued or self.urgent_end > self.snd_nxt:
             return True
         if nagle is Nagle.MINSHALL:
             return self._small_until <= self.snd_una

@@ -25,6 +25,7 @@ from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.icmp import Icmp
+from host_driver.tcp.icmp_errors import no_neighbour, path_mtu, verdict
 from host_driver.tcp.links import IpAddress, Link, LocalAddress, OutFrame, OwnAddress
 from host_driver.tcp.neighbours import Neighbour, NeighbourTable, Outgoing
 from host_driver.tcp.profile import US, Profile
@@ -177,6 +178,8 @@ class StackCounters:
     """Packets from an address outside the network, without a gateway to answer by."""
     backlog_full: int = 0
     """SYNs dropped."""
+    icmp_ignored: int = 0
+    """ICMP errors about no segment that is under way, or that say nothing new."""
     resets_sent: int = 0
     """RSTs that answer segments of no connection."""
 
@@ -295,11 +298,12 @@ class Stack:
         """All connections that are not CLOSED."""
         return list(self._connections.values())
 
-    def receive(self, frame: Buffer, now: int, *, checksum_ok: bool | None = None) -> None:
+    def receive(self, frame: Buffer, now: int, *, checksum_ok: bool | None = None, merged_bytes: int = 0) -> None:
         """Take in one frame. Bad, foreign and unknown ones are dropped and counted; nothing is raised for them.
 
-        `checksum_ok`: what the device found; None: it did not look, so the sums are verified and charged here. The
-        frame may be reused after the call.
+        `checksum_ok`: what the device found; None: it did not look, so the sums are verified and charged here.
+        `merged_bytes`: if the device merged several segments into this one, the payload of each but the last; otherwise
+        0. The frame may be reused after the call.
         """
         counters = self.counters
         self._now = now
@@ -324,7 +328,7 @@ class Stack:
         if not checksum_ok:
             counters.bad_checksum += 1
             return
-        self._receive_tcp(local, ip.source, tcp, parsed.payload, now)
+        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, merged_bytes)
 
     def poll(self, now: int) -> None:
         """Run every timer that is due."""
@@ -371,11 +375,12 @@ class Stack:
     # What connections and listeners call (`connection.Output`) -------------------------------------------------------
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool) -> None:
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, urgent: int = 0) -> None:
         """Put a connection's segment into the outbox."""
         link = connection.link
         acknowledgement = connection.ack_number if flags & ACK else 0
-        tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options)
+        tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options,
+                       0, urgent)
         self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission)
 
     def want_transmit(self, connection: Connection) -> None:
@@ -462,9 +467,24 @@ class Stack:
 
     def _on_unreachable(self, neighbour: Neighbour) -> None:
         """A neighbour did not answer."""
+        error = no_neighbour()
+        for connection in [c for c in self._connections.values() if c.link.neighbour is neighbour]:
+            connection.on_unreachable(error, is_hard=False)
 
     def _on_icmp_error(self, message: IcmpMessage, quoted: QuotedSegment, now: int, *, ipv6: bool) -> None:
         """An error about a segment that came from here, as it says."""
+        connection = self._connections.get((quoted.destination, quoted.destination_port, quoted.source_port))
+        if connection is None or not connection.covers(quoted.sequence):
+            self.counters.icmp_ignored += 1
+            return
+        mtu = path_mtu(message, quoted, ipv6=ipv6)
+        if mtu is not None:
+            connection.link.lower_path_mtu(mtu, now)
+            connection.on_path_mss(connection.link.path_mss(now))
+        elif (found := verdict(message, ipv6=ipv6)) is not None:
+            connection.on_unreachable(found.error, is_hard=found.is_hard)
+        else:
+            self.counters.icmp_ignored += 1
 
     # Arrival ---------------------------------------------------------------------------------------------------------
 
@@ -472,14 +492,15 @@ class Stack:
         self.account.charge("tcp_recv", "checksum_byte", frame.end - frame.l4_offset)
         return frame.l3_checksum_ok() and frame.l4_checksum_ok()
 
-    def _receive_tcp(self, local: LocalAddress, source: bytes, tcp: TcpHeader, payload: memoryview, now: int) -> None:
+    def _receive_tcp(self, local: LocalAddress, source: bytes, tcp: TcpHeader, payload: memoryview, now: int,
+                     merged_bytes: int) -> None:
         key = (source, tcp.source_port, tcp.destination_port)
         connection = self._connections.get(key)
         self._charge_arrival(tcp.flags, len(payload), State.LISTEN if connection is None else connection.state)
         if connection is not None and not self._may_replace(connection, tcp):
             sender, receiver = connection.sender, connection.receiver
             una, nxt = sender.snd_una, receiver.rcv_nxt
-            connection.on_segment(tcp, payload, now)
+            connection.on_segment(tcp, payload, now, merged_bytes)
             if sender.snd_una != una or receiver.rcv_nxt != nxt:
                 connection.link.neighbour.confirmed_at = now
             self._schedule(connection)
@@ -555,7 +576,8 @@ class Stack:
         connection = Connection(
             local=Endpoint(link.local.ip, port), remote=remote,
             iss=self._initial_sequence_number(link.source, remote, port, now), advertised_mss=link.local.mss,
-            max_segment_bytes=self._max_segment_bytes, profile=self.profile, output=self, link=link)
+            path_mss=link.path_mss(now), max_segment_bytes=self._max_segment_bytes, profile=self.profile, output=self,
+            link=link)
         self._connections[remote.ip.packed, remote.port, port] = connection
         return connection
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from nic_model.contract.protocols import TcpFlags
 
 FIN, SYN, RST, PSH, ACK = (int(flag) for flag in (TcpFlags.FIN, TcpFlags.SYN, TcpFlags.RST, TcpFlags.PSH, TcpFlags.ACK))
+URG = int(TcpFlags.URG)
 
 NEVER = 1 << 100
 """A deadline that is not set."""
@@ -32,6 +33,11 @@ class State(IntEnum):
     CLOSING = 8
     LAST_ACK = 9
     TIME_WAIT = 10
+
+    @property
+    def is_synchronized(self) -> bool:
+        """RFC 9293 §3.3.2: "a synchronized state", in which both ends know each other's sequence numbers."""
+        return self >= State.ESTABLISHED
 
 
 class Endpoint(NamedTuple):
