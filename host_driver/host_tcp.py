@@ -8,6 +8,7 @@ are copied into the region by whoever brings them, mostly the softirq.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -17,7 +18,6 @@ from host_driver.errors import (
     AddressInUse,
     AddressNotAvailable,
     NetworkError,
-    OptionRefused,
     SocketClosed,
     network_error,
 )
@@ -29,9 +29,18 @@ from host_driver.port import HostMemory
 from host_driver.runtime import Kernel
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
-from host_driver.tcp.profile import Nagle
+from host_driver.tcp.profile import MS, SECOND, Nagle
 from host_driver.tcp.states import State
 from nic_model.contract import RAW_CHANNEL, KeyRight
+
+_CONSTANTS = {
+    Option.SO_SNDBUF: ("send_buffer_bytes", 1),
+    Option.SO_RCVBUF: ("receive_buffer_bytes", 1),
+    Option.TCP_KEEPIDLE: ("keep_alive_idle_ps", SECOND),
+    Option.TCP_KEEPINTVL: ("keep_alive_interval_ps", SECOND),
+    Option.TCP_KEEPCNT: ("keep_alive_probes", 1),
+}
+"""Option -> the constant of TCP's profile that it sets, and its unit."""
 
 
 class _Send:
@@ -60,6 +69,7 @@ class HostTcpConnection:
         self._end_behind_sends = False
         self._receive_ended = False
         self._is_closed = False
+        self._is_released = False
         endpoint.on_change = self._pump
 
     def __repr__(self) -> str:
@@ -88,17 +98,28 @@ class HostTcpConnection:
         self._end_behind_sends = True
         return not self._sends
 
+    def end_sending(self) -> None:
+        """A FIN behind what is with TCP."""
+        self.endpoint.closed_here = True
+        self._connection.close(self._now)
+
     def end_receiving(self) -> None:
         """Receives give 0 bytes from now on; what comes is dropped."""
         self._receive_ended = True
         self._pump()
 
     def close(self) -> bool:
-        """Both; but receives fail, and bytes that come are answered with a reset. Whether all sends are with TCP."""
+        """Both; but receives fail, and bytes that come are answered with a reset. Whether all sends are with TCP: then
+        `finish_close` is due."""
         self._is_closed = True
         while self._receives:
             self._receives.popleft().done(0, SocketClosed(f"receive on {self!r}: the connection is closed"))
         return self.end_behind_sends()
+
+    def finish_close(self) -> None:
+        """End sending now."""
+        self.end_sending()
+        self._pump()
 
     @property
     def is_at_rest(self) -> bool:
@@ -114,19 +135,17 @@ class HostTcpConnection:
         while self._sends and connection.send_space > 0:
             self._queue_next_part()
         if self._end_behind_sends and not self._sends and not self.endpoint.closed_here:
-            self.endpoint.closed_here = True
-            connection.close(self._now)
+            self.end_sending()
         while self._receives and connection.recv_available and not self._receive_ended:
             self._store(self._receives.popleft())
         if self._receives and (connection.peer_closed or self._receive_ended):
             self._end_receives(None)
         if self._receive_ended and connection.recv_available:
             connection.recv(connection.recv_available)
-        if self._is_closed and connection.recv_available and not self._unread:
-            # RFC 9293 §3.6.1: "If such a host issues a CLOSE call while received data is still pending in the TCP
-            # connection, or if new data is received after CLOSE is called, its TCP implementation SHOULD send a RST to
-            # show that data was lost." Here, behind what was still to be sent.
-            connection.abort(self._now)
+        if self._is_closed and self.endpoint.closed_here and not self._unread and not self._is_released:
+            # Bytes that nobody will read make the end a reset; but not before the last send has arrived.
+            self._is_released = True
+            connection.release(self._now)
         if self.endpoint.ended:
             while self._sends:
                 send = self._sends.popleft()
@@ -244,26 +263,30 @@ class HostTcp:
     async def connect(self, ip: IPv4Address | IPv6Address | str, port: int, local_port: int | None,
                       options: dict[Option, Any], account: Account) -> HostTcpConnection:
         """An established connection. Raises NetworkError."""
-        def prepare(connection: Connection) -> None:
-            for option, value in options.items():
-                self._set_option(connection, option, value)
-
-        return HostTcpConnection(await Endpoint.connect(self._interface, ip, port, account, local_port, prepare))
+        return HostTcpConnection(await Endpoint.connect(self._interface, ip, port, account, local_port,
+                                                        lambda connection: self._set_options(connection, options)))
 
     def addresses(self, connection: HostTcpConnection) -> tuple[tuple[str, int], tuple[str, int]]:
         """Own and peer's address and port."""
         local, remote = connection.endpoint.connection.local, connection.endpoint.connection.remote
         return (str(local.ip), local.port), (str(remote.ip), remote.port)
 
-    def set_option(self, connection: HostTcpConnection, option: Option, value: Any) -> None:
-        """Set an option. Raises OptionRefused for one that this TCP does not have."""
-        self._set_option(connection.endpoint.connection, option, value)
+    def set_options(self, connection: HostTcpConnection, options: dict[Option, Any], account: Account) -> None:
+        """Let a connection have these options."""
+        self._set_options(connection.endpoint.connection, options)
+        self.kernel.spawn(self._interface.push(account), f"timers of {connection!r}")
 
-    def _set_option(self, connection: Connection, option: Option, value: Any) -> None:
-        if option is Option.TCP_NODELAY:
-            connection.nagle = Nagle.OFF if value else self._interface.stack.profile.nagle
-        elif option not in (Option.SO_REUSEADDR, Option.SO_LINGER):
-            raise OptionRefused(f"the host's TCP has no {option.value}")
+    def _set_options(self, connection: Connection, options: dict[Option, Any]) -> None:
+        profile = self._interface.stack.profile
+        own = {name: options[option] * unit for option, (name, unit) in _CONSTANTS.items() if option in options}
+        if own:
+            connection.set_profile(replace(profile, **own))
+        if Option.TCP_NODELAY in options:
+            connection.nagle = Nagle.OFF if options[Option.TCP_NODELAY] else profile.nagle
+        if Option.TCP_USER_TIMEOUT in options:
+            connection.user_timeout_ps = options[Option.TCP_USER_TIMEOUT] * MS or None
+        if Option.SO_KEEPALIVE in options:
+            connection.set_keep_alive(options[Option.SO_KEEPALIVE], self._interface.nic.port.now())
 
     # ------------------------------------------------------------------------------------------ data
 
@@ -297,17 +320,18 @@ class HostTcp:
         if Direction.RECEIVE in direction:
             connection.end_receiving()
         if Direction.SEND in direction and connection.end_behind_sends():
-            connection.endpoint.closed_here = True
-            connection.endpoint.connection.close(self._interface.nic.port.now())
+            connection.end_sending()
         await self._interface.push(account)
 
     async def close(self, connection: HostTcpConnection, account: Account) -> None:
         """A FIN behind all sends that were posted."""
-        if connection.close():
-            await connection.endpoint.close(account)
-        else:
-            account.charge("syscall", "close")
-            await account.settle()
+        has_all = connection.close()
+        account.charge("syscall", "close")
+        await account.settle()
+        if has_all:
+            self._interface.account.target = account
+            connection.finish_close()
+            await self._interface.push(account)
 
     async def abort(self, connection: HostTcpConnection, account: Account) -> None:
         """A reset; all transfers fail."""

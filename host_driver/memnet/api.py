@@ -201,7 +201,8 @@ class MemNet:
                 socket.connection = await listening.eager_accept.take(self.account)
             else:
                 socket.connection = await self._provider.accept(listening.listening, self.account)
-            self._set_all_options(socket)
+            if socket.options:
+                self._provider.set_options(socket.connection, socket.options, self.account)
         except (Exception, Cancelled):
             await self._drop(socket)
             raise
@@ -288,9 +289,10 @@ class MemNet:
         value = checked_value(option, value)
         if option is Option.SO_REUSEADDR and socket.bound_port is not None:
             raise OptionRefused(f"{option.value} counts when a socket is bound, and {socket!r} is")
+        options = {**socket.options, option: value}
         if socket.connection is not None:
-            self._provider.set_option(socket.connection, option, value)
-        socket.options[option] = value
+            self._provider.set_options(socket.connection, options, self.account)
+        socket.options = options
 
     def get_option(self, socket: MemNetSocket, option: Option | str) -> Any:
         """An option's value; None: what the TCP's profile says. Raises OptionRefused."""
@@ -610,10 +612,6 @@ class MemNet:
             await self.start()
         assert self._pool is not None
         socket.channel = self._pool.take_now() or await self._pool.take(self.account)
-
-    def _set_all_options(self, socket: MemNetSocket) -> None:
-        for option, value in socket.options.items():
-            self._provider.set_option(socket.connection, option, value)
 
     def _connected(self, socket: MemNetSocket) -> None:
         socket.state = SocketState.CONNECTED

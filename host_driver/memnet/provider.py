@@ -100,8 +100,9 @@ class Provider(Protocol):
     def addresses(self, connection: Any) -> tuple[tuple[str, int], tuple[str, int]]:
         """Own and peer's address and port."""
 
-    def set_option(self, connection: Any, option: Option, value: Any) -> None:
-        """Set an option of a connection. Raises OptionRefused for one that this provider cannot give."""
+    def set_options(self, connection: Any, options: dict[Option, Any], account: Account) -> None:
+        """Let a connection have these options; what others are stays. Raises OptionRefused for one that this provider
+        cannot give."""
 
     async def send(self, connection: Any, transfer: Transfer, account: Account) -> None:
         """Take a send, behind those taken before; it is done when its memory is free again."""

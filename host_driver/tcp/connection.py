@@ -264,6 +264,13 @@ class Connection:
         if self.state is State.FIN_WAIT_2:
             self._time_wait_at = now + self._profile.fin_wait_2_ps
 
+    def set_profile(self, profile: Profile) -> None:
+        """Go on by other constants for buffers and keep-alive, of this connection alone. A window that the peer was
+        told of is not taken back."""
+        self._profile = profile
+        self.sender.set_profile(profile)
+        self.receiver.buffer.capacity = profile.receive_buffer_bytes
+
     def set_keep_alive(self, on: bool, now: int) -> None:
         """Ask an idle peer now and then whether it is there, as the profile says, and give up when it is not."""
         # RFC 9293 §3.8.4: "Implementers MAY include 'keep-alives' in their TCP implementations [...] If keep-alives are
