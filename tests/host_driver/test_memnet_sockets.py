@@ -298,3 +298,83 @@ def test_a_listening_socket_is_shared_and_ends_with_the_last_process_that_has_it
 
     world.start(world.server, second, "second")
     run(world, first, ask)
+
+
+class Vanishing:
+    """A wire that the client can be cut off from."""
+
+    def __init__(self, world: World) -> None:
+        self.is_cut = False
+        switch = world.wire._switch
+
+        def maybe(frame: bytes, source: bytes | None) -> None:
+            if not self.is_cut:
+                switch(frame, source=source)
+
+        world.wire._switch = maybe  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("options", "within_s"), [
+    ({"SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}, (15, 20)),
+    ({"TCP_USER_TIMEOUT": 5000}, (4, 10)),
+], ids=["keep-alive", "user timeout"])
+def test_a_client_that_vanishes_is_given_up(options: dict[str, int], within_s: tuple[int, int]) -> None:
+    world = World()
+    wire = Vanishing(world)
+
+    async def serve(memnet: MemNet) -> float:
+        listening = memnet.listen(PORT)
+        for name, value in options.items():
+            memnet.set_option(listening, name, value)
+        socket = await memnet.accept(listening)
+        region = await memnet.register_mem(10_000)
+        await memnet.sync_recv(socket, region)
+        wire.is_cut = True
+        start = world.kernel.now
+        if "SO_KEEPALIVE" in options:
+            job = await memnet.async_recv(socket, region)
+        else:
+            job = await memnet.async_send(socket, region)
+        with pytest.raises(ConnectionTimedOut):
+            await job
+        return (world.kernel.now - start) / SECOND
+
+    async def ask(memnet: MemNet) -> None:
+        socket = await connected(memnet, world)
+        await memnet.async_send(socket, await memnet.register_mem(b"hello"))
+        await world.kernel.sleep(60 * SECOND)
+        await memnet.abort(socket)
+
+    took_s, _ = run(world, serve, ask)
+    assert within_s[0] <= took_s <= within_s[1]
+
+
+def test_buffer_sizes_set_how_much_is_taken_and_offered() -> None:
+    world = World()
+
+    async def serve(memnet: MemNet) -> int:
+        listening = memnet.listen(PORT)
+        memnet.set_option(listening, "SO_RCVBUF", 10_000)
+        socket = await memnet.accept(listening)
+        await world.kernel.sleep(SECOND)
+        connection = socket.connection.endpoint.connection
+        waiting: int = connection.recv_available
+        await receive_all(memnet, socket)
+        return waiting
+
+    async def ask(memnet: MemNet) -> int:
+        socket = memnet.socket()
+        memnet.set_option(socket, Option.SO_SNDBUF, 5000)
+        await world.kernel.sleep(MS)
+        await memnet.connect(socket, world.server.ip, PORT)
+        region = await memnet.register_mem(100_000)
+        for at in range(0, 100_000, 1000):
+            await memnet.async_send(socket, region, at, 1000)
+        connection = socket.connection.endpoint.connection
+        queued: int = connection.queued_bytes
+        await memnet.close(socket)
+        return queued
+
+    waiting, queued = run(world, serve, ask)
+    assert 10_000 <= waiting < 70_000, "the window of the handshake was out already; nothing was added to it"
+    assert queued < 10_000
