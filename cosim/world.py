@@ -201,9 +201,11 @@ class World:
                         raise RunError(self.stall_report())
                 except TaskFailed as error:
                     raise failed_task(error) from error
-        for application in self.applications:
-            if application.error is not None:
-                raise application.error
+        failed = [application for application in self.applications if application.error is not None]
+        if failed:
+            first = min(failed, key=lambda application: application.failed_at_ps)
+            assert first.error is not None
+            raise first.error
 
     async def _end(self) -> None:
         if self._foreground:

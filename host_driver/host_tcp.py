@@ -26,7 +26,7 @@ from host_driver.memnet.options import Option
 from host_driver.memnet.provider import Direction, Transfer
 from host_driver.nic import MemoryKey
 from host_driver.port import HostMemory
-from host_driver.runtime import Kernel
+from host_driver.runtime import Cancelled, Kernel
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import MS, SECOND, Nagle
@@ -214,14 +214,24 @@ class HostTcp:
 
     async def register(self, address: int, length_bytes: int, account: Account) -> MemoryKey:
         """A key with both rights. Raises MemoryError when the device has none left."""
-        key = self._interface.nic.register_memory(address, length_bytes, KeyRight.READ | KeyRight.WRITE, RAW_CHANNEL,
-                                                  account)
-        await account.settle()
+        nic = self._interface.nic
+        key = nic.register_memory(address, length_bytes, KeyRight.READ | KeyRight.WRITE, RAW_CHANNEL, account)
+        try:
+            await account.settle()
+        except Cancelled:
+            await nic.deregister_memory(key)
+            raise
         return key
 
     async def deregister(self, key: MemoryKey, account: Account) -> None:
         """Take a key back; on return the device neither reads nor writes its memory."""
-        await self._interface.nic.deregister_memory(key)
+        nic = self._interface.nic
+        try:
+            await nic.deregister_memory(key)
+        except Cancelled:
+            # A process that is killed in a system call is gone when the call is over.
+            await nic.deregister_memory(key)
+            raise
         await account.settle()
 
     # ------------------------------------------------------------------------------------------ connections

@@ -147,10 +147,12 @@ class MemNet:
             raise RegionInUse(f"deregister_mem: {region!r} is still in use by {job!r}{more}")
         region.is_registered = False
         self.account.charge("user", "memnet_call")
-        await self._provider.deregister(region.key, self.account)
-        region.view.release()
-        self._provider.memory.free(region.address)
-        del self._regions[region]
+        try:
+            await self._provider.deregister(region.key, self.account)
+        finally:
+            region.view.release()
+            self._provider.memory.free(region.address)
+            del self._regions[region]
 
     # ------------------------------------------------------------------------------------------ sockets
 
@@ -497,8 +499,8 @@ class MemNet:
             counters.regions_reclaimed += 1
             await self.deregister_mem(region)
         if self._pool is not None:
-            pool, self._pool = self._pool, None
-            await pool.close(self.account)
+            await self._pool.close(self.account)
+            self._pool = None
 
     # ------------------------------------------------------------------------------------------ jobs
 

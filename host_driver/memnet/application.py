@@ -31,8 +31,8 @@ _current: Application | None = None
 class Application:
     """Runs `main(memnet)` until it returns; the MemNet is then given back.
 
-    Attributes: `memnet`; `outcome`, and `error` for one that raised; `result` of one that returned; `over`, a task that
-    ends when all was given back.
+    Attributes: `memnet`; `outcome`, and `error` and `failed_at_ps` of one that raised; `result` of one that returned;
+    `over`, a task that ends when all was given back.
     """
 
     def __init__(self, kernel: Kernel, memnet: MemNet, main: Callable[[MemNet], Coroutine[Any, Any, Any]],
@@ -42,9 +42,11 @@ class Application:
         self.name = name
         self.outcome = Outcome.RUNNING
         self.error: Exception | None = None
+        self.failed_at_ps = 0
         self.task_errors: list[Exception] = []
         """What its other tasks raised."""
         self.result: Any = None
+        self._is_killed = False
         self._tasks: dict[Task[Any], None] = {}
         self._main = self._start(main(memnet), name)
         self.over: Task[None] = kernel.spawn(self._supervise(), f"the end of {name}")
@@ -60,8 +62,10 @@ class Application:
         return _current
 
     def kill(self) -> None:
-        """End it where it stands."""
-        self._main.cancel()
+        """End it where it stands; what it is giving back then it gives back."""
+        if not self._is_killed:
+            self._is_killed = True
+            self._main.cancel()
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], name: str) -> Task[T]:
         """Start a task of the application, which ends with it."""
@@ -97,7 +101,7 @@ class Application:
             outcome = Outcome.KILLED
         except Exception as error:
             counters.applications_failed += 1
-            self.error = error
+            self.error, self.failed_at_ps = error, self.kernel.now
             outcome = Outcome.RAISED
         while self._tasks:
             task = next(iter(self._tasks))

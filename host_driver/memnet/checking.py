@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from host_driver.errors import BufferTouched
 
@@ -28,73 +28,66 @@ def is_wanted() -> bool:
 
 
 class GuardedView:
-    """Bytes of a region as an application sees them: slices, `bytes()`, comparisons and assignments, as a memoryview.
+    """The bytes of a region as an application sees them: indices, slices, `bytes()`, comparisons and assignments.
 
-    Raises BufferTouched for what a job under way forbids.
+    Raises BufferTouched for what a job under way forbids. A slice is a memoryview, and taking one counts as reading:
+    what is done with it later, only the second net finds.
     """
 
-    __slots__ = ("_region", "_start", "_stop")
+    __slots__ = ("_region",)
 
-    def __init__(self, region: MemoryRegion, start: int, stop: int) -> None:
+    def __init__(self, region: MemoryRegion) -> None:
         self._region = region
-        self._start = start
-        self._stop = stop
 
     def __len__(self) -> int:
-        return self._stop - self._start
+        return self._region.length_bytes
 
     @property
     def nbytes(self) -> int:
         """As `len`."""
         return len(self)
 
-    def __getitem__(self, index: int | slice) -> GuardedView | int:
-        start, stop = self._range(index)
-        if isinstance(index, slice):
-            return GuardedView(self._region, start, stop)
-        return self._read(start, stop)[0]
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> memoryview: ...
+
+    def __getitem__(self, index: int | slice) -> int | memoryview:
+        self._check(index, "read", with_sends=False)
+        return self._region.bytes[index]
 
     def __setitem__(self, index: int | slice, value: int | bytes | bytearray | memoryview) -> None:
-        start, stop = self._range(index)
-        self._check(start, stop, "written", with_sends=True)
-        self._region.bytes[start:stop] = bytes([value]) if isinstance(value, int) else bytes(value)
+        self._check(index, "written", with_sends=True)
+        self._region.bytes[index] = value  # type: ignore[index, assignment]
 
     def __bytes__(self) -> bytes:
-        return self._read(self._start, self._stop)
+        return bytes(self[:])
 
     def tobytes(self) -> bytes:
         """A copy."""
         return bytes(self)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, (bytes, bytearray, memoryview, GuardedView)) and bytes(self) == bytes(other)
+        return isinstance(other, (bytes, bytearray, memoryview)) and bytes(self) == other
 
-    def __hash__(self) -> int:
-        raise TypeError("a region's view cannot be hashed")
+    __hash__ = None  # type: ignore[assignment]
 
     def release(self) -> None:
         """The region was given back."""
         self._region.bytes.release()
 
-    def _range(self, index: int | slice) -> tuple[int, int]:
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step != 1:
-                raise ValueError("a region's view has no slices with a step")
-            return self._start + start, self._start + max(start, stop)
-        at = range(self._start, self._stop)[index]
-        return at, at + 1
-
-    def _read(self, start: int, stop: int) -> bytes:
-        self._check(start, stop, "read", with_sends=False)
-        return bytes(self._region.bytes[start:stop])
-
-    def _check(self, start: int, stop: int, how: str, *, with_sends: bool) -> None:
+    def _check(self, index: int | slice, how: str, *, with_sends: bool) -> None:
+        touched_bytes = range(len(self))[index]
+        if isinstance(touched_bytes, int):
+            touched_bytes = range(touched_bytes, touched_bytes + 1)
         for job in self._region.jobs:
+            if job.is_send and not with_sends:
+                continue
             for part in job.parts:
-                if (part.region is self._region and part.offset < stop and start < part.offset + part.length_bytes
-                        and (with_sends or not job.is_send)):
-                    raise touched(job, self._region, max(start, part.offset), f"was {how}")
+                if part.region is self._region:
+                    for at in _common(touched_bytes, part):
+                        raise touched(job, self._region, at, f"was {how}")
 
 
 class Watch:
@@ -138,6 +131,14 @@ def refuse_overlap(parts: Sequence[Part], doing: str, *, is_send: bool) -> None:
 def touched(job: Job, region: MemoryRegion, offset: int, what: str) -> BufferTouched:
     """The error that names region, offset and job."""
     return BufferTouched(f"byte {offset} of {region!r} {what} while {job!r} was in flight")
+
+
+def _common(touched_bytes: range, part: Part) -> range:
+    """Those of some bytes that lie in a part, for a range that ascends by 1; of others the span counts."""
+    if not touched_bytes:
+        return touched_bytes
+    low, high = min(touched_bytes[0], touched_bytes[-1]), max(touched_bytes[0], touched_bytes[-1])
+    return range(max(low, part.offset), min(high + 1, part.offset + part.length_bytes))
 
 
 def _pattern(length_bytes: int) -> bytes:

@@ -31,7 +31,7 @@ class MemoryRegion:
         self.jobs: dict[Job, None] = {}
         """Those under way, in the order in which they were posted."""
         if is_guarded:
-            self.view = GuardedView(self, 0, length_bytes)  # type: ignore[assignment]
+            self.view = GuardedView(self)  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"<MemoryRegion {self.length_bytes} bytes at {self.address:#x}>"

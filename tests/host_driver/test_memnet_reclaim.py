@@ -1,0 +1,231 @@
+"""Applications that return, raise or are killed anywhere: all is given back, and the others go on."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from cosim.impairments import BothWays, Impairments
+from cosim.world import Started, World
+from host_driver import streams
+from host_driver.errors import NetworkError
+from host_driver.memnet import Direction, MemNet, Outcome
+from tests.host_driver.worlds import MS, PORT, SECOND, LeakCheck, accepted, connected, data, receive_all, run
+
+
+async def leave_everything(memnet: MemNet) -> None:
+    """Opens all there is and closes nothing."""
+    listening = memnet.listen(PORT)
+    memnet.listen(PORT + 1)
+    socket = await memnet.accept(listening)
+    region = await memnet.register_mem(1 << 18)
+    await memnet.async_send(socket, region)
+    await memnet.async_recv(socket, await memnet.register_mem(100))
+    await memnet.grant(socket, 500)
+    await memnet.async_send(socket, region, 0, 10)
+    memnet.socket()
+
+
+@pytest.mark.parametrize("eager", [{}, {"eager_accept": 2, "eager_receive_bytes": 1024}], ids=["plain", "eager"])
+@pytest.mark.parametrize("end", ["return", "raise", "kill"])
+def test_what_an_application_leaves_is_given_back(end: str, eager: dict[str, int]) -> None:
+    world = World()
+    check = LeakCheck(world)
+
+    async def serve(memnet: MemNet) -> None:
+        await leave_everything(memnet)
+        if end == "raise":
+            raise ZeroDivisionError("a bug")
+        if end == "kill":
+            await world.kernel.sleep(100 * SECOND)
+
+    async def ask(memnet: MemNet) -> bytes:
+        socket = await connected(memnet, world)
+        await world.kernel.sleep(100 * MS)
+        if end == "kill":
+            server.kill()
+        try:
+            return await receive_all(memnet, socket)
+        except NetworkError as error:
+            return repr(error).encode()
+
+    server: Started = world.start(world.server, serve, "server", **eager)
+    client = world.start(world.client, ask, "client")
+    if end == "raise":
+        with pytest.raises(ZeroDivisionError):
+            world.run()
+    else:
+        world.run()
+    check.check()
+    counters = world.server.counters
+    assert server.application is not None
+    if end == "return":
+        assert client.result == bytes((1 << 18) + 10), "the sends that were posted, before and behind the capability"
+        assert server.application.outcome is Outcome.RETURNED
+    else:
+        assert b"PeerReset" in client.result
+        assert (counters.applications_failed, counters.applications_killed) == ((1, 0) if end == "raise" else (0, 1))
+        assert server.application.outcome is (Outcome.RAISED if end == "raise" else Outcome.KILLED)
+    assert counters.connections_reclaimed == 1
+    assert counters.regions_reclaimed == 2
+    assert counters.jobs_reclaimed == 4
+    assert counters.capabilities_revoked == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_killed_anywhere_nothing_is_left_and_the_others_go_on(seed: int) -> None:
+    """A victim and a bystander serve from one host; the victim is killed at a random moment, in a random occupation."""
+    rng = random.Random(seed)
+    world = World(machine="p2-300-smp2", seed=seed,
+                  impairments=BothWays(outbound=Impairments(loss=0.02), inbound=Impairments(loss=0.02), seed=seed))
+    check = LeakCheck(world)
+    contents = data(40_000, seed)
+    eager = {"eager_accept": rng.randrange(3), "eager_receive_bytes": rng.choice([0, 4096])}
+
+    def echo(port: int) -> Any:
+        async def serve(memnet: MemNet) -> None:
+            listening = memnet.listen(port)
+            while True:
+                socket = await memnet.accept(listening)
+                region = await memnet.register_mem(8192)
+                try:
+                    while length := await memnet.sync_recv(socket, region):
+                        half = length // 2
+                        jobs = [await memnet.async_send(socket, part) for part in
+                                (region.part(0, half), region.part(half, length - half)) if part.length_bytes]
+                        await memnet.job_wait_all(jobs)
+                    await memnet.close(socket)
+                finally:
+                    if not region.jobs:
+                        await memnet.deregister_mem(region)
+        return serve
+
+    def asking(port: int, times: int) -> Any:
+        async def ask(memnet: MemNet) -> int:
+            good = 0
+            region = await memnet.register_mem(contents)
+            await world.kernel.sleep(10 * MS)
+            for _ in range(times):
+                try:
+                    socket = await memnet.create_connection(world.server.ip, port)
+                    job = await memnet.async_send(socket, region)
+                    await memnet.shutdown(socket, Direction.SEND)
+                    good += await receive_all(memnet, socket) == contents
+                    await job
+                    await memnet.close(socket)
+                except NetworkError:
+                    continue
+            return good
+        return ask
+
+    victim = world.start(world.server, echo(PORT), "victim", background=True, **eager)
+    world.start(world.server, echo(PORT + 1), "bystander", background=True)
+    asks = [world.start(world.client, asking(PORT, 3), "client of the victim"),
+            world.start(world.client, asking(PORT + 1, 3), "client of the bystander")]
+    at_ps = rng.randrange(10 * MS, 120 * MS)
+    world.kernel.call_at(at_ps, victim.kill)
+    world.run()
+    check.check()
+    assert asks[1].result == 3, f"seed {seed}: the bystander's clients got what they asked for"
+    assert world.server.counters.applications_killed == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_streams_killed_anywhere(seed: int) -> None:
+    rng = random.Random(seed)
+    world = World(seed=seed)
+    check = LeakCheck(world)
+
+    async def serve(_memnet: MemNet) -> None:
+        async def handle(reader: streams.StreamReader, writer: streams.StreamWriter) -> None:
+            while data := await reader.read(5000):
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+        server = await streams.start_server(handle, world.server.ip, PORT)
+        await server.serve_forever()
+
+    async def ask(_memnet: MemNet) -> None:
+        await streams.sleep(0.001)
+        for _ in range(3):
+            try:
+                reader, writer = await streams.open_connection(world.server.ip, PORT)
+                writer.write(bytes(60_000))
+                writer.write_eof()
+                await reader.read()
+                writer.close()
+            except NetworkError:
+                continue
+
+    server = world.start(world.server, serve, "server", background=True)
+    world.start(world.client, ask, "client")
+    world.kernel.call_at(rng.randrange(MS // 10, 6 * MS), server.kill)
+    world.run()
+    check.check()
+
+
+def test_a_handler_that_raises_loses_its_connection_and_is_counted() -> None:
+    world = World()
+
+    async def serve(_memnet: MemNet) -> None:
+        async def handle(reader: streams.StreamReader, writer: streams.StreamWriter) -> None:
+            line = await reader.readline()
+            if line == b"die\n":
+                raise KeyError("a bug")
+            writer.write(line)
+            writer.close()
+
+        server = await streams.start_server(handle, port=PORT)
+        await streams.sleep(10)
+        server.close()
+
+    async def ask(memnet: MemNet) -> list[Any]:
+        answers: list[Any] = []
+        await streams.sleep(0.001)
+        for line in (b"one\n", b"die\n", b"two\n"):
+            reader, writer = await streams.open_connection(world.server.ip, PORT)
+            writer.write(line)
+            try:
+                answers.append(await reader.read())
+            except ConnectionResetError as error:
+                answers.append(type(error).__name__)
+            writer.close()
+        return answers
+
+    assert run(world, serve, ask)[1] == [b"one\n", "PeerReset", b"two\n"]
+    assert world.server.counters.tasks_failed == 1
+    errors = [error for application in world.applications for error in application.task_errors]
+    assert [type(error) for error in errors] == [KeyError]
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    def once(seed: int) -> tuple[Any, ...]:
+        world = World(machine="p2-300-smp2", seed=seed,
+                      impairments=BothWays(outbound=Impairments(loss=0.03), inbound=Impairments(loss=0.03), seed=seed))
+        tokens = []
+
+        async def serve(memnet: MemNet) -> None:
+            socket = await accepted(memnet)
+            region = await memnet.register_mem(data(100_000))
+            tokens.append((await memnet.grant(socket, 5)).token)
+            await memnet.async_write(tokens[0], region, 0, 5)
+            await memnet.sync_send(socket, region)
+            await memnet.close(socket)
+
+        async def ask(memnet: MemNet) -> bytes:
+            return await receive_all(memnet, await connected(memnet, world))
+
+        got = run(world, serve, ask, eager_receive_bytes=1024)[1]
+        processors = world.server.processors
+        assert processors is not None
+        return (got, tokens, world.kernel.now, world.wire.frames_from_device, dict(processors.counts),
+                world.server.counters)
+
+    first, again, other = once(5), once(5), once(6)
+    assert first == again
+    assert first[0] == other[0]
+    assert first[1:4] != other[1:4]
