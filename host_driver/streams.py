@@ -161,7 +161,7 @@ class StreamReader:
         if n == 0:
             return b""
         if n < 0:
-            while await self._more(len(self._buffer) + self._limit_bytes):
+            while await self._more():
                 pass
             return self._take(len(self._buffer))
         if not self._buffer:
@@ -187,7 +187,7 @@ class StreamReader:
             searched = max(0, len(self._buffer) + 1 - len(separator))
             if searched > self._limit_bytes:
                 raise LimitOverrunError("Separator is not found, and chunk exceed the limit", searched)
-            if not await self._more(len(self._buffer) + self._limit_bytes):
+            if not await self._more():
                 raise IncompleteReadError(self._take(len(self._buffer)), None)
         if at > self._limit_bytes:
             raise LimitOverrunError("Separator is found, but chunk is longer than limit", at)
@@ -216,8 +216,8 @@ class StreamReader:
         while line := await self.readline():
             yield line
 
-    async def _more(self, wanted_bytes: int) -> int:
-        """Wait for bytes, and take as many as to have `wanted_bytes`; 0 at the end."""
+    async def _more(self, wanted_bytes: int | None = None) -> int:
+        """Wait for bytes, and take as many as to have `wanted_bytes`, or all there are; 0 at the end."""
         stream = self._stream
         end = stream.end
         if stream.is_closed:
@@ -225,7 +225,8 @@ class StreamReader:
         await stream.sleep(lambda: end.available_bytes > 0 or end.ended is not Ended.NOT)
         if stream.is_closed:
             return 0
-        piece = bytearray(min(end.available_bytes, wanted_bytes - len(self._buffer)))
+        most = end.available_bytes
+        piece = bytearray(most if wanted_bytes is None else min(most, wanted_bytes - len(self._buffer)))
         got = end.take(memoryview(piece))
         if not got and stream.error is not None:
             raise stream.error
@@ -404,8 +405,12 @@ async def start_server(client_connected_cb: Connected, host: str | None = None, 
     memnet = application.memnet
     listening = memnet.socket()
     memnet.set_option(listening, Option.SO_REUSEADDR, 1)
-    memnet.bind(listening, int(port), host or None)
-    memnet.listen(listening, backlog)
+    try:
+        memnet.bind(listening, int(port), host or None)
+        memnet.listen(listening, backlog)
+    except NetworkError:
+        await memnet.close(listening)
+        raise
     return Server(memnet, listening, client_connected_cb, limit, application)
 
 

@@ -49,6 +49,7 @@ class Application:
         self._is_killed = False
         self._tasks: dict[Task[Any], None] = {}
         self._main = self._start(main(memnet), name)
+        self._main.add_callback(lambda _future: None)  # what it raises is `error`, even before `_supervise` looks
         self.over: Task[None] = kernel.spawn(self._supervise(), f"the end of {name}")
 
     def __repr__(self) -> str:

@@ -110,6 +110,9 @@ def test_killed_anywhere_nothing_is_left_and_the_others_go_on(seed: int) -> None
             for _ in range(times):
                 try:
                     socket = await memnet.create_connection(world.server.ip, port)
+                    # The reset of a connection whose server was killed may be lost.
+                    for option, value in (("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 1)):
+                        memnet.set_option(socket, option, value)
                     job = await memnet.async_send(socket, region)
                     await memnet.shutdown(socket, Direction.SEND)
                     good += await receive_all(memnet, socket) == contents
