@@ -7,6 +7,7 @@ time pass until all that were started in the foreground have ended.
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -258,6 +259,21 @@ class _WorldBench:
 
     def partial(self, port: CountingPort) -> None:
         """The applications have it."""
+
+
+def world_from_command_line(description: str, **settings: Any) -> World:
+    """A world as a program's command line asks for it (`--engine`, `--device`, `--capture`, `--seed`); `settings` are
+    the rest of it. Ends the program, with one line, for what cannot be."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what the server's device runs on")
+    parser.add_argument("--device", choices=list(CONFIGS), default="tiny", help="its size")
+    parser.add_argument("--capture", type=Path, help="keep the frames of the server's link, as pcapng")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same run")
+    chosen = parser.parse_args()
+    try:
+        return World(engine=chosen.engine, device=chosen.device, capture=chosen.capture, seed=chosen.seed, **settings)
+    except OSError as error:
+        parser.error(f"cannot write {chosen.capture}: {error.strerror}")
 
 
 class Started:

@@ -44,12 +44,16 @@ def over_asyncio(client: str, *arguments: Any) -> tuple[Any, list[Any]]:
     port, unused = free_port(), free_port()
 
     async def main() -> tuple[Any, list[Any]]:
-        stop = asyncio.Event()
-        server = asyncio.create_task(text.serve("127.0.0.1", port, stop.wait))
-        await asyncio.sleep(0.05)
+        serving, stop = asyncio.Event(), asyncio.Event()
+
+        async def until_stopped() -> None:
+            serving.set()
+            await stop.wait()
+
+        server = asyncio.create_task(text.serve("127.0.0.1", port, until_stopped))
+        await serving.wait()
         extra = (unused,) if client == "errors" else arguments
-        answers = await asyncio.wait_for(getattr(text, client)("127.0.0.1", port, *extra), 20)
-        await asyncio.sleep(0.05)
+        answers = await getattr(text, client)("127.0.0.1", port, *extra)
         stop.set()
         return answers, await server
 
@@ -62,16 +66,19 @@ def over_ours(client: str, *arguments: Any, **world_settings: Any) -> tuple[Any,
     settings = {name: world_settings.pop(name) for name in ("channels", "check") if name in world_settings}
     world = World(**world_settings)
     check = LeakCheck(world)
-    stop = streams.Event()
+    serving, stop = streams.Event(), streams.Event()
+
+    async def until_stopped() -> None:
+        serving.set()
+        await stop.wait()
 
     async def serve(_memnet: MemNet) -> Any:
-        return await text.serve(world.server.ip, PORT, stop.wait)
+        return await text.serve(world.server.ip, PORT, until_stopped)
 
     async def ask(_memnet: MemNet) -> Any:
-        await streams.sleep(0.001)
+        await serving.wait()
         extra = (PORT + 1,) if client == "errors" else arguments
         answers = await getattr(text, client)(world.server.ip, PORT, *extra)
-        await streams.sleep(0.05)
         stop.set()
         return answers
 
