@@ -30,6 +30,7 @@ from host_driver.runtime import Cancelled, Kernel
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import MS, SECOND, Nagle
+from host_driver.tcp.stack import FIRST_EPHEMERAL_PORT, LAST_EPHEMERAL_PORT
 from host_driver.tcp.states import State
 from nic_model.contract import RAW_CHANNEL, KeyRight
 
@@ -241,19 +242,27 @@ class HostTcp:
         """The stack's, or the first of them."""
         return str(self._interface.stack.ip)
 
-    def check_address(self, ip: str | None, port: int, *, reuse: bool) -> None:
-        """Raises AddressNotAvailable or AddressInUse."""
+    def find_port(self, ip: str | None, port: int, *, reuse: bool) -> int:
+        """The port, or one that is free. Raises AddressNotAvailable or AddressInUse."""
         stack = self._interface.stack
         if ip is not None and not (address := ip_address(ip)).is_unspecified and not stack.has_address(address):
             raise AddressNotAvailable(f"{ip} is not an address of this host; it has {stack.ip}")
-        if not 0 < port < 1 << 16:
-            raise AddressNotAvailable(f"a port is 1 to 65535, not {port}")
+        if not 0 <= port < 1 << 16:
+            raise AddressNotAvailable(f"a port is 0 to 65535, not {port}")
+        if not port:
+            taken = {connection.local.port for connection in stack.connections}
+            free = next((p for p in range(FIRST_EPHEMERAL_PORT, LAST_EPHEMERAL_PORT + 1)
+                         if p not in taken and not stack.is_listening(p)), None)
+            if free is None:
+                raise AddressInUse("no port is free")
+            return free
         if stack.is_listening(port):
             raise AddressInUse(f"port {port} is listened on")
         others = [connection for connection in stack.connections if connection.local.port == port
                   and not (reuse and connection.state is State.TIME_WAIT)]
         if others:
             raise AddressInUse(f"port {port} is in use by {others[0]!r}")
+        return port
 
     def listen(self, port: int, backlog: int) -> Listening:
         """Listen on a port. Raises AddressInUse if something already does."""

@@ -164,11 +164,12 @@ class MemNet:
         return socket
 
     def bind(self, socket: MemNetSocket, port: int, ip: IPv4Address | IPv6Address | str | None = None) -> None:
-        """Give a socket its own port. Raises AddressInUse, AddressNotAvailable for an `ip` that is not this host's."""
+        """Give a socket its own port; 0: any that is free. Raises AddressInUse, AddressNotAvailable for an `ip` that is
+        not this host's."""
         socket.check(self, "bind", SocketState.NEW)
         self.account.charge("user", "memnet_call")
-        self._provider.check_address(None if ip is None else str(ip), port, reuse=socket.option(Option.SO_REUSEADDR))
-        socket.bound_port = port
+        socket.bound_port = self._provider.find_port(None if ip is None else str(ip), port,
+                                                     reuse=socket.option(Option.SO_REUSEADDR))
 
     def listen(self, socket: MemNetSocket | int, backlog: int = 128) -> MemNetSocket:
         """Let a bound socket listen; a port stands for a new socket bound to it. Raises AddressInUse."""

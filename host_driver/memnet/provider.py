@@ -80,9 +80,9 @@ class Provider(Protocol):
     def own_address(self) -> str:
         """The host's IP address, or the first of them."""
 
-    def check_address(self, ip: str | None, port: int, *, reuse: bool) -> None:
-        """Whether a socket may have this address: raises AddressNotAvailable or AddressInUse if not. `reuse`: a
-        connection that is about to be forgotten does not count."""
+    def find_port(self, ip: str | None, port: int, *, reuse: bool) -> int:
+        """The port that a socket gets which is bound to this address; any that is free for 0. `reuse`: a connection
+        that is about to be forgotten does not count. Raises AddressNotAvailable, AddressInUse."""
 
     def listen(self, port: int, backlog: int) -> Any:
         """Listen on a port."""
