@@ -14,7 +14,7 @@ from host_driver.errors import network_error
 from host_driver.interface import NetworkInterface
 from host_driver.runtime import Cancelled
 from host_driver.tcp.connection import Connection
-from host_driver.tcp.stack import Listener
+from host_driver.tcp.listener import Listener
 from host_driver.tcp.states import State
 from host_driver.waiting import WaitQueue
 

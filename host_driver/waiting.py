@@ -35,6 +35,8 @@ class WaitQueue:
             self._sleepers.append(sleeper)
             try:
                 await future
+                account.charge("context_switch", "switch")
+                await account.settle()
             except (Exception, Cancelled):
                 # It was killed. Nobody must be woken for it, and if it was woken already, the next one is due.
                 if future.done:
@@ -42,8 +44,6 @@ class WaitQueue:
                 else:
                     self._sleepers.remove(sleeper)
                 raise
-            account.charge("context_switch", "switch")
-            await account.settle()
 
     def wake(self, *, only_one: bool = False) -> None:
         """Wake those whose condition holds now, on behalf of whoever runs."""

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
-from host_driver.tcp.links import IPV6_ADDRESS_BYTES, NO_ETHERNET_HEADER, LocalAddress, OutFrame, packet
+from host_driver.tcp.frames import IPV6_ADDRESS_BYTES, NO_ETHERNET_HEADER, OutFrame, packet
+from host_driver.tcp.links import LocalAddress
 from host_driver.tcp.profile import SECOND
 from host_driver.tcp.states import NEVER
 from nic_model.contract.protocols import EtherType, IpProtocol
@@ -148,7 +149,7 @@ class NeighbourTable:
                 self._ask_again(neighbour, now)
             return False
         if state is Reachability.REACHABLE and now < neighbour.confirmed_at + REACHABLE_TIME_PS:
-            # RFC 4861 §7.3.1: "When possible, upper-layer protocols provide a positive confirmation that a connection
+            # RFC 4861 §3: "When possible, upper-layer protocols provide a positive confirmation that a connection
             # is making 'forward progress'"
             neighbour.good_until = neighbour.confirmed_at + REACHABLE_TIME_PS
             return True

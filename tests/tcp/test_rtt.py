@@ -34,6 +34,22 @@ def test_random_samples(seed: int) -> None:
         assert estimator.rto == pytest.approx(expected, rel=1e-9)
 
 
+def test_many_samples_a_round_trip_count_less_each() -> None:
+    """RFC 7323 appendix G, in floating point."""
+    rng = random.Random(3)
+    estimator = RttEstimator(replace(RFC, min_rto_ps=MS, granularity_ps=MS))
+    smoothed = variation = 0.0
+    for number in range(100):
+        rtt = 50 * MS + rng.randrange(20 * MS)
+        estimator.sample(rtt, expected_samples=5)
+        if number == 0:
+            smoothed, variation = rtt, rtt / 2
+        else:
+            variation += 0.25 / 5 * (abs(smoothed - rtt) - variation)
+            smoothed += 0.125 / 5 * (rtt - smoothed)
+        assert estimator.rto == pytest.approx(smoothed + max(MS, 4 * variation), rel=1e-6)
+
+
 def test_constant_round_trips_reach_the_granularity() -> None:
     estimator = RttEstimator(replace(RFC, min_rto_ps=MS, granularity_ps=7 * MS))
     for number in range(100):

@@ -6,12 +6,13 @@ What opening and closing look like in full stands in test_handshake_and_close.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from host_driver.tcp import Connection, State
 from host_driver.tcp.profile import SECOND
-from tests.tcp.dialogue import Dialogue, accept, queue
+from tests.tcp.dialogue import PLAIN, Dialogue, accept, queue
 
 
 def syn_sent(d: Dialogue) -> Connection:
@@ -291,9 +292,30 @@ def test_time_wait_lasts_from_the_last_fin() -> None:
     assert c.state is State.CLOSED
 
 
-@pytest.mark.parametrize(("option", "mss"), [(None, 536), (0, 536), (1, 1), (48, 48), (1460, 1460), (65535, 1460)])
+@pytest.mark.parametrize(("value", "seq", "opens"), [(1000, 0, True), (100, 9, True), (100, 0, False), (99, 9, False),
+                                                     (None, 9, True), (None, 0, False)])
+def test_time_wait_is_reopened_by_a_newer_syn(value: int | None, seq: int, opens: bool) -> None:
+    """RFC 6191 §2: by the timestamp, by the sequence number where that is the same, or where there is none."""
+    d = Dialogue(replace(PLAIN, timestamps=True))
+    listener = d.stack.listen(80, 4)
+    d.send("S", 0, options=[("Timestamp", (100, 0))])
+    stamp = d.one().options["Timestamp"][0]
+    d.send("A", 1, 1, options=[("Timestamp", (100, stamp))])
+    c = accept(listener)
+    c.close(d.now)
+    d.one()
+    d.send("FA", 1, 2, options=[("Timestamp", (100, stamp))])
+    d.one()
+    assert c.state is State.TIME_WAIT
+    d.advance(SECOND)
+    d.send("S", seq, options=[] if value is None else [("Timestamp", (value, 0))])
+    assert "".join(s.flags for s in d.sent()) == ("SA" if opens else "" if value is None else "A")
+    assert (c.state is State.CLOSED) is opens
+
+
+@pytest.mark.parametrize(("option", "mss"), [(None, 536), (0, 536), (1, 28), (28, 28), (1460, 1460), (65535, 1460)])
 def test_mss_of_the_peer(option: int | None, mss: int) -> None:
-    """§3.7.1: none means 536; more than fits the own link is no use; a zero can only be an error."""
+    """§3.7.1: none means 536; more than fits the own link is no use; a zero is an error, and so is next to nothing."""
     d = Dialogue()
     c = d.connected(options=[] if option is None else [("MSS", option)])
     assert c.mss == mss
