@@ -36,7 +36,7 @@ from host_driver.memnet import AdmissionPolicy, Application, MemNet, MemNetCount
 from host_driver.nic import Nic
 from host_driver.port import Port
 from host_driver.runtime import Event, Kernel, TaskFailed
-from host_driver.tcp import LINUX24, Profile
+from host_driver.tcp import LINUX, Profile
 from nic_model.contract import CONFIGS
 
 ENGINES = ("model", "compiled")
@@ -122,7 +122,7 @@ class World:
     """
 
     def __init__(self, *, engine: str = "model", device: str = "tiny", machine: str | None = None,
-                 application: str = "simple", profile: Profile = LINUX24, link_bit_rate: int = 10**9,
+                 application: str = "simple", profile: Profile = LINUX, link_bit_rate: int = 10**9,
                  impairments: BothWays | None = None, capture: Path | None = None,
                  memory_bytes: int = DEFAULT_MEMORY_BYTES, admission: AdmissionPolicy | None = None,
                  seed: int = 1) -> None:

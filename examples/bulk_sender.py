@@ -33,8 +33,8 @@ async def send(memnet: MemNet, host: str, contents: bytes, in_flight: int) -> No
         offset, piece = free.pop(0), contents[at : at + BUFFER_BYTES]
         region.view[offset : offset + len(piece)] = piece
         posted[await memnet.async_send(socket, region, offset, len(piece))] = offset
+    await memnet.close(socket)  # behind what was posted
     await memnet.job_wait_all(list(posted))
-    await memnet.close(socket)
     await memnet.deregister_mem(region)
 
 

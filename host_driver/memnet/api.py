@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -32,7 +33,7 @@ from host_driver.memnet.regions import MemoryRegion, Part, check_parts, parts_of
 from host_driver.memnet.server import TcpServer
 from host_driver.memnet.sockets import MemNetSocket, SocketState
 from host_driver.memnet.worker import Ended, Worker
-from host_driver.runtime import Cancelled
+from host_driver.runtime import Cancelled, Event
 
 PS_PER_SECOND = 10**12
 
@@ -60,6 +61,17 @@ class _HeldSend:
                 self.job.finish(0, error)
 
 
+class _Process:
+    """What all threads of a process share."""
+
+    def __init__(self) -> None:
+        self.pool: ChannelPool | None = None
+        self.opening: Event | None = None
+        """Set when the thread that makes the pool has made it, or failed to."""
+        self.regions: dict[MemoryRegion, None] = {}
+        self.sockets: dict[MemNetSocket, None] = {}
+
+
 class MemNet:
     """The MemNet API of one process, whose work is charged to `account`. All errors are NetworkErrors.
 
@@ -83,9 +95,14 @@ class MemNet:
             raise ValueError(f"eager_accept must not be negative, not {eager_accept}")
         self._check_buffers = checking.is_wanted() if check is None else check
         self._provider: Provider = self.server.provider
-        self._pool: ChannelPool | None = None
-        self._regions: dict[MemoryRegion, None] = {}
-        self._sockets: dict[MemNetSocket, None] = {}
+        self._process = _Process()
+
+    def thread(self, account: Account) -> MemNet:
+        """The same MemNet for another thread of the process: memory, sockets and channels are shared, work is charged
+        to `account`."""
+        other = copy(self)
+        other.account = account
+        return other
 
     @property
     def counters(self) -> MemNetCounters:
@@ -100,7 +117,7 @@ class MemNet:
     @property
     def pool(self) -> ChannelPool | None:
         """The channels; None before there are any."""
-        return self._pool
+        return self._process.pool
 
     @property
     def _work(self) -> Account:
@@ -110,8 +127,17 @@ class MemNet:
     async def start(self) -> None:
         """Make the pool of channels. Raises ChannelRefused if the TCP server grants none, MemoryError if memory is
         short. The first accept or connect does it where nobody has."""
-        if self._pool is None:
-            self._pool = await ChannelPool.open(self.server, self.channel_settings, self.account)
+        process = self._process
+        while process.pool is None:
+            if process.opening is not None:
+                await process.opening.wait()
+                continue
+            opening = process.opening = Event("the pool of channels")
+            try:
+                process.pool = await ChannelPool.open(self.server, self.channel_settings, self.account)
+            finally:
+                process.opening = None
+                opening.set()
 
     # ------------------------------------------------------------------------------------------ memory
 
@@ -131,13 +157,13 @@ class MemNet:
         except (Exception, Cancelled):
             memory.free(address)
             raise
-        region = MemoryRegion(memory, address, length, key, self, is_guarded=self._check_buffers)
-        self._regions[region] = None
+        region = MemoryRegion(memory, address, length, key, self._process, is_guarded=self._check_buffers)
+        self._process.regions[region] = None
         return region
 
     async def deregister_mem(self, region: MemoryRegion) -> None:
         """Give a region back. Raises RegionInUse while jobs use it, BadRegion if it was given back already."""
-        if region.owner is not self:
+        if region.owner is not self._process:
             raise BadRegion(f"deregister_mem: {region!r} was registered with another MemNet")
         if not region.is_registered:
             raise BadRegion(f"deregister_mem: {region!r} is not registered any more")
@@ -152,21 +178,21 @@ class MemNet:
         finally:
             region.view.release()
             self._provider.memory.free(region.address)
-            del self._regions[region]
+            del self._process.regions[region]
 
     # ------------------------------------------------------------------------------------------ sockets
 
     def socket(self) -> MemNetSocket:
         """A new socket, to bind, listen or connect."""
         self.account.charge("user", "memnet_call")
-        socket = MemNetSocket(self)
-        self._sockets[socket] = None
+        socket = MemNetSocket(self._process)
+        self._process.sockets[socket] = None
         return socket
 
     def bind(self, socket: MemNetSocket, port: int, ip: IPv4Address | IPv6Address | str | None = None) -> None:
         """Give a socket its own port; 0: any that is free. Raises AddressInUse, AddressNotAvailable for an `ip` that is
         not this host's."""
-        socket.check(self, "bind", SocketState.NEW)
+        socket.check(self._process, "bind", SocketState.NEW)
         self.account.charge("user", "memnet_call")
         socket.bound_port = self._provider.find_port(None if ip is None else str(ip), port,
                                                      reuse=socket.option(Option.SO_REUSEADDR))
@@ -178,14 +204,14 @@ class MemNet:
             try:
                 self.bind(socket, port)
             except NetworkError:
-                del self._sockets[socket]
+                del self._process.sockets[socket]
                 raise
-        socket.check(self, "listen", SocketState.NEW)
+        socket.check(self._process, "listen", SocketState.NEW)
         if socket.bound_port is None:
             raise BadSocket(f"listen: {socket!r} is bound to no port")
         socket.listening = self._provider.listen(socket.bound_port, backlog)
         socket.state = SocketState.LISTENING
-        socket.holders.add(self)
+        socket.holders.add(self._process)
         if self.eager_accept:
             socket.eager_accept = EagerAccept(self.server, socket.listening, self.eager_accept, self._work)
         return socket
@@ -193,10 +219,10 @@ class MemNet:
     async def accept(self, listening: MemNetSocket) -> MemNetSocket:
         """Wait for the next connection; a socket that another process of this host listens with will do."""
         listening.check(listening.owner, "accept", SocketState.LISTENING)
-        listening.holders.add(self)
-        self._sockets[listening] = None
+        listening.holders.add(self._process)
+        self._process.sockets[listening] = None
         self.account.charge("user", "memnet_call")
-        socket = MemNetSocket(self)
+        socket = MemNetSocket(self._process)
         socket.options.update(listening.options)
         await self._take_channel(socket)
         try:
@@ -214,7 +240,7 @@ class MemNet:
 
     async def connect(self, socket: MemNetSocket, ip: IPv4Address | IPv6Address | str, port: int) -> None:
         """Connect and wait until it is done. Raises ConnectionRefused, ConnectionTimedOut, PeerReset."""
-        socket.check(self, "connect", SocketState.NEW)
+        socket.check(self._process, "connect", SocketState.NEW)
         self.account.charge("user", "memnet_call")
         await self._take_channel(socket)
         try:
@@ -230,14 +256,14 @@ class MemNet:
         try:
             await self.connect(socket, ip, port)
         except (Exception, Cancelled):
-            self._sockets.pop(socket, None)
+            self._process.sockets.pop(socket, None)
             raise
         return socket
 
     async def shutdown(self, socket: MemNetSocket, direction: Direction = Direction.BOTH) -> None:
         """End one way of a connection, or both: SEND behind all sends that were posted; RECEIVE at once: receives give
         0 bytes from now on, and what comes is dropped."""
-        socket.check(self, "shutdown", SocketState.CONNECTED)
+        socket.check(self._process, "shutdown", SocketState.CONNECTED)
         self.account.charge("user", "memnet_call")
         connection = socket.connection
         if Direction.RECEIVE in direction:
@@ -256,15 +282,15 @@ class MemNet:
 
         Raises ConnectionTimedOut if that waited in vain: the connection is dropped.
         """
-        if socket.state is SocketState.LISTENING and self in socket.holders:
+        if socket.state is SocketState.LISTENING and self._process in socket.holders:
             self.account.charge("user", "memnet_call")
             await self._let_go(socket)
             return
-        socket.check(self, "close", SocketState.NEW, SocketState.CONNECTED)
+        socket.check(self._process, "close", SocketState.NEW, SocketState.CONNECTED)
         self.account.charge("user", "memnet_call")
         before, socket.state = socket.state, SocketState.CLOSED
         if before is SocketState.NEW:
-            self._sockets.pop(socket, None)
+            self._process.sockets.pop(socket, None)
             return
         linger: Linger = socket.option(Option.SO_LINGER)
         if linger.is_on and not linger.seconds:
@@ -278,7 +304,7 @@ class MemNet:
 
     async def abort(self, socket: MemNetSocket) -> None:
         """Drop a connection at once: the peer gets a reset, all jobs fail. No error on a closed one."""
-        socket.check(self, "abort", SocketState.CONNECTED, SocketState.CLOSED)
+        socket.check(self._process, "abort", SocketState.CONNECTED, SocketState.CLOSED)
         self.account.charge("user", "memnet_call")
         socket.state = SocketState.CLOSED
         await self._abort(socket)
@@ -286,7 +312,7 @@ class MemNet:
     def set_option(self, socket: MemNetSocket, option: Option | str, value: Any) -> None:
         """Set a socket option; accepted sockets have those of the listening one. Raises OptionRefused for an option or
         a value that means nothing here."""
-        socket.check(self, "set_option", SocketState.NEW, SocketState.LISTENING, SocketState.CONNECTED)
+        socket.check(self._process, "set_option", SocketState.NEW, SocketState.LISTENING, SocketState.CONNECTED)
         self.account.charge("user", "memnet_call")
         option = find_option(option)
         value = checked_value(option, value)
@@ -299,17 +325,17 @@ class MemNet:
 
     def get_option(self, socket: MemNetSocket, option: Option | str) -> Any:
         """An option's value; None: what the TCP's profile says. Raises OptionRefused."""
-        socket.check(self, "get_option", *SocketState)
+        socket.check(self._process, "get_option", *SocketState)
         return socket.option(find_option(option))
 
     def getsockname(self, socket: MemNetSocket) -> tuple[str, int]:
         """Own address and port of a connected socket."""
-        socket.check(self, "getsockname", SocketState.CONNECTED)
+        socket.check(self._process, "getsockname", SocketState.CONNECTED)
         return self._provider.addresses(socket.connection)[0]
 
     def getpeername(self, socket: MemNetSocket) -> tuple[str, int]:
         """The peer's address and port."""
-        socket.check(self, "getpeername", SocketState.CONNECTED)
+        socket.check(self._process, "getpeername", SocketState.CONNECTED)
         return self._provider.addresses(socket.connection)[1]
 
     # ------------------------------------------------------------------------------------------ data
@@ -399,7 +425,7 @@ class MemNet:
         """Let somebody else write so many bytes to the connection, at this place of what is sent. What is sent behind
         them waits until they were written, or the capability is revoked."""
         doing = f"grant of {length_bytes} bytes on {socket!r}"
-        socket.check(self, doing, SocketState.CONNECTED)
+        socket.check(self._process, doing, SocketState.CONNECTED)
         if length_bytes < 1:
             raise ValueError(f"a capability is for at least 1 byte, not {length_bytes}")
         if socket.is_stream:
@@ -427,9 +453,9 @@ class MemNet:
         parts = parts_of(what, offset, length_bytes)
         total = sum(part.length_bytes for part in parts)
         doing = f"async_write of {total} bytes with a capability"
-        check_parts(parts, self, doing)
+        check_parts(parts, self._process, doing)
         self.account.charge("user", "memnet_call")
-        grant = self.server.grants.reserve(token, total, self)
+        grant = self.server.grants.reserve(token, total, self._process)
         job = Job(self, parts, doing, is_send=True)
         job.begin(is_watched=self._check_buffers)
         transfer = grant.transfer(parts, job.finish)
@@ -463,14 +489,14 @@ class MemNet:
     # ------------------------------------------------------------------------------------------ the end
 
     async def exit(self, *, is_dead: bool = False) -> None:
-        """Give everything back: connections, channels, capabilities, memory.
+        """Give everything back, of all threads: connections, channels, capabilities, memory.
 
         Open sockets are closed, and sends that were posted get `EXIT_LINGER_PS` to be acknowledged. `is_dead`: the
         application raised or was killed, and its connections are dropped at once.
         """
-        sockets, counters = list(self._sockets), self.counters
+        sockets, counters = list(self._process.sockets), self.counters
         counters.jobs_reclaimed += sum(len(socket.jobs) for socket in sockets)
-        for grant in self.server.grants.of_holder(self):
+        for grant in self.server.grants.of_holder(self._process):
             self._end_grant(grant, "who wrote with it has gone")
         for socket in sockets:
             for grant in self.server.grants.of_socket(socket):
@@ -481,7 +507,7 @@ class MemNet:
                 continue
             before, socket.state = socket.state, SocketState.CLOSED
             if socket.connection is None:
-                self._sockets.pop(socket, None)
+                self._process.sockets.pop(socket, None)
                 continue
             if before is SocketState.CONNECTED:
                 counters.connections_reclaimed += 1
@@ -489,7 +515,7 @@ class MemNet:
                     await self._close_behind_sends(socket)
             if is_dead or not await self._provider.wait_for_rest(socket.connection, EXIT_LINGER_PS, self.account):
                 await self._abort(socket)
-        for region in list(self._regions):
+        for region in list(self._process.regions):
             # Only writes to other applications' connections are left; their memory is theirs until they are over.
             while region.jobs:
                 waiter = JobWaiter(f"the end of {next(iter(region.jobs))!r}", len(region.jobs),
@@ -499,9 +525,9 @@ class MemNet:
                 await waiter.woken
             counters.regions_reclaimed += 1
             await self.deregister_mem(region)
-        if self._pool is not None:
-            await self._pool.close(self.account)
-            self._pool = None
+        if self._process.pool is not None:
+            await self._process.pool.close(self.account)
+            self._process.pool = None
 
     # ------------------------------------------------------------------------------------------ jobs
 
@@ -511,8 +537,8 @@ class MemNet:
         where = ", ".join(map(repr, parts)) if len(parts) < 4 else (
             f"{sum(part.length_bytes for part in parts)} bytes in {len(parts)} parts")
         doing = f"{call} of {where} on {socket!r}"
-        check_parts(parts, self, doing)
-        socket.check(self, doing, SocketState.CONNECTED)
+        check_parts(parts, self._process, doing)
+        socket.check(self._process, doing, SocketState.CONNECTED)
         if socket.is_stream:
             raise BadSocket(f"{doing}: the socket belongs to a stream, which reads and writes by itself")
         if self._check_buffers:
@@ -611,14 +637,15 @@ class MemNet:
     # ------------------------------------------------------------------------------------------ connections' ends
 
     async def _take_channel(self, socket: MemNetSocket) -> None:
-        if self._pool is None:
+        if self._process.pool is None:
             await self.start()
-        assert self._pool is not None
-        socket.channel = self._pool.take_now() or await self._pool.take(self.account)
+        pool = self._process.pool
+        assert pool is not None
+        socket.channel = pool.take_now() or await pool.take(self.account)
 
     def _connected(self, socket: MemNetSocket) -> None:
         socket.state = SocketState.CONNECTED
-        self._sockets[socket] = None
+        self._process.sockets[socket] = None
         if self.eager_receive_bytes:
             self.use_rings(socket, self.eager_receive_bytes)
             assert socket.end is not None
@@ -638,14 +665,14 @@ class MemNet:
         if socket.connection is not None:
             await self._provider.abort(socket.connection, self.account)
             socket.connection = None
-        if socket.channel is not None and self._pool is not None:
-            self._pool.give_back(socket.channel)
+        if socket.channel is not None and self._process.pool is not None:
+            self._process.pool.give_back(socket.channel)
             socket.channel = None
 
     async def _let_go(self, socket: MemNetSocket) -> None:
         """Give a listening socket back, which ends when the last process that has it does so."""
-        self._sockets.pop(socket, None)
-        socket.holders.discard(self)
+        self._process.sockets.pop(socket, None)
+        socket.holders.discard(self._process)
         if socket.holders:
             return
         socket.state = SocketState.CLOSED
@@ -691,8 +718,8 @@ class MemNet:
         if not socket.is_closed_below or socket.jobs or channel is None:
             return
         socket.channel = None
-        self._sockets.pop(socket, None)
-        pool = self._pool
+        self._process.sockets.pop(socket, None)
+        pool = self._process.pool
         assert pool is not None
         if socket.worker is None:
             pool.give_back(channel)

@@ -59,7 +59,7 @@ class ChannelSettings:
     channels: int = 8
     """Made at the start."""
     max_channels: int = 1024
-    """Asked for in all, when those are in use."""
+    """Asked for in all, when those are in use: as many again each time."""
     send_bytes: int = 16384
     """Send ring of each."""
     receive_bytes: int = 16384
@@ -188,9 +188,15 @@ class ChannelPool:
         return len(self._free)
 
     async def take(self, account: Account) -> Channel:
-        """A channel for a socket: a free one, a further one, or the next that is given back."""
-        if not self._free and len(self.channels) < self.settings.max_channels:
-            await self._grow(1, account)
+        """A channel for a socket: a free one; a further one; or the next that is given back, if the TCP server grants
+        no further ones, or there is no memory for them."""
+        room = self.settings.max_channels - len(self.channels)
+        if not self._free and room:
+            try:
+                # As many again: each time takes a memory key.
+                await self._grow(min(room, len(self.channels)), account)
+            except MemoryError:
+                self._server.counters.channels_without_memory += 1
         if not self._free:
             self._server.counters.channel_waits += 1
             await self._waiting.sleep(lambda: bool(self._free), account)

@@ -13,6 +13,8 @@ class MemNetCounters:
     """Channel requests that were accepted."""
     channels_rejected: int = 0
     """Channel requests that were rejected because of the load."""
+    channels_without_memory: int = 0
+    """Times that further channels were granted, and there was no memory or no key for them."""
     channel_waits: int = 0
     """Accepts and connects that waited until a channel was given back."""
 

@@ -65,7 +65,7 @@ class Grant:
         self.socket = socket
         self.job = job
         self.holders: set[object] = set()
-        """MemNets that wrote with it."""
+        """Processes that wrote with it."""
         self.barrier = Barrier(lambda: on_turn(self))
         self.writes = SendLine(is_open=False)
         """Writes wait here until all that the application sent before the grant has gone."""
@@ -162,7 +162,7 @@ class GrantTable:
         return True
 
     def of_holder(self, holder: object) -> list[Grant]:
-        """Open grants that a MemNet has written with."""
+        """Open grants that a process has written with."""
         return [grant for grant in self._open.values() if holder in grant.holders]
 
     def of_socket(self, socket: MemNetSocket) -> list[Grant]:

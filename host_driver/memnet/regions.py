@@ -23,7 +23,7 @@ class MemoryRegion:
         self.is_registered = True
         self.key = key
         self.owner = owner
-        """The MemNet that registered it."""
+        """The process that registered it."""
         self.bytes = memory.view(address, length_bytes)
         """The bytes, unguarded: for providers and the library."""
         self.view: memoryview = self.bytes

@@ -38,7 +38,7 @@ class MemNetSocket:
         self.bound_port: int | None = None
         self.listening: Any = None
         self.holders: set[object] = set()
-        """Of a listening socket: MemNets that accept with it."""
+        """Of a listening socket: processes that accept with it."""
         self.eager_accept: EagerAccept | None = None
         self.connection: Any = None
         self.channel: Channel | None = None

@@ -11,6 +11,7 @@ from host_driver.errors import ChannelRefused, CreditError, PeerReset, SocketClo
 from host_driver.memnet import AdmitByLoad, ChannelSettings, Load, MemNet, TcpServer, pool_bytes
 from host_driver.memnet.credits import CONTROL_BYTES, ControlRegion, DrainingEnd, FillingEnd, Word
 from host_driver.memnet.worker import Ended
+from host_driver.tcp import LINUX24
 from tests.host_driver.worlds import MS, PORT, SECOND, accepted, connected, data, receive_all, run
 
 # ---------------------------------------------------------------------------------------------- credits
@@ -217,6 +218,32 @@ def test_a_busy_tcp_server_rejects() -> None:
     run(world, serve, ask)
 
 
+def test_a_pool_without_memory_for_further_channels_makes_do_with_what_it_has() -> None:
+    world = World()
+    settings = ChannelSettings(channels=1, send_bytes=1 << 22, receive_bytes=64)  # 4 MB of 32
+
+    async def serve(memnet: MemNet) -> None:
+        await memnet.start()
+        taken = world.memory.allocate(25 << 20)
+        listening = memnet.listen(PORT)
+        await memnet.close(await memnet.accept(listening))
+        second = await memnet.accept(listening)
+        await memnet.close(second)
+        world.memory.free(taken)
+
+    async def ask(memnet: MemNet) -> None:
+        await world.kernel.sleep(MS)
+        sockets = [await memnet.create_connection(world.server.ip, PORT) for _ in range(2)]
+        await world.kernel.sleep(SECOND)
+        for socket in sockets:
+            assert await receive_all(memnet, socket) == b""
+
+    run(world, serve, ask, channels=settings)
+    counters = world.server.counters
+    assert counters.channels_without_memory <= 1
+    assert counters.channels_granted - counters.channels_without_memory == 1
+
+
 def test_the_pool_grows_while_the_tcp_server_admits() -> None:
     world = World()
 
@@ -228,6 +255,7 @@ def test_the_pool_grows_while_the_tcp_server_admits() -> None:
         for socket in sockets:
             await memnet.close(socket)
         assert memnet.pool.free == 4
+        assert len(memnet.pool._arenas) == 3, "1, 1 more, 2 more"
 
     async def ask(memnet: MemNet) -> None:
         await world.kernel.sleep(MS)
@@ -321,7 +349,7 @@ def test_eager_receive_opens_the_window_of_a_peer_that_a_lazy_application_would_
     """With it, a peer can be rid of more than TCP's receive buffer before the application looks."""
     taken = {}
     for ahead in (0, 16384):
-        world = World()
+        world = World(profile=LINUX24)
 
         async def serve(memnet: MemNet, world: World = world) -> None:
             socket = await accepted(memnet)

@@ -155,7 +155,8 @@ def test_errors_of_ranges_and_regions() -> None:
     async def serve(memnet: MemNet) -> None:
         socket = await accepted(memnet)
         region = await memnet.register_mem(1000)
-        other = await MemNet(memnet.server, memnet.account).register_mem(10)
+        stranger = MemNet(memnet.server, memnet.account)
+        other = await stranger.register_mem(10)
         for offset, length in ((1, 1000), (-1, 5), (1000, 1), (0, 0), (0, -1)):
             with pytest.raises(RangeOutsideRegion):
                 await memnet.async_send(socket, region, offset, length)
@@ -168,7 +169,7 @@ def test_errors_of_ranges_and_regions() -> None:
         for call in (memnet.async_send(socket, other), memnet.deregister_mem(other)):
             with pytest.raises(BadRegion, match="another MemNet"):
                 await call
-        await other.owner.exit()  # type: ignore[attr-defined]
+        await stranger.exit()
         with pytest.raises(ValueError, match="positive"):
             await memnet.register_mem(0)
         with pytest.raises(MemoryError):

@@ -17,7 +17,7 @@ from host_driver.errors import (
     SocketClosed,
 )
 from host_driver.memnet import Direction, Linger, MemNet, Option
-from host_driver.tcp.profile import Nagle
+from host_driver.tcp import LINUX24, Nagle
 from host_driver.tcp.states import State
 from tests.host_driver.worlds import MS, PORT, SECOND, accepted, connected, data, receive_all, run
 
@@ -85,7 +85,7 @@ def test_what_bind_and_connect_refuse() -> None:
             await memnet.close(socket)
         with pytest.raises(ConnectionRefused, match=r"connect to 10\.0\.0\.2:9"):
             await memnet.create_connection(world.client.ip, 9)
-        assert list(memnet._sockets) == [listening]
+        assert list(memnet._process.sockets) == [listening]
         assert memnet.pool is not None
         assert memnet.pool.free == len(memnet.pool.channels)
 
@@ -244,7 +244,7 @@ def test_a_reset_instead_of_an_end(api: str) -> None:
 
 @pytest.mark.parametrize("peer_reads", [True, False])
 def test_lingering_close_waits_for_the_peer(peer_reads: bool) -> None:
-    world = World()
+    world = World(profile=LINUX24)  # whose window does not take all that is sent
 
     async def serve(memnet: MemNet) -> int:
         socket = await accepted(memnet)
@@ -379,3 +379,39 @@ def test_buffer_sizes_set_how_much_is_taken_and_offered() -> None:
     waiting, queued = run(world, serve, ask)
     assert 10_000 <= waiting < 70_000, "the window of the handshake was out already; nothing was added to it"
     assert queued < 10_000
+
+
+def test_threads_of_a_process_share_memory_sockets_and_channels() -> None:
+    world = World(machine="p2-300-smp2")
+
+    async def serve(memnet: MemNet) -> list[bytes]:
+        accounts = [world.server.process_account(f"thread {number}") for number in range(3)]
+        threads = [memnet.thread(account) for account in accounts]
+        region = await memnet.register_mem(300)
+        listening = memnet.listen(PORT)
+
+        async def one(number: int) -> bytes:
+            thread = threads[number]
+            socket = await thread.accept(listening)
+            part = region.part(number * 100, 100)
+            length = await thread.sync_recv(socket, part)
+            await thread.sync_send(socket, [region.part(number * 100, length)])
+            await thread.close(socket)
+            return bytes(region.view[number * 100 :][:length])
+
+        tasks = [world.kernel.spawn(one(number), f"thread {number}") for number in range(3)]
+        got = [await task for task in tasks]
+        assert [thread.pool for thread in threads] == [memnet.pool] * 3
+        await threads[0].deregister_mem(region)
+        return got
+
+    async def ask(memnet: MemNet) -> list[bytes]:
+        answers = []
+        for text in (b"one", b"two", b"three"):
+            socket = await connected(memnet, world)
+            await memnet.sync_send(socket, await memnet.register_mem(text))
+            answers.append(await receive_all(memnet, socket))
+        return answers
+
+    got, answers = run(world, serve, ask)
+    assert sorted(got) == sorted(answers) == [b"one", b"three", b"two"]

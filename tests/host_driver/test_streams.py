@@ -186,7 +186,7 @@ def test_what_start_server_and_open_connection_refuse() -> None:
             await streams.start_server(lambda reader, writer: None, port=PORT)
         with pytest.raises(AddressNotAvailable):
             await streams.start_server(lambda reader, writer: None, "10.9.9.9", 80)
-        assert len(memnet._sockets) == 1
+        assert len(memnet._process.sockets) == 1
         await streams.sleep(1)
         server.close()
         await server.wait_closed()
