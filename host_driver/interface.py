@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from host_driver.account import Account
@@ -26,6 +25,7 @@ from host_driver.rings import Completion, Descriptor, Piece
 from host_driver.runtime import Event, Task, Timer
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
+from host_driver.tcp.links import IpAddress, OutFrame, OwnAddress
 from host_driver.tcp.profile import Profile
 from host_driver.tcp.stack import OutSegment, Stack
 from nic_model.aggregates import as_one_packet
@@ -177,7 +177,7 @@ class _Outgoing:
 
     __slots__ = ("_fences", "copies", "segment")
 
-    def __init__(self, segment: OutSegment) -> None:
+    def __init__(self, segment: OutSegment | OutFrame) -> None:
         self.segment = segment
         self.copies: deque[bytes] | None = None
         """Frames that are left to send, if the segment is sent from packet buffers."""
@@ -185,7 +185,7 @@ class _Outgoing:
 
     def reads(self, connection: Connection, chunk: Chunk) -> bool:
         """Whether any of its bytes lie in `chunk`, sent by `connection`."""
-        return self.segment.connection is connection and any(
+        return isinstance(self.segment, OutSegment) and self.segment.connection is connection and any(
             piece.key == chunk.key and piece.offset < chunk.offset + len(chunk)
             and chunk.offset < piece.offset + len(piece) for piece in self.segment.payload)
 
@@ -228,7 +228,7 @@ class NetworkInterface:
         buffer_bytes = -(-frame_bytes // BUFFER_GRANULE_BYTES) * BUFFER_GRANULE_BYTES
         self._rx_buffers = PacketBuffers(nic, channel.number, channel.buffers.entries, buffer_bytes, KeyRight.WRITE)
         self._tx_buffers = PacketBuffers(nic, channel.number, TX_PACKET_BUFFERS, buffer_bytes, KeyRight.READ)
-        self._backlog: deque[tuple[bytes, bool | None]] = deque()
+        self._backlog: deque[tuple[bytes, bool | None, int]] = deque()
         self._softirq = Event("softirq")
         self._timer: Timer | None = None
         self._timer_due = False
@@ -239,8 +239,9 @@ class NetworkInterface:
         self._adaptive_tx: _Adaptive | None = None
 
     @classmethod
-    async def open(cls, nic: Nic, *, mac: bytes, ip: IPv4Address | IPv6Address, profile: Profile,
+    async def open(cls, nic: Nic, *, mac: bytes, ip: OwnAddress | Sequence[OwnAddress], profile: Profile,
                    rng: random.Random, interrupt_account: Account, softirq_account: Account,
+                   gateways: Sequence[IpAddress | str] = (),
                    offloads: Offloads | None = None, notification: Interrupts | Polling | None = None,
                    mtu: int = 1500, multiprocessor: bool = False, vector: int = 0, tx_log2: int = 9,
                    rx_log2: int = 8) -> NetworkInterface:
@@ -259,13 +260,13 @@ class NetworkInterface:
         channel = await nic.open_channel(RAW_CHANNEL, operations=operations, vector=vector, tx_log2=tx_log2,
                                          rx_log2=rx_log2)
         account = CurrentAccount(softirq_account)
-        stack = Stack(mac=mac, ip=ip, profile=profile, mtu=mtu, account=account, rng=rng,
+        stack = Stack(mac=mac, ip=ip, gateways=gateways, profile=profile, mtu=mtu, account=account, rng=rng,
                       max_segment_bytes=LARGEST_SEND_BYTES if offloads.segmentation else None)
         interface = cls(nic, channel, stack, account, offloads=offloads,
                         notification=notification or Interrupts(), interrupt_account=interrupt_account,
                         softirq_account=softirq_account, multiprocessor=multiprocessor, mtu=mtu)
         nic.set_mac_address(mac)
-        nic.set_filter(RxFilter.BROADCAST)
+        nic.set_filter(RxFilter.BROADCAST | (RxFilter.MULTICAST if stack.has_ipv6 else RxFilter(0)))
         interface._start()
         nic.enable_receive(True)
         return interface
@@ -402,7 +403,8 @@ class NetworkInterface:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
             received = b"".join(buffer.view[: part.length] for part, buffer in parts)
             frame = as_one_packet(received, head.segments, head.info)
-            self._backlog.append((frame, self._checksum_verdict(head.info)))
+            merged_bytes = head.mss if head.segments > 1 else 0
+            self._backlog.append((frame, self._checksum_verdict(head.info), merged_bytes))
         for _, buffer in parts:
             self._post(buffer)
 
@@ -434,12 +436,12 @@ class NetworkInterface:
             self.account.target = account
             self.stack.poll(self._port.now())
         while self._backlog:
-            frame, checksum_ok = self._backlog.popleft()
+            frame, checksum_ok, merged_bytes = self._backlog.popleft()
             account.charge("softirq", "packet")
             if self.multiprocessor:
                 account.charge("softirq", "smp_packet")
             self.account.target = account
-            self.stack.receive(frame, self._port.now(), checksum_ok=checksum_ok)
+            self.stack.receive(frame, self._port.now(), checksum_ok=checksum_ok, merged_bytes=merged_bytes)
             await self.push(account)
         await self.push(account)
 
@@ -498,7 +500,9 @@ class NetworkInterface:
     def _submit(self, outgoing: _Outgoing, account: Account) -> bool:
         """Put a segment on the ring; False when there is no room for it now."""
         segment = outgoing.segment
-        pieces = self._pieces_to_read(segment) if outgoing.copies is None else None
+        if isinstance(segment, OutFrame) or outgoing.copies is not None:
+            return self._submit_copies(outgoing, account)
+        pieces = self._pieces_to_read(segment)
         if pieces is None:
             return self._submit_copies(outgoing, account)
         if self.channel.submissions.free < MAX_DESCRIPTOR_SLOTS:
@@ -532,8 +536,10 @@ class NetworkInterface:
         return not copies
 
     @staticmethod
-    def _copy(segment: OutSegment, account: Account) -> deque[bytes]:
+    def _copy(segment: OutSegment | OutFrame, account: Account) -> deque[bytes]:
         """Frames of a segment, the checksums folded into the copy as Linux does it."""
+        if isinstance(segment, OutFrame):
+            return deque([segment.frame()])
         frames = [segment.frame()] if segment.payload_bytes <= segment.mss else _software_segments(segment)
         if segment.payload_bytes:
             account.charge("copy", "retransmit_byte", segment.payload_bytes)

@@ -357,6 +357,8 @@ class Frame:
     """Offset behind the IP packet's last byte."""
     is_fragment: bool = False
     """An IPv4 fragment or an IPv6 fragment header: L4 is not read."""
+    protocol: int | None = None
+    """What the IP packet carries behind its extension headers."""
     tcp: TcpHeader | None = None
     udp: UdpHeader | None = None
 
@@ -423,6 +425,7 @@ def parse_frame(data: Buffer) -> Frame:
             frame.payload = data[len(data) :]
         return frame
     frame.end = end
+    frame.protocol = protocol
     if not frame.is_fragment:
         if protocol == 6:  # IpProtocol.TCP, likewise
             frame.l4_offset = at

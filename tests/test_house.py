@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("nic_model", "rtl", "host_driver", "cosim")
 NOT_OURS = {".git", ".venv", "build", "results", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache",
             ".hypothesis"}
-FORMATS_AND_ARITHMETIC = ("nic_model.aggregates", "nic_model.checksum", "nic_model.packets", "nic_model.ring",
-                          "nic_model.segmentation", "nic_model.seqnum", "nic_model.toeplitz")
+FORMATS_AND_ARITHMETIC = ("nic_model.aggregates", "nic_model.checksum", "nic_model.icmp", "nic_model.packets",
+                          "nic_model.ring", "nic_model.segmentation", "nic_model.seqnum", "nic_model.toeplitz")
 
 ARROWS: dict[str, tuple[str, ...]] = {
     "nic_model.contract": ("nic_model.contract",),

@@ -6,14 +6,18 @@ come out. Read it in this order:
 - `profile`: the constants of an implementation (RFC, Linux 2.4);
 - `buffers`: what is kept: chunks to send, bytes received, in and out of order;
 - `rtt` and `congestion`: when to send again, how much may be in flight;
+- `sender` and `receiver`: the two halves of a connection;
 - `connection`: the state machine of RFC 9293 over these;
-- `stack`: addresses, ports, timers of many connections, frames in and out.
+- `links`, `neighbours`, `icmp`, `icmp_errors`: own addresses, routes, who is where on the link, echoes and errors;
+- `stack`: ports, timers of many connections, frames in and out.
 """
 
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import Connection, Endpoint, State
+from host_driver.tcp.connection import Connection
+from host_driver.tcp.links import OutFrame
 from host_driver.tcp.profile import LINUX24, PROFILES, RFC, Nagle, Profile
 from host_driver.tcp.stack import Listener, OutSegment, Stack
+from host_driver.tcp.states import Endpoint, State
 
 __all__ = [
     "LINUX24",
@@ -24,6 +28,7 @@ __all__ = [
     "Endpoint",
     "Listener",
     "Nagle",
+    "OutFrame",
     "OutSegment",
     "Profile",
     "Stack",

@@ -49,6 +49,17 @@ class Profile:
     max_persist_ps: int = 60 * SECOND
     limited_transmit: bool = True
     """RFC 3042: a new segment for each of the first two duplicate acknowledgements."""
+    keep_alive_idle_ps: int = 7200 * SECOND
+    """RFC 9293 §3.8.4: "the time interval since the last received packet", if the user asks for keep-alive."""
+    keep_alive_interval_ps: int = 75 * SECOND
+    keep_alive_probes: int = 9
+    """Unanswered keep-alive probes before the connection is given up."""
+    fin_wait_2_ps: int = 60 * SECOND
+    """How long a connection that its user released waits for the peer's FIN."""
+    soft_errors_end_open: bool = False
+    """RFC 5461 §4.1: an ICMP error that may pass ends a connection that is being opened, not only a hard one."""
+    stretch_acks: bool = False
+    """Segments that the device merged are acknowledged once, not every second of them."""
     challenge_ack_ps: int = SECOND // 2
     """Least time between two answers to segments without data that are not acceptable (RFC 5961 §7)."""
 
@@ -76,6 +87,8 @@ LINUX24 = Profile(
     nagle=Nagle.MINSHALL,
     min_persist_ps=200 * MS,
     limited_transmit=False,
+    soft_errors_end_open=True,  # tcp_v4_err
+    stretch_acks=True,
 )
 """Linux 2.4, as the servers of its day ran it."""
 

@@ -1,8 +1,10 @@
-"""Many connections over one address: demultiplexing, listening, timers, headers.
+"""Many connections over one address, or one of each kind: demultiplexing, listening, timers, headers.
 
 Frames go in by `receive`, segments come out of `transmit`; `next_deadline` says when `poll` must be called at the
 latest. After any call that may have changed something (`receive`, `poll`, `connect`, a connection's `send`, `recv`,
 `close`, `abort`) `has_output` tells whether `transmit` would give anything.
+
+What is not TCP (ARP, neighbour discovery, ICMP) goes in and comes out the same way, as whole frames.
 """
 
 # Ref: RFC 9293 §3.9, §3.10; RFC 6528 (initial sequence numbers); RFC 791; RFC 8200
@@ -13,29 +15,33 @@ import heapq
 import random
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2s
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from itertools import count
 
 from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import ACK, FIN, NEVER, RST, SYN, Connection, Endpoint, State
+from host_driver.tcp.connection import Connection
+from host_driver.tcp.icmp import Icmp
+from host_driver.tcp.icmp_errors import no_neighbour, path_mtu, verdict
+from host_driver.tcp.links import IpAddress, Link, LocalAddress, OutFrame, OwnAddress
+from host_driver.tcp.neighbours import Neighbour, NeighbourTable, Outgoing
 from host_driver.tcp.profile import US, Profile
-from nic_model.checksum import Buffer, checksum_seed, fold, internet_checksum, ones_sum
+from host_driver.tcp.states import ACK, FIN, NEVER, RST, SYN, Endpoint, State
+from nic_model.checksum import Buffer, fold, internet_checksum, ones_sum
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
     IPV4_CHECKSUM_OFFSET,
     IPV4_HEADER_BYTES,
     IPV6_HEADER_BYTES,
     TCP_CHECKSUM_OFFSET,
-    TCP_HEADER_BYTES,
-    EtherType,
     IpProtocol,
 )
+from nic_model.icmp import ALL_NODES, IcmpMessage, QuotedSegment, multicast_mac, solicited_node
 from nic_model.packets import (
-    EthernetHeader,
+    BROADCAST_MAC,
     Frame,
     PacketError,
     TcpHeader,
@@ -46,27 +52,16 @@ from nic_model.packets import (
 )
 from nic_model.seqnum import MASK, unwrap
 
-IpAddress = IPv4Address | IPv6Address
-
 FIRST_EPHEMERAL_PORT = 32768
 LAST_EPHEMERAL_PORT = 60999
 
 MAX_IP_LENGTH = 0xFFFF
 
+MAX_LINKS = 4096
+"""Remote addresses whose headers are kept for the next connection; the oldest goes for a further one."""
+
 _U16 = struct.Struct("!H")
 _TCP_PROTOCOL = int(IpProtocol.TCP)
-
-
-class Link:
-    """Where the frames towards one remote address and port go: what all their headers share."""
-
-    __slots__ = ("destination", "ethernet", "pseudo_sum", "source")
-
-    def __init__(self, ethernet: bytes, source: bytes, destination: bytes) -> None:
-        self.ethernet = ethernet
-        self.source = source
-        self.destination = destination
-        self.pseudo_sum = checksum_seed(source, destination, _TCP_PROTOCOL, None)
 
 
 class OutSegment:
@@ -177,12 +172,14 @@ class StackCounters:
     malformed: int = 0
     """Frames that are no packets, or IP fragments."""
     not_for_us: int = 0
-    """Another address, or no TCP."""
+    """Another address, or a protocol that is not spoken."""
     bad_checksum: int = 0
-    no_neighbour: int = 0
-    """Packets from an address without an entry in the neighbour table."""
+    no_route: int = 0
+    """Packets from an address outside the network, without a gateway to answer by."""
     backlog_full: int = 0
     """SYNs dropped."""
+    icmp_ignored: int = 0
+    """ICMP errors about no segment that is under way, or that say nothing new."""
     resets_sent: int = 0
     """RSTs that answer segments of no connection."""
 
@@ -191,47 +188,67 @@ _Key = tuple[bytes, int, int]  # remote address, remote port, local port
 
 
 class Stack:
-    """TCP over one IPv4 or IPv6 address."""
+    """TCP over one address, IPv4 or IPv6, or over one of each."""
 
-    def __init__(self, *, mac: bytes, ip: IpAddress | str, profile: Profile, mtu: int = 1500,
-                 max_segment_bytes: int | None = None, account: Account, rng: random.Random) -> None:
-        """`mtu`: IP bytes of a frame. `max_segment_bytes`: largest payload of one `OutSegment`, if the device cuts it
-        up; None: the MSS. `rng` makes initial sequence numbers and ports; the same seed gives the same run."""
+    def __init__(self, *, mac: bytes, ip: OwnAddress | Sequence[OwnAddress], profile: Profile, mtu: int = 1500,
+                 max_segment_bytes: int | None = None, account: Account, rng: random.Random,
+                 gateways: Sequence[IpAddress | str] = ()) -> None:
+        """`ip`: an address, or one of each kind; with its network ("10.0.0.1/24") others are reached by a gateway,
+        without one all are on the link. `mtu`: IP bytes of a frame. `max_segment_bytes`: largest payload of one
+        `OutSegment`, if the device cuts it up; None: the MSS. `rng` makes initial sequence numbers and ports; the same
+        seed gives the same run. Raises ValueError for addresses that do not fit each other, and too small an MTU."""
         self.mac = mac
-        self.ip: IpAddress = ip_address(ip)
+        own = [ip] if isinstance(ip, str) or not isinstance(ip, Sequence) else ip
+        self._locals = {local.packed: local for local in (LocalAddress(address, mtu=mtu) for address in own)}
+        self._by_version = {local.ip.version: local for local in self._locals.values()}
+        if len(self._by_version) != len(own) or not own:
+            raise ValueError(f"a stack has one address, or one IPv4 and one IPv6 address, not {own}")
+        self.ip: IpAddress = next(iter(self._locals.values())).ip
+        """Its address, or the first of them."""
+        for gateway in map(ip_address, gateways):
+            self._local_towards(gateway, "gateway").gateway = gateway.packed
         self.profile = profile
         self.account = account
         self.counters = StackCounters()
-        self._is_ipv6 = self.ip.version == 6
-        self._ip_bytes = self.ip.packed
-        self._ip_header_bytes = IPV6_HEADER_BYTES if self._is_ipv6 else IPV4_HEADER_BYTES
-        self._l4_offset = ETHERNET_HEADER_BYTES + self._ip_header_bytes
-        self._mss = mtu - self._ip_header_bytes - TCP_HEADER_BYTES
-        if self._mss < 1:
-            raise ValueError(f"mtu must leave room for payload, not {mtu}")
+        self._groups = {group: local for local in self._locals.values() if local.ipv6
+                        for group in (ALL_NODES, solicited_node(local.packed))}
+        self._group_macs = {BROADCAST_MAC, *map(multicast_mac, self._groups)}
         self._max_segment_bytes = max_segment_bytes
-        self._neighbours: dict[bytes, Link] = {}
+        self.neighbours = NeighbourTable(mac, self._put_outgoing, self._on_unreachable)
+        self.icmp = Icmp(self.neighbours, self._send_packet, self._on_icmp_error)
+        self._links: dict[bytes, Link] = {}
         self._connections: dict[_Key, Connection] = {}
         self._listeners: dict[int, Listener] = {}
         self._half_open: dict[Connection, Listener] = {}
         self._ready: dict[Connection, None] = {}  # an ordered set: connections whose `emit` is to be called
-        self._outbox: list[OutSegment] = []
+        self._outbox: list[OutSegment | OutFrame] = []
         self._timers: list[tuple[int, int, Connection]] = []
         self._tie_breaker = count()
         self._isn_secret = rng.randbytes(16)
         self._identification = rng.randrange(1 << 16)
         self._next_port = rng.randrange(FIRST_EPHEMERAL_PORT, LAST_EPHEMERAL_PORT + 1)
+        self._now = 0  # of the call that is under way
 
     # What the user calls ---------------------------------------------------------------------------------------------
 
     def add_neighbour(self, ip: IpAddress | str, mac: bytes) -> None:
-        """Enter the Ethernet address at which `ip` is reached. Raises ValueError for another IP version."""
+        """A static entry: `ip` is reached at the Ethernet address `mac`, whatever the link says.
+
+        Raises ValueError for a version of IP that the stack has no address of.
+        """
         address = ip_address(ip)
-        if address.version != self.ip.version:
-            raise ValueError(f"neighbour {address} of a stack with address {self.ip}")
-        ethertype = EtherType.IPV6 if self._is_ipv6 else EtherType.IPV4
-        ethernet = EthernetHeader(mac, self.mac, ethertype).pack()
-        self._neighbours[address.packed] = Link(ethernet, self._ip_bytes, address.packed)
+        self.neighbours.enter(self._local_towards(address, "neighbour"), address.packed, mac)
+
+    def announce(self, now: int) -> None:
+        """Tell the link of the own addresses, so that old entries elsewhere are renewed."""
+        self._now = now
+        self.neighbours.announce(list(self._locals.values()))
+
+    def _local_towards(self, address: IpAddress, what: str) -> LocalAddress:
+        local = self._by_version.get(address.version)
+        if local is None:
+            raise ValueError(f"{what} {address} of a stack with address {self.ip}")
+        return local
 
     def listen(self, port: int, backlog: int) -> Listener:
         """Listen on `port`. Raises ValueError if something already does."""
@@ -244,18 +261,24 @@ class Stack:
                 local_port: int | None = None) -> Connection:
         """Open a connection; `local_port` None picks a free one. The SYN leaves with the next `transmit`.
 
-        Raises ValueError if the address has no entry in the neighbour table, or no port is free.
+        Raises ValueError if there is no way to the address, or no port is free.
         """
+        self._now = now
         remote = Endpoint(ip_address(remote_ip), remote_port)
-        link = self._neighbours.get(remote.ip.packed)
+        link = self._link(self._local_towards(remote.ip, "peer"), remote.ip.packed)
         if link is None:
-            raise ValueError(f"no neighbour entry for {remote.ip}")
+            raise ValueError(f"no route to {remote.ip}: it is no host of {self.ip}'s network, and there is no gateway")
         port = self._free_port(remote) if local_port is None else local_port
         if (remote.ip.packed, remote_port, port) in self._connections:
             raise ValueError(f"port {port} to {remote.ip}:{remote_port} is in use")
         connection = self._new_connection(remote, port, link, now)
         connection.open()
         return connection
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether one of its addresses is IPv6, so that it must hear its groups."""
+        return 6 in self._by_version
 
     @property
     def has_output(self) -> bool:
@@ -267,39 +290,43 @@ class Stack:
         """All connections that are not CLOSED."""
         return list(self._connections.values())
 
-    def receive(self, frame: Buffer, now: int, *, checksum_ok: bool | None = None) -> None:
+    def receive(self, frame: Buffer, now: int, *, checksum_ok: bool | None = None, merged_bytes: int = 0) -> None:
         """Take in one frame. Bad, foreign and unknown ones are dropped and counted; nothing is raised for them.
 
-        `checksum_ok`: what the device found; None: it did not look, so the sums are verified and charged here. The
-        frame may be reused after the call.
+        `checksum_ok`: what the device found; None: it did not look, so the sums are verified and charged here.
+        `merged_bytes`: if the device merged several segments into this one, the payload of each but the last; otherwise
+        0. The frame may be reused after the call.
         """
         counters = self.counters
+        self._now = now
         try:
             parsed = parse_frame(frame)
+            tcp = parsed.tcp
+            if tcp is None:
+                self._receive_other(parsed, now)
+                return
         except PacketError:
             counters.malformed += 1
             return
-        ip = parsed.ipv6 if self._is_ipv6 else parsed.ipv4
-        if ip is None or ip.destination != self._ip_bytes or parsed.ethernet.destination != self.mac:
+        ip = parsed.ipv4 or parsed.ipv6
+        assert ip is not None
+        local = self._locals.get(ip.destination)
+        if local is None or parsed.ethernet.destination != self.mac:
             counters.not_for_us += 1
             return
         self.account.charge("ip", "receive")
-        if parsed.is_fragment:
-            counters.malformed += 1
-            return
-        tcp = parsed.tcp
-        if tcp is None:
-            counters.not_for_us += 1
-            return
         if checksum_ok is None:
             checksum_ok = self._verify(parsed)
         if not checksum_ok:
             counters.bad_checksum += 1
             return
-        self._receive_tcp(ip.source, tcp, parsed.payload, now)
+        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, merged_bytes)
 
     def poll(self, now: int) -> None:
         """Run every timer that is due."""
+        self._now = now
+        if self.neighbours.deadline <= now:
+            self.neighbours.poll(now)
         timers = self._timers
         while timers and timers[0][0] <= now:
             at, _, connection = heapq.heappop(timers)
@@ -312,22 +339,23 @@ class Stack:
 
     def next_deadline(self) -> int | None:
         """When `poll` must be called at the latest, or None."""
-        timers = self._timers
+        timers, others = self._timers, self.neighbours.deadline
         while timers:
             at, _, connection = timers[0]
             # Timers that moved to a later time, or stopped, leave their entry behind until it comes to the front.
             if at == connection.timer_at:
                 if at == connection.deadline():
-                    return at
+                    return min(at, others)
                 connection.timer_at = NEVER
                 heapq.heappop(timers)
                 self._schedule(connection)
             else:
                 heapq.heappop(timers)
-        return None
+        return None if others == NEVER else others
 
-    def transmit(self, now: int) -> list[OutSegment]:
+    def transmit(self, now: int) -> list[OutSegment | OutFrame]:
         """Everything that may be sent now, in order."""
+        self._now = now
         while self._ready:
             ready, self._ready = self._ready, {}
             for connection in ready:
@@ -339,13 +367,13 @@ class Stack:
     # What connections and listeners call (`connection.Output`) -------------------------------------------------------
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, is_retransmission: bool) -> None:
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, urgent: int = 0) -> None:
         """Put a connection's segment into the outbox."""
         link = connection.link
-        assert isinstance(link, Link)
         acknowledgement = connection.ack_number if flags & ACK else 0
-        tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options)
-        self._put(link, tcp, payload, payload_bytes, connection.mss, connection, is_retransmission)
+        tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options,
+                       0, urgent)
+        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission)
 
     def want_transmit(self, connection: Connection) -> None:
         """Call the connection's `emit` with the next `transmit`."""
@@ -372,23 +400,106 @@ class Stack:
         for connection in [c for c, of in self._half_open.items() if of is listener]:
             connection.abort(now)
 
+    # Links and what is not TCP ---------------------------------------------------------------------------------------
+
+    def _link(self, local: LocalAddress, remote: bytes) -> Link | None:
+        """The way to a remote address; None if there is none."""
+        link = self._links.get(remote)
+        if link is None:
+            hop = local.next_hop(remote)
+            if hop is None:
+                return None
+            link = self._links[remote] = Link(local, self.neighbours.find(local, hop), remote)
+            if len(self._links) > MAX_LINKS:
+                del self._links[next(iter(self._links))]  # connections keep theirs
+        return link
+
+    def _put_outgoing(self, outgoing: Outgoing) -> None:
+        """What has its Ethernet header may leave."""
+        assert isinstance(outgoing, OutSegment | OutFrame)
+        self._outbox.append(outgoing)
+
+    def _send_packet(self, local: LocalAddress, destination: bytes, packet: bytes, now: int) -> None:
+        """Send an IP packet that is not TCP's."""
+        link = self._link(local, destination)
+        if link is None:
+            self.counters.no_route += 1
+            return
+        self.account.charge("ip", "send")
+        self.neighbours.send(link.neighbour, OutFrame(link.neighbour.ethernet + packet), now)
+
+    def _receive_other(self, frame: Frame, now: int) -> None:
+        """A frame without a TCP header. Raises PacketError for a bad one."""
+        counters = self.counters
+        destination = frame.ethernet.destination
+        if destination != self.mac and destination not in self._group_macs:
+            counters.not_for_us += 1
+            return
+        if frame.arp is not None:
+            local = self._by_version.get(4)
+            if local is not None:
+                self.neighbours.on_arp(frame.arp, local, now)
+            return
+        ip = frame.ipv4 or frame.ipv6
+        local = None
+        if ip is not None:
+            local = self._locals.get(ip.destination) or self._groups.get(ip.destination)
+        if ip is None or local is None:
+            counters.not_for_us += 1
+            return
+        self.account.charge("ip", "receive")
+        if frame.is_fragment:
+            counters.malformed += 1
+        elif frame.protocol != (IpProtocol.ICMPV6 if local.ipv6 else IpProtocol.ICMP):
+            counters.not_for_us += 1
+        elif not frame.l3_checksum_ok():
+            counters.bad_checksum += 1
+        else:
+            self.icmp.receive(frame, local, now)
+
+    def _on_unreachable(self, neighbour: Neighbour) -> None:
+        """A neighbour did not answer."""
+        error = no_neighbour()
+        for connection in [c for c in self._connections.values() if c.link.neighbour is neighbour]:
+            connection.on_unreachable(error, is_hard=False)
+
+    def _on_icmp_error(self, message: IcmpMessage, quoted: QuotedSegment, now: int, *, ipv6: bool) -> None:
+        """An error about a segment that came from here, as it says."""
+        connection = self._connections.get((quoted.destination, quoted.destination_port, quoted.source_port))
+        if connection is None or not connection.covers(quoted.sequence):
+            self.counters.icmp_ignored += 1
+            return
+        mtu = path_mtu(message, quoted, ipv6=ipv6)
+        if mtu is not None:
+            connection.link.lower_path_mtu(mtu, now)
+            connection.on_path_mss(connection.link.path_mss(now))
+        elif (found := verdict(message, ipv6=ipv6)) is not None:
+            connection.on_unreachable(found.error, is_hard=found.is_hard)
+        else:
+            self.counters.icmp_ignored += 1
+
     # Arrival ---------------------------------------------------------------------------------------------------------
 
     def _verify(self, frame: Frame) -> bool:
         self.account.charge("tcp_recv", "checksum_byte", frame.end - frame.l4_offset)
         return frame.l3_checksum_ok() and frame.l4_checksum_ok()
 
-    def _receive_tcp(self, source: bytes, tcp: TcpHeader, payload: memoryview, now: int) -> None:
+    def _receive_tcp(self, local: LocalAddress, source: bytes, tcp: TcpHeader, payload: memoryview, now: int,
+                     merged_bytes: int) -> None:
         key = (source, tcp.source_port, tcp.destination_port)
         connection = self._connections.get(key)
         self._charge_arrival(tcp.flags, len(payload), State.LISTEN if connection is None else connection.state)
         if connection is not None and not self._may_replace(connection, tcp):
-            connection.on_segment(tcp, payload, now)
+            sender, receiver = connection.sender, connection.receiver
+            una, nxt = sender.snd_una, receiver.rcv_nxt
+            connection.on_segment(tcp, payload, now, merged_bytes)
+            if sender.snd_una != una or receiver.rcv_nxt != nxt:
+                connection.link.neighbour.confirmed_at = now
             self._schedule(connection)
             return
-        link = self._neighbours.get(source)
+        link = self._link(local, source)
         if link is None:
-            self.counters.no_neighbour += 1
+            self.counters.no_route += 1
             return
         listener = self._listeners.get(tcp.destination_port)
         if tcp.flags & RST:
@@ -419,7 +530,7 @@ class Stack:
         # than the largest sequence number it used on the previous connection incarnation", which the 4 microsecond
         # clock sees to, and the SYN is no old duplicate.
         return (connection.state is State.TIME_WAIT and tcp.flags & (SYN | ACK | RST) == SYN
-                and unwrap(tcp.sequence, connection.rcv_nxt) > connection.rcv_nxt
+                and unwrap(tcp.sequence, connection.receiver.rcv_nxt) > connection.receiver.rcv_nxt
                 and tcp.destination_port in self._listeners)
 
     def _charge_arrival(self, flags: int, payload_bytes: int, state: State) -> None:
@@ -449,22 +560,23 @@ class Stack:
         else:
             length = payload_bytes + (1 if flags & SYN else 0) + (1 if flags & FIN else 0)
             header = pack_tcp(tcp.destination_port, tcp.source_port, 0, tcp.sequence + length & MASK, RST | ACK, 0)
-        self._put(link, header, [], 0, self._mss, None, False)
+        self._put(link, header, [], 0, link.local.mss, None, False)
 
     # Connections -----------------------------------------------------------------------------------------------------
 
     def _new_connection(self, remote: Endpoint, port: int, link: Link, now: int) -> Connection:
         connection = Connection(
-            local=Endpoint(self.ip, port), remote=remote, iss=self._initial_sequence_number(remote, port, now),
-            advertised_mss=self._mss, max_segment_bytes=self._max_segment_bytes, profile=self.profile, output=self,
+            local=Endpoint(link.local.ip, port), remote=remote,
+            iss=self._initial_sequence_number(link.source, remote, port, now), advertised_mss=link.local.mss,
+            path_mss=link.path_mss(now), max_segment_bytes=self._max_segment_bytes, profile=self.profile, output=self,
             link=link)
         self._connections[remote.ip.packed, remote.port, port] = connection
         return connection
 
-    def _initial_sequence_number(self, remote: Endpoint, port: int, now: int) -> int:
+    def _initial_sequence_number(self, own: bytes, remote: Endpoint, port: int, now: int) -> int:
         # RFC 6528 §3: "ISN = M + F(localip, localport, remoteip, remoteport, secretkey) where M is the 4 microsecond
         # timer, and F() is a pseudorandom function"
-        tuple_bytes = self._ip_bytes + remote.ip.packed + struct.pack("!HH", port, remote.port)
+        tuple_bytes = own + remote.ip.packed + struct.pack("!HH", port, remote.port)
         f = int.from_bytes(blake2s(tuple_bytes, key=self._isn_secret, digest_size=4).digest(), "big")
         return now // (4 * US) + f & MASK
 
@@ -489,7 +601,8 @@ class Stack:
     def _put(self, link: Link, tcp: bytes, payload: list[Chunk], payload_bytes: int, mss: int,
              connection: Connection | None, is_retransmission: bool) -> None:
         l4_bytes = len(tcp) + payload_bytes
-        if self._is_ipv6:
+        local, neighbour = link.local, link.neighbour
+        if local.ipv6:
             length = l4_bytes if l4_bytes <= MAX_IP_LENGTH else 0
             ip = pack_ipv6(link.source, link.destination, _TCP_PROTOCOL, length)
         else:
@@ -500,5 +613,9 @@ class Stack:
             self._identification = self._identification + max(-(-payload_bytes // mss), 1) & 0xFFFF
         self.account.charge("tcp_send", "segment" if payload_bytes else "control")
         self.account.charge("ip", "send")
-        self._outbox.append(OutSegment(link.ethernet + ip + tcp, self._l4_offset, mss, payload, payload_bytes,
-                                       connection, is_retransmission, link.pseudo_sum))
+        segment = OutSegment(neighbour.ethernet + ip + tcp, local.l4_offset, mss, payload, payload_bytes, connection,
+                             is_retransmission, link.pseudo_sum)
+        if neighbour.good_until < self._now:
+            self.neighbours.send(neighbour, segment, self._now)
+        else:
+            self._outbox.append(segment)

@@ -73,11 +73,13 @@ class TrivialWire:
 class Peer:
     """A TCP stack at the other end of the wire, without a device and without cost."""
 
-    def __init__(self, kernel: Kernel, wire: TrivialWire, version: int, seed: int, mtu: int) -> None:
+    def __init__(self, kernel: Kernel, wire: TrivialWire, version: int, seed: int, mtu: int, *,
+                 static_neighbours: bool = True) -> None:
         host_ip, own_ip = ADDRESSES[version]
         self.stack = Stack(mac=PEER_MAC, ip=ip_address(own_ip), profile=RFC, mtu=mtu,
                            account=NullAccount(), rng=random.Random(seed))
-        self.stack.add_neighbour(ip_address(host_ip), HOST_MAC)
+        if static_neighbours:
+            self.stack.add_neighbour(ip_address(host_ip), HOST_MAC)
         self.kernel = kernel
         self._wire = wire
         wire.to_peer = self._receive
@@ -122,7 +124,8 @@ class Bench:
     """Kernel, memory, port, wire and peer. `run` drives the clock until a coroutine ends."""
 
     def __init__(self, *, barriers: bool = False, version: int = 4, seed: int = 1, config: str = "tiny",
-                 profile: Profile = RFC, peer_mtu: int = 1500, memory_bytes: int = 1 << 22) -> None:
+                 profile: Profile = RFC, peer_mtu: int = 1500, memory_bytes: int = 1 << 22,
+                 static_neighbours: bool = True) -> None:
         self.kernel = Kernel()
         self.wire = TrivialWire(self.kernel)
         self.version = version
@@ -136,7 +139,8 @@ class Bench:
         else:
             self.model = ModelPort(CONFIGS[config], self.kernel, HostMemory(memory_bytes), self.wire)
         self.port = self.model
-        self.peer = Peer(self.kernel, self.wire, version, seed, peer_mtu)
+        self.static_neighbours = static_neighbours
+        self.peer = Peer(self.kernel, self.wire, version, seed, peer_mtu, static_neighbours=static_neighbours)
         self.interrupt = CountingAccount(self.kernel)
         self.softirq = CountingAccount(self.kernel)
         self.process = CountingAccount(self.kernel)
@@ -148,7 +152,8 @@ class Bench:
             nic, mac=HOST_MAC, ip=ip_address(self.host_ip), profile=self.profile, rng=random.Random(self.seed),
             interrupt_account=self.interrupt, softirq_account=self.softirq, offloads=offloads,
             notification=notification, mtu=mtu)
-        interface.stack.add_neighbour(ip_address(self.peer_ip), PEER_MAC)
+        if self.static_neighbours:
+            interface.stack.add_neighbour(ip_address(self.peer_ip), PEER_MAC)
         return interface
 
     def run(self, coroutine: Coroutine[Any, None, T], limit_ps: int = 100_000 * MS) -> T:

@@ -22,8 +22,8 @@ from host_driver.memnet import MemNet
 from host_driver.nic import DeviceError
 from host_driver.runtime import TaskFailed
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import State
 from host_driver.tcp.profile import LINUX24
+from host_driver.tcp.states import State
 from tests.host_driver.bench import MS, Bench
 
 ALL_OFFLOADS = Offloads(rx_checksum=True, tx_checksum=True, segmentation=True)
@@ -68,6 +68,27 @@ def test_coalesced_receives(version: int) -> None:
 
     bench.run(server())
     assert bench.charged["softirq", "packet"] < 300_000 // 1460 // 2
+
+
+@pytest.mark.parametrize("offloads", [Offloads(), ALL_OFFLOADS], ids=["dumb", "offloads"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_neighbours_are_found_on_the_wire(version: int, offloads: Offloads) -> None:
+    """Nobody tells either end of the other: ARP and neighbour discovery pass driver and device too."""
+    bench = Bench(version=version, static_neighbours=False)
+
+    async def server() -> bytes:
+        interface = await bench.interface(offloads)
+        sockets = KernelSockets(interface, bench.process)
+        listening = sockets.listen(80)
+        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        bench.peer.push()
+        socket = await sockets.accept(listening)
+        await socket.write(b"found")
+        return await bench.peer.read_all(connection, 5)
+
+    assert bench.run(server()) == b"found"
+    asked = bytes.fromhex("0806" if version == 4 else "86dd")
+    assert bench.wire.frames[0][12:14] == asked, "the host's first frame answers who asked for its address"
 
 
 def test_coalescing_needs_checksums() -> None:
@@ -427,8 +448,8 @@ def test_memory_of_a_job_is_held_until_no_send_reads_it() -> None:
         job = await memnet.async_send(socket, region)
         # The peer has all of it although the device has not: as if a retransmission were still on the ring.
         connection_here = interface.stack.connections[0]
-        connection_here.acked_bytes = 1000
-        connection_here._send_buffer.clear()
+        connection_here.sender.acked_bytes = 1000
+        connection_here.sender.buffer.clear()
         assert not memnet.job_done(job)
         with pytest.raises(RegionInUse):
             await memnet.deregister_mem(region)

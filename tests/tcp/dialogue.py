@@ -45,6 +45,7 @@ class Seen:
     payload: bytes
     options: dict[str, Any]
     out: OutSegment
+    urgent: int = 0
 
 
 class Dialogue:
@@ -66,14 +67,15 @@ class Dialogue:
     # the peer
 
     def send(self, flags: str, seq: int, ack: int | None = None, payload: bytes = b"", *, window: int = 60000,
-             options: list[Any] | None = None, checksum_ok: bool | None = None) -> None:
+             options: list[Any] | None = None, checksum_ok: bool | None = None, urgent: int = 0,
+             merged_bytes: int = 0) -> None:
         """The peer sends a segment; `ack` counts from the stack's ISS."""
         number = 0 if ack is None else (ack + (self.iss or 0)) % (1 << 32)
         ip = IPv6(src=self.ip[1], dst=self.ip[0]) if self.ipv6 else IP(src=self.ip[1], dst=self.ip[0])
         packet = (Ether(src="02:00:00:00:00:02", dst="02:00:00:00:00:01") / ip
                   / TCP(sport=self.peer_port, dport=self.port, flags=flags, seq=(PEER_ISS + seq) % (1 << 32),
-                        ack=number, window=window, options=options or []) / payload)
-        self.stack.receive(bytes(packet), self.now, checksum_ok=checksum_ok)
+                        ack=number, window=window, options=options or [], urgptr=urgent) / payload)
+        self.stack.receive(bytes(packet), self.now, checksum_ok=checksum_ok, merged_bytes=merged_bytes)
 
     # what came out
 
@@ -114,7 +116,7 @@ class Dialogue:
         assert (tcp.sport, tcp.dport) == (self.port, self.peer_port)
         relative = (tcp.seq - (self.iss or 0)) % (1 << 32)
         ack = (tcp.ack - PEER_ISS) % (1 << 32) if "A" in flags else 0
-        return Seen(flags, relative, ack, tcp.window, payload, dict(tcp.options), out)
+        return Seen(flags, relative, ack, tcp.window, payload, dict(tcp.options), out, tcp.urgptr)
 
     # time
 

@@ -472,8 +472,10 @@ def test_delayed_fin_ack_rides_on_the_own_fin() -> None:
 
 def test_wrong_uses_are_named() -> None:
     d = Dialogue()
-    with pytest.raises(ValueError, match="no neighbour"):
-        d.stack.connect("10.0.0.9", 80, 0)
+    with pytest.raises(ValueError, match="no route"):
+        d.stack.connect("224.0.0.9", 80, 0)
+    with pytest.raises(ValueError, match="peer fd00::9"):
+        d.stack.connect("fd00::9", 80, 0)
     d.stack.listen(80, 1)
     with pytest.raises(ValueError, match="already"):
         d.stack.listen(80, 1)
@@ -493,7 +495,7 @@ def test_ports_and_sequence_numbers_differ_between_connections() -> None:
     d = Dialogue()
     connections = [d.stack.connect(d.ip[1], 80, 0) for _ in range(50)]
     assert len({c.local.port for c in connections}) == 50
-    assert len({c.snd_una for c in connections}) == 50
+    assert len({c.sender.snd_una for c in connections}) == 50
 
 
 def test_closed_from_inside_an_event() -> None:

@@ -141,14 +141,14 @@ def test_window_updates_need_newer_segments() -> None:
     d = Dialogue()
     c = d.accepted()
     d.send("PA", 1, 1, b"x", window=5000)
-    assert c.snd_wnd == 5000
+    assert c.sender.snd_wnd == 5000
     d.send("A", 2, 1, window=6000)
-    assert c.snd_wnd == 6000
+    assert c.sender.snd_wnd == 6000
     queue(c, b"y")
     d.sent()
     d.send("A", 2, 2, window=7000)
     d.send("A", 2, 1, window=100)
-    assert c.snd_wnd == 7000
+    assert c.sender.snd_wnd == 7000
 
 
 def test_newer_acknowledgement_in_an_overtaken_segment_moves_the_window() -> None:
@@ -175,7 +175,7 @@ def test_window_scale_needs_both_sides(offered: bool) -> None:
     d.send("A", 1, 1, window=1000)
     c = listener.accept()
     assert c is not None
-    assert c.snd_wnd == (16000 if offered else 1000)
+    assert c.sender.snd_wnd == (16000 if offered else 1000)
     d.send("PA", 1, 1, b"x")
     c.recv(1)
     d.run_to_deadline()
@@ -187,7 +187,7 @@ def test_window_shift_above_14_counts_as_14() -> None:
     """RFC 7323 §2.3."""
     d = Dialogue(RFC)
     c = d.accepted(window=3, options=[("WScale", 15)])
-    assert c.snd_wnd == 3 << 14
+    assert c.sender.snd_wnd == 3 << 14
 
 
 def test_linux_offers_no_window_scale() -> None:
@@ -711,9 +711,9 @@ def test_bad_frames_are_dropped_and_counted() -> None:
     d.stack.receive(bytes(60), d.now)
     assert (counters.bad_checksum, counters.malformed, counters.not_for_us) == (1, 1, 1)
     assert c.recv_available == 0
-    d.ip = (d.ip[0], "10.0.0.77")
+    d.ip = (d.ip[0], "224.0.0.77")
     d.send("S", 0)
-    assert counters.no_neighbour == 1
+    assert counters.no_route == 1
     d.nothing()
 
 
