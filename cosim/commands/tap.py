@@ -91,7 +91,7 @@ def tap(
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     namespace_name = name or f"memnic-{os.getpid()}"
     spec = TapSpec(
-        namespace=namespace_name, root=str(root.absolute()), port=port, urls=paths, requests=requests,
+        namespace=namespace_name, root=str(root.absolute()), port=port, paths=paths, requests=requests,
         system=SYSTEMS[APIS[api]], machine=chosen_machine, application=load_application(application), profile=profile,
         device=device, seed=seed, capture_path=None if capture is None else str(capture.absolute()),
         link_bit_rate=(chosen_machine.link_bit_rate if link_rate is None

@@ -50,6 +50,9 @@ MEMNET_SENDS = 256
 """Sends of 64 KB under way, of all connections together."""
 DRIVER_BYTES = 4 << 20
 
+SETTLE_PS = 100_000_000_000
+"""100 ms: more than a delayed acknowledgement waits."""
+
 STATUS_INTERVAL_S = 0.5
 
 
@@ -61,8 +64,8 @@ class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     """Folder of the files that are served, or that the real server serves."""
     port: int
-    urls: list[str] = []
-    """What the simulated host fetches, as client: paths. Empty: it serves."""
+    paths: list[str] = []
+    """What the simulated host fetches, as client, below the root. Empty: it serves."""
     requests: int | None = None
     """The run ends when so many were served; None: when it is interrupted."""
     system: System
@@ -177,8 +180,10 @@ class TapBench:
                               segmentation=spec.system.segmentation),
             notification=notification(spec.system, spec.machine), multiprocessor=spec.machine.processors > 1)
         self._real_time.start()
-        if spec.urls:
+        if spec.paths:
             await self._fetch(interface)
+            # What was closed last comes to rest.
+            await self.kernel.sleep(SETTLE_PS)
             self._done = True
         else:
             await self._serve(interface)
@@ -209,7 +214,7 @@ class TapBench:
         account = self._processors.process_context("client")
         self._client = FetchClient(KernelSockets(interface, account), self.kernel, Path(self._spec.root), self._changed)
         for address in PEER_ADDRESSES:
-            await self._client.fetch(str(address.ip), self._spec.port, self._spec.urls)
+            await self._client.fetch(str(address.ip), self._spec.port, self._spec.paths)
 
     def _changed(self) -> None:
         """A request was served, or a connection has ended."""
