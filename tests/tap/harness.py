@@ -137,12 +137,15 @@ def assert_at_rest(result: TapResult) -> None:
 
 
 def error_notes(capture: Path, more: str = "") -> list[str]:
-    """What tshark's expert says at the level of errors, of TCP, IP and below, with checksums verified.
+    """What tshark's expert says at the level of errors, with checksums verified.
+
+    Streams are not put together: tshark calls it an error when a segment comes again after it had all of a response,
+    which is right when the wire has lost the first one behind the place where the capture is taken.
 
     `more`: a display filter of the frames that count.
     """
     filters = "_ws.expert.severity == error" + (f" and ({more})" if more else "")
     done = subprocess.run(
-        ["tshark", "-r", str(capture), "-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE", "-Y", filters,
-         "-T", "fields", "-e", "frame.number", "-e", "_ws.expert.message"], capture_output=True, text=True, check=True)
+        ["tshark", "-r", str(capture), "-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE", "-o",
+         "tcp.desegment_tcp_streams:FALSE", "-Y", filters, "-T", "fields", "-e", "frame.number", "-e", "_ws.expert.message"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
