@@ -15,7 +15,7 @@ from host_driver.errors import network_error
 from host_driver.interface import NetworkInterface
 from host_driver.runtime import Future
 from host_driver.tcp.connection import Connection, State
-from host_driver.tcp.stack import Listener
+from host_driver.tcp.listener import Listener
 
 
 class WaitQueue:

@@ -25,9 +25,10 @@ from host_driver.rings import Completion, Descriptor, Piece
 from host_driver.runtime import Event, Task, Timer
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
-from host_driver.tcp.links import IpAddress, OutFrame, OwnAddress
+from host_driver.tcp.frames import OutFrame, OutSegment
+from host_driver.tcp.links import IpAddress, OwnAddress
 from host_driver.tcp.profile import Profile
-from host_driver.tcp.stack import OutSegment, Stack
+from host_driver.tcp.stack import Stack
 from nic_model.aggregates import as_one_packet
 from nic_model.contract import (
     MAX_DESCRIPTOR_SLOTS,

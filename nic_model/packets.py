@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from nic_model.checksum import Buffer, checksum_seed, ones_sum
 from nic_model.contract.protocols import (
@@ -40,6 +41,7 @@ class TcpOption(IntEnum):
     MSS = 2
     WINDOW_SCALE = 3
     SACK_PERMITTED = 4
+    SACK = 5
     TIMESTAMPS = 8
 
 
@@ -59,6 +61,14 @@ _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _IPV6 = struct.Struct("!IHBB16s16s")
 _TCP = struct.Struct("!HHIIBBHHH")
 _UDP = struct.Struct("!HHHH")
+_TIMESTAMPS = struct.Struct("!III")
+_TIMESTAMPS_LEAD = TcpOption.NOP << 24 | TcpOption.NOP << 16 | TcpOption.TIMESTAMPS << 8 | 10
+_SACK_BLOCK = struct.Struct("!II")
+
+MAX_TCP_OPTIONS_BYTES = 40
+TIMESTAMPS_BYTES = 12
+"""Of the timestamps option, with its padding."""
+SACK_BLOCK_BYTES = 8
 
 _IPV4_DONT_FRAGMENT = 0x4000
 _IPV4_FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset: 0 for a whole packet
@@ -213,18 +223,24 @@ class Ipv6Header:
         return cls(source, destination, next_header, payload_bytes, hop_limit, first >> 20 & 0xFF, first & 0xF_FFFF)
 
 
-@dataclass(slots=True, frozen=True)
-class TcpOptions:
-    """TCP options that are understood; None or False where one is absent. Unknown ones are skipped."""
+def pack_timestamps(value: int, echo: int) -> bytes:
+    """The timestamps option alone, with its padding."""
+    return _TIMESTAMPS.pack(_TIMESTAMPS_LEAD, value, echo)
+
+
+class TcpOptions(NamedTuple):
+    """TCP options that are understood; None, False or empty where one is absent. Unknown ones are skipped."""
 
     mss: int | None = None
     window_scale: int | None = None
     sack_permitted: bool = False
     timestamps: tuple[int, int] | None = None
     """(TSval, TSecr)."""
+    sack: tuple[tuple[int, int], ...] = ()
+    """Blocks of received data: left edge, and the sequence number behind the last byte."""
 
     def pack(self) -> bytes:
-        """The options, padded with NOPs to whole 32-bit words."""
+        """The options, padded with NOPs to whole 32-bit words. Raises ValueError if they need more than 40 bytes."""
         out = bytearray()
         if self.mss is not None:
             out += struct.pack("!BBH", TcpOption.MSS, 4, self.mss)
@@ -233,14 +249,27 @@ class TcpOptions:
         if self.sack_permitted:
             out += struct.pack("!BBBB", TcpOption.NOP, TcpOption.NOP, TcpOption.SACK_PERMITTED, 2)
         if self.timestamps is not None:
-            out += struct.pack("!BBBBII", TcpOption.NOP, TcpOption.NOP, TcpOption.TIMESTAMPS, 10, *self.timestamps)
+            out += pack_timestamps(*self.timestamps)
+        if self.sack:
+            out += struct.pack("!BBBB", TcpOption.NOP, TcpOption.NOP, TcpOption.SACK,
+                               2 + SACK_BLOCK_BYTES * len(self.sack))
+            for block in self.sack:
+                out += _SACK_BLOCK.pack(*block)
+        if len(out) > MAX_TCP_OPTIONS_BYTES:
+            raise ValueError(f"TCP options of {len(out)} bytes: a header has room for {MAX_TCP_OPTIONS_BYTES}")
         return bytes(out)
 
     @classmethod
     def parse(cls, data: Buffer) -> TcpOptions:
         """Read the bytes between the fixed header and the data. Raises PacketError for a length that cannot be."""
+        if len(data) == TIMESTAMPS_BYTES:
+            # RFC 7323 appendix A recommends this layout, and most segments have just that
+            lead, value, echo = _TIMESTAMPS.unpack(data)
+            if lead == _TIMESTAMPS_LEAD:
+                return cls(None, None, False, (value, echo))
         mss = window_scale = timestamps = None
         sack_permitted = False
+        sack: tuple[tuple[int, int], ...] = ()
         at = 0
         while at < len(data):
             kind = data[at]
@@ -261,8 +290,10 @@ class TcpOptions:
                 sack_permitted = True
             elif kind == TcpOption.TIMESTAMPS and length == 10:
                 timestamps = struct.unpack_from("!II", data, at + 2)
+            elif kind == TcpOption.SACK and length % SACK_BLOCK_BYTES == 2:
+                sack = tuple(_SACK_BLOCK.iter_unpack(data[at + 2 : at + length]))
             at += length
-        return cls(mss, window_scale, sack_permitted, timestamps)
+        return cls(mss, window_scale, sack_permitted, timestamps, sack)
 
 
 NO_OPTIONS = TcpOptions()

@@ -1,6 +1,10 @@
-"""How much may be in flight: slow start, congestion avoidance, fast retransmit and fast recovery (NewReno)."""
+"""How much may be in flight: the interface of congestion control, and NewReno's growth.
 
-# Ref: RFC 5681; RFC 6582; RFC 3042
+An algorithm keeps a window and a threshold. Loss recovery (`fast_recovery`, `sack_recovery`) tells it what happened,
+and moves the window itself while a recovery lasts.
+"""
+
+# Ref: RFC 5681 §3.1, §4.1; RFC 3465 §2
 
 from __future__ import annotations
 
@@ -17,106 +21,54 @@ def initial_window(mss: int, segments: int | None) -> int:
     return mss * (2 if mss > 2190 else 3 if mss > 1095 else 4)
 
 
-class NewReno:
-    """State of one connection's congestion control. Positions are unwrapped sequence numbers, sizes bytes."""
+class CongestionControl:
+    """What every algorithm has: slow start, the answers to timeouts and idleness, the way back. Sizes are bytes."""
 
-    __slots__ = ("_initial", "_limited_transmit", "duplicate_acks", "in_recovery", "mss", "recover", "threshold",
-                 "window")
+    __slots__ = ("_before", "_initial", "_slow_start_limit", "mss", "reductions", "threshold", "window")
 
-    def __init__(self, mss: int, initial_segments: int | None, iss: int, limited_transmit: bool) -> None:
+    def __init__(self, mss: int, initial_segments: int | None, slow_start_limit: int | None) -> None:
+        """`slow_start_limit`: by how many segments one acknowledgement may let the window grow at most."""
         self.mss = mss
         self._initial = initial_window(mss, initial_segments)
-        self._limited_transmit = limited_transmit
+        self._slow_start_limit = MAX_WINDOW_BYTES if slow_start_limit is None else slow_start_limit * mss
         self.window = self._initial
         # RFC 5681 §3.1: "The initial value of ssthresh SHOULD be set arbitrarily high"
         self.threshold = MAX_WINDOW_BYTES
-        self.duplicate_acks = 0
-        self.in_recovery = False
-        # RFC 6582 §3.2 step 1 starts with the ISS; taken literally, the loss of the first data segment could not be
-        # recovered fast (its duplicate acknowledgements cover just the ISS), so it starts one before.
-        self.recover = iss - 1
+        self.reductions = 0
+        """How often the window was reduced because of congestion."""
+        self._before = (self.window, self.threshold)
 
-    def allowance(self) -> int:
-        """Bytes that may be in flight now."""
-        if self._limited_transmit and not self.in_recovery and self.duplicate_acks:
-            # RFC 3042 §2: "the amount of outstanding data would remain less than or equal to the congestion window
-            # plus 2 segments"
-            return self.window + min(self.duplicate_acks, 2) * self.mss
-        return self.window
+    def grow(self, acked: int, now: int, srtt: int | None) -> None:
+        """`acked` new bytes are acknowledged, and the window was in use."""
+        if self.window < self.threshold:
+            # RFC 5681 §3.1: "cwnd += min (N, SMSS)" (2), N being the bytes newly acknowledged; RFC 3465 §2.2 allows
+            # more than one SMSS
+            grown = self.window + min(acked, self._slow_start_limit)
+        else:
+            grown = self._avoid_congestion(acked, now, srtt)
+        self.window = min(grown, MAX_WINDOW_BYTES)
 
-    def on_ack(self, position: int, acked: int, flight: int) -> bool:
-        """`acked` new bytes are acknowledged, up to `position`; `flight` bytes were out before.
+    def reduce(self, flight: int, now: int) -> None:
+        """A segment was lost, or marked, with `flight` bytes out: sets the threshold. The caller sets the window."""
+        self.reductions += 1
+        self._before = (self.window, self.threshold)
+        self.threshold = max(self._reduced(flight), 2 * self.mss)
 
-        Returns whether the first unacknowledged segment must be sent again.
-        """
-        mss = self.mss
-        self.duplicate_acks = 0
-        if self.in_recovery:
-            if position > self.recover:
-                # RFC 6582 §3.2 step 3, full acknowledgments: "Set cwnd to [...] min (ssthresh, max(FlightSize, SMSS) +
-                # SMSS) [...] Exit the fast recovery procedure."
-                self.window = min(self.threshold, max(flight - acked, mss) + mss)
-                self.in_recovery = False
-                return False
-            # RFC 6582 §3.2 step 3, partial acknowledgments: "retransmit the first unacknowledged segment. Deflate the
-            # congestion window by the amount of new data acknowledged [...]. If the partial ACK acknowledges at least
-            # one SMSS of new data, then add back SMSS bytes to the congestion window."
-            self.window = max(self.window - acked + (mss if acked >= mss else 0), mss)
-            return True
-        # A sender that did not fill the window has not learned that a larger one would do.
-        if flight + mss > self.window:
-            if self.window < self.threshold:
-                # RFC 5681 §3.1: "cwnd += min (N, SMSS)" (2), N being the bytes newly acknowledged
-                grown = self.window + min(acked, mss)
-            else:
-                # RFC 5681 §3.1: "cwnd += SMSS*SMSS/cwnd" (3)
-                grown = self.window + max(mss * mss // self.window, 1)
-            self.window = min(grown, MAX_WINDOW_BYTES)
-        return False
-
-    def on_duplicate_ack(self, position: int, highest: int, flight: int) -> bool:
-        """One more acknowledgement of just `position`; `highest` is the position behind the last byte ever sent.
-
-        Returns whether the segment at `position` must be sent again.
-        """
-        mss = self.mss
-        if self.in_recovery:
-            # RFC 5681 §3.2 step 4: "For each additional duplicate ACK received (after the third), cwnd MUST be
-            # incremented by SMSS."
-            self.window += mss
-            return False
-        self.duplicate_acks += 1
-        if self.duplicate_acks != 3:
-            return False
-        # RFC 6582 §3.2 step 2: "check to see if the Cumulative Acknowledgment field covers more than recover. If so,
-        # the value of recover is incremented to the value of the highest sequence number transmitted by the TCP so
-        # far. The TCP then enters fast retransmit"
-        if position - 1 <= self.recover:
-            return False
-        self.recover = highest - 1
-        # RFC 5681 §3.2 steps 2 and 3: "ssthresh MUST be set to no more than [...] max (FlightSize / 2, 2*SMSS) (4)
-        # [...] and cwnd set to ssthresh plus 3*SMSS." Limited transmit's segments are not counted.
-        if self._limited_transmit:
-            flight = max(flight - 2 * mss, 0)
-        self.threshold = max(flight // 2, 2 * mss)
-        self.window = self.threshold + 3 * mss
-        self.in_recovery = True
-        return True
-
-    def on_timeout(self, highest: int, flight: int, *, is_first: bool) -> None:
+    def on_timeout(self, flight: int, now: int, *, is_first: bool) -> None:
         """The retransmission timer expired; `is_first`: for this segment for the first time."""
         # RFC 5681 §3.1: "When a TCP sender detects segment loss using the retransmission timer and the given segment
         # has not yet been resent by way of the retransmission timer, the value of ssthresh MUST be set to no more
         # than the value given in equation (4)" and "upon a timeout [...] cwnd MUST be set to no more than the loss
         # window, LW, which equals 1 full-sized segment"
         if is_first:
-            self.threshold = max(flight // 2, 2 * self.mss)
+            self.reduce(flight, now)
         self.window = self.mss
-        # RFC 6582 §3.2 step 4: "After a retransmit timeout, record the highest sequence number transmitted in the
-        # variable recover, and exit the fast recovery procedure if applicable."
-        self.recover = highest - 1
-        self.in_recovery = False
-        self.duplicate_acks = 0
+
+    def undo(self) -> None:
+        """The last reduction turned out to be for nothing."""
+        window, threshold = self._before
+        self.window = max(self.window, window)
+        self.threshold = max(self.threshold, threshold)
 
     def on_lost_syn(self) -> None:
         """The handshake needed a retransmission."""
@@ -124,7 +76,29 @@ class NewReno:
         # transmitted SYN MUST be one segment"
         self.window = self.mss
 
-    def on_idle(self) -> None:
-        """Nothing was sent for longer than the retransmission timeout."""
+    def on_idle(self, idle_ps: int) -> None:
+        """Nothing was sent for longer than the retransmission timeout, namely for `idle_ps`."""
         # RFC 5681 §4.1: "cwnd is reduced to the restart window", RW = min(IW, cwnd)
         self.window = min(self._initial, self.window)
+
+    def _avoid_congestion(self, acked: int, now: int, srtt: int | None) -> int:
+        """The window after an acknowledgement at or above the threshold."""
+        raise NotImplementedError
+
+    def _reduced(self, flight: int) -> int:
+        """The threshold after congestion."""
+        raise NotImplementedError
+
+
+class NewReno(CongestionControl):
+    """RFC 5681: a segment more for each round trip, and half at congestion."""
+
+    __slots__ = ()
+
+    def _avoid_congestion(self, acked: int, now: int, srtt: int | None) -> int:
+        # RFC 5681 §3.1: "cwnd += SMSS*SMSS/cwnd" (3)
+        return self.window + max(self.mss * self.mss // self.window, 1)
+
+    def _reduced(self, flight: int) -> int:
+        # RFC 5681 §3.1: "ssthresh = max (FlightSize / 2, 2*SMSS)" (4)
+        return flight // 2

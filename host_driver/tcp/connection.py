@@ -8,8 +8,8 @@ Acknowledgements that are due at once leave while the segment that asks for them
 in `emit`, which the stack calls when it is asked to transmit.
 """
 
-# Ref: RFC 9293 §3.8.3 to §3.8.5, §3.9.2.2, §3.10; RFC 5961 §3 to §5; RFC 7323 §2; RFC 6093; RFC 5927;
-#      RFC 1122 §4.2.2.13
+# Ref: RFC 9293 §3.8.3 to §3.8.5, §3.9.2.2, §3.10; RFC 5961 §3 to §5; RFC 7323 §2, §3.2, §5; RFC 2018 §2; RFC 3168 §6.1;
+#      RFC 6093; RFC 5927; RFC 1122 §4.2.2.13
 
 from __future__ import annotations
 
@@ -18,16 +18,28 @@ from typing import Protocol
 
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.links import Link
-from host_driver.tcp.profile import SECOND, Nagle, Profile
+from host_driver.tcp.profile import MS, SECOND, Ecn, Nagle, Profile
 from host_driver.tcp.receiver import Receiver
+from host_driver.tcp.sack import Block, SackReport
 from host_driver.tcp.sender import Sender
-from host_driver.tcp.states import ACK, FIN, NEVER, RST, SYN, URG, Endpoint, State
-from nic_model.packets import TcpHeader, TcpOptions
-from nic_model.seqnum import unwrap, wrap
+from host_driver.tcp.states import ACK, CE, CWR, ECE, ECT_0, FIN, NEVER, NOT_ECT, RST, SYN, URG, Endpoint, State
+from nic_model.packets import (
+    MAX_TCP_OPTIONS_BYTES,
+    SACK_BLOCK_BYTES,
+    TIMESTAMPS_BYTES,
+    TcpHeader,
+    TcpOptions,
+    pack_timestamps,
+)
+from nic_model.seqnum import MASK, distance, unwrap, wrap
 
 MAX_WINDOW_SHIFT = 14
 DEFAULT_MSS_IPV4 = 536
 DEFAULT_MSS_IPV6 = 1220
+
+TIMESTAMP_TICK_PS = MS
+"""RFC 7323 §5.4: the timestamp clock's period lies "in the range 1 ms to 1 sec per tick"."""
+_SACK_OVERHEAD_BYTES = 4  # kind and length, and what fills them up to a whole word
 
 _HANDSHAKE = (State.SYN_SENT, State.SYN_RECEIVED)
 _MAY_QUEUE = (State.ESTABLISHED, State.CLOSE_WAIT, State.SYN_SENT, State.SYN_RECEIVED)
@@ -36,13 +48,19 @@ _MAY_KEEP_ALIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.
 _MAY_TRANSMIT = (State.ESTABLISHED, State.FIN_WAIT_1, State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK)
 
 
+def timestamp(now: int, iss: int) -> int:
+    """What the timestamp clock of a connection shows: an offset keeps one connection from telling of another."""
+    return now // TIMESTAMP_TICK_PS + iss & MASK
+
+
 class Output(Protocol):
     """Where a connection's segments and wishes go: the stack."""
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, urgent: int = 0) -> None:
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, ecn: int,
+               urgent: int = 0) -> None:
         """Send a segment, `mss` payload bytes to a frame; `sequence`, `window` and `urgent` as they stand on the wire,
-        acknowledgement by `ack_number`."""
+        acknowledgement by `ack_number`; `ecn` is the IP header's codepoint."""
 
     def want_transmit(self, connection: Connection) -> None:
         """`connection.emit` should be called when the stack next transmits."""
@@ -64,10 +82,11 @@ class Connection:
     """
 
     __slots__ = (
-        "_advertised_mss", "_challenge_after", "_close_requested", "_heard_at", "_is_released", "_is_scaled",
-        "_keep_alive_at", "_keep_alive_sent", "_output", "_path_mss", "_profile", "_rcv_up", "_time_wait_at",
-        "_urgent_due", "_user_timeout_at", "error", "is_passive", "link", "local", "on_event", "receiver", "remote",
-        "sender", "soft_error", "state", "timer_at", "user_timeout_ps",
+        "_advertised_mss", "_challenge_after", "_close_requested", "_has_timestamps", "_heard_at", "_is_released",
+        "_is_scaled", "_keep_alive_at", "_keep_alive_sent", "_output", "_path_mss", "_profile", "_rcv_up",
+        "_sack_blocks", "_time_wait_at", "_timestamp_offset", "_urgent_due", "_user_timeout_at", "error", "is_passive",
+        "link", "local", "on_event", "receiver", "remote", "sender", "soft_error", "state", "timer_at",
+        "user_timeout_ps",
     )
 
     def __init__(self, *, local: Endpoint, remote: Endpoint, iss: int, advertised_mss: int, path_mss: int,
@@ -96,6 +115,9 @@ class Connection:
         self.sender = Sender(iss=iss, mss=mss, max_payload=max_segment_bytes or 0, profile=profile, owner=self)
         self.receiver = Receiver(profile, advertised_mss)
         self._is_scaled = False
+        self._has_timestamps = False
+        self._timestamp_offset = iss  # so that the clock of one connection says nothing about another's
+        self._sack_blocks = 0  # that have room in a header
         self._close_requested = False
         self._challenge_after = -NEVER
         self._time_wait_at = NEVER  # also ends FIN-WAIT-2 when the user has gone
@@ -142,7 +164,7 @@ class Connection:
 
     @property
     def mss(self) -> int:
-        """Largest payload of a segment towards the peer."""
+        """Largest payload of a segment towards the peer, the options that all have left out."""
         return self.sender.mss
 
     @property
@@ -294,8 +316,8 @@ class Connection:
     def deadline(self) -> int:
         """When `on_timer` must be called; NEVER if no timer runs."""
         sender = self.sender
-        return min(sender.retransmit_at, sender.persist_at, self.receiver.ack_at, self._time_wait_at,
-                   self._keep_alive_at, self._user_timeout_at)
+        return min(sender.retransmit_at, sender.persist_at, sender.recovery_at, self.receiver.ack_at,
+                   self._time_wait_at, self._keep_alive_at, self._user_timeout_at)
 
     def open(self) -> None:
         """CLOSED to SYN-SENT: an active open."""
@@ -311,13 +333,36 @@ class Connection:
         self.state = State.SYN_RECEIVED
         self._output.want_transmit(self)
 
-    def on_segment(self, tcp: TcpHeader, payload: memoryview, now: int, merged_bytes: int = 0) -> None:
-        """A segment of this connection arrived, its checksum right; `merged_bytes`: as in `Stack.receive`."""
+    def may_reopen(self, syn: TcpHeader) -> bool:
+        """In TIME-WAIT: whether a SYN is a new one of the peer, not an old duplicate."""
+        # RFC 9293 §3.6.1: a TCP "MAY accept a new SYN from the remote TCP endpoint to reopen the connection directly
+        # from the TIME-WAIT state, if it: (1) assigns its initial sequence number for the new connection to be larger
+        # than the largest sequence number it used on the previous connection incarnation", which the 4 microsecond
+        # clock sees to, and the SYN is no old duplicate.
+        receiver = self.receiver
+        is_beyond = unwrap(syn.sequence, receiver.rcv_nxt) > receiver.rcv_nxt
+        timestamps = syn.options.timestamps
+        if not self._has_timestamps or timestamps is None:
+            return is_beyond
+        # RFC 6191 §2: with timestamps the later one is newer, whatever the sequence number; with the same one, the
+        # sequence number decides
+        later = distance(receiver.ts_recent, timestamps[0])
+        return later > 0 or (later == 0 and is_beyond)
+
+    def open_by_cookie(self, syn: TcpHeader) -> None:
+        """Like `open_passive`, with a SYN that was put together again; our SYN-ACK has left."""
+        self.open_passive(syn)
+        self.sender.skip_syn()
+
+    def on_segment(self, tcp: TcpHeader, payload: memoryview, now: int, ecn: int = NOT_ECT,
+                   merged_bytes: int = 0) -> None:
+        """A segment of this connection arrived, its checksum right; `ecn` is the IP header's codepoint, `merged_bytes`
+        as in `Stack.receive`."""
         self._heard_at = now
         if self.state is State.SYN_SENT:
             self._on_segment_in_syn_sent(tcp, payload, now)
         elif self.state is not State.CLOSED:
-            self._on_segment(tcp, payload, now, merged_bytes)
+            self._on_segment(tcp, payload, now, ecn, merged_bytes)
 
     def covers(self, sequence: int) -> bool:
         """Whether a segment with this number may be under way, as an ICMP error says that quotes it."""
@@ -341,17 +386,19 @@ class Connection:
         """Larger segments, with their TCP options, do not get through any more."""
         self._path_mss = path_mss
         if self.state not in _HANDSHAKE:
-            self.sender.lower_mss(path_mss)
+            self.sender.lower_mss(path_mss - (TIMESTAMPS_BYTES if self._has_timestamps else 0))
 
     def on_timer(self, now: int) -> None:
         """Run the timers that are due at `now`."""
         sender = self.sender
         if self.receiver.ack_at <= now:
             self._send_ack(now)
+        if sender.recovery_at <= now:
+            sender.on_recovery_timer(now)
         if sender.retransmit_at <= now:
             is_handshake = self.state in _HANDSHAKE
             limit = self._profile.max_syn_retransmissions if is_handshake else self._profile.max_retransmissions
-            if not sender.on_retransmission_timeout(limit, is_handshake=is_handshake):
+            if not sender.on_retransmission_timeout(limit, now, is_handshake=is_handshake):
                 self._time_out(f"no answer to {limit} retransmissions")
         if sender.persist_at <= now and not sender.on_persist_timeout():
             probes = self._profile.max_retransmissions
@@ -425,17 +472,32 @@ class Connection:
                      is_retransmission: bool) -> None:
         """Send `length` bytes, `mss` of them in a frame, with the acknowledgement and window of now."""
         receiver = self.receiver
+        ecn = NOT_ECT
         if length:
             receiver.on_data_sent(now)
+            # RFC 3168 §6.1.5: "the TCP sender MUST NOT set either an ECT codepoint or the CWR bit in the IP header for
+            # retransmitted data packets"; §6.1.4: nor in pure acknowledgements
+            if self.sender.has_ecn and not is_retransmission:
+                ecn = ECT_0
+        if receiver.is_echoing:
+            flags |= ECE
         urgent = self._urgent_pointer(position)
         if urgent:
             flags |= URG
-        self._output.output(self, wrap(position), flags, receiver.window_field(), b"", pieces, length, mss,
-                            is_retransmission, urgent)
+        options = self._options(now)
+        self._output.output(self, wrap(position), flags, receiver.window_field(), options, pieces, length, mss,
+                            is_retransmission, ecn, urgent)
 
     def _urgent_pointer(self, position: int) -> int:
         """What a segment at `position` says of urgent bytes: the distance to their end, or 0."""
         return max(min(self.sender.urgent_end - position, 0xFFFF), 0)
+
+    def extra_option_bytes(self) -> int:
+        """Of the SACK blocks that a segment would have that leaves now."""
+        report = self.receiver.report
+        if report:
+            return _SACK_OVERHEAD_BYTES + SACK_BLOCK_BYTES * report.count(self._sack_blocks)
+        return 0
 
     def want_transmit(self) -> None:
         """Have `emit` called when the stack next transmits."""
@@ -476,7 +538,7 @@ class Connection:
             sender.stop_timers()
             sender.send_syn_again()
 
-    def _on_segment(self, tcp: TcpHeader, payload: memoryview, now: int, merged_bytes: int) -> None:
+    def _on_segment(self, tcp: TcpHeader, payload: memoryview, now: int, ecn: int, merged_bytes: int) -> None:
         sender, receiver = self.sender, self.receiver
         flags = tcp.flags
         position = unwrap(tcp.sequence, receiver.rcv_nxt)
@@ -486,6 +548,21 @@ class Connection:
             flags &= ~SYN
             if not flags & ACK:
                 sender.send_syn_again()
+                return
+
+        if self._has_timestamps and not flags & RST:
+            timestamps = tcp.options.timestamps
+            if timestamps is None:
+                # RFC 7323 §3.2: "If a non-<RST> segment is received without a TSopt, a TCP SHOULD silently drop the
+                # segment."
+                return
+            if receiver.is_old(timestamps[0], now):
+                # §5.3 R1: "Send an acknowledgment in reply as specified in Section 3.10.7.4 of [RFC9293] and drop the
+                # segment."
+                if payload or flags & (SYN | FIN):
+                    self._send_ack(now)
+                else:
+                    self._send_challenge_ack(now)
                 return
 
         # First, check sequence number.
@@ -498,10 +575,13 @@ class Connection:
                     # TIME-WAIT: "a retransmission of the remote FIN. Acknowledge it, and restart the 2 MSL timeout."
                     self._time_wait_at = now + self._profile.time_wait_ps
                 if length:
+                    receiver.note_duplicate(position, position + len(payload))
                     self._send_ack(now)
                 else:
                     self._send_challenge_ack(now)
             return
+        if self._has_timestamps and tcp.options.timestamps is not None:
+            receiver.take_timestamp(tcp.options.timestamps[0], position, now)
 
         # Second, check the RST bit.
         if flags & RST:
@@ -532,6 +612,8 @@ class Connection:
         state, una, nxt = self.state, sender.snd_una, receiver.rcv_nxt
         if not self._on_acknowledgement(tcp, position, len(payload), flags, now):
             return
+        if sender.has_ecn:
+            self._on_marks(flags, ecn, sender.snd_una, now)
 
         # Sixth, check the URG bit.
         is_news = flags & URG and self._on_urgent(position + tcp.urgent)
@@ -571,8 +653,16 @@ class Connection:
         if not sender.is_acceptable(ack):
             self._send_challenge_ack(now)
             return False
+        options = tcp.options
+        echo_ps = None
+        blocks: list[Block] = []
+        if options.timestamps is not None and self._has_timestamps:
+            echo_ps = (self._timestamp(now) - options.timestamps[1] & MASK) * TIMESTAMP_TICK_PS
+        if options.sack and self._sack_blocks:
+            blocks = self._valid_blocks(options.sack)
         una = sender.snd_una
-        sender.on_acknowledgement(ack, tcp.window, position, not payload_bytes and not flags & FIN, now)
+        sender.on_acknowledgement(ack, tcp.window, position, blocks, now,
+                                  is_pure=not payload_bytes and not flags & FIN, echo_ps=echo_ps)
         if sender.snd_una != una:
             self.soft_error = None
             if self.user_timeout_ps is not None:
@@ -580,6 +670,29 @@ class Connection:
         if sender.fin_queued and sender.fin_acknowledged:
             self._on_fin_acknowledged(now)
         return self.state is not State.CLOSED
+
+    def _valid_blocks(self, blocks: tuple[Block, ...]) -> list[Block]:
+        """SACK blocks as positions, without those that cannot be of this connection."""
+        sender = self.sender
+        una, nxt = sender.snd_una, sender.snd_nxt
+        valid = []
+        for left, right in blocks:
+            start, end = unwrap(left, una), unwrap(right, una)
+            if sender.iss < start < end <= nxt:
+                valid.append((start, end))
+        return valid
+
+    def _on_marks(self, flags: int, ecn: int, ack: int, now: int) -> None:
+        """What the segment and its IP header say of congestion, one way and the other."""
+        receiver = self.receiver
+        # RFC 3168 §6.1.3: from a marked packet on all acknowledgements have ECN-Echo, until a CWR packet arrives; a CWR
+        # that is marked itself begins anew
+        if flags & CWR:
+            receiver.is_echoing = False
+        if ecn == CE:
+            receiver.is_echoing = True
+        if flags & ECE:
+            self.sender.on_echo(ack, now)
 
     def _on_fin_acknowledged(self, now: int) -> None:
         # RFC 9293 §3.10.7.4, fifth: FIN-WAIT-1: "if the FIN segment is now acknowledged, then enter FIN-WAIT-2";
@@ -641,7 +754,7 @@ class Connection:
     # Handshake and end -----------------------------------------------------------------------------------------------
 
     def _take_syn(self, syn: TcpHeader) -> None:
-        """Take over the peer's sequence number, MSS and window scale."""
+        """Take over the peer's sequence number, MSS and options."""
         sender, receiver = self.sender, self.receiver
         options = syn.options
         receiver.take_syn(syn.sequence)
@@ -656,7 +769,26 @@ class Connection:
             self._is_scaled = True
             sender.shift = min(options.window_scale, MAX_WINDOW_SHIFT)
             receiver.shift = self._profile.window_scale
-        sender.take_syn(mss, syn.window, syn.sequence)
+        # RFC 7323 §3.2: TSopt may be sent "if it received a TSopt in the initial <SYN> segment for the connection";
+        # "Once TSopt has been successfully negotiated, [...] the TSopt MUST be sent in every non-<RST> segment"
+        room = MAX_TCP_OPTIONS_BYTES
+        if options.timestamps is not None and self._profile.timestamps:
+            self._has_timestamps = True
+            receiver.ts_recent = options.timestamps[0]
+            room -= TIMESTAMPS_BYTES
+            # RFC 9293 §3.7.1: the options that a segment has come off what the MSS option allows
+            mss = max(mss - TIMESTAMPS_BYTES, 1)
+        # RFC 2018 §2: SACK-Permitted in both SYNs
+        if options.sack_permitted and self._profile.sack:
+            self._sack_blocks = (room - _SACK_OVERHEAD_BYTES) // SACK_BLOCK_BYTES
+            receiver.report = SackReport()
+        # RFC 3168 §6.1.1: an ECN-setup SYN has both flags, an ECN-setup SYN-ACK only ECE
+        marks = syn.flags & (ECE | CWR)
+        if self.state is State.SYN_SENT:
+            sender.has_ecn = self._profile.ecn is Ecn.REQUEST and syn.flags & ACK > 0 and marks == ECE
+        else:
+            sender.has_ecn = self._profile.ecn is not Ecn.OFF and marks == ECE | CWR
+        sender.take_syn(mss, syn.window, syn.sequence, has_sack=bool(self._sack_blocks))
 
     def _acknowledge_handshake(self, tcp: TcpHeader, ack: int, now: int) -> None:
         """Our SYN is acknowledged: ESTABLISHED."""
@@ -699,9 +831,30 @@ class Connection:
     # Segments without data -------------------------------------------------------------------------------------------
 
     def _send_control(self, position: int, flags: int, now: int) -> None:
-        urgent = self._urgent_pointer(position) if self.state in _MAY_TRANSMIT and not flags & RST else 0
-        self._output.output(self, wrap(position), flags | URG if urgent else flags, self.receiver.window_field(), b"",
-                            [], 0, self.sender.mss, False, urgent)
+        receiver = self.receiver
+        if receiver.is_echoing:
+            flags |= ECE
+        urgent = 0
+        if self.state in _MAY_TRANSMIT and not flags & RST:
+            urgent = self._urgent_pointer(position)
+            flags |= URG if urgent else 0
+        options = self._options(now)
+        self._output.output(self, wrap(position), flags, receiver.window_field(), options, [], 0, self.sender.mss,
+                            False, NOT_ECT, urgent)
+
+    def _timestamp(self, now: int) -> int:
+        return timestamp(now, self._timestamp_offset)
+
+    def _options(self, now: int) -> bytes:
+        """The options of a segment that is no SYN."""
+        report = self.receiver.report
+        if report:
+            sack = tuple((wrap(start), wrap(end)) for start, end in report.take(self._sack_blocks))
+            timestamps = (self._timestamp(now), self.receiver.ts_recent) if self._has_timestamps else None
+            return TcpOptions(timestamps=timestamps, sack=sack).pack()
+        if self._has_timestamps:
+            return pack_timestamps(self._timestamp(now), self.receiver.ts_recent)
+        return b""
 
     def _send_ack(self, now: int) -> None:
         self._send_control(self.sender.ack_position, ACK, now)
@@ -714,10 +867,22 @@ class Connection:
 
     def _send_syn(self, now: int) -> None:
         is_answer = self.state is State.SYN_RECEIVED
-        # RFC 7323 §2.2: in a SYN-ACK the option is sent only if the SYN had it
-        scale = self._profile.window_scale if not is_answer or self._is_scaled else None
-        options = TcpOptions(mss=self._advertised_mss, window_scale=scale).pack()
-        sender = self.sender
+        profile, sender, receiver = self._profile, self.sender, self.receiver
+        # RFC 7323 §2.2, §3.2, RFC 2018 §2: in a SYN-ACK an option is sent only if the SYN had it
+        timestamps = None
+        if self._has_timestamps if is_answer else profile.timestamps:
+            timestamps = self._timestamp(now), receiver.ts_recent
+        options = TcpOptions(
+            mss=self._advertised_mss,
+            window_scale=profile.window_scale if not is_answer or self._is_scaled else None,
+            sack_permitted=self._sack_blocks > 0 if is_answer else profile.sack,
+            timestamps=timestamps)
+        flags = SYN | ACK if is_answer else SYN
         is_again = sender.note_syn(now)
-        self._output.output(self, wrap(sender.iss), SYN | ACK if is_answer else SYN, self.receiver.syn_window, options,
-                            [], 0, sender.mss, is_again)
+        if is_answer:
+            flags |= ECE if sender.has_ecn else 0
+        elif profile.ecn is Ecn.REQUEST and not is_again:
+            # RFC 3168 §6.1.1.1: a SYN that was lost is sent again without, as the flags may be what was disliked
+            flags |= ECE | CWR
+        self._output.output(self, wrap(sender.iss), flags, receiver.syn_window, options.pack(), [], 0, sender.mss,
+                            is_again, NOT_ECT)

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from host_driver.tcp.links import LocalAddress, packet
+from host_driver.tcp.frames import IPV6_ADDRESS_BYTES, packet
+from host_driver.tcp.links import LocalAddress
 from host_driver.tcp.neighbours import NeighbourTable
 from nic_model.contract.protocols import IpProtocol
 from nic_model.icmp import (
@@ -26,7 +27,7 @@ _ERRORS = (IcmpType.DESTINATION_UNREACHABLE, IcmpType.SOURCE_QUENCH, IcmpType.TI
            IcmpType.PARAMETER_PROBLEM)
 _ERRORS6 = (Icmpv6Type.DESTINATION_UNREACHABLE, Icmpv6Type.PACKET_TOO_BIG, Icmpv6Type.TIME_EXCEEDED,
             Icmpv6Type.PARAMETER_PROBLEM)
-_NO_IPV6 = bytes(16)
+_NO_IPV6 = bytes(IPV6_ADDRESS_BYTES)
 
 
 class OnError(Protocol):

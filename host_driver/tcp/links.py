@@ -1,4 +1,4 @@
-"""Where frames go: a stack's own addresses, what all headers towards one remote address share, frames beside TCP's."""
+"""Where frames go: a stack's own addresses, the next hop of others, and what all headers towards one address share."""
 
 # Ref: RFC 1122 §3.3.1 (local or through a gateway); RFC 4291 §2.5.6 (link-local addresses)
 
@@ -7,19 +7,16 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network, ip_address, ip_interface
 from typing import TYPE_CHECKING
 
-from host_driver.account import Account
 from host_driver.tcp.profile import SECOND
-from nic_model.checksum import checksum_seed, internet_checksum
+from nic_model.checksum import checksum_seed
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
-    IPV4_CHECKSUM_OFFSET,
     IPV4_HEADER_BYTES,
     IPV6_HEADER_BYTES,
     TCP_HEADER_BYTES,
     EtherType,
     IpProtocol,
 )
-from nic_model.packets import pack_ipv4, pack_ipv6
 
 if TYPE_CHECKING:
     from host_driver.tcp.neighbours import Neighbour
@@ -28,14 +25,10 @@ IpAddress = IPv4Address | IPv6Address
 OwnAddress = IpAddress | IPv4Interface | IPv6Interface | str
 """An address of this host: alone, or with its network ("10.0.0.1/24")."""
 
-NO_ETHERNET_HEADER = bytes(ETHERNET_HEADER_BYTES)
-"""Stands before a packet until its neighbour's address is known."""
-
 PATH_MTU_LIFETIME_PS = 600 * SECOND
 """RFC 1191 §6.3, RFC 8201 §5.3: "the recommended setting for this timer is twice its minimum value (10 minutes)"; new
 connections try larger packets then."""
 
-IPV6_ADDRESS_BYTES = 16
 LINK_LOCAL = IPv6Network("fe80::/10")
 
 
@@ -102,31 +95,3 @@ class Link:
     def path_mss(self, now: int) -> int:
         """Payload and TCP options of the largest segment that gets through."""
         return self.local.mss - self.local.mtu + self.path_mtu(now)
-
-
-class OutFrame:
-    """A frame that is no TCP segment: whole, with all its checksums. Has what senders look at in an `OutSegment`."""
-
-    __slots__ = ("header",)
-
-    payload_bytes = 0
-    mss = 0
-    connection = None
-
-    def __init__(self, frame: bytes) -> None:
-        self.header = frame
-        """The whole frame."""
-
-    def frame(self, account: Account | None = None) -> bytes:
-        """The frame; nothing is charged."""
-        return self.header
-
-
-def packet(source: bytes, destination: bytes, protocol: int, payload: bytes, *, identification: int = 0,
-           hop_limit: int = 64) -> bytes:
-    """A whole IP packet, IPv4 or IPv6 by its addresses' length."""
-    if len(source) == IPV6_ADDRESS_BYTES:
-        return pack_ipv6(source, destination, protocol, len(payload), hop_limit) + payload
-    header = pack_ipv4(source, destination, protocol, IPV4_HEADER_BYTES + len(payload), identification, hop_limit)
-    checksum = internet_checksum(header)
-    return header[:IPV4_CHECKSUM_OFFSET] + checksum.to_bytes(2, "big") + header[IPV4_CHECKSUM_OFFSET + 2 :] + payload

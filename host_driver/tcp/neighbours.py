@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
-from host_driver.tcp.links import IPV6_ADDRESS_BYTES, NO_ETHERNET_HEADER, LocalAddress, OutFrame, packet
+from host_driver.tcp.frames import IPV6_ADDRESS_BYTES, NO_ETHERNET_HEADER, OutFrame, packet
+from host_driver.tcp.links import LocalAddress
 from host_driver.tcp.profile import SECOND
 from host_driver.tcp.states import NEVER
 from nic_model.contract.protocols import EtherType, IpProtocol

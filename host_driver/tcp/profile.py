@@ -18,6 +18,14 @@ class Nagle(Enum):
     MINSHALL = "while an earlier segment that was not full is unacknowledged"
 
 
+class Ecn(Enum):
+    """Whether explicit congestion notification is agreed on (RFC 3168)."""
+
+    OFF = "never"
+    ACCEPT = "if the peer asks for it"
+    REQUEST = "asked for, and agreed to"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Constants of one implementation."""
@@ -56,10 +64,22 @@ class Profile:
     """Unanswered keep-alive probes before the connection is given up."""
     fin_wait_2_ps: int = 60 * SECOND
     """How long a connection that its user released waits for the peer's FIN."""
+    syn_cookies: bool = True
+    """A listener without room for another handshake answers with a cookie (RFC 4987), instead of not at all."""
     soft_errors_end_open: bool = False
     """RFC 5461 §4.1: an ICMP error that may pass ends a connection that is being opened, not only a hard one."""
     stretch_acks: bool = False
     """Segments that the device merged are acknowledged once, not every second of them."""
+    congestion_control: str = "newreno"
+    """Name of an algorithm: a key of `sender.CONGESTION_CONTROLS`."""
+    slow_start_limit: int | None = 1
+    """Segments by which one acknowledgement may let the window grow in slow start (RFC 5681 §3.1: 1; RFC 3465's L);
+    None: by all that it acknowledges."""
+    sack: bool = False
+    """Selective acknowledgements (RFC 2018), with D-SACK, and if the peer has them too, RACK-TLP and PRR."""
+    timestamps: bool = False
+    """RFC 7323's, with PAWS."""
+    ecn: Ecn = Ecn.OFF
     challenge_ack_ps: int = SECOND // 2
     """Least time between two answers to segments without data that are not acceptable (RFC 5961 §7)."""
 
@@ -70,8 +90,39 @@ class Profile:
             raise ValueError(f"profile {self.name!r}: receive_buffer_bytes must be positive")
 
 
-RFC = Profile(name="rfc", window_scale=3, receive_buffer_bytes=1 << 18, send_buffer_bytes=1 << 18)
+RFC = Profile(
+    name="rfc", window_scale=3, receive_buffer_bytes=1 << 18, send_buffer_bytes=1 << 18, sack=True, timestamps=True,
+    ecn=Ecn.REQUEST)
 """What the standards ask for, with a window for fast links. RFC 9293's MSL is 2 minutes."""
+
+LINUX = Profile(
+    name="linux",
+    initial_window_segments=10,  # TCP_INIT_CWND
+    initial_rto_ps=SECOND,  # TCP_TIMEOUT_INIT
+    min_rto_ps=200 * MS,  # TCP_RTO_MIN
+    max_rto_ps=120 * SECOND,  # TCP_RTO_MAX
+    granularity_ps=200 * MS,  # tcp_rtt_estimator: the variance counts as TCP_RTO_MIN at least
+    max_syn_retransmissions=6,  # net.ipv4.tcp_syn_retries
+    delayed_ack_ps=40 * MS,  # TCP_DELACK_MIN
+    quick_acks=16,  # TCP_MAX_QUICKACKS
+    delay_fin_ack=True,  # tcp_fin enters pingpong mode
+    time_wait_ps=60 * SECOND,  # TCP_TIMEWAIT_LEN
+    window_scale=7,  # tcp_select_initial_window, for the largest buffer of net.ipv4.tcp_rmem
+    receive_buffer_bytes=6 << 20,
+    send_buffer_bytes=4 << 20,  # net.ipv4.tcp_wmem
+    nagle=Nagle.MINSHALL,
+    min_persist_ps=200 * MS,
+    max_persist_ps=120 * SECOND,
+    congestion_control="cubic",
+    slow_start_limit=None,  # tcp_slow_start grows by all that was acknowledged
+    sack=True,
+    timestamps=True,
+    ecn=Ecn.ACCEPT,  # net.ipv4.tcp_ecn = 2
+    soft_errors_end_open=True,  # tcp_v4_err
+    stretch_acks=True,  # a segment that GRO made is acknowledged once
+)
+"""A current Linux (6.x) with the settings that it comes with. Its buffers grow with their use; here they are as large
+as they may become from the start."""
 
 LINUX24 = Profile(
     name="linux24",
@@ -87,9 +138,10 @@ LINUX24 = Profile(
     nagle=Nagle.MINSHALL,
     min_persist_ps=200 * MS,
     limited_transmit=False,
+    syn_cookies=False,  # net.ipv4.tcp_syncookies = 0
     soft_errors_end_open=True,  # tcp_v4_err
     stretch_acks=True,
 )
-"""Linux 2.4, as the servers of its day ran it."""
+"""Linux 2.4, as the servers of its day ran it; without SACK and timestamps, which it had."""
 
-PROFILES: dict[str, Profile] = {p.name: p for p in (RFC, LINUX24)}
+PROFILES: dict[str, Profile] = {p.name: p for p in (RFC, LINUX, LINUX24)}

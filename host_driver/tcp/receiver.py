@@ -3,21 +3,27 @@
 It decides; the connection sends. Positions are unwrapped sequence numbers, with the standard's names.
 """
 
-# Ref: RFC 9293 §3.4, §3.8.6.2.2, §3.8.6.3; RFC 5681 §4.2; RFC 7323 §2
+# Ref: RFC 9293 §3.4, §3.8.6.2.2, §3.8.6.3; RFC 5681 §4.2; RFC 7323 §2, §4.3, §5; RFC 2018 §4; RFC 3168 §6.1.3
 
 from __future__ import annotations
 
 from host_driver.tcp.buffers import ReceiveBuffer
-from host_driver.tcp.profile import Profile
+from host_driver.tcp.profile import SECOND, Profile
+from host_driver.tcp.sack import SackReport
 from host_driver.tcp.states import FIN, MAX_UNSCALED_WINDOW, NEVER
+from nic_model.seqnum import before
+
+TS_RECENT_VALID_PS = 24 * 86_400 * SECOND
+"""RFC 7323 §5.5: "24 days", after which the last timestamp says nothing about a new one."""
 
 
 class Receiver:
     """What a connection knows of the peer's stream. In use from `take_syn` on."""
 
     __slots__ = (
-        "_advertised_mss", "_bytes_since_ack", "_edge", "_largest_received", "_last_data_at", "_profile", "_quick_acks",
-        "ack_at", "ack_due", "buffer", "fin_received_at", "irs", "rcv_nxt", "received_bytes", "shift",
+        "_advertised_mss", "_bytes_since_ack", "_edge", "_largest_received", "_last_ack_sent", "_last_data_at",
+        "_profile", "_quick_acks", "_ts_recent_at", "ack_at", "ack_due", "buffer", "fin_received_at", "irs",
+        "is_echoing", "rcv_nxt", "received_bytes", "report", "shift", "ts_recent",
     )
 
     def __init__(self, profile: Profile, advertised_mss: int) -> None:
@@ -36,6 +42,14 @@ class Receiver:
         """An acknowledgement must leave with the next `emit`."""
         self.ack_at = NEVER
         """When the delayed acknowledgement is due."""
+        self.report: SackReport | None = None
+        """What selective acknowledgements say, if they are agreed on."""
+        self.ts_recent = 0
+        """The timestamp that acknowledgements echo."""
+        self.is_echoing = False
+        """Congestion was experienced, and the peer has not said that it knows."""
+        self._ts_recent_at = 0
+        self._last_ack_sent = 0
         self._edge = 0  # position behind the window that was advertised; it never moves back
         self._bytes_since_ack = 0
         self._largest_received = 0
@@ -63,7 +77,27 @@ class Receiver:
         self.irs = sequence
         self.rcv_nxt = sequence + 1
         self.buffer.next = self.rcv_nxt
+        self._last_ack_sent = self.rcv_nxt
         self._edge = self.rcv_nxt + self.syn_window
+
+    def is_old(self, timestamp: int, now: int) -> bool:
+        """Whether a segment's timestamp shows it to be an old duplicate (PAWS)."""
+        # RFC 7323 §5.3 R1: "If there is a Timestamps option in the arriving segment, SEG.TSval < TS.Recent, TS.Recent
+        # is valid [...], and if the RST bit is not set, then treat the arriving segment as not acceptable"
+        return before(timestamp, self.ts_recent) and now - self._ts_recent_at < TS_RECENT_VALID_PS
+
+    def take_timestamp(self, timestamp: int, position: int, now: int) -> None:
+        """The timestamp of an acceptable segment at `position`."""
+        # RFC 7323 §4.3 (2): "If: SEG.TSval >= TS.Recent and SEG.SEQ <= Last.ACK.sent then SEG.TSval is copied to
+        # TS.Recent"
+        if position <= self._last_ack_sent and not before(timestamp, self.ts_recent):
+            self.ts_recent = timestamp
+            self._ts_recent_at = now
+
+    def note_duplicate(self, position: int, end: int) -> None:
+        """A segment in front of RCV.NXT arrived (again)."""
+        if self.report is not None and position < self.rcv_nxt:
+            self.report.on_duplicate(position, min(end, self.rcv_nxt))
 
     def is_acceptable(self, position: int, length: int) -> bool:
         """The four cases of RFC 9293 §3.4 table 6, by a segment's first position and its length."""
@@ -89,15 +123,19 @@ class Receiver:
             flags &= ~FIN
             self.ack_due = True
         had_gap = buffer.has_gap
-        before = buffer.next
+        next_before = buffer.next
         if payload:
+            if self.report is not None and (position != next_before or had_gap):
+                self._report(position, position + len(payload))
             buffer.insert(position, payload)
             # Several segments may come as one that the device merged.
             self._largest_received = max(self._largest_received, min(length, self._advertised_mss))
         if flags & FIN:
             self.fin_received_at = end
-        news = buffer.next - before
+        news = buffer.next - next_before
         self.rcv_nxt = buffer.next
+        if had_gap and news and self.report is not None:
+            self.report.on_advance(self.rcv_nxt)
         self.received_bytes += news
         self._bytes_since_ack += news
         self._last_data_at = now
@@ -115,6 +153,15 @@ class Receiver:
             return True
         self.acknowledge_soon(now)
         return False
+
+    def _report(self, position: int, end: int) -> None:
+        """Have the next acknowledgements tell of bytes that are not simply the next."""
+        report = self.report
+        assert report is not None
+        if position < self.rcv_nxt:
+            report.on_duplicate(position, min(end, self.rcv_nxt))
+        elif position > self.rcv_nxt:
+            report.on_late(position, end)
 
     def pass_fin(self) -> None:
         """RCV.NXT passes the FIN."""
@@ -141,6 +188,7 @@ class Receiver:
     def window_field(self) -> int:
         """The window field of a segment that leaves now; moves the advertised edge and settles all owed ACKs."""
         self._edge = self._window_edge()
+        self._last_ack_sent = self.rcv_nxt
         self.ack_at = NEVER
         self.ack_due = False
         self._bytes_since_ack = 0

@@ -35,11 +35,13 @@ class RttEstimator:
         # RFC 6298 §3: "RTT samples MUST NOT be made using segments that were retransmitted"
         self._timed_position = None
 
-    def acknowledge(self, position: int, now: int) -> None:
-        """All before `position` is acknowledged."""
+    def acknowledge(self, position: int, now: int) -> bool:
+        """All before `position` is acknowledged; returns whether that gave a measurement."""
         if self._timed_position is not None and position >= self._timed_position:
             self._timed_position = None
-            self._sample(now - self._timed_since)
+            self.sample(now - self._timed_since)
+            return True
+        return False
 
     def back_off(self) -> None:
         """The timer expired."""
@@ -53,16 +55,19 @@ class RttEstimator:
         if self.srtt is None:
             self.rto = max(self._profile.initial_rto_ps, RTO_AFTER_LOST_SYN_PS)
 
-    def _sample(self, rtt: int) -> None:
+    def sample(self, rtt: int, expected_samples: int = 1) -> None:
+        """A round trip took `rtt`; `expected_samples` of them are measured in a round trip."""
         if self.srtt is None:
             # RFC 6298 §2.2: "SRTT <- R, RTTVAR <- R/2"
             self.srtt = rtt
             self.variation = rtt // 2
         else:
             # RFC 6298 §2.3: "RTTVAR <- (1 - beta) * RTTVAR + beta * |SRTT - R'|, SRTT <- (1 - alpha) * SRTT + alpha *
-            # R'", with alpha = 1/8 and beta = 1/4
-            self.variation = (3 * self.variation + abs(self.srtt - rtt)) // 4
-            self.srtt = (7 * self.srtt + rtt) // 8
+            # R'", with alpha = 1/8 and beta = 1/4; RFC 7323 appendix G divides both by the expected samples
+            n = 4 * expected_samples
+            self.variation = ((n - 1) * self.variation + abs(self.srtt - rtt)) // n
+            n = 8 * expected_samples
+            self.srtt = ((n - 1) * self.srtt + rtt) // n
         # RFC 6298 §2.3 and §2.4: "RTO <- SRTT + max (G, K*RTTVAR)", K = 4, not below the minimum
         profile = self._profile
         rto = self.srtt + max(profile.granularity_ps, 4 * self.variation)

@@ -14,8 +14,7 @@ from __future__ import annotations
 import heapq
 import random
 import struct
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2s
 from ipaddress import ip_address
@@ -23,20 +22,30 @@ from itertools import count
 
 from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import Connection
+from host_driver.tcp.connection import DEFAULT_MSS_IPV4, DEFAULT_MSS_IPV6, Connection, timestamp
+from host_driver.tcp.frames import OutFrame, OutSegment
 from host_driver.tcp.icmp import Icmp
 from host_driver.tcp.icmp_errors import no_neighbour, path_mtu, verdict
-from host_driver.tcp.links import IpAddress, Link, LocalAddress, OutFrame, OwnAddress
+from host_driver.tcp.links import IpAddress, Link, LocalAddress, OwnAddress
+from host_driver.tcp.listener import Listener
 from host_driver.tcp.neighbours import Neighbour, NeighbourTable, Outgoing
 from host_driver.tcp.profile import US, Profile
-from host_driver.tcp.states import ACK, FIN, NEVER, RST, SYN, Endpoint, State
-from nic_model.checksum import Buffer, fold, internet_checksum, ones_sum
+from host_driver.tcp.states import (
+    ACK,
+    ECN_MASK,
+    FIN,
+    MAX_UNSCALED_WINDOW,
+    NEVER,
+    NOT_ECT,
+    RST,
+    SYN,
+    Endpoint,
+    State,
+)
+from host_driver.tcp.syn_cookies import COOKIE_LIFETIME_PS, Peer, SynCookies, found_options, hide_options
+from nic_model.checksum import Buffer
 from nic_model.contract.protocols import (
-    ETHERNET_HEADER_BYTES,
-    IPV4_CHECKSUM_OFFSET,
     IPV4_HEADER_BYTES,
-    IPV6_HEADER_BYTES,
-    TCP_CHECKSUM_OFFSET,
     IpProtocol,
 )
 from nic_model.icmp import ALL_NODES, IcmpMessage, QuotedSegment, multicast_mac, solicited_node
@@ -45,12 +54,13 @@ from nic_model.packets import (
     Frame,
     PacketError,
     TcpHeader,
+    TcpOptions,
     pack_ipv4,
     pack_ipv6,
     pack_tcp,
     parse_frame,
 )
-from nic_model.seqnum import MASK, unwrap
+from nic_model.seqnum import MASK
 
 FIRST_EPHEMERAL_PORT = 32768
 LAST_EPHEMERAL_PORT = 60999
@@ -60,109 +70,7 @@ MAX_IP_LENGTH = 0xFFFF
 MAX_LINKS = 4096
 """Remote addresses whose headers are kept for the next connection; the oldest goes for a further one."""
 
-_U16 = struct.Struct("!H")
 _TCP_PROTOCOL = int(IpProtocol.TCP)
-
-
-class OutSegment:
-    """One segment to send; larger than the MSS if the stack may rely on segmentation by the device."""
-
-    __slots__ = ("_pseudo_sum", "connection", "header", "ipv6", "is_retransmission", "l3_offset", "l4_offset", "mss",
-                 "payload", "payload_bytes")
-
-    def __init__(self, header: bytes, l4_offset: int, mss: int, payload: list[Chunk], payload_bytes: int,
-                 connection: Connection | None, is_retransmission: bool, pseudo_sum: int) -> None:
-        self.header = header
-        """Ethernet, IP and TCP header. Both checksum fields hold 0. The IP length is that of this size, or 0 when the
-        segment is longer than an IP packet can be and must be cut up."""
-        self.l3_offset = ETHERNET_HEADER_BYTES
-        self.l4_offset = l4_offset
-        self.ipv6 = l4_offset == ETHERNET_HEADER_BYTES + IPV6_HEADER_BYTES
-        self.mss = mss
-        self.payload = payload
-        self.payload_bytes = payload_bytes
-        self.connection = connection
-        """None for a RST that answers a segment of no connection."""
-        self.is_retransmission = is_retransmission
-        self._pseudo_sum = pseudo_sum
-
-    @property
-    def checksum_offset(self) -> int:
-        """Offset of the TCP checksum field from the frame's first byte."""
-        return self.l4_offset + TCP_CHECKSUM_OFFSET
-
-    def seeded_header(self, *, with_length: bool) -> bytes:
-        """The header with the pseudo-header's sum in the TCP checksum field, for insertion by the device:
-        with the length for one frame, without it for a segmented send (`SendFlag.L4_CHECKSUM`)."""
-        seed = self._pseudo_sum
-        if with_length:
-            seed = fold(seed + len(self.header) - self.l4_offset + self.payload_bytes)
-        header = bytearray(self.header)
-        _U16.pack_into(header, self.l4_offset + TCP_CHECKSUM_OFFSET, seed)
-        return bytes(header)
-
-    def frame(self, account: Account | None = None) -> bytes:
-        """The whole frame, checksums computed in software and, if an account is given, charged to it.
-
-        Copies the payload. Raises ValueError for a segment larger than the MSS.
-        """
-        if self.payload_bytes > self.mss:
-            raise ValueError(f"{self.payload_bytes} bytes do not fit one segment of {self.mss}")
-        frame = bytearray(self.header)
-        for chunk in self.payload:
-            frame += chunk.view()
-        l4 = self.l4_offset
-        if not self.ipv6:
-            l3 = self.l3_offset
-            _U16.pack_into(frame, l3 + IPV4_CHECKSUM_OFFSET, internet_checksum(frame[l3:l4]))
-        l4_bytes = len(frame) - l4
-        checksum = ones_sum(memoryview(frame)[l4:], self._pseudo_sum + l4_bytes) ^ 0xFFFF
-        _U16.pack_into(frame, l4 + TCP_CHECKSUM_OFFSET, checksum)
-        if account is not None:
-            account.charge("tcp_send", "checksum_byte", l4_bytes)
-        return bytes(frame)
-
-
-class Listener:
-    """A port in state LISTEN. `on_event`, if set, is called when `accept` has a connection to give."""
-
-    __slots__ = ("_queue", "_stack", "backlog", "half_open", "on_event", "port")
-
-    def __init__(self, stack: Stack, port: int, backlog: int) -> None:
-        self._stack = stack
-        self.port = port
-        self.backlog = backlog
-        """Connections that may be waiting, in handshake or to be accepted."""
-        self.half_open = 0
-        """Connections in SYN-RECEIVED."""
-        self.on_event: Callable[[Listener], None] | None = None
-        self._queue: deque[Connection] = deque()
-
-    @property
-    def acceptable(self) -> bool:
-        """Whether `accept` gives a connection now."""
-        return bool(self._queue)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a further SYN is dropped."""
-        return self.half_open + len(self._queue) >= self.backlog
-
-    def accept(self) -> Connection | None:
-        """The connection that completed its handshake first, or None. It may have been closed by its peer since."""
-        return self._queue.popleft() if self._queue else None
-
-    def close(self, now: int) -> None:
-        """Stop listening; connections that nobody accepted are aborted."""
-        self._stack.forget_listener(self, now)
-        while self._queue:
-            self._queue.popleft().abort(now)
-
-    def add(self, connection: Connection) -> None:
-        """A handshake is complete; called by the stack."""
-        self._queue.append(connection)
-        if self.on_event is not None:
-            self.on_event(self)
 
 
 @dataclass(slots=True)
@@ -178,6 +86,12 @@ class StackCounters:
     """Packets from an address outside the network, without a gateway to answer by."""
     backlog_full: int = 0
     """SYNs dropped."""
+    accept_full: int = 0
+    """Last acknowledgements of handshakes that were dropped, since the accept queue was full."""
+    cookies_sent: int = 0
+    cookies_accepted: int = 0
+    cookies_refused: int = 0
+    """Acknowledgements that brought no cookie of the last two minutes back while there were some."""
     icmp_ignored: int = 0
     """ICMP errors about no segment that is under way, or that say nothing new."""
     resets_sent: int = 0
@@ -225,6 +139,7 @@ class Stack:
         self._timers: list[tuple[int, int, Connection]] = []
         self._tie_breaker = count()
         self._isn_secret = rng.randbytes(16)
+        self._cookies = SynCookies(self._isn_secret)
         self._identification = rng.randrange(1 << 16)
         self._next_port = rng.randrange(FIRST_EPHEMERAL_PORT, LAST_EPHEMERAL_PORT + 1)
         self._now = 0  # of the call that is under way
@@ -320,7 +235,7 @@ class Stack:
         if not checksum_ok:
             counters.bad_checksum += 1
             return
-        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, merged_bytes)
+        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, ip.traffic_class & ECN_MASK, merged_bytes)
 
     def poll(self, now: int) -> None:
         """Run every timer that is due."""
@@ -367,13 +282,14 @@ class Stack:
     # What connections and listeners call (`connection.Output`) -------------------------------------------------------
 
     def output(self, connection: Connection, sequence: int, flags: int, window: int, options: bytes,
-               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, urgent: int = 0) -> None:
+               payload: list[Chunk], payload_bytes: int, mss: int, is_retransmission: bool, ecn: int,
+               urgent: int = 0) -> None:
         """Put a connection's segment into the outbox."""
         link = connection.link
         acknowledgement = connection.ack_number if flags & ACK else 0
         tcp = pack_tcp(connection.local.port, connection.remote.port, sequence, acknowledgement, flags, window, options,
                        0, urgent)
-        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission)
+        self._put(link, tcp, payload, payload_bytes, mss, connection, is_retransmission, ecn)
 
     def want_transmit(self, connection: Connection) -> None:
         """Call the connection's `emit` with the next `transmit`."""
@@ -484,15 +400,17 @@ class Stack:
         self.account.charge("tcp_recv", "checksum_byte", frame.end - frame.l4_offset)
         return frame.l3_checksum_ok() and frame.l4_checksum_ok()
 
-    def _receive_tcp(self, local: LocalAddress, source: bytes, tcp: TcpHeader, payload: memoryview, now: int,
+    def _receive_tcp(self, local: LocalAddress, source: bytes, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
                      merged_bytes: int) -> None:
         key = (source, tcp.source_port, tcp.destination_port)
         connection = self._connections.get(key)
         self._charge_arrival(tcp.flags, len(payload), State.LISTEN if connection is None else connection.state)
         if connection is not None and not self._may_replace(connection, tcp):
+            if connection.state is State.SYN_RECEIVED and self._must_wait(connection, tcp):
+                return
             sender, receiver = connection.sender, connection.receiver
             una, nxt = sender.snd_una, receiver.rcv_nxt
-            connection.on_segment(tcp, payload, now, merged_bytes)
+            connection.on_segment(tcp, payload, now, ecn, merged_bytes)
             if sender.snd_una != una or receiver.rcv_nxt != nxt:
                 connection.link.neighbour.confirmed_at = now
             self._schedule(connection)
@@ -506,6 +424,9 @@ class Stack:
             # RFC 9293 §3.10.7.1: "An incoming segment containing a RST is discarded"; §3.10.7.2: "An incoming RST
             # segment could not be valid in this state [...] and should be ignored"
             return
+        if listener is not None and now <= listener.cookies_until and tcp.flags & (SYN | ACK) == ACK:
+            self._receive_cookie(listener, link, tcp, payload, now, ecn, merged_bytes)
+            return
         if listener is None or tcp.flags & ACK:
             # §3.10.7.2: "Any acknowledgment is bad if it arrives on a connection still in the LISTEN state"
             self._answer_with_reset(link, tcp, len(payload))
@@ -513,25 +434,71 @@ class Stack:
         if not tcp.flags & SYN:
             return
         if listener.is_full:
-            self.counters.backlog_full += 1
+            if self.profile.syn_cookies and connection is None and not listener.is_accept_queue_full:
+                self._send_cookie(listener, link, tcp, now)
+            else:
+                self.counters.backlog_full += 1
             return
         if connection is not None:
             connection.abort(now)
-        remote = Endpoint(ip_address(source), tcp.source_port)
-        connection = self._new_connection(remote, tcp.destination_port, link, now)
-        listener.half_open += 1
-        self._half_open[connection] = listener
-        connection.open_passive(tcp)
+        self._new_passive(listener, link, tcp.source_port, now).open_passive(tcp)
+
+    def _must_wait(self, connection: Connection, tcp: TcpHeader) -> bool:
+        """Whether a handshake may not end yet, as nobody accepts: like Linux, its last acknowledgement is forgotten."""
+        listener = self._half_open.get(connection)
+        if listener is None or not listener.is_accept_queue_full or tcp.flags & (SYN | RST | ACK) != ACK:
+            return False
+        self.counters.accept_full += 1
+        return True
+
+    def _send_cookie(self, listener: Listener, link: Link, syn: TcpHeader, now: int) -> None:
+        """Answer a SYN without keeping anything of it."""
+        # RFC 4987 §3.6: "instead of recording the connection state, the cookie itself is generated [...] and sent as
+        # the initial sequence number of the SYN-ACK"
+        local = link.local
+        mss = syn.options.mss or (DEFAULT_MSS_IPV6 if local.ipv6 else DEFAULT_MSS_IPV4)
+        peer = Peer(link.destination, link.source, syn.source_port, syn.destination_port, syn.sequence)
+        profile, asked = self.profile, syn.options
+        window = min(profile.receive_buffer_bytes, MAX_UNSCALED_WINDOW)
+        cookie = self._cookies.make(peer, mss, now)
+        options = TcpOptions(mss=local.mss)
+        if asked.timestamps is not None and profile.timestamps:
+            options = TcpOptions(
+                mss=local.mss, timestamps=(hide_options(asked, timestamp(now, cookie)), asked.timestamps[0]),
+                window_scale=None if asked.window_scale is None else profile.window_scale,
+                sack_permitted=asked.sack_permitted and profile.sack)
+        header = pack_tcp(syn.destination_port, syn.source_port, cookie, syn.sequence + 1 & MASK, SYN | ACK, window,
+                          options.pack())
+        listener.cookies_until = now + COOKIE_LIFETIME_PS
+        self.counters.cookies_sent += 1
+        self._put(link, header, [], 0, local.mss, None, False)
+
+    def _receive_cookie(self, listener: Listener, link: Link, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
+                        merged_bytes: int) -> None:
+        """An acknowledgement for a port that sent cookies: of a handshake of which nothing was kept, perhaps."""
+        iss, irs = tcp.acknowledgement - 1 & MASK, tcp.sequence - 1 & MASK
+        peer = Peer(link.destination, link.source, tcp.source_port, tcp.destination_port, irs)
+        mss = self._cookies.read(peer, iss, now)
+        if mss is None:
+            self.counters.cookies_refused += 1
+            self._answer_with_reset(link, tcp, len(payload))
+            return
+        if listener.is_accept_queue_full:
+            self.counters.accept_full += 1
+            return
+        self.counters.cookies_accepted += 1
+        timestamps = tcp.options.timestamps if self.profile.timestamps else None
+        syn = TcpHeader(tcp.source_port, tcp.destination_port, irs, 0, SYN, tcp.window,
+                        options=found_options(mss, timestamps))
+        connection = self._new_passive(listener, link, tcp.source_port, now, iss)
+        connection.open_by_cookie(syn)
+        connection.on_segment(tcp, payload, now, ecn, merged_bytes)
+        self._schedule(connection)
 
     def _may_replace(self, connection: Connection, tcp: TcpHeader) -> bool:
         """Whether a SYN may open the connection anew that still stands in TIME-WAIT."""
-        # RFC 9293 §3.6.1: a TCP "MAY accept a new SYN from the remote TCP endpoint to reopen the connection directly
-        # from the TIME-WAIT state, if it: (1) assigns its initial sequence number for the new connection to be larger
-        # than the largest sequence number it used on the previous connection incarnation", which the 4 microsecond
-        # clock sees to, and the SYN is no old duplicate.
         return (connection.state is State.TIME_WAIT and tcp.flags & (SYN | ACK | RST) == SYN
-                and unwrap(tcp.sequence, connection.receiver.rcv_nxt) > connection.receiver.rcv_nxt
-                and tcp.destination_port in self._listeners)
+                and tcp.destination_port in self._listeners and connection.may_reopen(tcp))
 
     def _charge_arrival(self, flags: int, payload_bytes: int, state: State) -> None:
         """A segment is charged as what it is; one that is several things (data with a FIN) as each of them."""
@@ -564,10 +531,20 @@ class Stack:
 
     # Connections -----------------------------------------------------------------------------------------------------
 
-    def _new_connection(self, remote: Endpoint, port: int, link: Link, now: int) -> Connection:
+    def _new_passive(self, listener: Listener, link: Link, remote_port: int, now: int,
+                     iss: int | None = None) -> Connection:
+        """A connection in handshake, of a listener."""
+        remote = Endpoint(ip_address(link.destination), remote_port)
+        connection = self._new_connection(remote, listener.port, link, now, iss)
+        listener.half_open += 1
+        self._half_open[connection] = listener
+        return connection
+
+    def _new_connection(self, remote: Endpoint, port: int, link: Link, now: int, iss: int | None = None) -> Connection:
+        if iss is None:
+            iss = self._initial_sequence_number(link.source, remote, port, now)
         connection = Connection(
-            local=Endpoint(link.local.ip, port), remote=remote,
-            iss=self._initial_sequence_number(link.source, remote, port, now), advertised_mss=link.local.mss,
+            local=Endpoint(link.local.ip, port), remote=remote, iss=iss, advertised_mss=link.local.mss,
             path_mss=link.path_mss(now), max_segment_bytes=self._max_segment_bytes, profile=self.profile, output=self,
             link=link)
         self._connections[remote.ip.packed, remote.port, port] = connection
@@ -599,16 +576,16 @@ class Stack:
     # Sending ---------------------------------------------------------------------------------------------------------
 
     def _put(self, link: Link, tcp: bytes, payload: list[Chunk], payload_bytes: int, mss: int,
-             connection: Connection | None, is_retransmission: bool) -> None:
+             connection: Connection | None, is_retransmission: bool, ecn: int = NOT_ECT) -> None:
         l4_bytes = len(tcp) + payload_bytes
         local, neighbour = link.local, link.neighbour
         if local.ipv6:
             length = l4_bytes if l4_bytes <= MAX_IP_LENGTH else 0
-            ip = pack_ipv6(link.source, link.destination, _TCP_PROTOCOL, length)
+            ip = pack_ipv6(link.source, link.destination, _TCP_PROTOCOL, length, traffic_class=ecn)
         else:
             length = IPV4_HEADER_BYTES + l4_bytes
             ip = pack_ipv4(link.source, link.destination, _TCP_PROTOCOL, length if length <= MAX_IP_LENGTH else 0,
-                           self._identification)
+                           self._identification, traffic_class=ecn)
             # each frame that the device cuts the segment into takes a number
             self._identification = self._identification + max(-(-payload_bytes // mss), 1) & 0xFFFF
         self.account.charge("tcp_send", "segment" if payload_bytes else "control")

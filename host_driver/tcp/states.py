@@ -10,8 +10,12 @@ from typing import NamedTuple
 
 from nic_model.contract.protocols import TcpFlags
 
-FIN, SYN, RST, PSH, ACK = (int(flag) for flag in (TcpFlags.FIN, TcpFlags.SYN, TcpFlags.RST, TcpFlags.PSH, TcpFlags.ACK))
-URG = int(TcpFlags.URG)
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (int(flag) for flag in (
+    TcpFlags.FIN, TcpFlags.SYN, TcpFlags.RST, TcpFlags.PSH, TcpFlags.ACK, TcpFlags.URG, TcpFlags.ECE, TcpFlags.CWR))
+
+ECN_MASK = 3
+NOT_ECT, ECT_0, CE = 0, 2, 3
+"""Codepoints of the IP header's ECN field (RFC 3168 §5): without, capable, "congestion experienced"."""
 
 NEVER = 1 << 100
 """A deadline that is not set."""

@@ -16,7 +16,7 @@ from cosim.workload import Request
 from host_driver.account import NullAccount
 from host_driver.runtime import Kernel, TaskFailed
 from host_driver.tcp import LINUX24, Chunk, Connection, Stack
-from host_driver.tcp.stack import Listener
+from host_driver.tcp.listener import Listener
 
 SERVER_MAC = bytes([2, 0, 0, 0, 0, 9])
 SERVER_IP = IPv4Address("10.0.0.1")

@@ -11,14 +11,15 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from host_driver.tcp import RFC, Chunk, Connection, Listener, OutSegment, Profile, Stack
+from host_driver.tcp import RFC, Chunk, Connection, Ecn, Listener, OutSegment, Profile, Stack
 from host_driver.tcp.profile import MS
 
 STACK_MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 PEER_ISS = 0xFFFF_FF00
 """Close to the wrap, so that every longer dialogue crosses it."""
 
-PLAIN = replace(RFC, name="plain", window_scale=None, receive_buffer_bytes=65535)
+PLAIN = replace(RFC, name="plain", window_scale=None, receive_buffer_bytes=65535, sack=False, timestamps=False,
+                ecn=Ecn.OFF)
 
 
 class Recorder:

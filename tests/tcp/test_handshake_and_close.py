@@ -191,8 +191,8 @@ def test_wrong_ack_in_syn_received_is_reset() -> None:
     assert d.stack.connections == []
 
 
-def test_backlog_counts_handshakes_and_waiting_connections() -> None:
-    d = Dialogue()
+def test_syn_without_room_is_dropped() -> None:
+    d = Dialogue(replace(PLAIN, syn_cookies=False))
     listener = d.stack.listen(80, 2)
     for port in (1, 2, 3):
         d.peer_port = port

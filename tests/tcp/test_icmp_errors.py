@@ -176,6 +176,43 @@ def test_path_mtu_is_found(ipv6: bool, mtu: int, mss: int) -> None:
     assert later.mss == whole, "RFC 1191 §6.3: after ten minutes larger packets are tried again"
 
 
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_path_mtu_with_sack_and_timestamps(ipv6: bool) -> None:
+    """Their 12 bytes come off what fits, what was reported to have arrived is not sent again, and the window stays."""
+    d = Dialogue(replace(PLAIN, nagle=Nagle.OFF, sack=True, timestamps=True, initial_window_segments=8), ipv6=ipv6)
+    headers = 60 if ipv6 else 40
+    d.port, d.peer_port = 0, 80
+    c = d.stack.connect(d.ip[1], 80, d.now)
+    stamp = d.one().options["Timestamp"][0]
+    d.send("SA", 0, 1, options=[("MSS", 1500 - headers), ("SAckOK", b""), ("Timestamp", (7, stamp))])
+    d.one()
+    whole = 1500 - headers - 12
+    queue(c, bytes(8 * whole))
+    first = d.sent()
+    assert len(first) == 8
+    window = c.sender._control.window
+    error = ICMPv6PacketTooBig(mtu=1400) if ipv6 else ICMP(type=3, code=4, nexthopmtu=1400)
+    blame(d, first[0], error, quote_bytes=None if ipv6 else 28)
+    assert c.mss == 1400 - headers - 12
+    got = set()
+    again = d.sent()
+    assert again
+    for seen in again:
+        assert len(seen.payload) <= c.mss
+        got |= set(range(seen.seq, seen.seq + len(seen.payload)))
+    assert c.sender._control.window == window
+    ack = 1 + len(got)
+    assert got == set(range(1, ack)), "from the first byte on, without a gap"
+    while ack < 1 + 8 * whole:
+        d.advance(1_000_000)
+        d.send("A", 1, ack, options=[("Timestamp", (8, stamp))])
+        for seen in d.sent():
+            assert seen.seq == ack
+            ack += len(seen.payload)
+    d.send("A", 1, ack, options=[("Timestamp", (8, stamp))])
+    assert c.acked_bytes == 8 * whole
+
+
 def test_router_that_does_not_say_what_fits() -> None:
     """RFC 1191 §5: the next plateau below the packet's length."""
     d = Dialogue()

@@ -22,7 +22,7 @@ from scapy.packet import Packet
 from host_driver.tcp import RFC, Chunk, Stack
 from host_driver.tcp.neighbours import MAX_NEIGHBOURS, Reachability
 from host_driver.tcp.profile import SECOND
-from tests.tcp.dialogue import Recorder
+from tests.tcp.dialogue import PLAIN, Recorder
 
 OWN, PEER, OTHER, ROUTER = (f"02:00:00:00:00:{n:02x}" for n in (1, 2, 3, 4))
 BROADCAST, ZERO = "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"
@@ -34,7 +34,7 @@ class Link:
 
     def __init__(self, *ip: str, **options: Any) -> None:
         self.now = 0
-        self.stack = Stack(mac=bytes.fromhex(OWN.replace(":", "")), ip=ip or (f"{IP4}/24", f"{IP6}/64"), profile=RFC,
+        self.stack = Stack(mac=bytes.fromhex(OWN.replace(":", "")), ip=ip or (f"{IP4}/24", f"{IP6}/64"), profile=PLAIN,
                            account=Recorder(), rng=random.Random(1), **options)
 
     def hear(self, packet: Packet) -> None:

@@ -1,4 +1,4 @@
-"""Two stacks over a wire that loses, reorders and duplicates: everything arrives once, in order, and it ends."""
+"""Two stacks over a wire that loses, reorders, duplicates and damages: all arrives once, in order, and it ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from host_driver.account import NullAccount
-from host_driver.tcp import LINUX24, RFC, Chunk, Connection, Nagle, Profile, Stack, State
+from host_driver.tcp import PROFILES, RFC, Chunk, Connection, Nagle, Profile, Stack, State
 from host_driver.tcp.profile import MS, SECOND, US
 
 MACS = (bytes.fromhex("020000000001"), bytes.fromhex("020000000002"))
@@ -110,7 +110,7 @@ class Application:
 
 
 def profiles(rng: random.Random) -> Profile:
-    base = rng.choice([RFC, LINUX24])
+    base = rng.choice(list(PROFILES.values()))
     return replace(base, receive_buffer_bytes=rng.choice([2000, 20000, base.receive_buffer_bytes]),
                    send_buffer_bytes=rng.choice([3000, base.send_buffer_bytes]), nagle=rng.choice(list(Nagle)),
                    window_scale=rng.choice([None, 0, 3]), max_retransmissions=60, max_syn_retransmissions=60)

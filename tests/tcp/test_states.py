@@ -6,12 +6,13 @@ What opening and closing look like in full stands in test_handshake_and_close.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from host_driver.tcp import Connection, State
 from host_driver.tcp.profile import SECOND
-from tests.tcp.dialogue import Dialogue, accept, queue
+from tests.tcp.dialogue import PLAIN, Dialogue, accept, queue
 
 
 def syn_sent(d: Dialogue) -> Connection:
@@ -289,6 +290,27 @@ def test_time_wait_lasts_from_the_last_fin() -> None:
     assert d.one().ack == 2
     assert d.run_to_deadline() == 240 * SECOND
     assert c.state is State.CLOSED
+
+
+@pytest.mark.parametrize(("value", "seq", "opens"), [(1000, 0, True), (100, 9, True), (100, 0, False), (99, 9, False),
+                                                     (None, 9, True), (None, 0, False)])
+def test_time_wait_is_reopened_by_a_newer_syn(value: int | None, seq: int, opens: bool) -> None:
+    """RFC 6191 §2: by the timestamp, by the sequence number where that is the same, or where there is none."""
+    d = Dialogue(replace(PLAIN, timestamps=True))
+    listener = d.stack.listen(80, 4)
+    d.send("S", 0, options=[("Timestamp", (100, 0))])
+    stamp = d.one().options["Timestamp"][0]
+    d.send("A", 1, 1, options=[("Timestamp", (100, stamp))])
+    c = accept(listener)
+    c.close(d.now)
+    d.one()
+    d.send("FA", 1, 2, options=[("Timestamp", (100, stamp))])
+    d.one()
+    assert c.state is State.TIME_WAIT
+    d.advance(SECOND)
+    d.send("S", seq, options=[] if value is None else [("Timestamp", (value, 0))])
+    assert "".join(s.flags for s in d.sent()) == ("SA" if opens else "" if value is None else "A")
+    assert (c.state is State.CLOSED) is opens
 
 
 @pytest.mark.parametrize(("option", "mss"), [(None, 536), (0, 536), (1, 1), (48, 48), (1460, 1460), (65535, 1460)])
