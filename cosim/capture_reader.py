@@ -44,8 +44,10 @@ def read_frames(path: Path) -> Iterator[CapturedFrame]:
             yield from _read_pcapng(data)
         else:
             yield from _read_pcap(data)
-    except (_Damaged, struct.error, IndexError) as error:
-        raise InputError(f"{path}: {error if isinstance(error, _Damaged) else 'ends in the middle of a block'}") from error
+    except _Damaged as error:
+        raise InputError(f"{path}: {error}") from error
+    except (struct.error, IndexError) as error:
+        raise InputError(f"{path}: ends in the middle of a block") from error
 
 
 class _Damaged(ValueError):

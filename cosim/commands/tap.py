@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,7 @@ from cosim.tap.bench import PEER_ADDRESSES, PEER_MAC, SERVER_ADDRESSES, TapResul
 from cosim.tap.engines import ENGINES, prepare, run
 from cosim.tap.namespace import Namespace, check_rights
 from cosim.tap.real_server import RealServer, files_below
+from cosim.tap.replay import read_recording
 from cosim.tap.report import TapProgress, print_result
 from host_driver.tcp import PROFILES
 from nic_model.contract import CONFIGS
@@ -52,8 +53,11 @@ def tap(
     client: Annotated[bool, typer.Option("--client", help="the other way: the simulated host fetches each file below "
                                          "--root from a real server in the namespace: nginx if it is there, else "
                                          "Python's http.server; then the command ends")] = False,
+    replay: Annotated[Path | None, typer.Option(
+        help="a capture (pcap or pcapng) plays the clients, without namespace and TAP: its connections to --port, or "
+             "to the port of most; then the command ends")] = None,
     api: Annotated[str, typer.Option(help=f"what the server uses: {' or '.join(APIS)}")] = "memnet",
-    profile: Annotated[str, typer.Option(help=f"of the simulated TCP: {', '.join(PROFILES)}")] = "linux24",
+    profile: Annotated[str, typer.Option(help=f"of the simulated TCP: {', '.join(PROFILES)}")] = "linux",
     engine: Annotated[str, typer.Option(help=f"what the device runs on: {', '.join(ENGINES)}")] = "compiled",
     device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}")] = "default",
     machine: Annotated[str, typer.Option(help="name of a shipped machine, or a TOML file")] = "p2-300-smp2",
@@ -85,13 +89,19 @@ def tap(
         raise InputError(f"--root: no folder {root}")
     if capture is not None and not capture.absolute().parent.is_dir():
         raise InputError(f"--capture: no folder {capture.parent}")
+    if client and replay is not None:
+        raise InputError("--client and --replay exclude each other")
     paths = files_below(root) if client else []
+    if replay is not None:
+        read_recording(replay, port)
     chosen_machine = load_machine(machine)
-    check_rights()
+    if replay is None:
+        check_rights()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     namespace_name = name or f"memnic-{os.getpid()}"
     spec = TapSpec(
         namespace=namespace_name, root=str(root.absolute()), port=port, paths=paths, requests=requests,
+        replay=None if replay is None else str(replay.absolute()),
         system=SYSTEMS[APIS[api]], machine=chosen_machine, application=load_application(application), profile=profile,
         device=device, seed=seed, capture_path=None if capture is None else str(capture.absolute()),
         link_bit_rate=(chosen_machine.link_bit_rate if link_rate is None
@@ -102,11 +112,17 @@ def tap(
     result: TapResult | None = None
     with _ended_by_terminate():
         try:
-            with Namespace(namespace_name) as namespace:
-                namespace.add_tap(PEER_MAC, *PEER_ADDRESSES)
-                with RealServer(namespace, Path(spec.root), port, enabled=client), TapProgress(
-                        errors, "" if client else _how(namespace_name, port)) as progress:
-                    result = run(engine, spec, progress.update)
+            with ExitStack() as around:
+                greeting = ""
+                if replay is None:
+                    namespace = around.enter_context(Namespace(namespace_name))
+                    namespace.add_tap(PEER_MAC, *PEER_ADDRESSES)
+                    if client:
+                        around.enter_context(RealServer(namespace, root.absolute(), port))
+                    else:
+                        greeting = _how(namespace_name, port)
+                progress = around.enter_context(TapProgress(errors, greeting))
+                result = run(engine, spec, progress.update)
         except Interrupted as stop:
             result = stop.partial
         except KeyboardInterrupt:

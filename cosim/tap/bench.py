@@ -27,6 +27,7 @@ from cosim.systems import System
 from cosim.tap.fetch import FetchClient, Fetched
 from cosim.tap.namespace import open_tap
 from cosim.tap.real_time import RealTime
+from cosim.tap.replay import Played, Replayer, Server, read_recording
 from cosim.tap.threads import MemNetMemory, memnet_thread, socket_thread
 from cosim.wire import Wire
 from host_driver.host_tcp import HostTcp
@@ -64,6 +65,8 @@ class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     """Folder of the files that are served, or that the real server serves."""
     port: int
+    replay: str | None = None
+    """A capture that plays the clients: then there is no TAP interface, and no bond to real time."""
     paths: list[str] = []
     """What the simulated host fetches, as client, below the root. Empty: it serves."""
     requests: int | None = None
@@ -98,6 +101,7 @@ class TapResult(msgspec.Struct, frozen=True, kw_only=True):
     """How much simulated time fell behind real time."""
     server: ServerCounts
     fetched: list[Fetched]
+    played: list[Played]
     frames_from_device: int
     frames_to_device: int
     unsent_frames: int
@@ -137,22 +141,30 @@ class TapBench:
         self._listening: Any = None
         self._memory: MemNetMemory | None = None
         self._client: FetchClient | None = None
+        self._replayer = None if spec.replay is None else Replayer(
+            self.kernel, read_recording(Path(spec.replay), spec.port), PEER_MAC,
+            Server(SERVER_MAC, SERVER_ADDRESSES[0].ip, SERVER_ADDRESSES[1].ip, spec.port))
         self._done = False
 
     def __enter__(self) -> TapBench:
-        self._tap = open_tap(self._spec.namespace)
+        if self._spec.replay is None:
+            self._tap = open_tap(self._spec.namespace)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        os.close(self._tap)
+        if self._tap >= 0:
+            os.close(self._tap)
         if self._capture is not None:
             self._capture.close()
 
     def start(self, port: CountingPort) -> None:
-        """The device is out of reset: bring the host up, and let the kernel's frames in."""
-        link = self.mac.attach(PEER_MAC, lambda frame: send(frame))
-        send = self._real_time.add(self._tap, link.transmit)
+        """The device is out of reset: bring the host up, and let the peer's frames in."""
+        if self._replayer is not None:
+            self._replayer.send = self.mac.attach(PEER_MAC, self._replayer.receive).transmit
+        else:
+            link = self.mac.attach(PEER_MAC, lambda frame: send(frame))
+            send = self._real_time.add(self._tap, link.transmit)
         self.kernel.spawn(self._main(port), "tap")
 
     def finished(self) -> bool:
@@ -172,13 +184,19 @@ class TapBench:
     async def _main(self, port: CountingPort) -> None:
         spec, processors = self._spec, self._processors
         nic = await Nic.probe(port)
+        # The clients of a capture have any address: then all are on the link.
+        addresses = SERVER_ADDRESSES if self._replayer is None else [address.ip for address in SERVER_ADDRESSES]
         self._interface = interface = await NetworkInterface.open(
-            nic, mac=SERVER_MAC, ip=SERVER_ADDRESSES, profile=PROFILES[spec.profile],
+            nic, mac=SERVER_MAC, ip=addresses, profile=PROFILES[spec.profile],
             rng=random.Random(f"server of {spec.seed}"), interrupt_account=processors.interrupt_context("interrupts"),
             softirq_account=processors.softirq_context("softirq"),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
             notification=notification(spec.system, spec.machine), multiprocessor=spec.machine.processors > 1)
+        if self._replayer is not None:
+            await self._serve(interface)
+            await self._replay(interface, self._replayer)
+            return
         self._real_time.start()
         if spec.paths:
             await self._fetch(interface)
@@ -209,6 +227,13 @@ class TapBench:
         self._server = FileServer(self.kernel, Path(spec.root), thread, self._changed)
         self._server.start()
         self._tell()
+
+    async def _replay(self, interface: NetworkInterface, replayer: Replayer) -> None:
+        for ip in replayer.clients:
+            interface.stack.add_neighbour(ip, PEER_MAC)
+        await replayer.run()
+        await self.kernel.sleep(SETTLE_PS)
+        self._done = True
 
     async def _fetch(self, interface: NetworkInterface) -> None:
         account = self._processors.process_context("client")
@@ -253,6 +278,7 @@ class TapBench:
             behind_s=self._real_time.behind_ps / 1e12,
             server=self._server.counts if self._server is not None else ServerCounts(),
             fetched=self._client.fetched if self._client is not None else [],
+            played=self._replayer.played if self._replayer is not None else [],
             frames_from_device=wire.frames_from_device, frames_to_device=wire.frames_to_device,
             unsent_frames=self._real_time.unsent_frames,
             outbound=wire.outbound.counts if wire.outbound else None,

@@ -49,21 +49,19 @@ def files_below(root: Path) -> list[str]:
 
 
 class RealServer:
-    """The server, if `enabled`; a context manager: it listens from its beginning to its end. Attribute: `what`."""
+    """The server; a context manager: it listens from its beginning to its end. Attribute: `what`."""
 
-    def __init__(self, namespace: Namespace, root: Path, port: int, *, enabled: bool = True) -> None:
+    def __init__(self, namespace: Namespace, root: Path, port: int) -> None:
         self.what = "nginx" if shutil.which("nginx") else "Python's http.server"
         self._namespace = namespace
         self._root = root
         self._port = port
-        self._enabled = enabled
         self._folder = tempfile.TemporaryDirectory(prefix="memnic-server-")
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> RealServer:
-        if self._enabled:
-            self._process = self._start()
-            self._await()
+        self._process = self._start()
+        self._await()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

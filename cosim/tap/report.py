@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
@@ -94,6 +95,8 @@ def print_result(console: Console, result: TapResult) -> None:
     console.print(table)
     if result.fetched:
         _print_fetched(console, result)
+    if result.played:
+        _print_played(console, result)
 
 
 def _print_fetched(console: Console, result: TapResult) -> None:
@@ -104,6 +107,17 @@ def _print_fetched(console: Console, result: TapResult) -> None:
         files.add_row(file.path, file.address, str(file.status), f"{file.body_bytes:,}",
                       f"{file.duration_ps / PS_PER_SECOND * 1000:.3f}", file.problem or "whole")
     console.print(files)
+
+
+def _print_played(console: Console, result: TapResult) -> None:
+    flows = Table(title="connections of the capture", title_justify="left")
+    numbers = ("packets", "resent", "ACKs added", "server too short", "bytes recorded", "bytes received")
+    for heading in ("client", *numbers, "end"):
+        flows.add_column(heading, justify="right" if heading in numbers else "left")
+    for flow in result.played:
+        flows.add_row(escape(flow.client), str(flow.packets), str(flow.resent), str(flow.added_acks), str(flow.missing),
+                      f"{flow.recorded_bytes:,}", f"{flow.received_bytes:,}", flow.end)
+    console.print(flows)
 
 
 def _impairments(counts: PathCounts) -> str:

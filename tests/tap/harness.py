@@ -145,7 +145,8 @@ def error_notes(capture: Path, more: str = "") -> list[str]:
     `more`: a display filter of the frames that count.
     """
     filters = "_ws.expert.severity == error" + (f" and ({more})" if more else "")
+    settings = ("tcp.check_checksum:TRUE", "ip.check_checksum:TRUE", "tcp.desegment_tcp_streams:FALSE")
     done = subprocess.run(
-        ["tshark", "-r", str(capture), "-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE", "-o",
-         "tcp.desegment_tcp_streams:FALSE", "-Y", filters, "-T", "fields", "-e", "frame.number", "-e", "_ws.expert.message"], capture_output=True, text=True, check=True)
+        ["tshark", "-r", str(capture), *(word for setting in settings for word in ("-o", setting)), "-Y", filters,
+         "-T", "fields", "-e", "frame.number", "-e", "_ws.expert.message"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
