@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ PORT = 8080
 START_S = 200.0
 """Long enough for a device to be built."""
 
-_MEMNIC = [sys.executable, "-c", "from cosim.cli import main; main()"]
+MEMNIC = [sys.executable, "-c", "from cosim.cli import main; main()"]
 _numbers = count()
 
 
@@ -46,7 +47,7 @@ class Tap:
         self.namespace = Namespace(name)
         self._folder = Path(tempfile.mkdtemp(prefix="memnic-tap-"))
         self.capture = self._folder / "wire.pcapng"
-        self._command = [*_MEMNIC, "tap", "--root", str(root), "--port", str(PORT), "--name", name, "--json", *options]
+        self._command = [*MEMNIC, "tap", "--root", str(root), "--port", str(PORT), "--name", name, "--json", *options]
         if captured:
             self._command += ["--capture", str(self.capture)]
         self._process: subprocess.Popen[str] | None = None
@@ -72,10 +73,22 @@ class Tap:
         self._log.close()
         shutil.rmtree(self._folder)
 
-    def finish(self) -> TapResult:
-        """Ctrl-C, and what it says then."""
+    def wait_s(self, timeout_s: float) -> int:
+        """Its exit code, if it ends by itself."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGINT)
+        self._process.communicate(timeout=timeout_s)
+        return self._process.returncode
+
+    def cpu_s(self) -> float:
+        """Processor time that it took so far."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def finish(self, number: int = signal.SIGINT) -> TapResult:
+        """Ctrl-C, or another signal, and what it says then."""
+        assert self._process is not None
+        self._process.send_signal(number)
         out, _ = self._process.communicate(timeout=30)
         assert self._process.returncode == 0, self.said()
         assert self.namespace.name not in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout
@@ -127,12 +140,15 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def assert_at_rest(result: TapResult) -> None:
-    """Nothing leaked: no connection but those that wait for their time, no frame, send or buffer."""
+    """Nothing leaked: no connection but those that wait for their time, no frame, send or buffer.
+
+    Frames that found the softirq's queue full are no leak: a 300 MHz processor is slower than a wire at full rate.
+    """
     assert set(result.connections) <= {"TIME_WAIT"}, result.connections
     assert result.server.open_connections == 0
     assert (result.half_open, result.waiting_to_be_accepted) == (0, 0)
     assert not any(result.left_over.values()), result.left_over
-    assert not any(result.interface.values()), result.interface
+    assert (result.interface["send_errors"], result.interface["receive_errors"]) == (0, 0)
     assert result.unsent_frames == 0
 
 
