@@ -126,7 +126,14 @@ def read_recording(path: Path, port: int) -> list[Recording]:
 
     Raises InputError for what is no capture, has no connection with its beginning, or whose frames were cut.
     """
-    frames = [(captured, frame) for captured in read_frames(path) if (frame := _parsed(captured.data)) is not None]
+    frames = []
+    for captured in read_frames(path):
+        if len(captured.data) < captured.length_bytes:
+            raise InputError(f"{path}: a frame of {captured.length_bytes} bytes was cut to {len(captured.data)}: "
+                             "capture with tcpdump -s 0")
+        frame = _parsed(captured.data)
+        if frame is not None:
+            frames.append((captured, frame))
     syns = Counter(frame.tcp.destination_port for _, frame in frames
                    if frame.tcp is not None and frame.tcp.flags & (_SYN | _ACK) == _SYN)
     if not syns:
@@ -151,9 +158,6 @@ def read_recording(path: Path, port: int) -> list[Recording]:
         recording = found.get(key)
         if recording is None:
             continue
-        if len(captured.data) < captured.length_bytes:
-            raise InputError(f"{path}: a frame of {captured.length_bytes} bytes was cut to {len(captured.data)}: "
-                             "capture with tcpdump -s 0")
         if is_client:
             _add_client_packet(recording, captured.time_ns, frame)
         else:
@@ -290,6 +294,7 @@ class _Flow:
         self._unheard: deque[_Packet] = deque()
         """What was sent and may have been missed."""
         self._resends = 0
+        self._final_ack = recording.server_ack
         self._agreed = recording.agreed
         self._shift = 0
         self._scales = False
@@ -346,7 +351,7 @@ class _Flow:
             heard = tcp.acknowledgement - self._iss & MASK
             if heard > self._heard:
                 self._heard = heard
-                if self._resends and self._left and heard < self._left[0].server_ack:
+                if self._resends and heard < (self._left[0].server_ack if self._left else self._final_ack):
                     # More was missed than one packet: the next one at once.
                     self._resends = 0
                     self._resend()
@@ -370,6 +375,8 @@ class _Flow:
             self._timer.cancel()
             self._timer = None
         if not self._left:
+            if self._heard < self._final_ack and self._resends < MAX_RESENDS:
+                self._timer = self._kernel.call_at(self._event_ps + RESEND_PS, self._resend)
             return
         packet = self._left[0]
         if self._server_is_at(packet):
@@ -412,6 +419,7 @@ class _Flow:
         if packet.flags & _RST:
             self.played.end = "closed"
             self._left.clear()
+            self._final_ack = 0
         self._judge()
         self._next()
 
