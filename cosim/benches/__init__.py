@@ -25,6 +25,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "engine": ("cosim.benches.engine:measure", "speed of the simulation engines"),
     "rtl": ("cosim.benches.rtl:measure", "what the device does in how many cycles"),
     "model": ("cosim.benches.model:measure", "how fast the timed model is"),
+    "tcp": ("cosim.benches.tcp:measure", "how fast the software TCP is, and what it makes of loss"),
     "accuracy": ("cosim.benches.accuracy:measure", "how near the timed model comes to the RTL"),
     "tap": ("cosim.benches.tap:measure", "goodput beside the Linux kernel's, over the same bad wire"),
 }

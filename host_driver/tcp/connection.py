@@ -34,6 +34,9 @@ from nic_model.packets import (
 from nic_model.seqnum import MASK, distance, unwrap, wrap
 
 MAX_WINDOW_SHIFT = 14
+MIN_SEND_MSS = 48
+"""Linux's tcp_min_snd_mss: a peer that asks for less would have its options fill the segments, or a processor."""
+
 DEFAULT_MSS_IPV4 = 536
 DEFAULT_MSS_IPV6 = 1220
 
@@ -760,7 +763,8 @@ class Connection:
         receiver.take_syn(syn.sequence)
         # RFC 9293 §3.7.1: "If an MSS Option is not received at connection setup, TCP implementations MUST assume a
         # default send MSS of 536 (576 - 40) for IPv4 or 1220 (1280 - 60) for IPv6"
-        mss = max(min(options.mss or sender.mss, self._advertised_mss, self._path_mss), 1)
+        mss = min(options.mss or sender.mss, self._advertised_mss, self._path_mss)
+        mss = max(mss, min(MIN_SEND_MSS, self._advertised_mss))
         # RFC 7323 §2.2: "If a TCP receives a <SYN> segment containing a Window Scale option [...] both sides MUST send
         # Window Scale options in their <SYN> segments to enable window scaling in either direction."
         if options.window_scale is not None and self._profile.window_scale is not None:

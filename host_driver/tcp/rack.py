@@ -23,15 +23,15 @@ REO_WND_PERSIST = 16
 class Rack:
     """RACK's state and its steps, named as in RFC 8985 §6.2."""
 
-    __slots__ = ("_dsack_round", "_end_seq", "_fack", "_reo_wnd_mult", "_reo_wnd_persist", "_reordering_seen",
-                 "_xmit_ts", "min_rtt", "mss", "rtt")
+    __slots__ = ("_dsack_round", "_end_seq", "_fack", "_order", "_reo_wnd_mult", "_reo_wnd_persist",
+                 "_reordering_seen", "min_rtt", "mss", "rtt")
 
     def __init__(self, mss: int) -> None:
         self.mss = mss
         self.rtt: int | None = None
         """Round-trip time of the segment that was delivered most recently."""
         self.min_rtt: int | None = None
-        self._xmit_ts = -1
+        self._order = 0  # in place of RACK.xmit_ts: exact where several segments leave at a time
         self._end_seq = 0
         self._fack = 0
         self._reordering_seen = False
@@ -42,8 +42,8 @@ class Rack:
     def on_delivered(self, segments: list[Sent], now: int, echo_ps: int | None) -> None:
         """Steps 1 to 3: `segments` are newly acknowledged, cumulatively or selectively."""
         for segment in segments:
-            sent_at, end = segment.sent_at, segment.end
-            rtt = now - sent_at
+            end = segment.end
+            rtt = now - segment.sent_at
             if segment.is_again:
                 # step 2: a segment that was sent again may have been acknowledged for its first transmission. It was
                 # if the peer echoes a timestamp from before the last one, or if that took less than any round trip.
@@ -52,8 +52,9 @@ class Rack:
             elif self.min_rtt is None or rtt < self.min_rtt:
                 self.min_rtt = rtt
             self.rtt = rtt
-            if sent_at > self._xmit_ts or (sent_at == self._xmit_ts and end > self._end_seq):
-                self._xmit_ts, self._end_seq = sent_at, end
+            order = segment.order
+            if order > self._order or (order == self._order and end > self._end_seq):
+                self._order, self._end_seq = order, end
             # step 3: "If an ACK selectively or cumulatively acknowledges an original [...] segment below RACK.fack"
             if end > self._fack:
                 self._fack = end
@@ -89,15 +90,15 @@ class Rack:
         if self.rtt is None:
             return 0
         patience = self.rtt + self._reo_wnd(board.sacked_bytes, srtt, in_recovery=in_recovery)
-        xmit_ts, end_seq = self._xmit_ts, self._end_seq
+        newest, end_seq = self._order, self._end_seq
         wait = 0
         for segment in board.segments:
             if segment.is_lost or segment.is_sacked:
                 continue
-            sent_at = segment.sent_at
-            # RACK_sent_after: what was delivered most recently was sent later than this
-            if xmit_ts > sent_at or (xmit_ts == sent_at and end_seq > segment.end):
-                remaining = sent_at + patience - now
+            # RACK_sent_after: what was delivered most recently was sent later than this; or it stands further behind in
+            # the same send, which the device cut up
+            if newest > segment.order or (newest == segment.order and end_seq > segment.end):
+                remaining = segment.sent_at + patience - now
                 if remaining <= 0:
                     board.lose(segment)
                 else:

@@ -10,12 +10,14 @@ from host_driver.tcp.states import NEVER
 class LossRecovery:
     """Finds what is lost, and how fast it may be sent again. Positions are unwrapped sequence numbers."""
 
-    __slots__ = ("control", "in_recovery", "timer_at")
+    __slots__ = ("control", "in_recovery", "is_limiting", "timer_at")
 
     def __init__(self, control: CongestionControl) -> None:
         self.control = control
         self.in_recovery = False
         """Whether a fast recovery lasts."""
+        self.is_limiting = False
+        """Whether more would have been sent last time, had congestion control not held it back; the sender's to set."""
         self.timer_at = NEVER
         """When `on_timer` must be called."""
 
@@ -37,7 +39,7 @@ class LossRecovery:
 
     def on_ack(self, una: int, ack: int, highest: int, blocks: list[Block], now: int, srtt: int | None, *,
                is_duplicate: bool, echo_ps: int | None) -> int | None:
-        """SND.UNA goes from `una` to `ack`, which may be the same; `highest`: behind all that was ever sent.
+        """SND.UNA goes from `una` to `ack`, or stays (`ack` may be an older one); `highest`: behind all that was sent.
 
         `echo_ps`: how long ago the peer's timestamp says that what it acknowledges was sent. Returns a round-trip
         time, if a segment that was sent once gives one.

@@ -74,12 +74,14 @@ class SackReport:
 class Sent:
     """One segment as it was sent last: a range of positions, a FIN's included."""
 
-    __slots__ = ("end", "is_again", "is_lost", "is_sacked", "sent_at", "start")
+    __slots__ = ("end", "is_again", "is_lost", "is_sacked", "order", "sent_at", "start")
 
-    def __init__(self, start: int, end: int, sent_at: int, is_again: bool) -> None:
+    def __init__(self, start: int, end: int, sent_at: int, order: int, is_again: bool) -> None:
         self.start = start
         self.end = end
         self.sent_at = sent_at
+        self.order = order
+        """Counts transmissions: segments that leave at the same time are told apart by it."""
         self.is_again = is_again
         """Sent more than once, so that an acknowledgement may mean any of the transmissions."""
         self.is_sacked = False
@@ -94,13 +96,14 @@ class Sent:
 class Scoreboard:
     """RFC 6675's: which of the outstanding bytes arrived, which are lost, which are in flight."""
 
-    __slots__ = ("lost_bytes", "sacked_bytes", "segments")
+    __slots__ = ("_transmissions", "lost_bytes", "sacked_bytes", "segments")
 
     def __init__(self) -> None:
         self.segments: list[Sent] = []
         """Ascending and without holes; the first begins at SND.UNA."""
         self.sacked_bytes = 0
         self.lost_bytes = 0
+        self._transmissions = 0
 
     @property
     def in_flight(self) -> int:
@@ -113,8 +116,9 @@ class Scoreboard:
     def on_sent(self, start: int, end: int, now: int, is_again: bool) -> None:
         """A segment leaves: behind all others, or (a part of) one that did before."""
         segments = self.segments
+        self._transmissions += 1
         if not segments or start >= segments[-1].end:
-            segments.append(Sent(start, end, now, is_again))
+            segments.append(Sent(start, end, now, self._transmissions, is_again))
             return
         first = self._cut(start)
         for segment in segments[first : self._cut(end)]:
@@ -122,6 +126,7 @@ class Scoreboard:
                 segment.is_lost = False
                 self.lost_bytes -= segment.end - segment.start
             segment.sent_at = now
+            segment.order = self._transmissions
             segment.is_again = True
 
     def acknowledge(self, ack: int) -> list[Sent]:
@@ -194,7 +199,7 @@ class Scoreboard:
         if segment.start == position:
             return index
         if segment.end > position:
-            rest = Sent(position, segment.end, segment.sent_at, segment.is_again)
+            rest = Sent(position, segment.end, segment.sent_at, segment.order, segment.is_again)
             rest.is_sacked, rest.is_lost = segment.is_sacked, segment.is_lost
             segment.end = position
             segments.insert(index + 1, rest)

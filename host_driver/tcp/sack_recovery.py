@@ -76,7 +76,7 @@ class SackRecovery(LossRecovery):
 
     def on_ack(self, una: int, ack: int, highest: int, blocks: list[Block], now: int, srtt: int | None, *,
                is_duplicate: bool, echo_ps: int | None) -> int | None:
-        """SND.UNA goes from `una` to `ack`, and the peer reports `blocks`."""
+        """SND.UNA goes from `una` to `ack`, unless it is an old one, and the peer reports `blocks`."""
         board = self.board
         flight = highest - una
         self._srtt = srtt
@@ -88,11 +88,12 @@ class SackRecovery(LossRecovery):
                 self.timer_at = NEVER  # what the reordering timer was for has arrived
             if self._probe.is_out and self._probe.on_ack(ack, None, is_duplicate=is_duplicate):
                 self._reduce_at_once(flight, now)
-            elif ack > una and flight + self.control.mss > self.control.window:
+            elif ack > una and self.is_limiting:
                 self.control.grow(ack - una, now, srtt)
             return _round_trip(delivered, now)
 
         dsack, blocks = _split(blocks, ack)
+        ack = max(ack, una)
         sacked_before = board.sacked_bytes
         delivered = board.acknowledge(ack)
         news = board.select([(max(start, ack), min(end, highest)) for start, end in blocks])
@@ -105,7 +106,7 @@ class SackRecovery(LossRecovery):
             self._reduce_at_once(flight, now)
         if (self.in_recovery or self._after_timeout) and ack >= self._recovery_point:
             self._end_recovery()
-        elif not self.in_recovery and ack > una and flight + self.control.mss > self.control.window:
+        elif not self.in_recovery and ack > una and self.is_limiting:
             self.control.grow(ack - una, now, srtt)
         self._detect_loss(flight, highest, now)
         if self.in_recovery:

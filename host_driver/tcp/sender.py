@@ -45,10 +45,11 @@ class Sender:
 
     __slots__ = (
         "_control", "_ecn_until", "_frame_bytes", "_has_sack", "_last_sent_at", "_max_payload", "_max_snd_wnd",
-        "_owner", "_persist_backoff", "_probe_due", "_probes", "_profile", "_recovery", "_reductions_told", "_rtt",
-        "_small_until", "_snd_wl1", "_snd_wl2", "acked_bytes", "buffer", "fin_queued", "has_ecn", "iss", "mss", "nagle",
-        "persist_at", "queued_bytes", "retransmissions", "retransmit_at", "retransmitted_segments", "sent_bytes",
-        "shift", "snd_max", "snd_nxt", "snd_una", "snd_wnd", "urgent_end",
+        "_owner", "_payload_limit", "_persist_backoff", "_probe_due", "_probes", "_profile", "_recovery",
+        "_reductions_told", "_rtt", "_small_until", "_snd_wl1", "_snd_wl2", "acked_bytes", "buffer", "fin_queued",
+        "has_ecn", "iss", "mss", "nagle", "persist_at", "queued_bytes", "retransmissions", "retransmit_at",
+        "retransmitted_segments", "sent_bytes", "shift", "snd_max", "snd_nxt", "snd_una", "snd_wnd", "tail_probes",
+        "urgent_end",
     )
 
     def __init__(self, *, iss: int, mss: int, max_payload: int, profile: Profile, owner: Owner) -> None:
@@ -59,11 +60,14 @@ class Sender:
         self.mss = mss
         """Largest payload of a segment towards the peer that has no options but those that all have."""
         self._frame_bytes = mss  # the same with the options of a segment that leaves now
+        self._payload_limit = max(max_payload, mss)  # of one output
         self.nagle: Nagle = profile.nagle
         self.queued_bytes = 0
         self.sent_bytes = 0
         self.acked_bytes = 0
         self.retransmitted_segments = 0
+        self.tail_probes = 0
+        """Of these: tail loss probes, which may repeat what was not lost."""
 
         self.iss = iss
         self.snd_una = self.snd_nxt = self.snd_max = iss
@@ -100,7 +104,6 @@ class Sender:
     def take_syn(self, mss: int, window: int, position: int, *, has_sack: bool) -> None:
         """The peer's SYN says how large segments may be, what may be sent at first, and whether it does SACK."""
         self.mss = self._frame_bytes = mss
-        self._max_payload = max(self._max_payload, mss)
         self._has_sack = has_sack
         self._start_recovery()
         self._set_window(window, position, self.iss)
@@ -188,8 +191,6 @@ class Sender:
         """
         if mss >= self.mss:
             return
-        if self._max_payload == self.mss:
-            self._max_payload = mss
         self.mss = self._frame_bytes = mss
         self.snd_nxt = self._recovery.lower_mss(mss, self.snd_una, self.snd_nxt)
         self._small_until = self.snd_una
@@ -226,7 +227,7 @@ class Sender:
         is_duplicate = ack == una < self.snd_nxt and is_pure and window == self.snd_wnd
         if ack > una or is_duplicate or blocks:
             highest = self.snd_nxt if self._has_sack else self.snd_max
-            rtt = self._recovery.on_ack(una, max(ack, una), highest, blocks, now, self._rtt.srtt,
+            rtt = self._recovery.on_ack(una, ack, highest, blocks, now, self._rtt.srtt,
                                         is_duplicate=is_duplicate, echo_ps=echo_ps)
             if ack > una:
                 self._measure(rtt, ack, now, echo_ps)
@@ -342,7 +343,10 @@ class Sender:
 
     def emit(self, now: int) -> None:
         """Send all that may be sent now."""
-        self._frame_bytes = self.mss - self._owner.extra_option_bytes()
+        self._frame_bytes = max(self.mss - self._owner.extra_option_bytes(), 1)
+        # An urgent pointer counts from its segment, so that no device may cut a segment that has one.
+        has_urgent = self.urgent_end > self.snd_una
+        self._payload_limit = self._frame_bytes if has_urgent else max(self._max_payload, self._frame_bytes)
         if self._recovery.has_again:
             self._send_again(now)
         if self._probe_due:
@@ -369,6 +373,7 @@ class Sender:
             self._send_segment(position, length, with_fin=False, now=now)
         else:
             self._send_lost(*tail, now)
+            self.tail_probes += 1
         recovery.on_probe_sent(self.snd_nxt, is_retransmission=length <= 0)
         # §7.3: after a probe the sender re-arms the retransmission timer
         self.retransmit_at = now + self._rtt.rto
@@ -381,7 +386,7 @@ class Sender:
         frame_bytes = self._frame_bytes
         length = min(self.buffer.end, end, edge) - start
         if length > frame_bytes:
-            length = min(length, self._max_payload)
+            length = min(length, self._payload_limit)
             length -= length % frame_bytes
         with_fin = end > self.buffer.end and start + length == self.buffer.end and edge > self.buffer.end
         if length <= 0 and not with_fin:
@@ -399,16 +404,20 @@ class Sender:
         frame_bytes = self._frame_bytes
         position = self.snd_nxt
         first = position
-        limit = min(self.snd_una + self.snd_wnd, position + self._recovery.room(self.snd_una, position))
+        recovery = self._recovery
+        allowed = position + recovery.room(self.snd_una, position)
+        limit = min(self.snd_una + self.snd_wnd, allowed)
+        recovery.is_limiting = False
         while True:
             position = self.snd_nxt
             unsent = buffer.end - position
             if unsent < 0 or (unsent == 0 and not self.fin_queued):
                 break
             room = limit - position
-            # An urgent pointer counts from its segment, so that no device may cut a segment that has one.
-            length = min(unsent, room, self._max_payload if self.urgent_end <= position else frame_bytes)
+            length = min(unsent, room, self._payload_limit)
             if room <= 0 or not self._is_worth_sending(position, length, unsent):
+                # A sender that did not fill the window has not learned that a larger one would do (RFC 7661 §1).
+                recovery.is_limiting = room < unsent and limit == allowed
                 if self.snd_una == position and self.persist_at == NEVER:
                     self._start_persist(now)
                 break
@@ -416,7 +425,7 @@ class Sender:
                 length -= length % frame_bytes
             self._send_segment(position, length, with_fin=length == unsent and room > length, now=now)
         if self._has_sack and self.snd_nxt > first:
-            self._recovery.schedule_probe(now, self._rtt.srtt, self.retransmit_at)
+            recovery.schedule_probe(now, self._rtt.srtt, self.retransmit_at)
 
     def _is_worth_sending(self, position: int, length: int, unsent: int) -> bool:
         """Silly window avoidance of the sender and Nagle's algorithm."""
