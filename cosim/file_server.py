@@ -49,7 +49,8 @@ class ServerCounts(msgspec.Struct, kw_only=True):
     connections: int = 0
     open_connections: int = 0
     requests: int = 0
-    statuses: dict[int, int] = {}
+    statuses: dict[str, int] = {}
+    """Responses by their status."""
     sent_body_bytes: int = 0
     received_body_bytes: int = 0
     failed_connections: int = 0
@@ -125,8 +126,9 @@ class FileServer:
 
     def answered(self, status: int) -> None:
         """A response was sent."""
+        name, statuses = str(int(status)), self.counts.statuses
         self.counts.requests += 1
-        self.counts.statuses[status] = self.counts.statuses.get(status, 0) + 1
+        statuses[name] = statuses.get(name, 0) + 1
         self._changed()
 
     def close_when_idle(self, connection: ServerConnection) -> Timer:
@@ -170,6 +172,9 @@ class _Conversation:
 
     async def _read_head(self) -> http.RequestHead | None:
         """The next request's head; None when there will be none."""
+        # RFC 9112 §2.2: "a server that is expecting to receive and parse a request-line SHOULD ignore at least one empty
+        # line (CRLF) received prior to the request-line"
+        self._received = self._received.lstrip(b"\r\n")
         while http.END_OF_HEAD not in self._received:
             if len(self._received) > MAX_HEAD_BYTES:
                 raise http.HttpError(f"a head of more than {MAX_HEAD_BYTES} bytes")
@@ -178,8 +183,6 @@ class _Conversation:
                 if self._received.strip():
                     raise _Gone
                 return None
-            # RFC 9112 §2.2: "a server that is expecting to receive and parse a request-line SHOULD ignore at least one
-            # empty line (CRLF) received prior to the request-line"
             self._received = (self._received + data).lstrip(b"\r\n")
         head, end, self._received = self._received.partition(http.END_OF_HEAD)
         return http.parse_request(head + end)

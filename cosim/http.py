@@ -18,6 +18,8 @@ INDEX_HEADER = "X-Memnic-Request"
 MAX_LINE_BYTES = 1024
 """Of a chunk's size with its extensions, or of a trailer's line."""
 
+_HEX_DIGITS = b"0123456789abcdefABCDEF"
+
 _BLOCK_BYTES = 65521
 """Prime, so that no segment, page or buffer size shifts the content onto itself."""
 
@@ -107,10 +109,9 @@ class ChunkedBody:
         if not line:
             return
         size = line.partition(b";")[0].strip()
-        try:
-            self._left_bytes = int(size, 16)
-        except ValueError:
-            raise HttpError(f"{size[:20]!r} is no chunk's size") from None
+        if not size or size.strip(_HEX_DIGITS):
+            raise HttpError(f"{size[:20]!r} is no chunk's size")
+        self._left_bytes = int(size, 16)
         self._in_trailer = self._left_bytes == 0
 
 

@@ -171,6 +171,10 @@ class TapBench:
         """Whether all that was asked for is done."""
         return self._done
 
+    def end(self) -> None:
+        """Finish with the next tick."""
+        self._done = True
+
     def outcome(self, port: CountingPort) -> TapResult:
         """What it came to."""
         return self._result()

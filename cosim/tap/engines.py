@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,4 +78,14 @@ def make_bench(arguments: Any, folder: Path) -> TapBench:
         with (folder / cocotb_engine.PROGRESS_NAME).open("a") as progress:
             progress.write(f"{status.requests} {status.simulated_ps}\n")
 
-    return TapBench(msgspec.convert(arguments, TapSpec), tell)
+    bench = TapBench(msgspec.convert(arguments, TapSpec), tell)
+    # While nothing moves the simulator's clock hardly does, by which its own look at signals goes.
+    heard = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: Any) -> None:
+        if callable(heard):
+            heard(number, frame)
+        bench.end()
+
+    signal.signal(signal.SIGINT, interrupt)
+    return bench

@@ -18,7 +18,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from host_driver.runtime import Kernel
 from nic_model.contract import MAX_FRAME_BYTES
@@ -37,22 +37,35 @@ LONGEST_WAIT_PS = 50_000_000_000
 
 _FRAMES_AT_ONCE = 256
 _PS_PER_NS = 1000
-_PS_PER_S = 1_000_000_000_000
+_NS_PER_S = 1_000_000_000
+
+
+class RealClock:
+    """The computer's clock."""
+
+    def now_ns(self) -> int:
+        """Since some beginning."""
+        return time.monotonic_ns()
+
+    def wait(self, files: Iterable[int], duration_ns: int) -> None:
+        """Return when a file can be read, or after so long."""
+        select.select(list(files), (), (), duration_ns / _NS_PER_S)
 
 
 class RealTime:
     """Binds a kernel's clock to real time. `add` files before `start`.
 
-    Attributes: `behind_ps`, what simulated time has fallen behind so far; `unsent_frames`, that an interface which is
-    down did not take.
+    Parameters: `kernel`; `looked`, called with each tick; `clock`, which tells real time. Attributes: `behind_ps`, what
+    simulated time has fallen behind so far; `unsent_frames`, that an interface which is down did not take.
     """
 
-    def __init__(self, kernel: Kernel, looked: Callable[[], None] | None = None) -> None:
+    def __init__(self, kernel: Kernel, looked: Callable[[], None] | None = None,
+                 clock: RealClock | None = None) -> None:
         self.behind_ps = 0
         self.unsent_frames = 0
         self._kernel = kernel
         self._looked = looked
-        """Called with each tick."""
+        self._clock = clock or RealClock()
         self._files: dict[int, Callable[[bytes], None]] = {}
         self._real_ns = 0
         self._simulated_ps = 0
@@ -77,7 +90,7 @@ class RealTime:
 
     def start(self) -> None:
         """Both clocks run from now on."""
-        self._real_ns, self._simulated_ps = time.monotonic_ns(), self._kernel.now
+        self._real_ns, self._simulated_ps = self._clock.now_ns(), self._kernel.now
         self._moved_ps = self._kernel.now
         self._kernel.call_soon(self._tick)
 
@@ -99,12 +112,12 @@ class RealTime:
             ahead_ps = 0
         if kernel.now - self._moved_ps < REST_PS:
             if ahead_ps > SHORTEST_WAIT_PS:
-                self._wait(ahead_ps)
+                self._clock.wait(self._files, ahead_ps // _PS_PER_NS)
             kernel.call_at(kernel.now + SLICE_PS, self._tick)
             return
         due = kernel.next_time()
         longest_ps = LONGEST_WAIT_PS if due is None else min(due - kernel.now, LONGEST_WAIT_PS)
-        self._wait(ahead_ps + longest_ps)
+        self._clock.wait(self._files, (ahead_ps + longest_ps) // _PS_PER_NS)
         passed_ps = min(max(-self._ahead_ps(), 1), longest_ps)
         if due is not None and kernel.now + passed_ps >= due:
             # The host acts, and the device after it.
@@ -113,12 +126,8 @@ class RealTime:
 
     def _ahead_ps(self) -> int:
         """Simulated time less real time."""
-        real_ps = (time.monotonic_ns() - self._real_ns) * _PS_PER_NS
+        real_ps = (self._clock.now_ns() - self._real_ns) * _PS_PER_NS
         return self._kernel.now - self._simulated_ps - real_ps
-
-    def _wait(self, duration_ps: int) -> None:
-        """Return when a frame is there, or after so long."""
-        select.select(self._files, (), (), duration_ps / _PS_PER_S)
 
     def _read(self) -> None:
         """Take what has come, of each file a number of frames at most."""
