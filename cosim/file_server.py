@@ -172,8 +172,8 @@ class _Conversation:
 
     async def _read_head(self) -> http.RequestHead | None:
         """The next request's head; None when there will be none."""
-        # RFC 9112 §2.2: "a server that is expecting to receive and parse a request-line SHOULD ignore at least one empty
-        # line (CRLF) received prior to the request-line"
+        # RFC 9112 §2.2: "a server that is expecting to receive and parse a request-line SHOULD ignore at least one
+        # empty line (CRLF) received prior to the request-line"
         self._received = self._received.lstrip(b"\r\n")
         while http.END_OF_HEAD not in self._received:
             if len(self._received) > MAX_HEAD_BYTES:

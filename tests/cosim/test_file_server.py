@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,8 +106,7 @@ def test_pipelined_requests_cut_anywhere_are_answered_in_order(site: Site) -> No
     whole = site.say(said)
     cut = site.say(*(said[at : at + 7] for at in range(0, len(said), 7)))
     assert whole.sent == cut.sent
-    assert [line for line in whole.sent.split(b"\r\n") if line.startswith(b"HTTP/")] == [
-        b"HTTP/1.1 200 OK", b"HTTP/1.1 200 OK", b"HTTP/1.1 404 Not Found", b"HTTP/1.1 200 OK"]
+    assert re.findall(rb"HTTP/1.1 (\d+)", whole.sent) == [b"200", b"200", b"404", b"200"]
     assert whole.sent.endswith(b"\r\n\r\n<p>index")
 
 

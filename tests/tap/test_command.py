@@ -14,7 +14,7 @@ import pytest
 from cosim import cli
 from cosim.tap.bench import TapStatus
 from cosim.tap.report import status_line
-from tests.tap.harness import MEMNIC, Tap, needs_tap, url
+from tests.tap.harness import MEMNIC, Tap, assert_at_rest, needs_tap, url
 
 
 @pytest.mark.parametrize(("options", "said"), [
@@ -92,3 +92,14 @@ def test_idle_it_costs_next_to_nothing(root: Path) -> None:
         time.sleep(2)
         assert tap.cpu_s() - before < 0.2 * (time.monotonic() - began)
         assert tap.curl(url("byte"))
+
+
+@needs_tap
+def test_under_cocotb_a_simulator_process_serves_and_ctrl_c_ends_it_with_a_result(root: Path) -> None:
+    with Tap(root, "--engine", "cocotb", "--device", "tiny") as tap:
+        assert tap.curl(url("segment")) == (root / "segment").read_bytes()
+        assert tap.curl(url("16K", 6)) == (root / "16K").read_bytes()
+        time.sleep(0.5)
+        result = tap.finish()
+        assert result.server.statuses == {"200": 2}
+        assert_at_rest(result)
