@@ -22,7 +22,7 @@ from host_driver.tcp.profile import MS, SECOND, Ecn, Nagle, Profile
 from host_driver.tcp.receiver import Receiver
 from host_driver.tcp.sack import Block, SackReport
 from host_driver.tcp.sender import Sender
-from host_driver.tcp.states import ACK, CE, CWR, ECE, ECT_0, FIN, NEVER, NOT_ECT, RST, SYN, URG, Endpoint, State
+from host_driver.tcp.states import ACK, CE, CWR, ECE, FIN, NEVER, NOT_ECT, RST, SYN, URG, Endpoint, State
 from nic_model.packets import (
     MAX_TCP_OPTIONS_BYTES,
     SACK_BLOCK_BYTES,
@@ -34,8 +34,9 @@ from nic_model.packets import (
 from nic_model.seqnum import MASK, distance, unwrap, wrap
 
 MAX_WINDOW_SHIFT = 14
-MIN_SEND_MSS = 48
-"""Linux's tcp_min_snd_mss: a peer that asks for less would have its options fill the segments, or a processor."""
+MIN_SEND_MSS = 28
+"""RFC 791 §3.2 has every module forward 68 octets unfragmented: a peer that asks for less than that leaves, without the
+headers, only means to keep a processor busy."""
 
 DEFAULT_MSS_IPV4 = 536
 DEFAULT_MSS_IPV6 = 1220
@@ -87,9 +88,9 @@ class Connection:
     __slots__ = (
         "_advertised_mss", "_challenge_after", "_close_requested", "_has_timestamps", "_heard_at", "_is_released",
         "_is_scaled", "_keep_alive_at", "_keep_alive_sent", "_output", "_path_mss", "_profile", "_rcv_up",
-        "_sack_blocks", "_time_wait_at", "_timestamp_offset", "_urgent_due", "_user_timeout_at", "error", "is_passive",
-        "link", "local", "on_event", "receiver", "remote", "sender", "soft_error", "state", "timer_at",
-        "user_timeout_ps",
+        "_sack_blocks", "_stamps", "_stamps_option", "_time_wait_at", "_timestamp_offset", "_urgent_due",
+        "_user_timeout_at", "error", "is_passive", "link", "local", "on_event", "receiver", "remote", "sender",
+        "soft_error", "state", "timer_at", "user_timeout_ps",
     )
 
     def __init__(self, *, local: Endpoint, remote: Endpoint, iss: int, advertised_mss: int, path_mss: int,
@@ -120,6 +121,7 @@ class Connection:
         self._is_scaled = False
         self._has_timestamps = False
         self._timestamp_offset = iss  # so that the clock of one connection says nothing about another's
+        self._stamps, self._stamps_option = (0, 0), pack_timestamps(0, 0)  # the last ones; most are used again
         self._sack_blocks = 0  # that have room in a header
         self._close_requested = False
         self._challenge_after = -NEVER
@@ -199,8 +201,8 @@ class Connection:
     @property
     def urgent_bytes(self) -> int:
         """Unread bytes up to the last urgent one, whether they have arrived or not; 0 if nothing is urgent."""
-        # RFC 9293 §3.8.5: "a TCP implementation MUST [...] provide a way for the application to learn how much urgent
-        # data remains to be read from the connection"; RFC 6093 §6 has them read in line with all others.
+        # RFC 9293 §3.8.5: "The TCP implementation MUST provide a way for the application to learn how much urgent data
+        # remains to be read from the connection"; RFC 6093 §6 has them read in line with all others.
         if self._rcv_up is None:
             return 0
         buffer = self.receiver.buffer
@@ -472,16 +474,11 @@ class Connection:
     # What the sender calls (`sender.Owner`) --------------------------------------------------------------------------
 
     def send_segment(self, position: int, flags: int, pieces: list[Chunk], length: int, mss: int, now: int, *,
-                     is_retransmission: bool) -> None:
+                     is_retransmission: bool, ecn: int) -> None:
         """Send `length` bytes, `mss` of them in a frame, with the acknowledgement and window of now."""
         receiver = self.receiver
-        ecn = NOT_ECT
         if length:
             receiver.on_data_sent(now)
-            # RFC 3168 §6.1.5: "the TCP sender MUST NOT set either an ECT codepoint or the CWR bit in the IP header for
-            # retransmitted data packets"; §6.1.4: nor in pure acknowledgements
-            if self.sender.has_ecn and not is_retransmission:
-                ecn = ECT_0
         if receiver.is_echoing:
             flags |= ECE
         urgent = self._urgent_pointer(position)
@@ -498,7 +495,7 @@ class Connection:
     def extra_option_bytes(self) -> int:
         """Of the SACK blocks that a segment would have that leaves now."""
         report = self.receiver.report
-        if report:
+        if report is not None and report.has_news:
             return _SACK_OVERHEAD_BYTES + SACK_BLOCK_BYTES * report.count(self._sack_blocks)
         return 0
 
@@ -553,15 +550,14 @@ class Connection:
                 sender.send_syn_again()
                 return
 
+        timestamps = tcp.options.timestamps if self._has_timestamps else None
         if self._has_timestamps and not flags & RST:
-            timestamps = tcp.options.timestamps
             if timestamps is None:
                 # RFC 7323 §3.2: "If a non-<RST> segment is received without a TSopt, a TCP SHOULD silently drop the
                 # segment."
                 return
-            if receiver.is_old(timestamps[0], now):
-                # §5.3 R1: "Send an acknowledgment in reply as specified in Section 3.10.7.4 of [RFC9293] and drop the
-                # segment."
+            if timestamps[0] != receiver.ts_recent and receiver.is_old(timestamps[0], now):
+                # §5.3 R1: as any segment that is not acceptable, it is acknowledged and dropped
                 if payload or flags & (SYN | FIN):
                     self._send_ack(now)
                 else:
@@ -583,8 +579,8 @@ class Connection:
                 else:
                     self._send_challenge_ack(now)
             return
-        if self._has_timestamps and tcp.options.timestamps is not None:
-            receiver.take_timestamp(tcp.options.timestamps[0], position, now)
+        if timestamps is not None and timestamps[0] != receiver.ts_recent:
+            receiver.take_timestamp(timestamps[0], position, now)
 
         # Second, check the RST bit.
         if flags & RST:
@@ -661,6 +657,8 @@ class Connection:
         blocks: list[Block] = []
         if options.timestamps is not None and self._has_timestamps:
             echo_ps = (self._timestamp(now) - options.timestamps[1] & MASK) * TIMESTAMP_TICK_PS
+            if echo_ps > self._profile.max_rto_ps:
+                echo_ps = None  # no segment of ours is on its way for so long: the peer made it up
         if options.sack and self._sack_blocks:
             blocks = self._valid_blocks(options.sack)
         una = sender.snd_una
@@ -773,7 +771,7 @@ class Connection:
             self._is_scaled = True
             sender.shift = min(options.window_scale, MAX_WINDOW_SHIFT)
             receiver.shift = self._profile.window_scale
-        # RFC 7323 §3.2: TSopt may be sent "if it received a TSopt in the initial <SYN> segment for the connection";
+        # RFC 7323 §3.2: a SYN-ACK has it "only if it received a TSopt in the initial <SYN> segment for the connection";
         # "Once TSopt has been successfully negotiated, [...] the TSopt MUST be sent in every non-<RST> segment"
         room = MAX_TCP_OPTIONS_BYTES
         if options.timestamps is not None and self._profile.timestamps:
@@ -852,12 +850,15 @@ class Connection:
     def _options(self, now: int) -> bytes:
         """The options of a segment that is no SYN."""
         report = self.receiver.report
-        if report:
+        if report is not None and report.has_news:
             sack = tuple((wrap(start), wrap(end)) for start, end in report.take(self._sack_blocks))
             timestamps = (self._timestamp(now), self.receiver.ts_recent) if self._has_timestamps else None
             return TcpOptions(timestamps=timestamps, sack=sack).pack()
         if self._has_timestamps:
-            return pack_timestamps(self._timestamp(now), self.receiver.ts_recent)
+            stamps = self._timestamp(now), self.receiver.ts_recent
+            if stamps != self._stamps:
+                self._stamps, self._stamps_option = stamps, pack_timestamps(*stamps)
+            return self._stamps_option
         return b""
 
     def _send_ack(self, now: int) -> None:

@@ -59,7 +59,7 @@ class Cubic(CongestionControl):
         self._cwnd_prior = cwnd
         self._epoch_start = None
         # §4.6: ssthresh = flight_size * beta_cubic
-        return int(flight * BETA_CUBIC)
+        return round(flight * BETA_CUBIC)
 
     def _avoid_congestion(self, acked: int, now: int, srtt: int | None) -> int:
         mss = self.mss

@@ -13,7 +13,7 @@ MIN_PATH_MTU_IPV4 = 552
 """Linux's min_pmtu: no link has less, and whoever forges an error shall not make segments tiny."""
 
 MIN_PATH_MTU_IPV6 = 1280
-"""RFC 8201 §4: "A node MUST NOT reduce its estimate of the Path MTU below the IPv6 minimum link MTU"."""
+"""The IPv6 minimum link MTU (RFC 8200 §5)."""
 
 PLATEAUS = (65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508)
 """RFC 1191 §7.1, for routers that do not say what fits."""
@@ -81,14 +81,18 @@ def path_mtu(message: IcmpMessage, quoted: QuotedSegment, *, ipv6: bool) -> int 
     if ipv6:
         if message.type != Icmpv6Type.PACKET_TOO_BIG:
             return None
-        mtu = max(message.word, MIN_PATH_MTU_IPV6)
+        mtu = message.word
+        if mtu < MIN_PATH_MTU_IPV6:
+            # RFC 8201 §4: "If a node receives a Packet Too Big message reporting a next-hop MTU that is less than the
+            # IPv6 minimum link MTU, it must discard it."
+            return None
     else:
         if (message.type, message.code) != (IcmpType.DESTINATION_UNREACHABLE, Unreachable.FRAGMENTATION_NEEDED):
             return None
         mtu = message.word & 0xFFFF
         if mtu == 0:
-            # RFC 1191 §5: "a 'search' is done in a table of plateaus" below the length of the packet that was too large
+            # RFC 1191 §5: a router of before says nothing; the next plateau below the packet's length is tried
             mtu = next((plateau for plateau in PLATEAUS if plateau < quoted.packet_bytes), 0)
         mtu = max(mtu, MIN_PATH_MTU_IPV4)
-    # RFC 5927 §7.2: "the size of the packet that elicited the ICMP error message" must be larger than what fits
+    # RFC 5927 §7.2: an error about a packet that would have fitted is forged
     return mtu if mtu < quoted.packet_bytes else None

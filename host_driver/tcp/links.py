@@ -26,8 +26,9 @@ OwnAddress = IpAddress | IPv4Interface | IPv6Interface | str
 """An address of this host: alone, or with its network ("10.0.0.1/24")."""
 
 PATH_MTU_LIFETIME_PS = 600 * SECOND
-"""RFC 1191 §6.3, RFC 8201 §5.3: "the recommended setting for this timer is twice its minimum value (10 minutes)"; new
-connections try larger packets then."""
+"""RFC 8201 §4: an attempt to detect an increase "must not be done less than 5 minutes after a Packet Too Big message
+has been received for the given path. The recommended setting for this timer is twice its minimum value (10 minutes)."
+New connections make it."""
 
 LINK_LOCAL = IPv6Network("fe80::/10")
 

@@ -149,7 +149,7 @@ class NeighbourTable:
                 self._ask_again(neighbour, now)
             return False
         if state is Reachability.REACHABLE and now < neighbour.confirmed_at + REACHABLE_TIME_PS:
-            # RFC 4861 §7.3.1: "When possible, upper-layer protocols provide a positive confirmation that a connection
+            # RFC 4861 §3: "When possible, upper-layer protocols provide a positive confirmation that a connection
             # is making 'forward progress'"
             neighbour.good_until = neighbour.confirmed_at + REACHABLE_TIME_PS
             return True

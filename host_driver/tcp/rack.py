@@ -55,7 +55,7 @@ class Rack:
             order = segment.order
             if order > self._order or (order == self._order and end > self._end_seq):
                 self._order, self._end_seq = order, end
-            # step 3: "If an ACK selectively or cumulatively acknowledges an original [...] segment below RACK.fack"
+            # step 3: an original transmission that arrives behind RACK.fack, the highest that arrived, was overtaken
             if end > self._fack:
                 self._fack = end
             elif end < self._fack and not segment.is_again:
@@ -131,8 +131,7 @@ class TailLossProbe:
     @staticmethod
     def timeout(srtt: int | None, flight: int, mss: int) -> int:
         """PTO: how long after the last transmission or progress the probe is due."""
-        # §7.2: "If SRTT is available: PTO = 2 * SRTT; If FlightSize is one segment: PTO += TLP.max_ack_delay; Else: PTO
-        # = 1 second"
+        # §7.2: PTO is 2 * SRTT, and TLP.max_ack_delay more if FlightSize is one segment; 1 second without an SRTT
         if srtt is None:
             return SECOND
         pto = 2 * srtt
@@ -159,7 +158,7 @@ class TailLossProbe:
             self._end_seq = None
             return False
         if ack > self._end_seq:
-            # case 2: "[...] the loss probe repaired the loss", without a D-SACK
+            # case 2: without a D-SACK, only one of original and probe arrived: the probe repaired a loss
             self._end_seq = None
             return True
         if is_duplicate:

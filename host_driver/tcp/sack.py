@@ -18,15 +18,13 @@ Block = tuple[int, int]
 class SackReport:
     """The blocks that an acknowledgement reports."""
 
-    __slots__ = ("_blocks", "_duplicate")
+    __slots__ = ("_blocks", "_duplicate", "has_news")
 
     def __init__(self) -> None:
+        self.has_news = False
+        """Whether there is something to report."""
         self._blocks: list[Block] = []  # disjoint, the most recently changed first
         self._duplicate: Block | None = None
-
-    def __bool__(self) -> bool:
-        """Whether there is something to report."""
-        return bool(self._blocks) or self._duplicate is not None
 
     def on_late(self, start: int, end: int) -> None:
         """Bytes arrived behind a gap."""
@@ -43,15 +41,17 @@ class SackReport:
             else:
                 others.append(block)
         self._blocks = [(start, end), *others]
+        self.has_news = True
 
     def on_duplicate(self, start: int, end: int) -> None:
         """Bytes arrived that had been acknowledged."""
         self._duplicate = start, end
+        self.has_news = True
 
     def on_advance(self, rcv_nxt: int) -> None:
         """All before `rcv_nxt` arrived."""
-        if self._blocks:
-            self._blocks = [block for block in self._blocks if block[1] > rcv_nxt]
+        self._blocks = [block for block in self._blocks if block[1] > rcv_nxt]
+        self.has_news = bool(self._blocks) or self._duplicate is not None
 
     def count(self, limit: int) -> int:
         """How many blocks `take` would give."""
@@ -65,6 +65,7 @@ class SackReport:
             return blocks
         # RFC 2883 §4 (2): "Each duplicate contiguous sequence of data received is reported in at most one D-SACK block"
         self._duplicate = None
+        self.has_news = bool(self._blocks)
         # §4 (4): "If the D-SACK block reports a duplicate contiguous sequence from a (possibly larger) block of data in
         # the receiver's data queue above the cumulative acknowledgement, then the second SACK block in that SACK option
         # should specify that (possibly larger) block of data." `on_late` has put it in front.

@@ -59,6 +59,7 @@ class SackRecovery(LossRecovery):
         mss = self.control.mss
         if room < min(length, mss):
             if not self._is_first_due:
+                self.is_limiting = True
                 return None
             room = mss
         self._is_first_due = False

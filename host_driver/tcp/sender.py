@@ -20,7 +20,7 @@ from host_driver.tcp.recovery import LossRecovery
 from host_driver.tcp.rtt import RttEstimator
 from host_driver.tcp.sack import Block
 from host_driver.tcp.sack_recovery import SackRecovery
-from host_driver.tcp.states import ACK, CWR, FIN, NEVER, PSH
+from host_driver.tcp.states import ACK, CWR, ECT_0, FIN, NEVER, NOT_ECT, PSH
 
 CONGESTION_CONTROLS: dict[str, type[CongestionControl]] = {"newreno": NewReno, "cubic": Cubic}
 """What a profile's `congestion_control` names."""
@@ -30,8 +30,8 @@ class Owner(Protocol):
     """What a sender asks of its connection."""
 
     def send_segment(self, position: int, flags: int, pieces: list[Chunk], length: int, mss: int, now: int, *,
-                     is_retransmission: bool) -> None:
-        """Send `length` bytes, `mss` in a frame, with the acknowledgement and window of now."""
+                     is_retransmission: bool, ecn: int) -> None:
+        """Send `length` bytes, `mss` in a frame, with the acknowledgement and window of now and the codepoint `ecn`."""
 
     def extra_option_bytes(self) -> int:
         """How much longer the options are, in a segment that leaves now, than `Sender.mss` allows for."""
@@ -260,7 +260,7 @@ class Sender:
         if rtt is None and self._rtt.acknowledge(ack, now):
             return
         if rtt is None:
-            # RFC 7323 §4.1: "RTT samples" from the echo are free of Karn's ambiguity, but coarse
+            # RFC 7323 §4.1: the echo is free of the ambiguity that Karn's rule avoids, but coarse
             rtt = echo_ps
         if rtt is not None:
             # RFC 7323 appendix G: "ExpectedSamples = ceiling(FlightSize / (SMSS * 2))"
@@ -347,6 +347,7 @@ class Sender:
         # An urgent pointer counts from its segment, so that no device may cut a segment that has one.
         has_urgent = self.urgent_end > self.snd_una
         self._payload_limit = self._frame_bytes if has_urgent else max(self._max_payload, self._frame_bytes)
+        self._recovery.is_limiting = False
         if self._recovery.has_again:
             self._send_again(now)
         if self._probe_due:
@@ -364,8 +365,8 @@ class Sender:
         tail = recovery.take_probe()
         if tail is None:
             return
-        # RFC 8985 §7.3: "If an unsent segment exists AND The peer's receive window allows new data to be sent: Transmit
-        # the lowest-sequence unsent segment of up to SMSS"; else "retransmit the highest-sequence segment sent so far"
+        # RFC 8985 §7.3, TLP_send_probe: "Transmit the lowest-sequence unsent segment of up to SMSS" if there is one and
+        # the peer's window allows it; else "Retransmit the highest-sequence segment sent so far"
         position = self.snd_nxt
         unsent = self.buffer.end - position
         length = min(unsent, self._frame_bytes, self.snd_una + self.snd_wnd - position)
@@ -407,7 +408,6 @@ class Sender:
         recovery = self._recovery
         allowed = position + recovery.room(self.snd_una, position)
         limit = min(self.snd_una + self.snd_wnd, allowed)
-        recovery.is_limiting = False
         while True:
             position = self.snd_nxt
             unsent = buffer.end - position
@@ -417,7 +417,8 @@ class Sender:
             length = min(unsent, room, self._payload_limit)
             if room <= 0 or not self._is_worth_sending(position, length, unsent):
                 # A sender that did not fill the window has not learned that a larger one would do (RFC 7661 §1).
-                recovery.is_limiting = room < unsent and limit == allowed
+                if room < unsent and limit == allowed:
+                    recovery.is_limiting = True
                 if self.snd_una == position and self.persist_at == NEVER:
                     self._start_persist(now)
                 break
@@ -476,7 +477,11 @@ class Sender:
         if self._has_sack:
             self._recovery.on_sent(position, position + length_with_fin, now, is_again=is_again)
         pieces = buffer.pieces(position, length) if length else []
-        self._owner.send_segment(position, flags, pieces, length, self._frame_bytes, now, is_retransmission=is_again)
+        # RFC 3168 §6.1.5: "the ECT codepoint (ECT(0) or ECT(1)) MUST NOT be set in the IP header for retransmitted data
+        # packets"; §6.1.4 and §6.1.6: nor for pure acknowledgements and window probes
+        ecn = ECT_0 if self.has_ecn and length and not is_again else NOT_ECT
+        self._owner.send_segment(position, flags, pieces, length, self._frame_bytes, now, is_retransmission=is_again,
+                                 ecn=ecn)
 
     def _note_sent(self, position: int, length: int, now: int, is_again: bool) -> None:
         """Keep SND.NXT, the round-trip measurement and the retransmission timer for a segment that leaves."""
@@ -514,4 +519,4 @@ class Sender:
         self.sent_bytes = max(self.sent_bytes, position + length - self.iss - 1)
         self._start_persist(now)
         self._owner.send_segment(position, ACK if length else ACK | FIN, self.buffer.pieces(position, length), length,
-                                 self._frame_bytes, now, is_retransmission=False)
+                                 self._frame_bytes, now, is_retransmission=False, ecn=NOT_ECT)

@@ -138,8 +138,7 @@ def test_what_is_ignored() -> None:
     assert c.soft_error is not None
 
 
-@pytest.mark.parametrize(("ipv6", "mtu", "mss"), [(False, 1400, 1360), (True, 1400, 1340), (False, 300, 512),
-                                                  (True, 600, 1220)])
+@pytest.mark.parametrize(("ipv6", "mtu", "mss"), [(False, 1400, 1360), (True, 1400, 1340), (False, 300, 512)])
 def test_path_mtu_is_found(ipv6: bool, mtu: int, mss: int) -> None:
     """RFC 1191, 8201: what was too large is sent again in smaller segments, and the window stays; least MTUs hold."""
     d = Dialogue(replace(PLAIN, nagle=Nagle.OFF), ipv6=ipv6)
@@ -211,6 +210,18 @@ def test_path_mtu_with_sack_and_timestamps(ipv6: bool) -> None:
             ack += len(seen.payload)
     d.send("A", 1, ack, options=[("Timestamp", (8, stamp))])
     assert c.acked_bytes == 8 * whole
+
+
+def test_packet_too_big_below_what_every_link_has() -> None:
+    """RFC 8201 §4: "it must discard it"."""
+    d = Dialogue(ipv6=True)
+    c = d.connected(options=[("MSS", 1440)])
+    queue(c, bytes(4000))
+    first = d.sent()[0]
+    blame(d, first, ICMPv6PacketTooBig(mtu=1279))
+    assert c.mss == 1440
+    blame(d, first, ICMPv6PacketTooBig(mtu=1280))
+    assert c.mss == 1220
 
 
 def test_router_that_does_not_say_what_fits() -> None:

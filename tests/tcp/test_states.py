@@ -313,9 +313,9 @@ def test_time_wait_is_reopened_by_a_newer_syn(value: int | None, seq: int, opens
     assert (c.state is State.CLOSED) is opens
 
 
-@pytest.mark.parametrize(("option", "mss"), [(None, 536), (0, 536), (1, 48), (48, 48), (1460, 1460), (65535, 1460)])
+@pytest.mark.parametrize(("option", "mss"), [(None, 536), (0, 536), (1, 28), (28, 28), (1460, 1460), (65535, 1460)])
 def test_mss_of_the_peer(option: int | None, mss: int) -> None:
-    """§3.7.1: none means 536; more than fits the own link is no use; a zero can only be an error, and next to nothing is one."""
+    """§3.7.1: none means 536; more than fits the own link is no use; a zero is an error, and so is next to nothing."""
     d = Dialogue()
     c = d.connected(options=[] if option is None else [("MSS", option)])
     assert c.mss == mss
