@@ -9,6 +9,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 
 from cosim.engines.base import RunSpec
+from cosim.machine import Machine
 from cosim.memory import PAGE_BYTES
 from cosim.processor import Context, Processors
 from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, Transport, longest_response_bytes
@@ -65,7 +66,7 @@ class ServerHost:
             softirq_account=processors.softirq_context("softirq"),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
-            notification=notification(spec), multiprocessor=spec.machine.processors > 1)
+            notification=notification(spec.system, spec.machine), multiprocessor=spec.machine.processors > 1)
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
         contexts = [processors.process_context(f"{spec.application.name} {number}")
@@ -94,12 +95,11 @@ def memory_bytes(spec: RunSpec) -> int:
     return -(-(DRIVER_BYTES + spec.application.processes * process_bytes) // PAGE_BYTES) * PAGE_BYTES
 
 
-def notification(spec: RunSpec) -> Interrupts | Polling:
+def notification(system: System, machine: Machine) -> Interrupts | Polling:
     """How the host is told, as the system and the machine say."""
-    system: System = spec.system
     if system.notification == "polling":
         return Polling(period_ps=system.poll_period_ns * NS)
-    moderation = system.moderation or spec.machine.moderation
+    moderation = system.moderation or machine.moderation
     return Interrupts(rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames, tx_usecs=moderation.tx_usecs,
                       tx_frames=moderation.tx_frames, adaptive_rx=moderation.adaptive_rx,
                       adaptive_tx=moderation.adaptive_tx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -120,7 +120,7 @@ def failed_task(error: TaskFailed) -> RunError:
 class Interrupted(KeyboardInterrupt):
     """A run that was interrupted from the keyboard. `partial`: what it had measured by then, if anything."""
 
-    def __init__(self, partial: SystemResult | None) -> None:
+    def __init__(self, partial: Any) -> None:
         super().__init__()
         self.partial = partial
 

@@ -43,7 +43,7 @@ from host_driver.tcp.states import (
     State,
 )
 from host_driver.tcp.syn_cookies import COOKIE_LIFETIME_PS, Peer, SynCookies, found_options, hide_options
-from nic_model.checksum import Buffer
+from nic_model.checksum import Buffer, ones_sum
 from nic_model.contract.protocols import (
     IPV4_HEADER_BYTES,
     IpProtocol,
@@ -239,7 +239,7 @@ class Stack:
             return
         self.account.charge("ip", "receive")
         if checksum_ok is None:
-            checksum_ok = self._verify(parsed)
+            checksum_ok = self._verify(parsed, ip.source)
         if not checksum_ok:
             counters.bad_checksum += 1
             return
@@ -404,9 +404,15 @@ class Stack:
 
     # Arrival ---------------------------------------------------------------------------------------------------------
 
-    def _verify(self, frame: Frame) -> bool:
-        self.account.charge("tcp_recv", "checksum_byte", frame.end - frame.l4_offset)
-        return frame.l3_checksum_ok() and frame.l4_checksum_ok()
+    def _verify(self, frame: Frame, source: bytes) -> bool:
+        l4_bytes = frame.end - frame.l4_offset
+        self.account.charge("tcp_recv", "checksum_byte", l4_bytes)
+        link = self._links.get(source)
+        if link is None:
+            return frame.l3_checksum_ok() and frame.l4_checksum_ok()
+        # The pseudo-header's sum is the same both ways.
+        return (frame.l3_checksum_ok()
+                and ones_sum(frame.data[frame.l4_offset : frame.end], link.pseudo_sum + l4_bytes) == 0xFFFF)
 
     def _receive_tcp(self, local: LocalAddress, source: bytes, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
                      merged_bytes: int) -> None:
