@@ -10,7 +10,6 @@ from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import msgspec
 
@@ -30,10 +29,11 @@ from cosim.tap.real_time import RealTime
 from cosim.tap.replay import Played, Replayer, Server, read_recording
 from cosim.tap.threads import MemNetMemory, memnet_thread, socket_thread
 from cosim.wire import Wire
+from host_driver.endpoint import Listening
 from host_driver.host_tcp import HostTcp
 from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets
-from host_driver.memnet import MemNet
+from host_driver.memnet import ChannelSettings, MemNet, pool_bytes
 from host_driver.nic import Nic
 from host_driver.runtime import Kernel
 from host_driver.tcp import PROFILES
@@ -47,6 +47,9 @@ PEER_ADDRESSES = (IPv4Interface("10.0.0.2/24"), IPv6Interface("fd00::2/64"))
 BACKLOG = 1024
 MAX_CONNECTIONS = 1100
 """At a time, of a MemNet server: it registers memory for each. Others wait to be accepted."""
+CHANNELS = ChannelSettings(channels=MAX_CONNECTIONS, max_channels=MAX_CONNECTIONS, send_bytes=64, receive_bytes=64)
+"""MemNet's, one for each connection. What is sent and received does not pass their rings."""
+
 MEMNET_SENDS = 256
 """Sends of 64 KB under way, of all connections together."""
 DRIVER_BYTES = 4 << 20
@@ -138,7 +141,7 @@ class TapBench:
         self._started_s = self._told_s = time.monotonic()
         self._interface: NetworkInterface | None = None
         self._server: FileServer | None = None
-        self._listening: Any = None
+        self._listening: Listening | None = None
         self._memory: MemNetMemory | None = None
         self._client: FetchClient | None = None
         self._replayer = None if spec.replay is None else Replayer(
@@ -215,18 +218,19 @@ class TapBench:
         spec, processors = self._spec, self._processors
         first = processors.process_context(f"{spec.application.name}, main thread")
         if spec.system.api == "sockets":
-            self._listening = KernelSockets(interface, first).listen(spec.port, BACKLOG)
+            port = self._listening = KernelSockets(interface, first).listen(spec.port, BACKLOG)
         else:
-            provider = HostTcp(interface)
-            memnet = MemNet(provider, first)
-            self._listening = memnet.listen(spec.port, BACKLOG)
+            memnet = MemNet(HostTcp(interface), first, channels=CHANNELS)
+            await memnet.start()
+            socket = memnet.listen(spec.port, BACKLOG)
+            self._listening = socket.listening
             self._memory = memory = await MemNetMemory.register(memnet, MAX_CONNECTIONS, MEMNET_SENDS)
 
         def thread(number: int) -> Thread:
             account = processors.process_context(f"{spec.application.name}, thread {number}")
             if spec.system.api == "sockets":
-                return socket_thread(interface, self._listening, account)
-            return memnet_thread(provider, self._listening, memory, account)
+                return socket_thread(interface, port, account)
+            return memnet_thread(memnet, socket, memory, account)
 
         self._server = FileServer(self.kernel, Path(spec.root), thread, self._changed)
         self._server.start()
@@ -298,5 +302,5 @@ class TapBench:
 
 def _memory_bytes(spec: TapSpec) -> int:
     """Host memory that a run needs for what the device reads and writes."""
-    memnet = MAX_CONNECTIONS * BODY_RECEIVE_BYTES + MEMNET_SENDS * SEND_BYTES if spec.system.api == "memnet" else 0
-    return DRIVER_BYTES + memnet + 2 * PAGE_BYTES
+    memnet = MAX_CONNECTIONS * BODY_RECEIVE_BYTES + MEMNET_SENDS * SEND_BYTES + pool_bytes(CHANNELS)
+    return DRIVER_BYTES + (memnet if spec.system.api == "memnet" else 0) + 2 * PAGE_BYTES

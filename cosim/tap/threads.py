@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cosim.file_server import BODY_RECEIVE_BYTES, SEND_BYTES, Thread
 from cosim.host import SocketTransport
@@ -14,7 +14,7 @@ from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.interface import NetworkInterface
 from host_driver.kernel_sockets import KernelSockets
-from host_driver.memnet import Job, MemNet, MemNetSocket, MemoryRegion, Provider
+from host_driver.memnet import Job, MemNet, MemNetSocket, MemoryRegion
 from host_driver.runtime import Queue
 
 SENDS_OF_A_CONNECTION = 2
@@ -67,15 +67,15 @@ class MemNetMemory(NamedTuple):
                    Slots(await memnet.register_mem(sends * SEND_BYTES), SEND_BYTES))
 
 
-def memnet_thread(provider: Provider, listening: Any, memory: MemNetMemory, account: Account) -> Thread:
+def memnet_thread(memnet: MemNet, listening: MemNetSocket, memory: MemNetMemory, account: Account) -> Thread:
     """A thread that uses MemNet."""
-    return Thread(account, _MemNetTransport(MemNet(provider, account), listening, memory))
+    return Thread(account, _MemNetTransport(memnet.thread(account), listening, memory))
 
 
 class _MemNetTransport:
     """Implements `cosim.server.Transport`."""
 
-    def __init__(self, memnet: MemNet, listening: Any, memory: MemNetMemory) -> None:
+    def __init__(self, memnet: MemNet, listening: MemNetSocket, memory: MemNetMemory) -> None:
         self._memnet = memnet
         self._listening = listening
         self._memory = memory
