@@ -41,7 +41,7 @@ from nic_model.contract import CONFIGS
 
 ENGINES = ("model", "compiled")
 
-DEFAULT_MEMORY_BYTES = 32 << 20
+DEFAULT_MEMORY_BYTES = 8 << 20
 FIRST_IP = IPv4Address("10.0.0.1")
 
 Main = Callable[[MemNet], Coroutine[Any, Any, Any]]

@@ -44,12 +44,12 @@ SERVER_ADDRESSES = (IPv4Interface("10.0.0.1/24"), IPv6Interface("fd00::1/64"))
 PEER_ADDRESSES = (IPv4Interface("10.0.0.2/24"), IPv6Interface("fd00::2/64"))
 
 BACKLOG = 1024
-MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS = 1100
 """At a time, of a MemNet server: it registers memory for each. Others wait to be accepted."""
 MEMNET_SENDS = 256
 """Sends of 64 KB under way, of all connections together."""
-CHANNELS = ChannelSettings(channels=MAX_CONNECTIONS, send_bytes=4096, receive_bytes=4096)
-"""Sends come from the process's own memory, so that the channels' rings can be small."""
+CHANNELS = ChannelSettings(channels=MAX_CONNECTIONS, max_channels=MAX_CONNECTIONS, send_bytes=64, receive_bytes=64)
+"""MemNet's, one for each connection. What is sent and received does not pass their rings."""
 
 DRIVER_BYTES = 4 << 20
 

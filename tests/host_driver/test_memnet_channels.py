@@ -219,7 +219,7 @@ def test_a_busy_tcp_server_rejects() -> None:
 
 
 def test_a_pool_without_memory_for_further_channels_makes_do_with_what_it_has() -> None:
-    world = World()
+    world = World(memory_bytes=32 << 20)
     settings = ChannelSettings(channels=1, send_bytes=1 << 22, receive_bytes=64)  # 4 MB of 32
 
     async def serve(memnet: MemNet) -> None:

@@ -15,6 +15,8 @@ from host_driver.memnet import Direction, MemNet, Outcome
 from host_driver.tcp import LINUX24
 from tests.host_driver.worlds import MS, PORT, SECOND, LeakCheck, accepted, connected, data, receive_all, run
 
+ADDRESS_OF_CLIENT = "10.0.0.2"
+
 
 async def leave_everything(memnet: MemNet) -> None:
     """Opens all there is and closes nothing."""
@@ -134,6 +136,86 @@ def test_killed_anywhere_nothing_is_left_and_the_others_go_on(seed: int) -> None
     check.check()
     assert asks[1].result == 3, f"seed {seed}: the bystander's clients got what they asked for"
     assert world.server.counters.applications_killed == 2
+
+
+class Fuse:
+    """An account whose process is killed while it waits for the processor for the n-th time."""
+
+    def __init__(self, world: World, after: int) -> None:
+        self.settled = 0
+        self.started: Started | None = None
+        self._world = world
+        self._after = after
+
+    def charge(self, category: str, item: str, count: int = 1) -> None:
+        """Costs nothing."""
+
+    async def settle(self) -> None:
+        self.settled += 1
+        if self.settled == self._after:
+            assert self.started is not None
+            self.started.kill()
+        await self._world.kernel.sleep(1000)
+
+
+@pytest.mark.parametrize("settings", [{"check": True}, {"eager_accept": 2, "eager_receive_bytes": 2048}],
+                         ids=["checking", "eager"])
+def test_killed_in_each_of_its_steps(settings: dict[str, Any]) -> None:
+    """A run through all calls, killed at its first wait for the processor, at its second, and so on to its last."""
+    async def victim(memnet: MemNet) -> None:
+        await memnet.start()
+        region = await memnet.register_mem(3000)
+        listening = memnet.listen(PORT)
+        socket = await memnet.accept(listening)
+        memnet.set_option(socket, "SO_KEEPALIVE", 1)
+        await memnet.sync_recv(socket, region, 0, 10)
+        await memnet.sync_send(socket, [region.part(0, 5), region.part(100, 50)])
+        capability = await memnet.grant(socket, 10)
+        held = await memnet.async_send(socket, region, 0, 100)
+        await memnet.sync_write(capability.token, region, 200, 4)
+        await memnet.revoke(capability)
+        await held
+        waiting = await memnet.async_recv(socket, region, 500, 10)
+        other = await memnet.create_connection(ADDRESS_OF_CLIENT, PORT)
+        await memnet.sync_send(other, region, 1000, 100)
+        await memnet.shutdown(other, Direction.SEND)
+        await memnet.abort(other)
+        await memnet.close(socket)
+        assert waiting.is_done or settings.get("eager_receive_bytes")
+        await memnet.close(listening)
+        await memnet.job_wait_all([held])
+        await memnet.deregister_mem(region)
+
+    def once(after: int) -> tuple[int, Outcome]:
+        world = World(memory_bytes=3 << 20)
+        check = LeakCheck(world)
+        fuse = Fuse(world, after)
+        world.server.process_account = lambda name: fuse  # type: ignore[method-assign]
+
+        async def ask(memnet: MemNet) -> None:
+            listening = memnet.listen(PORT)
+            try:
+                socket = await connected(memnet, world)
+                memnet.set_option(socket, "TCP_USER_TIMEOUT", 1000)
+                await memnet.async_send(socket, await memnet.register_mem(b"0123456789"))
+                await receive_all(memnet, socket)
+                accepted_one = await memnet.accept(listening)
+                await receive_all(memnet, accepted_one)
+            except NetworkError:
+                return
+
+        fuse.started = world.start(world.server, victim, "victim", **settings)
+        world.start(world.client, ask, "client", background=True)
+        world.run()
+        check.check()
+        assert fuse.started.application is not None
+        return fuse.settled, fuse.started.application.outcome
+
+    steps, outcome = once(0)
+    assert outcome is Outcome.RETURNED
+    assert steps > 30
+    outcomes = [once(after)[1] for after in range(1, steps + 1)]
+    assert outcomes[: steps // 2] == [Outcome.KILLED] * (steps // 2)
 
 
 @pytest.mark.parametrize("seed", range(8))
