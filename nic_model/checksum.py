@@ -9,7 +9,15 @@ end-around carry gives it.
 
 from __future__ import annotations
 
+import numpy as np
+
 Buffer = bytes | bytearray | memoryview
+
+LONG_BYTES = 512
+"""From so many bytes on, numpy is quicker than the interpreter's long integers."""
+
+_WORDS = np.dtype("<u4")
+_from_buffer, _sum = np.frombuffer, np.add.reduce  # looked up twice a packet
 
 
 def fold(total: int) -> int:
@@ -26,10 +34,17 @@ def ones_sum(data: Buffer, initial: int = 0) -> int:
     """
     # 2^16 is 1 modulo 0xffff, so a number's remainder is the one's complement sum of its 16-bit digits; the
     # interpreter computes it in one pass, many times faster than a loop over words.
-    value = int.from_bytes(data, "big")
-    if len(data) & 1:
-        value <<= 8
-    total = (value % 0xFFFF or (0xFFFF if value else 0)) + initial
+    length = len(data)
+    if length >= LONG_BYTES and not length & 3:
+        # RFC 1071 §2 (B) and (C): the sum may be taken in either byte order, and over larger words
+        value = int(_sum(_from_buffer(data, _WORDS), dtype=np.uint64))
+        value = value % 0xFFFF or (0xFFFF if value else 0)
+        total = (value >> 8 | (value & 0xFF) << 8) + initial
+    else:
+        value = int.from_bytes(data, "big")
+        if length & 1:
+            value <<= 8
+        total = (value % 0xFFFF or (0xFFFF if value else 0)) + initial
     while total >> 16:  # as `fold` does; the call shows in the profile
         total = (total & 0xFFFF) + (total >> 16)
     return total

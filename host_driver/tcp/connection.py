@@ -18,11 +18,28 @@ from typing import Protocol
 
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.links import Link
+from host_driver.tcp.liveness import Due, Liveness
 from host_driver.tcp.profile import MS, SECOND, Ecn, Nagle, Profile
 from host_driver.tcp.receiver import Receiver
 from host_driver.tcp.sack import Block, SackReport
 from host_driver.tcp.sender import Sender
-from host_driver.tcp.states import ACK, CE, CWR, ECE, FIN, NEVER, NOT_ECT, RST, SYN, URG, Endpoint, State
+from host_driver.tcp.states import (
+    ACK,
+    CE,
+    CLOSED,
+    CWR,
+    ECE,
+    FIN,
+    NEVER,
+    NOT_ECT,
+    RST,
+    SYN,
+    SYN_RECEIVED,
+    SYN_SENT,
+    URG,
+    Endpoint,
+    State,
+)
 from nic_model.packets import (
     MAX_TCP_OPTIONS_BYTES,
     SACK_BLOCK_BYTES,
@@ -48,7 +65,6 @@ _SACK_OVERHEAD_BYTES = 4  # kind and length, and what fills them up to a whole w
 _HANDSHAKE = (State.SYN_SENT, State.SYN_RECEIVED)
 _MAY_QUEUE = (State.ESTABLISHED, State.CLOSE_WAIT, State.SYN_SENT, State.SYN_RECEIVED)
 _MAY_RECEIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
-_MAY_KEEP_ALIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
 _MAY_TRANSMIT = (State.ESTABLISHED, State.FIN_WAIT_1, State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK)
 
 
@@ -86,11 +102,10 @@ class Connection:
     """
 
     __slots__ = (
-        "_advertised_mss", "_challenge_after", "_close_requested", "_has_timestamps", "_heard_at", "_is_released",
-        "_is_scaled", "_keep_alive_at", "_keep_alive_sent", "_output", "_path_mss", "_profile", "_rcv_up",
-        "_sack_blocks", "_stamps", "_stamps_option", "_time_wait_at", "_timestamp_offset", "_urgent_due",
-        "_user_timeout_at", "error", "is_passive", "link", "local", "on_event", "receiver", "remote", "sender",
-        "soft_error", "state", "timer_at", "user_timeout_ps",
+        "_advertised_mss", "_challenge_after", "_close_requested", "_has_timestamps", "_is_released",
+        "_is_scaled", "_liveness", "_output", "_path_mss", "_profile", "_rcv_up", "_sack_blocks", "_stamps",
+        "_stamps_option", "_time_wait_at", "_timestamp_offset", "_urgent_due", "error", "is_passive", "link",
+        "local", "on_event", "receiver", "remote", "sender", "soft_error", "state", "timer_at",
     )
 
     def __init__(self, *, local: Endpoint, remote: Endpoint, iss: int, advertised_mss: int, path_mss: int,
@@ -105,9 +120,6 @@ class Connection:
         """Why the connection ended, if not by FINs both ways."""
         self.soft_error: OSError | None = None
         """What the network said since the last progress; it may pass."""
-        self.user_timeout_ps: int | None = None
-        """How long queued data may stay without progress before the connection is given up; None: as long as the
-        retransmissions last. May be set (RFC 9293 §3.8.3)."""
         self.is_passive = False
         """Opened by the peer."""
         self.on_event: Callable[[Connection], None] | None = None
@@ -130,10 +142,7 @@ class Connection:
         self._is_released = False
         self._urgent_due = False
         self._rcv_up: int | None = None  # position behind the urgent bytes that the peer announced
-        self._heard_at = 0
-        self._keep_alive_at = NEVER
-        self._keep_alive_sent = 0
-        self._user_timeout_at = NEVER
+        self._liveness: Liveness | None = None  # made when the user asks for it
         self.timer_at = NEVER
         """When the stack will next look at this connection's timers; the stack's own."""
 
@@ -297,15 +306,31 @@ class Connection:
         self._profile = profile
         self.sender.set_profile(profile)
         self.receiver.buffer.capacity = profile.receive_buffer_bytes
+        if self._liveness is not None:
+            self._liveness.set_profile(profile)
+
+    @property
+    def _watched(self) -> Liveness:
+        if self._liveness is None:
+            self._liveness = Liveness(self._profile)
+        return self._liveness
+
+    @property
+    def user_timeout_ps(self) -> int | None:
+        """How long queued data may stay without progress before the connection is given up; None: as long as the
+        retransmissions last. May be set (RFC 9293 §3.8.3)."""
+        return None if self._liveness is None else self._liveness.user_timeout_ps
+
+    @user_timeout_ps.setter
+    def user_timeout_ps(self, timeout_ps: int | None) -> None:
+        self._watched.user_timeout_ps = timeout_ps
 
     def set_keep_alive(self, on: bool, now: int) -> None:
         """Ask an idle peer now and then whether it is there, as the profile says, and give up when it is not."""
         # RFC 9293 §3.8.4: "Implementers MAY include 'keep-alives' in their TCP implementations [...] If keep-alives are
         # included, the application MUST be able to turn them on or off for each TCP connection, and they MUST default
         # to off."
-        self._heard_at = max(self._heard_at, now)
-        self._keep_alive_sent = 0
-        self._keep_alive_at = now + self._profile.keep_alive_idle_ps if on else NEVER
+        self._watched.set_keep_alive(on, now)
         self._output.want_transmit(self)  # so that the stack looks at the timer
 
     def abort(self, now: int) -> None:
@@ -329,7 +354,7 @@ class Connection:
         """When `on_timer` must be called; NEVER if no timer runs."""
         sender = self.sender
         return min(sender.retransmit_at, sender.persist_at, sender.recovery_at, self.receiver.ack_at,
-                   self._time_wait_at, self._keep_alive_at, self._user_timeout_at)
+                   self._time_wait_at, NEVER if self._liveness is None else self._liveness.at)
 
     def open(self) -> None:
         """CLOSED to SYN-SENT: an active open."""
@@ -370,10 +395,11 @@ class Connection:
                    merged_bytes: int = 0) -> None:
         """A segment of this connection arrived, its checksum right; `ecn` is the IP header's codepoint, `merged_bytes`
         as in `Stack.receive`."""
-        self._heard_at = now
-        if self.state is State.SYN_SENT:
+        if self._liveness is not None:
+            self._liveness.heard_at = now
+        if self.state is SYN_SENT:
             self._on_segment_in_syn_sent(tcp, payload, now)
-        elif self.state is not State.CLOSED:
+        elif self.state is not CLOSED:
             self._on_segment(tcp, payload, now, ecn, merged_bytes)
 
     def covers(self, sequence: int) -> bool:
@@ -417,47 +443,31 @@ class Connection:
             self._time_out(f"no answer to {probes} window probes")
         if self._time_wait_at <= now:
             self._enter_closed(None)
-        if self._user_timeout_at <= now:
-            # RFC 9293 §3.10.8: "if the user timeout expires, flush all queues, signal the user 'error: connection
-            # aborted due to user timeout' [...], delete the TCB, enter the CLOSED state"
-            self._time_out(f"no progress within the user timeout of {(self.user_timeout_ps or 0) / SECOND:g} s")
-        if self._keep_alive_at <= now:
-            self._on_keep_alive_timeout(now)
+        if self._liveness is not None and self._liveness.at <= now:
+            self._on_liveness_timer(self._liveness, now)
+
+    def _on_liveness_timer(self, liveness: Liveness, now: int) -> None:
+        due = liveness.on_timer(now, is_waiting=self._is_waiting)
+        if due is Due.PROBE:
+            # RFC 9293 §3.8.4: "[...] SEG.SEQ = SND.NXT-1 and may or may not contain one garbage octet of data"
+            self._send_control(self.sender.snd_max - 1, ACK, now)
+        elif due is Due.SILENT:
+            self._send_control(self.sender.snd_max, RST | ACK, now)
+            self._time_out(f"no answer to {liveness.probes} keep-alive probes")
+        elif due is Due.NO_PROGRESS:
+            # §3.10.8: "if the user timeout expires, flush all queues, signal the user 'error: connection aborted due to
+            # user timeout' [...], delete the TCB, enter the CLOSED state"
+            self._time_out(f"no progress within the user timeout of {(liveness.user_timeout_ps or 0) / SECOND:g} s")
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Whether something of the own stream waits for the peer."""
+        sender = self.sender
+        return sender.snd_una < sender.snd_max or not sender.all_acknowledged or self.state in _HANDSHAKE
 
     def _time_out(self, why: str) -> None:
         because = f" ({self.soft_error.strerror})" if self.soft_error is not None else ""
         self._enter_closed(TimeoutError(f"{self!r}: {why}{because}"))
-
-    def _on_keep_alive_timeout(self, now: int) -> None:
-        profile, sender = self._profile, self.sender
-        idle_until = self._heard_at + profile.keep_alive_idle_ps
-        if self.state not in _MAY_KEEP_ALIVE and self.state not in _HANDSHAKE:
-            self._keep_alive_at = NEVER
-        elif now < idle_until:
-            self._keep_alive_sent = 0
-            self._keep_alive_at = idle_until
-        elif sender.snd_una < sender.snd_max or not sender.all_acknowledged or self.state in _HANDSHAKE:
-            # RFC 9293 §3.8.4: "Keep-alive packets MUST only be sent when no sent data is outstanding, and no data or
-            # acknowledgment packets have been received for the connection within an interval"
-            self._keep_alive_at = now + profile.keep_alive_interval_ps
-        elif self._keep_alive_sent >= profile.keep_alive_probes:
-            # "[...] it MUST NOT interpret failure to respond to any specific probe as a dead connection"; none of many
-            # was answered.
-            self._send_control(sender.snd_max, RST | ACK, now)
-            self._time_out(f"no answer to {self._keep_alive_sent} keep-alive probes")
-        else:
-            self._keep_alive_sent += 1
-            self._keep_alive_at = now + profile.keep_alive_interval_ps
-            # "[...] SEG.SEQ = SND.NXT-1 and may or may not contain one garbage octet of data"
-            self._send_control(sender.snd_max - 1, ACK, now)
-
-    def _watch_progress(self, now: int, *, is_progress: bool) -> None:
-        """Keep the user timeout: it runs while data waits for the peer, and starts anew with what it acknowledges."""
-        sender = self.sender
-        if self.user_timeout_ps is None or (sender.all_acknowledged and sender.snd_una == sender.snd_max):
-            self._user_timeout_at = NEVER
-        elif is_progress or self._user_timeout_at == NEVER:
-            self._user_timeout_at = now + self.user_timeout_ps
 
     def emit(self, now: int) -> None:
         """Send all that may be sent now."""
@@ -466,8 +476,8 @@ class Connection:
             self.sender.emit(now)
         elif state in _HANDSHAKE and self.sender.snd_nxt == self.sender.iss:
             self._send_syn(now)
-        if self.user_timeout_ps is not None:
-            self._watch_progress(now, is_progress=False)
+        if self._liveness is not None and state is not CLOSED:
+            self._liveness.watch(now, is_waiting=self._is_waiting, is_progress=False)
         if state in _HANDSHAKE:
             return
         if self._urgent_due:
@@ -475,7 +485,7 @@ class Connection:
             if self.sender.snd_nxt < self.sender.urgent_end:
                 # RFC 9293 §3.8.6.1 has a closed window stop no urgent information: it leaves with an acknowledgement.
                 self._send_control(self.sender.snd_nxt, ACK, now)
-        if self.receiver.ack_due and state is not State.CLOSED:
+        if self.receiver.ack_due and state is not CLOSED:
             self._send_ack(now)
 
     # What the sender calls (`sender.Owner`) --------------------------------------------------------------------------
@@ -645,7 +655,7 @@ class Connection:
         """Process ACK and window; returns whether the rest of the segment counts."""
         sender = self.sender
         ack = unwrap(tcp.acknowledgement, sender.snd_una)
-        if self.state is State.SYN_RECEIVED:
+        if self.state is SYN_RECEIVED:
             # "If SND.UNA < SEG.ACK =< SND.NXT, then enter ESTABLISHED state [...]. If the segment acknowledgment is not
             # acceptable, form a reset segment <SEQ=SEG.ACK><CTL=RST>"
             if not sender.snd_una < ack <= sender.snd_max:
@@ -654,7 +664,7 @@ class Connection:
             self._acknowledge_handshake(tcp, ack, now)
             if self.is_passive:
                 self._output.on_established(self)
-            return self.state is not State.CLOSED
+            return self.state is not CLOSED
 
         if not sender.is_acceptable(ack):
             self._send_challenge_ack(now)
@@ -673,11 +683,11 @@ class Connection:
                                   is_pure=not payload_bytes and not flags & FIN, echo_ps=echo_ps)
         if sender.snd_una != una:
             self.soft_error = None
-            if self.user_timeout_ps is not None:
-                self._watch_progress(now, is_progress=True)
+            if self._liveness is not None:
+                self._liveness.watch(now, is_waiting=self._is_waiting, is_progress=True)
         if sender.fin_queued and sender.fin_acknowledged:
             self._on_fin_acknowledged(now)
-        return self.state is not State.CLOSED
+        return self.state is not CLOSED
 
     def _valid_blocks(self, blocks: tuple[Block, ...]) -> list[Block]:
         """SACK blocks as positions, without those that cannot be of this connection."""
@@ -821,14 +831,18 @@ class Connection:
         # "Start the time-wait timer, turn off the other timers."
         self.state = State.TIME_WAIT
         self.sender.stop_timers()
-        self.receiver.ack_at = self._keep_alive_at = self._user_timeout_at = NEVER
+        self.receiver.ack_at = NEVER
+        if self._liveness is not None:
+            self._liveness.stop()
         self._time_wait_at = now + self._profile.time_wait_ps
 
     def _enter_closed(self, error: OSError | None) -> None:
         self.state = State.CLOSED
         self.error = error
         self.sender.stop_timers()
-        self.receiver.ack_at = self._time_wait_at = self._keep_alive_at = self._user_timeout_at = NEVER
+        self.receiver.ack_at = self._time_wait_at = NEVER
+        if self._liveness is not None:
+            self._liveness.stop()
         self.sender.buffer.clear()
         self._output.on_closed(self)
         self._notify()

@@ -39,8 +39,9 @@ RETRANS_TIMER_PS = SECOND
 MAX_MULTICAST_SOLICIT = 3
 MAX_UNICAST_SOLICIT = 3
 
-MAX_HELD = 3
-"""Packets that wait for an answer; RFC 1122 §2.3.2.2: "at least one (the latest) packet"."""
+MAX_HELD = 101
+"""Packets that wait for an answer: RFC 1122 §2.3.2.2 asks for "at least one (the latest) packet"; as many as Linux's
+unres_qlen, since each that is dropped costs its connection the second until its SYN is sent again."""
 
 MAX_NEIGHBOURS = 1024
 """Learned entries; the one that was learned first goes for a further one (Linux's gc_thresh3)."""
@@ -164,6 +165,11 @@ class NeighbourTable:
             self.dropped += 1
         if not outgoing.payload_bytes:
             neighbour.held.append(outgoing)
+
+    def suspect(self, neighbour: Neighbour) -> None:
+        """TCP hears nothing through a neighbour: its next use asks again, without waiting for it to grow old."""
+        if neighbour.state is Reachability.REACHABLE:
+            self._become(neighbour, Reachability.STALE)
 
     # Timers ----------------------------------------------------------------------------------------------------------
 

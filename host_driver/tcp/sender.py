@@ -44,10 +44,10 @@ class Sender:
     """The own stream of a connection. Sends nothing but what the SYN carries until `on_handshake_done`."""
 
     __slots__ = (
-        "_control", "_ecn_until", "_frame_bytes", "_has_sack", "_last_sent_at", "_max_payload", "_max_snd_wnd",
-        "_owner", "_payload_limit", "_persist_backoff", "_probe_due", "_probes", "_profile", "_recovery",
-        "_reductions_told", "_rtt", "_small_until", "_snd_wl1", "_snd_wl2", "acked_bytes", "buffer", "fin_queued",
-        "has_ecn", "iss", "mss", "nagle", "persist_at", "queued_bytes", "retransmissions", "retransmit_at",
+        "_ecn_until", "_frame_bytes", "_has_sack", "_last_sent_at", "_max_payload", "_max_snd_wnd", "_owner",
+        "_payload_limit", "_persist_backoff", "_probe_due", "_probes", "_profile", "_recovery", "_reductions_told",
+        "_rtt", "_small_until", "_snd_wl1", "_snd_wl2", "acked_bytes", "buffer", "control", "fin_queued", "has_ecn",
+        "iss", "mss", "nagle", "persist_at", "queued_bytes", "retransmissions", "retransmit_at",
         "retransmitted_segments", "sent_bytes", "shift", "snd_max", "snd_nxt", "snd_una", "snd_wnd", "tail_probes",
         "urgent_end",
     )
@@ -110,13 +110,14 @@ class Sender:
 
     def _start_recovery(self) -> None:
         profile = self._profile
-        self._control = CONGESTION_CONTROLS[profile.congestion_control](
+        self.control = CONGESTION_CONTROLS[profile.congestion_control](
             self.mss, profile.initial_window_segments, profile.slow_start_limit)
+        """Congestion control: its window, its threshold."""
         self._recovery: LossRecovery
         if self._has_sack:
-            self._recovery = SackRecovery(self._control)
+            self._recovery = SackRecovery(self.control)
         else:
-            self._recovery = FastRecovery(self._control, self.iss, profile.limited_transmit)
+            self._recovery = FastRecovery(self.control, self.iss, profile.limited_transmit)
 
     def on_handshake_done(self, ack: int, window: int, position: int, now: int) -> None:
         """Our SYN is acknowledged."""
@@ -126,7 +127,7 @@ class Sender:
         if self.retransmissions:
             self.retransmissions = 0
             self._rtt.after_lost_syn()
-            self._control.on_lost_syn()
+            self.control.on_lost_syn()
         self.retransmit_at = NEVER
         self._set_window(window, position, ack)
         self._owner.want_transmit()
@@ -253,7 +254,7 @@ class Sender:
         if ack <= self._ecn_until or self._recovery.in_recovery:
             return
         self._ecn_until = self.snd_nxt
-        control = self._control
+        control = self.control
         # "The indication of congestion should be treated just as a congestion loss in non-ECN-Capable TCP": the window
         # is halved, but nothing is sent again
         control.reduce(min(self.snd_nxt - self.snd_una, control.window), now)
@@ -405,7 +406,7 @@ class Sender:
         # RFC 5681 §4.1: "a TCP SHOULD set cwnd to no more than RW before beginning transmission if the TCP has not sent
         # data in an interval exceeding the retransmission timeout."
         if self.snd_una == self.snd_max and now - self._last_sent_at > self._rtt.rto:
-            self._control.on_idle(now - self._last_sent_at)
+            self.control.on_idle(now - self._last_sent_at)
         frame_bytes = self._frame_bytes
         position = self.snd_nxt
         first = position
@@ -469,10 +470,10 @@ class Sender:
         if length % self._frame_bytes:
             self._small_until = max(self._small_until, end)
         is_again = position < self.snd_max
-        if self._control.reductions != self._reductions_told and length and not is_again:
+        if self.control.reductions != self._reductions_told and length and not is_again:
             # RFC 3168 §6.1.2: "[...] the TCP sender sets the CWR flag in the TCP header of the first new data packet
             # sent after the window reduction."
-            self._reductions_told = self._control.reductions
+            self._reductions_told = self.control.reductions
             if self.has_ecn:
                 flags |= CWR
         self.sent_bytes = max(self.sent_bytes, end - self.iss - 1)

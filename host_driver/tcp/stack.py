@@ -34,11 +34,15 @@ from host_driver.tcp.states import (
     ACK,
     ECN_MASK,
     FIN,
+    LISTEN,
     MAX_UNSCALED_WINDOW,
     NEVER,
     NOT_ECT,
     RST,
     SYN,
+    SYN_RECEIVED,
+    SYN_SENT,
+    TIME_WAIT,
     Endpoint,
     State,
 )
@@ -66,6 +70,9 @@ FIRST_EPHEMERAL_PORT = 32768
 LAST_EPHEMERAL_PORT = 60999
 
 MAX_IP_LENGTH = 0xFFFF
+
+R1 = 3
+"""Retransmissions of one segment before its way is doubted (RFC 9293 §3.8.3: "at least 3")."""
 
 MAX_LINKS = 4096
 """Remote addresses whose headers are kept for the next connection; the oldest goes for a further one."""
@@ -258,6 +265,10 @@ class Stack:
             connection.timer_at = NEVER
             if connection.deadline() <= now:
                 connection.on_timer(now)
+                if connection.sender.retransmissions == R1:
+                    # RFC 9293 §3.8.3: "When the number of transmissions of the same segment reaches or exceeds
+                    # threshold R1, pass negative advice [...] to the IP layer, to trigger dead-gateway diagnosis."
+                    self.neighbours.suspect(connection.link.neighbour)
             self._schedule(connection)
 
     def next_deadline(self) -> int | None:
@@ -418,9 +429,9 @@ class Stack:
                      merged_bytes: int) -> None:
         key = (source, tcp.source_port, tcp.destination_port)
         connection = self._connections.get(key)
-        self._charge_arrival(tcp.flags, len(payload), State.LISTEN if connection is None else connection.state)
-        if connection is not None and not self._may_replace(connection, tcp):
-            if connection.state is State.SYN_RECEIVED and self._must_wait(connection, tcp):
+        self._charge_arrival(tcp.flags, len(payload), LISTEN if connection is None else connection.state)
+        if connection is not None and not (connection.state is TIME_WAIT and self._may_replace(connection, tcp)):
+            if connection.state is SYN_RECEIVED and self._must_wait(connection, tcp):
                 return
             sender, receiver = connection.sender, connection.receiver
             una, nxt = sender.snd_una, receiver.rcv_nxt
@@ -489,15 +500,18 @@ class Stack:
     def _receive_cookie(self, listener: Listener, link: Link, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
                         merged_bytes: int) -> None:
         """An acknowledgement for a port that sent cookies: of a handshake of which nothing was kept, perhaps."""
+        if listener.is_accept_queue_full:
+            self.counters.accept_full += 1
+            return
         iss, irs = tcp.acknowledgement - 1 & MASK, tcp.sequence - 1 & MASK
         peer = Peer(link.destination, link.source, tcp.source_port, tcp.destination_port, irs)
         mss = self._cookies.read(peer, iss, now)
         if mss is None:
             self.counters.cookies_refused += 1
-            self._answer_with_reset(link, tcp, len(payload))
-            return
-        if listener.is_accept_queue_full:
-            self.counters.accept_full += 1
+            if not payload:
+                self._answer_with_reset(link, tcp, 0)
+            # Data may be a later segment of a peer whose first ones did not arrive: a reset would end what its
+            # retransmission, from the first byte on, can still begin.
             return
         self.counters.cookies_accepted += 1
         timestamps = tcp.options.timestamps if self.profile.timestamps else None
@@ -510,7 +524,7 @@ class Stack:
 
     def _may_replace(self, connection: Connection, tcp: TcpHeader) -> bool:
         """Whether a SYN may open the connection anew that still stands in TIME-WAIT."""
-        return (connection.state is State.TIME_WAIT and tcp.flags & (SYN | ACK | RST) == SYN
+        return (tcp.flags & (SYN | ACK | RST) == SYN
                 and tcp.destination_port in self._listeners and connection.may_reopen(tcp))
 
     def _charge_arrival(self, flags: int, payload_bytes: int, state: State) -> None:
@@ -519,7 +533,7 @@ class Stack:
         if flags & RST:
             charge("tcp_recv", "rst")
             return
-        if (state is State.SYN_SENT and flags & SYN) or (state is State.SYN_RECEIVED and not flags & SYN):
+        if (state is SYN_SENT and flags & SYN) or (state is SYN_RECEIVED and not flags & SYN):
             charge("tcp_recv", "established")
         elif flags & SYN:
             charge("tcp_recv", "syn")

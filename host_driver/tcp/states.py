@@ -44,6 +44,11 @@ class State(IntEnum):
         return self >= State.ESTABLISHED
 
 
+CLOSED, LISTEN, SYN_SENT, SYN_RECEIVED, TIME_WAIT = (
+    State.CLOSED, State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, State.TIME_WAIT)
+"""For what is asked of each segment: a member of an enumeration takes a tenth of a microsecond to find."""
+
+
 class Endpoint(NamedTuple):
     """An address and a port."""
 

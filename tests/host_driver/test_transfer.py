@@ -68,6 +68,9 @@ def test_coalesced_receives(version: int) -> None:
 
     bench.run(server())
     assert bench.charged["softirq", "packet"] < 300_000 // 1460 // 2
+    # RFC 5681 §4.2: at least every second segment of those that were merged is acknowledged by itself.
+    acknowledgements = len(bench.wire.frames)
+    assert acknowledgements > 0.9 * 300_000 / 1460 / 2
 
 
 @pytest.mark.parametrize("offloads", [Offloads(), ALL_OFFLOADS], ids=["dumb", "offloads"])

@@ -30,6 +30,10 @@ def test_rfc_1071_example() -> None:
         (b"\x12", 0x1200),
         (b"\xff\xff\x00\x02", 0x0002),
         (b"\x00\x01\xff", 0xFF01),
+        (bytes(2000), 0),
+        (b"\xff" * 2000, 0xFFFF),
+        (bytes(1998) + b"\x12\x34", 0x1234),
+        (b"\xff" * 1998 + b"\x12\x34", 0x1234),
     ],
 )
 def test_sum_corner_cases(data: bytes, expected: int) -> None:
@@ -42,10 +46,12 @@ def test_fold_adds_carries_until_none_is_left() -> None:
     assert fold(0x2_DDF0) == 0xDDF2
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(40))
 def test_checksum_agrees_with_scapy(seed: int) -> None:
-    data = random.Random(seed).randbytes(random.Random(seed).choice([1, 2, 3, 20, 59, 1459, 1460, 8999]))
+    data = random.Random(seed).randbytes(random.Random(seed).choice([1, 3, 20, 59, 508, 512, 1459, 1460, 8999, 9000]))
     assert internet_checksum(data) == scapy_checksum(data)
+    assert internet_checksum(bytearray(data)) == scapy_checksum(data)
+    assert internet_checksum(memoryview(b"x" + data)[1:]) == scapy_checksum(data)
 
 
 def test_seed_with_and_without_length_against_scapy() -> None:

@@ -134,4 +134,4 @@ def test_a_connection_uses_it(name: str, left: int) -> None:
     d.sent()
     for _ in range(3):
         d.send("A", 1, 1, window=65535)
-    assert c.sender._control.threshold == left * 1460
+    assert c.sender.control.threshold == left * 1460

@@ -150,7 +150,7 @@ def test_an_echo_halves_the_window_once_a_round_trip() -> None:
     assert (first.flags, {s.flags for s in others}) == ("AC", {"A"})
     assert 4 <= 2 + 1 + len(others) <= 5
     d.send("AE", 1, 1 + 11 * MSS)  # beyond what was out: a new mark
-    assert c.sender._control.reductions == 2
+    assert c.sender.control.reductions == 2
 
 
 def test_a_loss_is_told_with_cwr_too() -> None:
@@ -166,4 +166,4 @@ def test_a_loss_is_told_with_cwr_too() -> None:
     d.send("A", 1, 1 + 10 * MSS)
     queue(c, bytes(4 * MSS))
     assert d.sent()[0].flags == "AC"
-    assert c.sender._control.reductions == 1
+    assert c.sender.control.reductions == 1

@@ -189,7 +189,7 @@ def test_path_mtu_with_sack_and_timestamps(ipv6: bool) -> None:
     queue(c, bytes(8 * whole))
     first = d.sent()
     assert len(first) == 8
-    window = c.sender._control.window
+    window = c.sender.control.window
     error = ICMPv6PacketTooBig(mtu=1400) if ipv6 else ICMP(type=3, code=4, nexthopmtu=1400)
     blame(d, first[0], error, quote_bytes=None if ipv6 else 28)
     assert c.mss == 1400 - headers - 12
@@ -199,7 +199,7 @@ def test_path_mtu_with_sack_and_timestamps(ipv6: bool) -> None:
     for seen in again:
         assert len(seen.payload) <= c.mss
         got |= set(range(seen.seq, seen.seq + len(seen.payload)))
-    assert c.sender._control.window == window
+    assert c.sender.control.window == window
     ack = 1 + len(got)
     assert got == set(range(1, ack)), "from the first byte on, without a gap"
     while ack < 1 + 8 * whole:

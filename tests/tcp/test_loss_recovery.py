@@ -33,7 +33,7 @@ def flight(d: Dialogue, segments: int, waiting: int = 0) -> Connection:
     queue(c, bytes(segments * MSS))
     assert len(d.sent()) == segments
     if waiting:
-        c.sender._control.window = segments * MSS
+        c.sender.control.window = segments * MSS
         queue(c, bytes(waiting * MSS))
         d.nothing()
     d.now += RTT
@@ -137,12 +137,12 @@ def test_needless_recovery_is_undone() -> None:
     """RFC 2883 §5: when all that was sent again is reported as duplicate, the window is what it was."""
     d = Dialogue(QUIET)
     c = flight(d, 10)
-    before = c.sender._control.window
+    before = c.sender.control.window
     assert acks(d, 1, segment(1, 4)) == [0]
-    assert c.sender._control.window < before
+    assert c.sender.control.window < before
     d.now += RTT
     acks(d, 1 + 10 * MSS, segment(0))
-    assert c.sender._control.window >= before
+    assert c.sender.control.window >= before
 
 
 # PRR and limited transmit
@@ -174,16 +174,16 @@ def test_proportional_rate_reduction() -> None:
     d.now += RTT
     highest = max(max(s) for s in sent if s) + 1
     acks(d, 1 + highest * MSS)
-    assert c.sender._control.window == c.sender._control.threshold == 10 * MSS
+    assert c.sender.control.window == c.sender.control.threshold == 10 * MSS
 
 
 def test_growth_needs_a_window_that_was_in_use() -> None:
     """RFC 7661 §1: an application that sends little learns nothing about the path."""
     d = Dialogue(QUIET)
     c = flight(d, 2)
-    window = c.sender._control.window
+    window = c.sender.control.window
     acks(d, 1 + 2 * MSS)
-    assert c.sender._control.window == window
+    assert c.sender.control.window == window
 
 
 # Tail loss probes
@@ -244,7 +244,7 @@ def test_what_the_answer_to_a_probe_means(is_reported: bool) -> None:
     """§7.4.2: with a D-SACK nothing was lost; without, the probe repaired a loss, which is a sign of congestion."""
     d = Dialogue(SACKED)
     c = flight(d, 4)
-    window = c.sender._control.window
+    window = c.sender.control.window
     d.run_to_deadline()
     assert numbers(d.sent()) == [3]
     acks(d, 1 + 4 * MSS, *([segment(3)] if is_reported else []))
@@ -252,7 +252,7 @@ def test_what_the_answer_to_a_probe_means(is_reported: bool) -> None:
     d.sent()
     d.now += RTT
     acks(d, 1 + 5 * MSS)
-    assert (c.sender._control.window < window) is not is_reported
+    assert (c.sender.control.window < window) is not is_reported
 
 
 def test_a_probe_takes_the_place_of_an_earlier_timeout() -> None:

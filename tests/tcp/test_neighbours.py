@@ -98,6 +98,16 @@ def test_connect_asks_by_arp_and_sends_its_syn_when_answered() -> None:
     assert link.state(PEER4) is Reachability.REACHABLE
 
 
+def test_connections_that_open_together_wait_together() -> None:
+    """None of the SYNs is dropped, which would cost its connection a second."""
+    link = Link()
+    for _ in range(50):
+        link.stack.connect(PEER4, 80, 0)
+    link.one()
+    link.hear(arp_reply())
+    assert [str(packet[TCP].flags) for packet in link.said()] == ["S"] * 50
+
+
 def test_connect_asks_by_neighbour_discovery() -> None:
     link = Link()
     link.stack.connect(PEER6, 80, 0)
@@ -258,6 +268,21 @@ def test_neighbour_that_vanishes_is_asked_for_anew() -> None:
     link.hear(arp_reply(OTHER))
     link.wait()
     assert [p.dst for p in link.said() if TCP in p] == [OTHER]
+
+
+def test_retransmissions_make_a_neighbour_doubtful() -> None:
+    """RFC 9293 §3.8.3: at R1, negative advice to the IP layer, which asks before the entry is old."""
+    link = Link()
+    c = reached(link)
+    c.send(Chunk(b"x"))
+    asked_at = None
+    while asked_at is None:
+        if any(ARP in p for p in link.said()):
+            asked_at = link.now
+            break
+        link.wait()
+    assert c.sender.retransmissions == 3
+    assert asked_at < 30 * SECOND, "sooner than by its age"
 
 
 def test_announcements_move_an_address() -> None:

@@ -120,6 +120,18 @@ def test_data_may_come_with_the_cookie() -> None:
     assert c.recv(10) == b"GET /"
 
 
+def test_later_data_does_not_end_what_the_first_can_begin() -> None:
+    """The first segment was lost, or found the accept queue full: only it can bring the cookie."""
+    d = Dialogue()
+    listener = flooded(d)
+    opened(d, 5000)
+    d.send("A", 101, 1, bytes(100))
+    d.nothing()
+    assert d.stack.counters.cookies_refused == 1
+    d.send("A", 1, 1, bytes(100))
+    assert accept(listener).recv_available == 100
+
+
 def test_round_trips_are_not_measured_from_a_cookie() -> None:
     d = Dialogue()
     listener = flooded(d)
