@@ -15,13 +15,13 @@ from contextlib import suppress
 from html import escape
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from cosim import http
-from cosim.server import ServerConnection, Transport
+from cosim.server import ServerConnection
 from host_driver.account import Account
 from host_driver.errors import NetworkError
 from host_driver.runtime import Kernel, Timer
@@ -39,6 +39,9 @@ MAX_HEAD_BYTES = 1 << 14
 
 IDLE_PS = 15 * 10**12
 """A connection on which the client says nothing for so long is closed: Apache's KeepAliveTimeout."""
+
+LINGER_PS = 2 * 10**12
+"""So long a client that was answered to the end may still say something: Apache's SECONDS_TO_LINGER."""
 
 INDEX_NAME = "index.html"
 
@@ -58,11 +61,25 @@ class ServerCounts(msgspec.Struct, kw_only=True):
     idle_connections_closed: int = 0
 
 
+class FileConnection(ServerConnection, Protocol):
+    """A client's connection, as a thread uses it."""
+
+    async def shutdown(self) -> None:
+        """End this side when all is sent; the client may still say something."""
+
+
+class FileTransport(Protocol):
+    """How a thread talks to its clients."""
+
+    async def accept(self) -> FileConnection:
+        """The next client."""
+
+
 class Thread(NamedTuple):
     """One thread of the server: its account and its way to clients."""
 
     account: Account
-    transport: Transport
+    transport: FileTransport
 
 
 class _Gone(Exception):
@@ -104,6 +121,7 @@ class FileServer:
         thread.account.charge("user", "connection")
         try:
             await _Conversation(self, connection, thread.account).run()
+            await self._linger(connection)
         except (_Gone, NetworkError):
             counts.failed_connections += 1
         with suppress(NetworkError):
@@ -111,6 +129,21 @@ class FileServer:
         counts.open_connections -= 1
         self._idle.append(thread)
         self._changed()
+
+    async def _linger(self, connection: FileConnection) -> None:
+        """Hear what the client still says, for a while."""
+        # RFC 9112 §9.6: "If a server performs an immediate close of a TCP connection, there is a significant risk that
+        # the client will not be able to read the last HTTP response. [...] To avoid the TCP reset problem, servers
+        # typically close a connection in stages. First, the server performs a half-close by closing only the write side
+        # of the read/write connection. The server then continues to read from the connection until it receives a
+        # corresponding close by the client"
+        await connection.shutdown()
+        timer = self._close_at(connection, self._kernel.now + LINGER_PS)
+        try:
+            while await connection.receive(RECEIVE_BYTES):
+                pass
+        finally:
+            timer.cancel()
 
     def find(self, path: str) -> Path | None:
         """The file or folder of a request's path; None: there is none below the root."""
@@ -131,23 +164,26 @@ class FileServer:
         statuses[name] = statuses.get(name, 0) + 1
         self._changed()
 
-    def close_when_idle(self, connection: ServerConnection) -> Timer:
+    def close_when_idle(self, connection: FileConnection) -> Timer:
         """A timer that closes a connection; to be cancelled when the client says something."""
-        def close() -> None:
+        return self._close_at(connection, self._kernel.now + IDLE_PS)
+
+    def _close_at(self, connection: FileConnection, time_ps: int) -> Timer:
+        async def close() -> None:
+            with suppress(NetworkError):
+                await connection.close()
+
+        def fired() -> None:
             self.counts.idle_connections_closed += 1
-            self._kernel.spawn(self._close(connection), "closing an idle connection")
+            self._kernel.spawn(close(), "closing an idle connection")
 
-        return self._kernel.call_at(self._kernel.now + IDLE_PS, close)
-
-    @staticmethod
-    async def _close(connection: ServerConnection) -> None:
-        await connection.close()
+        return self._kernel.call_at(time_ps, fired)
 
 
 class _Conversation:
     """The requests of one connection, one after the other."""
 
-    def __init__(self, server: FileServer, connection: ServerConnection, account: Account) -> None:
+    def __init__(self, server: FileServer, connection: FileConnection, account: Account) -> None:
         self._server = server
         self._connection = connection
         self._account = account

@@ -64,7 +64,8 @@ class Listening:
 class Endpoint:
     """A connection with its sleepers.
 
-    `on_change`, if set, is called before they are woken, and must be cheap. `closed_here`: `close` was called.
+    `on_change`, if set, is called before they are woken, and must be cheap. `closed_here`: `shutdown` or `close` was
+    called; `released`: `close` was.
     """
 
     def __init__(self, interface: NetworkInterface, connection: Connection) -> None:
@@ -72,6 +73,7 @@ class Endpoint:
         self.connection = connection
         self.on_change: Callable[[], None] | None = None
         self.closed_here = False
+        self.released = False
         self._waiting = WaitQueue(lambda: charge_waking(interface), f"connection {connection!r}")
         connection.on_event = self._changed
 
@@ -118,13 +120,23 @@ class Endpoint:
         """Wake those whose condition holds now."""
         self._waiting.wake()
 
-    async def close(self, account: Account) -> None:
-        """Send a FIN behind all that was queued; returns without waiting for the peer."""
+    async def shutdown(self, account: Account) -> None:
+        """Send a FIN behind all that was queued; receiving goes on. Returns without waiting for the peer."""
         account.charge("syscall", "close")
         await account.settle()
         self.closed_here = True
         self.interface.account.target = account
         self.connection.close(self.interface.nic.port.now())
+        await self.interface.push(account)
+
+    async def close(self, account: Account) -> None:
+        """The same, and nobody will read any more: what was not read, or comes later, is answered with a reset."""
+        account.charge("syscall", "close")
+        await account.settle()
+        self.closed_here = self.released = True
+        self.interface.account.target = account
+        self.connection.release(self.interface.nic.port.now())
+        self.wake()
         await self.interface.push(account)
 
     async def abort(self, account: Account) -> None:

@@ -29,14 +29,13 @@ from cosim.tap.real_time import RealTime
 from cosim.tap.replay import Played, Replayer, Server, read_recording
 from cosim.tap.threads import MemNetMemory, memnet_thread, socket_thread
 from cosim.wire import Wire
-from host_driver.endpoint import Listening
 from host_driver.host_tcp import HostTcp
 from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import ChannelSettings, MemNet, pool_bytes
 from host_driver.nic import Nic
 from host_driver.runtime import Kernel
-from host_driver.tcp import PROFILES
+from host_driver.tcp import PROFILES, Listener
 from nic_model.contract import CONFIGS
 
 SERVER_MAC = bytes([0x02, 0, 0, 0, 0, 1])
@@ -47,11 +46,11 @@ PEER_ADDRESSES = (IPv4Interface("10.0.0.2/24"), IPv6Interface("fd00::2/64"))
 BACKLOG = 1024
 MAX_CONNECTIONS = 1100
 """At a time, of a MemNet server: it registers memory for each. Others wait to be accepted."""
+MEMNET_SENDS = 256
+"""Sends of 64 KB under way, of all connections together."""
 CHANNELS = ChannelSettings(channels=MAX_CONNECTIONS, max_channels=MAX_CONNECTIONS, send_bytes=64, receive_bytes=64)
 """MemNet's, one for each connection. What is sent and received does not pass their rings."""
 
-MEMNET_SENDS = 256
-"""Sends of 64 KB under way, of all connections together."""
 DRIVER_BYTES = 4 << 20
 
 SETTLE_PS = 100_000_000_000
@@ -141,7 +140,7 @@ class TapBench:
         self._started_s = self._told_s = time.monotonic()
         self._interface: NetworkInterface | None = None
         self._server: FileServer | None = None
-        self._listening: Listening | None = None
+        self._listener: Listener | None = None
         self._memory: MemNetMemory | None = None
         self._client: FetchClient | None = None
         self._replayer = None if spec.replay is None else Replayer(
@@ -218,18 +217,19 @@ class TapBench:
         spec, processors = self._spec, self._processors
         first = processors.process_context(f"{spec.application.name}, main thread")
         if spec.system.api == "sockets":
-            port = self._listening = KernelSockets(interface, first).listen(spec.port, BACKLOG)
+            listening = KernelSockets(interface, first).listen(spec.port, BACKLOG)
+            self._listener = listening.listener
         else:
             memnet = MemNet(HostTcp(interface), first, channels=CHANNELS)
             await memnet.start()
             socket = memnet.listen(spec.port, BACKLOG)
-            self._listening = socket.listening
+            self._listener = socket.listening.listener
             self._memory = memory = await MemNetMemory.register(memnet, MAX_CONNECTIONS, MEMNET_SENDS)
 
         def thread(number: int) -> Thread:
             account = processors.process_context(f"{spec.application.name}, thread {number}")
             if spec.system.api == "sockets":
-                return socket_thread(interface, port, account)
+                return socket_thread(interface, listening, account)
             return memnet_thread(memnet, socket, memory, account)
 
         self._server = FileServer(self.kernel, Path(spec.root), thread, self._changed)
@@ -293,8 +293,8 @@ class TapBench:
             inbound=wire.inbound.counts if wire.inbound else None,
             stack=msgspec.to_builtins(interface.stack.counters),
             connections=dict(Counter(connection.state.name for connection in interface.stack.connections)),
-            half_open=self._listening.listener.half_open if self._listening is not None else 0,
-            waiting_to_be_accepted=int(self._listening.listener.acceptable) if self._listening is not None else 0,
+            half_open=self._listener.half_open if self._listener is not None else 0,
+            waiting_to_be_accepted=int(self._listener is not None and self._listener.acceptable),
             left_over=left_over,
             interface={"send_errors": interface.send_errors, "receive_errors": interface.receive_errors,
                        "backlog_drops": interface.backlog_drops})

@@ -6,15 +6,13 @@ from collections import deque
 from contextlib import suppress
 from typing import NamedTuple
 
-from cosim.file_server import BODY_RECEIVE_BYTES, SEND_BYTES, Thread
-from cosim.host import SocketTransport
-from cosim.server import ServerConnection
+from cosim.file_server import BODY_RECEIVE_BYTES, SEND_BYTES, FileConnection, Thread
 from host_driver.account import Account
 from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.interface import NetworkInterface
-from host_driver.kernel_sockets import KernelSockets
-from host_driver.memnet import Job, MemNet, MemNetSocket, MemoryRegion
+from host_driver.kernel_sockets import KernelSockets, Socket
+from host_driver.memnet import Direction, Job, MemNet, MemNetSocket, MemoryRegion
 from host_driver.runtime import Queue
 
 SENDS_OF_A_CONNECTION = 2
@@ -23,7 +21,43 @@ SENDS_OF_A_CONNECTION = 2
 
 def socket_thread(interface: NetworkInterface, listening: Listening, account: Account) -> Thread:
     """A thread that uses ordinary sockets."""
-    return Thread(account, SocketTransport(KernelSockets(interface, account), listening))
+    return Thread(account, _SocketTransport(KernelSockets(interface, account), listening))
+
+
+class _SocketTransport:
+    """Implements `cosim.file_server.FileTransport`."""
+
+    def __init__(self, sockets: KernelSockets, listening: Listening) -> None:
+        self._sockets = sockets
+        self._listening = listening
+
+    async def accept(self) -> FileConnection:
+        """The next client."""
+        return _SocketConnection(await self._sockets.accept(self._listening))
+
+
+class _SocketConnection:
+    """Implements `cosim.file_server.FileConnection`: the kernel copies both ways."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+        self._response = memoryview(b"")
+
+    async def receive(self, max_bytes: int) -> bytes:
+        return await self._socket.read(max_bytes)
+
+    async def buffer(self, length: int) -> memoryview:
+        self._response = memoryview(bytearray(length))
+        return self._response
+
+    async def send(self) -> None:
+        await self._socket.write(self._response)
+
+    async def shutdown(self) -> None:
+        await self._socket.shutdown()
+
+    async def close(self) -> None:
+        await self._socket.close()
 
 
 class Slots:
@@ -67,26 +101,26 @@ class MemNetMemory(NamedTuple):
                    Slots(await memnet.register_mem(sends * SEND_BYTES), SEND_BYTES))
 
 
-def memnet_thread(memnet: MemNet, listening: MemNetSocket, memory: MemNetMemory, account: Account) -> Thread:
-    """A thread that uses MemNet."""
-    return Thread(account, _MemNetTransport(memnet.thread(account), listening, memory))
+def memnet_thread(process: MemNet, listening: MemNetSocket, memory: MemNetMemory, account: Account) -> Thread:
+    """A thread of a process that uses MemNet."""
+    return Thread(account, _MemNetTransport(process.thread(account), listening, memory))
 
 
 class _MemNetTransport:
-    """Implements `cosim.server.Transport`."""
+    """Implements `cosim.file_server.FileTransport`."""
 
     def __init__(self, memnet: MemNet, listening: MemNetSocket, memory: MemNetMemory) -> None:
         self._memnet = memnet
         self._listening = listening
         self._memory = memory
 
-    async def accept(self) -> ServerConnection:
+    async def accept(self) -> FileConnection:
         """The next client."""
         return _MemNetConnection(self._memnet, await self._memnet.accept(self._listening), self._memory)
 
 
 class _MemNetConnection:
-    """Implements `cosim.server.ServerConnection`. Sends are posted, and the thread goes on; before it waits for the
+    """Implements `cosim.file_server.FileConnection`. Sends are posted, and the thread goes on; before it waits for the
     client it waits until they are over, so that a thread that waits has no memory that another one could use."""
 
     def __init__(self, memnet: MemNet, socket: MemNetSocket, memory: MemNetMemory) -> None:
@@ -123,8 +157,12 @@ class _MemNetConnection:
             raise
         self._sending.append((job, self._offset))
 
+    async def shutdown(self) -> None:
+        await self._memnet.shutdown(self._socket, Direction.SEND)
+
     async def close(self) -> None:
-        await self._memnet.close(self._socket)
+        with suppress(NetworkError):
+            await self._memnet.close(self._socket)
         while self._sending:
             with suppress(NetworkError):
                 await self._finish_first()

@@ -35,7 +35,7 @@ class Liveness:
         self.at = NEVER
 
     def set_profile(self, profile: Profile) -> None:
-        """Go on by other constants; they count from when keep-alive is next turned on."""
+        """Go on by other constants, from the next time that keep-alive is set or runs out."""
         self._profile = profile
 
     def set_keep_alive(self, on: bool, now: int) -> None:

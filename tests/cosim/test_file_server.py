@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cosim.file_server import IDLE_PS, MAX_HEAD_BYTES, SEND_BYTES, FileServer, Thread
+from cosim.file_server import IDLE_PS, LINGER_PS, MAX_HEAD_BYTES, SEND_BYTES, FileServer, Thread
 from cosim.http import ChunkedBody, HttpError, parse_request
 from host_driver.account import NullAccount
 from host_driver.errors import network_error
@@ -24,7 +24,8 @@ class FakeConnection:
     def __init__(self) -> None:
         self.incoming: Queue[bytes | Exception] = Queue("bytes of the client")
         self.sent = b""
-        self.closed = False
+        self.ended = self.closed = False
+        """Whether this side has closed its half; both."""
         self.before_send: Callable[[], None] = lambda: None
         self._buffer = memoryview(b"")
 
@@ -33,6 +34,8 @@ class FakeConnection:
         if isinstance(data, Exception):
             raise data
         assert len(data) <= max_bytes
+        if not data:
+            self.incoming.put(data)  # it stays so
         return data
 
     async def buffer(self, length: int) -> memoryview:
@@ -44,8 +47,12 @@ class FakeConnection:
         self.sent += bytes(self._buffer)
         self.before_send()
 
+    async def shutdown(self) -> None:
+        self.ended = True
+
     async def close(self) -> None:
-        self.closed = True
+        self.ended = self.closed = True
+        self.incoming.put(b"")
 
 
 class Site:
@@ -92,10 +99,10 @@ def get(path: str, *headers: str, version: str = "HTTP/1.1", method: str = "GET"
 
 
 def test_a_connection_goes_on_or_ends_as_rfc_9112_says(site: Site) -> None:
-    assert not site.say(get("/hello.txt")).closed
-    assert site.say(get("/hello.txt", "Connection: close")).closed
-    assert site.say(get("/hello.txt", version="HTTP/1.0")).closed
-    assert not site.say(get("/hello.txt", "Connection: Keep-Alive", version="HTTP/1.0")).closed
+    assert not site.say(get("/hello.txt")).ended
+    assert site.say(get("/hello.txt", "Connection: close")).ended
+    assert site.say(get("/hello.txt", version="HTTP/1.0")).ended
+    assert not site.say(get("/hello.txt", "Connection: Keep-Alive", version="HTTP/1.0")).ended
     assert site.say(get("/hello.txt"), b"").closed
     assert site.server.counts.requests == 5
     assert site.server.counts.failed_connections == 0
@@ -155,7 +162,7 @@ def test_a_client_that_waits_for_100_is_told_to_go_on(site: Site) -> None:
 def test_what_is_no_http_is_a_bad_request_and_ends_the_connection(site: Site, message: bytes) -> None:
     connection = site.say(message)
     assert connection.sent.startswith(b"HTTP/1.1 400 ")
-    assert connection.closed
+    assert connection.ended
 
 
 def test_a_head_without_end_is_a_bad_request(site: Site) -> None:
@@ -170,6 +177,19 @@ def test_a_client_that_says_nothing_is_closed_after_a_while(site: Site) -> None:
     site.run(20 * MS)
     assert connection.closed
     assert site.server.counts.idle_connections_closed == 1
+
+
+def test_what_a_client_says_behind_the_last_answer_is_heard_for_a_while(site: Site) -> None:
+    connection = site.say(get("/hello.txt", "Connection: close"), b"more", b"and more")
+    assert connection.ended
+    assert not connection.closed
+    connection.incoming.put(b"")
+    site.run()
+    assert connection.closed
+    stays = site.say(get("/hello.txt", "Connection: close"))
+    site.run(LINGER_PS)
+    assert stays.closed
+    assert (site.server.counts.idle_connections_closed, site.server.counts.open_connections) == (1, 0)
 
 
 @pytest.mark.parametrize("end", [b"", network_error(ConnectionResetError("reset"), "receive")])

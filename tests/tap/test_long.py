@@ -64,6 +64,7 @@ def test_a_minute_of_garbage_costs_the_others_nothing_but_its_share(root: Path) 
     assert beside > 0.5 * alone
 
 
-def test_goodput_under_loss_is_at_least_80_percent_of_the_kernels() -> None:
-    rows = measure(BenchOptions(log=None, say=print))
+def test_goodput_at_1_percent_loss_is_at_least_80_percent_of_the_kernels() -> None:
+    rows = [row for row in measure(BenchOptions(log=None, say=print)) if "at 1 % loss" in row.figure]
+    assert len(rows) == 2
     assert [row.note for row in rows if not row.reached] == []
