@@ -326,3 +326,33 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert first == again
     assert first[0] == other[0]
     assert first[1:4] != other[1:4]
+
+
+def test_an_application_that_returns_waits_a_minute_for_a_peer_that_does_not_read() -> None:
+    world = World(profile=LINUX24)
+    returned: list[int] = []
+
+    async def serve(memnet: MemNet) -> None:
+        socket = await accepted(memnet)
+        await memnet.async_send(socket, await memnet.register_mem(1 << 18))
+        returned.append(world.kernel.now)
+
+    async def ask(memnet: MemNet) -> str:
+        socket = await connected(memnet, world)
+        await world.kernel.sleep(90 * SECOND)
+        try:
+            await receive_all(memnet, socket)
+        except NetworkError as error:
+            return type(error).__name__
+        return "all of it"
+
+    check = LeakCheck(world)
+    server = world.start(world.server, serve, "server")
+    client = world.start(world.client, ask, "client")
+    over: list[int] = []
+    world.kernel.call_at(SECOND, lambda: server.application.over.add_callback(  # type: ignore[union-attr]
+        lambda _task: over.append(world.kernel.now)))
+    world.run()
+    check.check()
+    assert client.result == "PeerReset"
+    assert 60 * SECOND <= over[0] - returned[0] < 61 * SECOND
