@@ -49,7 +49,7 @@ class Listening:
         try:
             await account.settle()
         except (Exception, Cancelled):
-            await endpoint.abort(account)
+            endpoint.drop(account)
             raise
         return endpoint
 
@@ -96,7 +96,7 @@ class Endpoint:
             await interface.push(account)
             await endpoint.sleep(lambda: endpoint.connection.established or endpoint.ended, account)
         except (Exception, Cancelled):
-            await endpoint.abort(account)
+            endpoint.drop(account)
             raise
         if not endpoint.connection.established:
             raise network_error(endpoint.connection.error, f"connect to {ip}:{port}")
@@ -142,7 +142,18 @@ class Endpoint:
     async def abort(self, account: Account) -> None:
         """Drop the connection; the peer gets a reset."""
         account.charge("syscall", "close")
-        await account.settle()
+        try:
+            await account.settle()
+        except Cancelled:
+            self.drop(account)
+            raise
         self.interface.account.target = account
         self.connection.abort(self.interface.nic.port.now())
         await self.interface.push(account)
+
+    def drop(self, account: Account) -> None:
+        """Drop the connection of a process that was killed: at once, the reset follows by itself."""
+        interface = self.interface
+        interface.account.target = account
+        self.connection.abort(interface.nic.port.now())
+        interface.nic.port.kernel.spawn(interface.push(account), f"the end of {self.connection!r}")

@@ -220,19 +220,14 @@ class HostTcp:
         try:
             await account.settle()
         except Cancelled:
-            await nic.deregister_memory(key)
+            # Whoever asked for it was killed, and nobody knows the key.
+            self.kernel.spawn(nic.deregister_memory(key), f"the end of key {key.index}")
             raise
         return key
 
     async def deregister(self, key: MemoryKey, account: Account) -> None:
         """Take a key back; on return the device neither reads nor writes its memory."""
-        nic = self._interface.nic
-        try:
-            await nic.deregister_memory(key)
-        except Cancelled:
-            # A process that is killed in a system call is gone when the call is over.
-            await nic.deregister_memory(key)
-            raise
+        await self._interface.nic.deregister_memory(key)
         await account.settle()
 
     # ------------------------------------------------------------------------------------------ connections

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from copy import copy
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -33,7 +33,7 @@ from host_driver.memnet.regions import MemoryRegion, Part, check_parts, parts_of
 from host_driver.memnet.server import TcpServer
 from host_driver.memnet.sockets import MemNetSocket, SocketState
 from host_driver.memnet.worker import Ended, Worker
-from host_driver.runtime import Cancelled, Event
+from host_driver.runtime import Cancelled, Event, Task
 
 PS_PER_SECOND = 10**12
 
@@ -70,6 +70,8 @@ class _Process:
         """Set when the thread that makes the pool has made it, or failed to."""
         self.regions: dict[MemoryRegion, None] = {}
         self.sockets: dict[MemNetSocket, None] = {}
+        self.calls: dict[Task[None], None] = {}
+        """Those under way that go on when the process is killed."""
 
 
 class MemNet:
@@ -173,12 +175,13 @@ class MemNet:
             raise RegionInUse(f"deregister_mem: {region!r} is still in use by {job!r}{more}")
         region.is_registered = False
         self.account.charge("user", "memnet_call")
-        try:
-            await self._provider.deregister(region.key, self.account)
-        finally:
-            region.view.release()
-            self._provider.memory.free(region.address)
-            del self._process.regions[region]
+        await self._to_its_end(self._give_back(region), f"the end of {region!r}")
+
+    async def _give_back(self, region: MemoryRegion) -> None:
+        await self._provider.deregister(region.key, self.account)
+        region.view.release()
+        self._provider.memory.free(region.address)
+        del self._process.regions[region]
 
     # ------------------------------------------------------------------------------------------ sockets
 
@@ -515,6 +518,8 @@ class MemNet:
                     await self._close_behind_sends(socket)
             if is_dead or not await self._provider.wait_for_rest(socket.connection, EXIT_LINGER_PS, self.account):
                 await self._abort(socket)
+        while self._process.calls:
+            await next(iter(self._process.calls))
         for region in list(self._process.regions):
             # Only writes to other applications' connections are left; their memory is theirs until they are over.
             while region.jobs:
@@ -662,12 +667,12 @@ class MemNet:
 
     async def _drop(self, socket: MemNetSocket) -> None:
         """A socket that did not come to be connected."""
-        if socket.connection is not None:
-            await self._provider.abort(socket.connection, self.account)
-            socket.connection = None
         if socket.channel is not None and self._process.pool is not None:
             self._process.pool.give_back(socket.channel)
             socket.channel = None
+        if socket.connection is not None:
+            connection, socket.connection = socket.connection, None
+            await self._provider.abort(connection, self.account)
 
     async def _let_go(self, socket: MemNetSocket) -> None:
         """Give a listening socket back, which ends when the last process that has it does so."""
@@ -676,9 +681,19 @@ class MemNet:
         if socket.holders:
             return
         socket.state = SocketState.CLOSED
+        await self._to_its_end(self._stop_listening(socket), f"the end of {socket!r}")
+
+    async def _stop_listening(self, socket: MemNetSocket) -> None:
         if socket.eager_accept is not None:
             await socket.eager_accept.close()
         await self._provider.stop_listening(socket.listening, self.account)
+
+    async def _to_its_end(self, call: Coroutine[Any, Any, None], name: str) -> None:
+        """Wait for a call that a process which is killed meanwhile does not leave half done."""
+        task = self._provider.kernel.spawn(call, name)
+        self._process.calls[task] = None
+        task.add_callback(lambda _future: self._process.calls.pop(task))
+        await task
 
     async def _close_behind_sends(self, socket: MemNetSocket) -> None:
         await socket.sends.take(lambda account: self._close_below(socket, account), self.account)

@@ -11,7 +11,7 @@ from cosim.impairments import BothWays, Impairments
 from cosim.world import Started, World
 from host_driver import streams
 from host_driver.errors import NetworkError
-from host_driver.memnet import Direction, MemNet, Outcome
+from host_driver.memnet import ChannelSettings, Direction, MemNet, Outcome
 from host_driver.tcp import LINUX24
 from tests.host_driver.worlds import MS, PORT, SECOND, LeakCheck, accepted, connected, data, receive_all, run
 
@@ -218,12 +218,8 @@ def test_killed_in_each_of_its_steps(settings: dict[str, Any]) -> None:
     assert outcomes[: steps // 2] == [Outcome.KILLED] * (steps // 2)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_streams_killed_anywhere(seed: int) -> None:
-    rng = random.Random(seed)
-    world = World(seed=seed)
-    check = LeakCheck(world)
-
+def test_streams_killed_in_many_of_their_steps() -> None:
+    """A server of three connections at a time with one channel, killed in every so-manieth wait for the processor."""
     async def serve(_memnet: MemNet) -> None:
         async def handle(reader: streams.StreamReader, writer: streams.StreamWriter) -> None:
             while data := await reader.read(5000):
@@ -232,26 +228,41 @@ def test_streams_killed_anywhere(seed: int) -> None:
             writer.close()
             await writer.wait_closed()
 
-        server = await streams.start_server(handle, world.server.ip, PORT)
-        await server.serve_forever()
+        async with await streams.start_server(handle, port=PORT):
+            await streams.sleep(0.05)
 
-    async def ask(_memnet: MemNet) -> None:
-        await streams.sleep(0.001)
-        for _ in range(3):
-            try:
-                reader, writer = await streams.open_connection(world.server.ip, PORT)
-                writer.write(bytes(60_000))
-                writer.write_eof()
-                await reader.read()
-                writer.close()
-            except NetworkError:
-                continue
+    def once(after: int) -> int:
+        world = World(memory_bytes=3 << 20)
+        check = LeakCheck(world)
+        fuse = Fuse(world, after)
+        world.server.process_account = lambda name: fuse  # type: ignore[method-assign]
 
-    server = world.start(world.server, serve, "server", background=True)
-    world.start(world.client, ask, "client")
-    world.kernel.call_at(rng.randrange(MS // 10, 6 * MS), server.kill)
-    world.run()
-    check.check()
+        async def ask(memnet: MemNet) -> None:
+            async def one(kilobytes: int) -> None:
+                try:
+                    reader, writer = await streams.open_connection(world.server.ip, PORT)
+                    memnet.set_option(writer.get_extra_info("socket"), "SO_KEEPALIVE", 1)
+                    writer.write(bytes(kilobytes * 1000))
+                    writer.write_eof()
+                    await reader.read()
+                    writer.close()
+                except NetworkError:
+                    return
+
+            await streams.sleep(0.001)
+            await streams.gather(*[one(kilobytes) for kilobytes in (10, 20, 30)])
+
+        fuse.started = world.start(world.server, serve, "server", eager_accept=1, channels=ChannelSettings(
+            channels=1, send_bytes=2048, receive_bytes=1024))
+        world.start(world.client, ask, "client")
+        world.run()
+        check.check()
+        return fuse.settled
+
+    steps = once(0)
+    assert steps > 400
+    for after in [*range(1, 20), *range(20, steps, steps // 30)]:
+        once(after)
 
 
 def test_a_handler_that_raises_loses_its_connection_and_is_counted() -> None:
@@ -315,3 +326,33 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert first == again
     assert first[0] == other[0]
     assert first[1:4] != other[1:4]
+
+
+def test_an_application_that_returns_waits_a_minute_for_a_peer_that_does_not_read() -> None:
+    world = World(profile=LINUX24)
+    returned: list[int] = []
+
+    async def serve(memnet: MemNet) -> None:
+        socket = await accepted(memnet)
+        await memnet.async_send(socket, await memnet.register_mem(1 << 18))
+        returned.append(world.kernel.now)
+
+    async def ask(memnet: MemNet) -> str:
+        socket = await connected(memnet, world)
+        await world.kernel.sleep(90 * SECOND)
+        try:
+            await receive_all(memnet, socket)
+        except NetworkError as error:
+            return type(error).__name__
+        return "all of it"
+
+    check = LeakCheck(world)
+    server = world.start(world.server, serve, "server")
+    client = world.start(world.client, ask, "client")
+    over: list[int] = []
+    world.kernel.call_at(SECOND, lambda: server.application.over.add_callback(  # type: ignore[union-attr]
+        lambda _task: over.append(world.kernel.now)))
+    world.run()
+    check.check()
+    assert client.result == "PeerReset"
+    assert 60 * SECOND <= over[0] - returned[0] < 61 * SECOND
