@@ -43,5 +43,6 @@ def test_in_the_middle_of_an_answer(tmp_path: Path, system: str) -> None:
     assert result.server.open_connections == 0
     assert result.server.connections == 2
     # Who sends by MemNet waits for the end; a socket's kernel has taken all, so that its server waits for the client.
-    assert result.server.idle_connections_closed + result.server.failed_connections == 2
+    ends = (result.server.failed_connections, result.server.idle_connections_closed)
+    assert ends == ((1, 1) if system == "nic-tso" else (0, 2))
     assert not any(cast(dict[str, int], result.left_over).values())
