@@ -24,7 +24,7 @@ from cosim import http
 from cosim.server import ServerConnection
 from host_driver.account import Account
 from host_driver.errors import NetworkError
-from host_driver.runtime import Kernel, Timer
+from host_driver.runtime import Kernel
 
 RECEIVE_BYTES = 4096
 """What a thread asks for at once while it reads a head."""
@@ -86,6 +86,10 @@ class _Gone(Exception):
     """The client said no more in the middle of a message, or a file became shorter while it was sent."""
 
 
+class _Idle(Exception):
+    """The client said nothing for too long, and the connection was closed."""
+
+
 class FileServer:
     """Serves files below `root` with as many threads as there are clients; they are made by `thread`, and used again.
 
@@ -122,6 +126,8 @@ class FileServer:
         try:
             await _Conversation(self, connection, thread.account).run()
             await self._linger(connection)
+        except _Idle:
+            counts.idle_connections_closed += 1
         except (_Gone, NetworkError):
             counts.failed_connections += 1
         with suppress(NetworkError):
@@ -138,12 +144,14 @@ class FileServer:
         # of the read/write connection. The server then continues to read from the connection until it receives a
         # corresponding close by the client"
         await connection.shutdown()
-        timer = self._close_at(connection, self._kernel.now + LINGER_PS)
-        try:
-            while await connection.receive(RECEIVE_BYTES):
-                pass
-        finally:
-            timer.cancel()
+        until_ps = self._kernel.now + LINGER_PS
+        while await self.hear(connection, RECEIVE_BYTES, until_ps):
+            pass
+
+    @property
+    def now(self) -> int:
+        """Simulated time in picoseconds."""
+        return self._kernel.now
 
     def find(self, path: str) -> Path | None:
         """The file or folder of a request's path; None: there is none below the root."""
@@ -164,20 +172,32 @@ class FileServer:
         statuses[name] = statuses.get(name, 0) + 1
         self._changed()
 
-    def close_when_idle(self, connection: FileConnection) -> Timer:
-        """A timer that closes a connection; to be cancelled when the client says something."""
-        return self._close_at(connection, self._kernel.now + IDLE_PS)
+    async def hear(self, connection: FileConnection, max_bytes: int, until_ps: int) -> bytes:
+        """The next bytes of a client; b"" when it will say no more. Raises NetworkError; and _Idle when it has said
+        nothing until `until_ps`: then the connection is closed."""
+        gave_up = False
 
-    def _close_at(self, connection: FileConnection, time_ps: int) -> Timer:
         async def close() -> None:
             with suppress(NetworkError):
                 await connection.close()
 
-        def fired() -> None:
-            self.counts.idle_connections_closed += 1
+        def give_up() -> None:
+            nonlocal gave_up
+            gave_up = True
             self._kernel.spawn(close(), "closing an idle connection")
 
-        return self._kernel.call_at(time_ps, fired)
+        timer = self._kernel.call_at(until_ps, give_up)
+        try:
+            data = await connection.receive(max_bytes)
+        except NetworkError:
+            if gave_up:
+                raise _Idle from None
+            raise
+        finally:
+            timer.cancel()
+        if gave_up:
+            raise _Idle
+        return data
 
 
 class _Conversation:
@@ -224,11 +244,7 @@ class _Conversation:
         return http.parse_request(head + end)
 
     async def _receive(self, max_bytes: int) -> bytes:
-        idle = self._server.close_when_idle(self._connection)
-        try:
-            return await self._connection.receive(max_bytes)
-        finally:
-            idle.cancel()
+        return await self._server.hear(self._connection, max_bytes, self._server.now + IDLE_PS)
 
     async def _answer(self, head: http.RequestHead) -> None:
         if head.method in ("PUT", "POST"):

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from types import TracebackType
@@ -284,7 +285,7 @@ class TapBench:
         return TapResult(
             simulated_ps=self.kernel.now, real_s=time.monotonic() - self._started_s,
             behind_s=self._real_time.behind_ps / 1e12,
-            server=self._server.counts if self._server is not None else ServerCounts(),
+            server=deepcopy(self._server.counts) if self._server is not None else ServerCounts(),
             fetched=self._client.fetched if self._client is not None else [],
             played=self._replayer.played if self._replayer is not None else [],
             frames_from_device=wire.frames_from_device, frames_to_device=wire.frames_to_device,
