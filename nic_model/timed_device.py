@@ -425,7 +425,8 @@ class TimedDevice:
             doing.counters[drop] += 1
         own = work.receive
         mine = [entry for receive, entry in work.entries if receive is own and own is not None]
-        self._tell([entry for receive, entry in work.entries if receive is not own or own is None], self.now)
+        self._tell([entry for receive, entry in work.entries if receive is not own or own is None],
+                   self.now - int(self.machine.p.keep_delay))
         numbers["answered"][0] = 1
         if own is None:
             numbers["answer_buffers"][0] = NOT_KEPT

@@ -17,12 +17,13 @@ from cosim.errors import InputError
 from cosim.machine import load_machine
 from cosim.timing import device_file
 from cosim.timing.characterize import bus
-from cosim.timing.explore import Load, bottleneck, bounds, parameters_of, reached, sweep
+from cosim.timing.explore import Load, Reached, bottleneck, bounds, parameters_of, reached, sweep
 from nic_model.contract import MAX_SEGMENTED_BYTES, MIN_MSS
 from nic_model.timing.parameters import DeviceModel
 
 PLOT_CELLS = 40
 DEFAULT_LATENCY = 250
+LEAST_SHARE = 0.001
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +53,8 @@ def roofline(device: _DEVICE = "default", size: _SIZE = 65_536, mss: _MSS = 1460
         _print_json([{"what": bound.what, "cycles_a_frame": bound.cycles_a_frame, "words": bound.words,
                       "share": bound.cycles_a_frame / got.cycles_a_frame} for bound in found]
                     + [{"what": "model", "cycles_a_frame": got.cycles_a_frame, "gbit_per_s": got.gbit_per_s,
-                        "frames_per_s": got.frames_per_s, "latency_cycles": got.latency_cycles}])
+                        "frames_per_s": got.frames_per_s, "latency_cycles": got.latency_cycles,
+                        "waits": _waits(got), "works": got.works}])
         return
     table = Table(title=f"{model.config.name}: {_words(load)}", title_justify="left")
     for heading in ("bound", "cycles a frame", "Gb/s", "busy", "", "of what"):
@@ -66,7 +68,15 @@ def roofline(device: _DEVICE = "default", size: _SIZE = 65_536, mss: _MSS = 1460
                   f"{got.frames_per_s:,.0f} frames/s; first frame after {got.latency_cycles:,} cycles")
     console = _console()
     console.print(table)
-    console.print(bottleneck(found, got.cycles_a_frame), markup=False)
+    waits = Table(title="who waits for whom", title_justify="left")
+    for heading in ("who", "waits for", "of the time", ""):
+        waits.add_column(heading, justify="right" if heading == "of the time" else "left")
+    for entry in _waits(got):
+        waits.add_row(entry["who"], entry["waits_for"], f"{100 * entry['share']:.1f} %", _bar(entry["share"]))
+    console.print(waits)
+    works = ", ".join(f"{name} {100 * share:.0f} %" for name, share in got.works.items())
+    console.print(f"of the time at work, counted: {works}", markup=False)
+    console.print(bottleneck(found, got), markup=False)
 
 
 def sweep_command(
@@ -97,7 +107,8 @@ def sweep_command(
     if json:
         _print_json([{"value": value, "gbit_per_s": got.gbit_per_s, "frames_per_s": got.frames_per_s,
                       "cycles_a_frame": got.cycles_a_frame, "latency_cycles": got.latency_cycles,
-                      "limit": found[0].what, "limit_cycles": found[0].cycles_a_frame} for value, got, found in rows])
+                      "limit": found[0].what, "limit_cycles": found[0].cycles_a_frame, "waits": _waits(got),
+                      "works": got.works} for value, got, found in rows])
         return
     table = Table(title=f"{file.name}: {_words(load)}", title_justify="left")
     for heading in (parameter, "Gb/s", "", "frames/s", "first frame, cycles", "who keeps it from more"):
@@ -105,8 +116,14 @@ def sweep_command(
     most = max(got.gbit_per_s for _, got, _ in rows)
     for value, got, found in rows:
         table.add_row(f"{value:,}", f"{got.gbit_per_s:,.2f}", _bar(got.gbit_per_s / most), f"{got.frames_per_s:,.0f}",
-                      f"{got.latency_cycles:,}", bottleneck(found, got.cycles_a_frame))
+                      f"{got.latency_cycles:,}", bottleneck(found, got))
     _console().print(table)
+
+
+def _waits(got: Reached) -> list[dict[str, Any]]:
+    """Who waits for whom for what share of the time, the longest first; without those that never do."""
+    found = sorted(got.waits.items(), key=lambda entry: -entry[1])
+    return [{"who": who, "waits_for": whom, "share": share} for (who, whom), share in found if share >= LEAST_SHARE]
 
 
 def _load(size: int, mss: int) -> Load:

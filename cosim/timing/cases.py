@@ -48,6 +48,10 @@ SETTLE_CYCLES = 4_000
 STUCK_LOOKS = 200
 """Looks without a new completion after which a case has come to nothing."""
 
+DROPPED_LOOKS, TOLD_LATE_LOOKS = 10, 60
+"""Likewise behind the last frame that arrives: then the rest was dropped. More if interrupts tell, which moderation
+holds back: for several sends of 64 KB, perhaps."""
+
 BUFFER_BYTES = 2048
 HEADER_BYTES = ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES + TCP_HEADER_BYTES
 REGION_BYTES = 1 << 17
@@ -230,6 +234,7 @@ async def drive(config: NicConfig, case: Case, port: Port, kernel: Kernel, memor
 async def _until_done(config: NicConfig, case: Case, kernel: Kernel, channels: dict[int, Channel],
                       counts: dict[int, int], wanted: int) -> None:
     still, before = 0, -1
+    patience = DROPPED_LOOKS if case.moderation is None else TOLD_LATE_LOOKS
     last = max([arrival.cycle for arrival in case.arrivals], default=0)
     while sum(counts.values()) < wanted:
         await kernel.sleep(LOOK_CYCLES * PS_PER_S // config.clock_hz)
@@ -241,7 +246,7 @@ async def _until_done(config: NicConfig, case: Case, kernel: Kernel, channels: d
         still = still + 1 if done == before else 0
         before = done
         # frames may have been dropped: then nothing more comes some time behind the last of them
-        if case.arrivals and still > 10 and passed > last:
+        if case.arrivals and still > patience and passed > last:
             break
         if still > STUCK_LOOKS:
             raise CaseFailed(f"{case.name}: {done} of {wanted} completions came")

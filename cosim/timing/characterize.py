@@ -25,6 +25,7 @@ from cosim.timing.cases import Arrival, Case, Moderation, Send, Sender
 from cosim.timing.device_file import DeviceFile, Figure, Measured
 from cosim.timing.observed import BUFFERS, PAYLOAD, SLOTS, Observed, on_rtl, on_rules
 from nic_model.contract import CONFIGS, DOORBELL_BASE, NicConfig, doorbell
+from nic_model.contract.config import BURST_BYTES
 from nic_model.timing.parameters import DeviceModel, Queues, StageTiming
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,21 @@ def _arrivals(count: int, length: int, period: float = 1) -> tuple[Arrival, ...]
     return tuple(Arrival(cycle=100 + round(number * period), length=length) for number in range(count))
 
 
+def _mixed(total_bytes: int, mac_bytes: int) -> tuple[Arrival, ...]:
+    """Frames of all sizes without a pause, of so many bytes together."""
+    found: list[Arrival] = []
+    cycle = 100
+    while total_bytes > 0:
+        length = MIXED_BYTES[len(found) % len(MIXED_BYTES)]
+        found.append(Arrival(cycle=cycle, length=length))
+        cycle += -(-length // mac_bytes)
+        total_bytes -= length
+    return tuple(found)
+
+
+MIXED_BYTES = (1514, 60, 200, 700, 64, 1000, 130, 1280, 400)
+
+
 def _first_frame(found: Observed) -> float:
     return found.frames[0][0]
 
@@ -118,6 +134,8 @@ def _reads(client: int) -> Callable[[Observed], list[float]]:
 
 def probes(config: NicConfig) -> Iterator[Probe]:
     """All that are solved by the rules, in packet order."""
+    from rtl.dma_write import RECEIVE_WRITES
+
     reads = config.payload_reads
     small = [_send(14)] * 60
 
@@ -190,12 +208,11 @@ def probes(config: NicConfig) -> Iterator[Probe]:
                 128)
     yield Probe("slots_to_write", case(arrivals=_arrivals(200, 60, 4), bus=bus(1000)), _all_done,
                 "200 frames of 60 bytes without a pause, 1,000 cycles of latency: their completions", 0, 128)
-    length = 96
-    rate = config.mac_bytes / 4
-    count = 6 * config.rx_buffer_bytes // length
-    yield Probe("row_to_write", case(arrivals=_arrivals(count, length), bus=bus(200, 100, rate)),
-                lambda found: sum(len(edges) for edges in found.completions.values()),
-                f"{count} frames of 96 bytes to a bus of a quarter of their rate: how many are delivered", 0, 512)
+    # half of what comes has found its place in memory when the next burst wants one
+    overload = case(arrivals=_mixed(6 * config.rx_buffer_bytes, config.mac_bytes),
+                    bus=bus(200, RECEIVE_WRITES * BURST_BYTES * 2 // config.mac_bytes))
+    yield Probe("beat_to_row", overload, _all_done,
+                f"{len(overload.arrivals)} frames of 60 to 1,514 bytes to a bus that takes half: completions", 8, 24)
 
 
 # Figures that the ports show directly.
@@ -312,7 +329,7 @@ def characterize(config: NicConfig, say: Say, library: Path | None = None) -> De
 
 
 START = {"header_to_frame": 16, "plain_to_frame": 16, "sent_to_write": 15, "arrived_to_write": 40,
-         "slot_to_payload": 20, "bell_to_fetch": 14, "used_to_fetch": 30, "slots_to_write": 30, "row_to_write": 20,
+         "slot_to_payload": 20, "bell_to_fetch": 14, "used_to_fetch": 30, "slots_to_write": 30, "beat_to_row": 15,
          "refetch": 12, "freed_to_fetch": 10, "piece_first": 3, "piece_further": 4,
          "freed_before_fetch": 4, "match_interval": 3, "burst_interval": 2, "decision_interval": 4,
          "match_further": 4, "gather_interval": 3, "response_to_room": 5, "fetch_overhead": 2, "slot_to_read": 4,
@@ -375,7 +392,7 @@ def _furthest(begin: int, end: int, same: Callable[[int], bool]) -> int:
 def rtl_queues(config: NicConfig) -> dict[str, int]:
     """What the RTL's sources say of its queues."""
     from rtl.dma_read import DESCRIPTOR_READS, RECEIVE_READS
-    from rtl.dma_write import RECEIVE_WRITES, completion_writes
+    from rtl.dma_write import RECEIVE_BURSTS_BUFFERED, RECEIVE_WRITES, completion_writes
     from rtl.fetch import fetches_of_a_channel
     from rtl.headers import FRAMES
     from rtl.interfaces import queue_slots
@@ -385,7 +402,8 @@ def rtl_queues(config: NicConfig) -> dict[str, int]:
     return dataclasses.asdict(Queues(
         queue_slots=queue_slots(config), channel_fetches=fetches_of_a_channel(config),
         descriptor_reads=DESCRIPTOR_READS, receive_reads=RECEIVE_READS, prefetch_slots=prefetch_slots(config),
-        receive_writes=RECEIVE_WRITES, completion_writes=completion_writes(config), frames_ready=FRAMES - 1,
+        receive_writes=RECEIVE_WRITES, completion_writes=completion_writes(config),
+        rows_buffered=RECEIVE_BURSTS_BUFFERED * BURST_BYTES // config.host_bytes, frames_ready=FRAMES - 1,
         commands_ahead=6))
 
 

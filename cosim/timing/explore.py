@@ -54,6 +54,11 @@ class Reached:
     cycles_a_frame: float
     latency_cycles: int
     """Of the first frame, from its doorbell."""
+    waits: dict[tuple[str, str], float]
+    """(who, for whom) -> share of the time, from the first frame to the last, in which somebody waits. Those that wait
+    one behind the other wait at the same time."""
+    works: dict[str, float]
+    """Stage -> share of the time in which it works."""
 
 
 def case_of(load: Load, timing: BusTiming) -> Case:
@@ -74,7 +79,11 @@ def _measured(model: DeviceModel, load: Load, found: Observed) -> Reached:
     cycles = (found.frames[-1][1] - found.frames[first][1]) / frames
     sent = sum(send.payload for send in load.sends) + (limits.HEADER_BYTES * len(found.frames) if load.mss else 0)
     clock = model.config.clock_hz
-    return Reached(gbit_per_s=8 * sent / len(found.frames) / cycles * clock / 1e9, frames_per_s=clock / cycles,
+    whole = found.frames[-1][1] - found.frames[0][0] + 1
+    return Reached(
+        waits={names: waited / whole for names, waited in found.waited.items()},
+        works={name: worked / whole for name, worked in found.worked.items()},
+        gbit_per_s=8 * sent / len(found.frames) / cycles * clock / 1e9, frames_per_s=clock / cycles,
                    cycles_a_frame=cycles, latency_cycles=found.frames[0][0])
 
 
@@ -127,14 +136,16 @@ def bounds(model: DeviceModel, load: Load, timing: BusTiming) -> list[Bound]:
     return sorted(found, key=lambda bound: -bound.cycles_a_frame)
 
 
-def bottleneck(found: list[Bound], cycles: float) -> str:
+def bottleneck(found: list[Bound], got: Reached) -> str:
     """Who keeps the device from more, in words."""
     first, second = found[0], found[1]
-    share = 100 * first.cycles_a_frame / cycles
+    share = 100 * first.cycles_a_frame / got.cycles_a_frame
     if share >= 97:
         return f"{first.what} is always busy: {first.words}; next is {second.what}"
+    (who, whom), longest = max(got.waits.items(), key=lambda entry: entry[1])
     return (f"nothing is always busy: {first.what} is for {share:.0f} % of the time ({first.words}), "
-            f"{second.what} for {100 * second.cycles_a_frame / cycles:.0f} %; the rest they wait for each other")
+            f"{second.what} for {100 * second.cycles_a_frame / got.cycles_a_frame:.0f} %; "
+            f"for {100 * min(1.0, longest):.0f} % {who} waits for {whom}")
 
 
 # ---------------------------------------------------------------------------------------------- sweeps

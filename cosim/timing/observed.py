@@ -53,6 +53,9 @@ class Observed:
     """From the case's start to its end."""
     dropped: int = 0
     """Frames that arrived and were not delivered; of the rules only."""
+    waited: dict[tuple[str, str], int] = field(default_factory=dict)
+    worked: dict[str, int] = field(default_factory=dict)
+    """Cycles that stages have waited for another, and worked; of the rules only: `nic_model.timing.stages.WAITS`."""
 
 
 class CaseBench:
@@ -246,7 +249,9 @@ def on_rules(model: DeviceModel, case: Case) -> Observed:
         else:
             machine.call("ring_bell", edge, channel, slots)
     advance(stages.NEVER - 1)
-    return _observed(out + machine.taken(), begin)
+    found = _observed(out + machine.taken(), begin)
+    found.waited, found.worked = machine.shares()
+    return found
 
 
 def _observed(events: list[list[int]], begin: int) -> Observed:

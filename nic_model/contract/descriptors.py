@@ -8,8 +8,10 @@ doorbell never splits it. Its first slot is `SUBMISSION_HEAD` (16 bytes) and pie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, NoReturn
 
 SUBMISSION_SLOT_BYTES = 32
 RECEIVE_SLOT_BYTES = 16
@@ -47,31 +49,54 @@ class Layout:
                 raise ValueError(f"{self.name}.{name} overlaps another field or the end of the entry")
             used |= mask
 
+    # Entries are made and read millions of times, and loops over the fields take longer: so for each layout both are
+    # written out once, as one expression.
+
+    @cached_property
+    def _read(self) -> Callable[[int], dict[str, int]]:
+        """Reads all fields of an entry that is one number."""
+        fields = (f"{name!r}: word >> {field.offset} & {(1 << field.width) - 1}" for name, field in self.fields.items())
+        read: Callable[[int], dict[str, int]] = eval(f"lambda word: {{{', '.join(fields)}}}")
+        return read
+
+    @cached_property
+    def _write(self) -> Callable[..., int]:
+        """Makes an entry, as one number, of fields by name; -1, which has no bytes, if one does not fit."""
+        names = ", ".join(f"{name}=0" for name in self.fields)
+        too_large = " or ".join(f"{name} >> {field.width}" for name, field in self.fields.items())
+        word = " + ".join(f"({name} << {field.offset})" for name, field in self.fields.items())
+        write: Callable[..., int] = eval(f"lambda {names}: -1 if {too_large} else {word}")
+        return write
+
     def pack(self, **values: int) -> bytes:
         """Make the entry's bytes; fields not named are 0. Raises ValueError for a name or value that does not fit."""
-        return self.pack_word(**values).to_bytes(self.size_bytes, "little")
+        try:
+            return self._write(**values).to_bytes(self.size_bytes, "little")
+        except (TypeError, OverflowError):
+            self._refuse(values)
 
     def pack_word(self, **values: int) -> int:
         """As `pack`, but the entry as one number: the value of a register."""
-        word = 0
+        return int.from_bytes(self.pack(**values), "little")
+
+    def _refuse(self, values: dict[str, int]) -> NoReturn:
         for name, value in values.items():
             if name not in self.fields:
                 raise ValueError(f"{self.name} has no field {name!r}; it has {', '.join(self.fields)}")
-            field = self.fields[name]
-            if not 0 <= value < 1 << field.width:
-                raise ValueError(f"{self.name}.{name} must fit {field.width} bits, not {value}")
-            word |= int(value) << field.offset
-        return word
+            width = self.fields[name].width
+            if not 0 <= value < 1 << width:
+                raise ValueError(f"{self.name}.{name} must fit {width} bits, not {value}")
+        raise TypeError(f"{self.name}: fields must be whole numbers, not {values}")
 
     def unpack(self, entry: bytes | bytearray | memoryview) -> dict[str, int]:
         """Read all fields. Raises ValueError when `entry` has another size."""
         if len(entry) != self.size_bytes:
             raise ValueError(f"{self.name} takes {self.size_bytes} bytes, not {len(entry)}")
-        return self.unpack_word(int.from_bytes(entry, "little"))
+        return self._read(int.from_bytes(entry, "little"))
 
     def unpack_word(self, word: int) -> dict[str, int]:
         """Read all fields of an entry that is one number: the value of a register."""
-        return {name: word >> f.offset & ((1 << f.width) - 1) for name, f in self.fields.items()}
+        return self._read(word)
 
 
 def _layout(name: str, size_bytes: int, *fields: tuple[str, int, int, str]) -> Layout:

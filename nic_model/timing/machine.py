@@ -90,6 +90,12 @@ class Machine:
         self._out_count[0] = 0
         return cast(list[list[int]], self._out[:count].tolist())
 
+    def shares(self) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+        """Cycles that each has waited for another, as `stages.WAITS` names them, and that each stage has worked. They
+        are counted if the machine is `traced`."""
+        waited, worked = self.q.waited.tolist(), self.q.worked.tolist()
+        return dict(zip(stages.WAITS, waited, strict=True)), dict(zip(stages.BUSY, worked, strict=True))
+
     def taken_rows(self) -> np.ndarray:
         """The same as an array of rows."""
         found = self._out[:self._out_count[0]].copy()

@@ -83,6 +83,8 @@ class StageTiming:
     arm_to_irq: int
     """`Doorbells`, `Events`: from an arm's beat to the interrupt line, if something came meanwhile."""
 
+    beat_to_row: int
+    """`MacRx`, `Parser`: from a frame's last beat to its last row in the receive buffer."""
     arrived_to_write: int
     """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`, `RxDeliver`, `DmaWrite`: from a frame's last beat to the
     first that is written of it."""
@@ -94,9 +96,6 @@ class StageTiming:
     """`RxRings`: from one frame to the next."""
     match_further: int
     """The same: cycles for each further buffer."""
-    row_to_write: int
-    """`RxBuffer` ... `DmaWrite`: how much sooner a row's place in the receive buffer is free than the row is written,
-    as seen from the MAC."""
     response_to_write: int
     """`DmaWrite`, `RxDeliver`, `RxGather`, `Completion`: from the bus's last response to a frame to its completion's
     first beat."""
@@ -136,6 +135,8 @@ class Queues:
     receive_writes: int
     completion_writes: int
     """DMA writes in flight."""
+    rows_buffered: int
+    """Received rows that wait for the bus."""
     frames_ready: int
     """Frames with their headers written, at most."""
     commands_ahead: int

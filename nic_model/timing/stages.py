@@ -81,6 +81,44 @@ def put(s: Any, q: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> No
     s.out_count += 1
 
 
+WAITS = (
+    ("descriptor fetch", "room for its slots"),
+    ("FrameScheduler", "a job"),
+    ("FrameScheduler", "bytes ahead of the wire"),
+    ("FrameScheduler", "frames under way"),
+    ("FrameScheduler", "reads of frames before"),
+    ("payload reads", "a read in flight that ends"),
+    ("payload stream", "data from host memory"),
+    ("payload stream", "room in the transmit buffer"),
+    ("HeaderWriter", "payload and its sums"),
+    ("HeaderWriter", "frames that leave"),
+    ("MAC", "a header"),
+    ("MAC", "the wire"),
+)
+"""Who waits for whom, on the way out."""
+
+(FETCH_ROOM, DECIDE_JOB, DECIDE_AHEAD, DECIDE_FRAMES, DECIDE_READS, READ_SLOT, STREAM_DATA, STREAM_ROOM, HEADER_SUMS,
+ HEADER_LEAVES, MAC_HEADER, MAC_WIRE) = range(len(WAITS))
+
+BUSY = ("FrameScheduler", "payload stream", "HeaderWriter", "MAC")
+DECIDING, STREAMING, WRITING, LEAVING = range(len(BUSY))
+"""Stages of which it is counted how long they work."""
+
+
+@step
+def wait(p: Any, q: Any, who: int, cycles: int) -> None:
+    """Somebody has waited so long (if positive)."""
+    if p.traced and cycles > 0:
+        q.waited[who] += cycles
+
+
+@step
+def work(p: Any, q: Any, who: int, cycles: int) -> None:
+    """A stage works so long."""
+    if p.traced:
+        q.worked[who] += cycles
+
+
 @step
 def time_of(p: Any, edge: int) -> int:
     """Picoseconds of an edge, rounded down."""
@@ -315,12 +353,16 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     if available <= 0:
         pass
     elif room < p.least_fetch and room < wanted:
+        own.starved_at = now
         _starve(p, s, q, channel)
     else:
         count = min(room, wanted)
         if available > count:
             own.pending = now + p.fetch_interval
         _cut_bursts(p, s, q, now, channel, count)
+        if own.starved_at >= 0:
+            wait(p, q, FETCH_ROOM, now - own.starved_at)
+            own.starved_at = -1
         own.asked += count
         own.under_way += 1
     plan_fetch(p, s, q)
@@ -591,20 +633,29 @@ def plan_decision(p: Any, s: Any, q: Any) -> None:
     """When the next frame is decided on."""
     if s.command_tail - s.command_head >= p.commands_ahead:
         s.at_decide = NEVER
+        s.decide_why = DECIDE_READS
         return
     at = s.decide_free
     if s.frames_decided >= p.slices:
         # so many frames are between here and the end of their headers at most
         if s.frames_decided - p.slices >= s.frame_tail:
             s.at_decide = NEVER
+            s.decide_why = DECIDE_FRAMES
             return
         at = max(at, q.frames[(s.frames_decided - p.slices) & FRAMES - 1].header)
+        if at > s.decide_free:
+            s.decide_why = DECIDE_FRAMES
     if s.has_job == 0:
         if s.arrival_head == s.arrival_tail:
             s.at_decide = NEVER
+            s.decide_why = DECIDE_JOB
             return
-        at = max(at, _seen(p, s, q))
+        seen = _seen(p, s, q)
+        if seen > at:
+            at = seen
+            s.decide_why = DECIDE_JOB
     if s.ahead - s.gone_ahead >= p.bytes_ahead:
+        s.decide_why = DECIDE_AHEAD
         # wait for frames that begin to leave
         missing, head = s.ahead - s.gone_ahead - p.bytes_ahead, s.begun_head
         while missing >= 0 and head < s.begun_tail:
@@ -674,6 +725,9 @@ def decide(p: Any, s: Any, q: Any) -> None:
     frame.last = last
     frame.number = own.number
     frame.edge = max(now, s.walk_free) + (p.piece_further - p.piece_first) * begun
+    if s.frames_decided > 0:
+        wait(p, q, s.decide_why, now - s.decide_free)
+    work(p, q, DECIDING, max(p.decision_interval, walked - now))
     s.walk_free = walked
     s.command_tail += 1
     s.frames_decided += 1
@@ -779,6 +833,7 @@ def read_payload(p: Any, s: Any, q: Any, horizon: int) -> None:
             at = s.piece_at
             length = min(min(s.read_left, s.piece_left), BURST - (at & BURST - 1))
             rows = rows_between(at, length, p.host_log2)
+            wait(p, q, READ_SLOT, edge - max(s.frame_edge, s.p_ar_last + 1))
             s.p_ar_last = edge
             q.p_release[slot] = NEVER
             # bytes in the last row, which may be the first
@@ -847,7 +902,11 @@ def stream_payload(p: Any, s: Any, q: Any) -> None:
             out = s.stream_free
             if burst.rows > 0:
                 out = max(out, _room_for_frame(p, s, q, channel, place, frame.count))
+                wait(p, q, STREAM_ROOM, out - max(s.stream_free, burst.landed))
         if burst.rows > 0:
+            if s.e_head > 0:
+                wait(p, q, STREAM_DATA, burst.landed - out)
+            work(p, q, STREAMING, burst.rows)
             out = max(out, burst.landed)
             s.stream_free = out + burst.rows
             q.p_release[burst.slot] = s.stream_free - 1
@@ -944,6 +1003,10 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     if s.frame_tail >= p.frames_ready:
         start = max(start, q.frames[(s.frame_tail - p.frames_ready) & FRAMES - 1].last)
     operations = header_operations(p, q, channel, place)
+    if s.frame_tail >= p.segmenters:
+        wait(p, q, HEADER_SUMS, summed - free)
+    wait(p, q, HEADER_LEAVES, start - max(free, summed))
+    work(p, q, WRITING, p.header_overhead + operations)
     q.header_free[lane] = start + p.header_overhead + operations
     whole = inline == 0 and sums == 0
     ready = start + (p.plain_to_frame if whole else p.header_overhead + operations + p.header_to_frame)
@@ -951,6 +1014,10 @@ def finish_frame(p: Any, s: Any, q: Any, command: int) -> None:
     # the MAC
     first = enter_mac(p, s, q, max(ready, s.mac_last + 1))
     last = first + paced(beats(length, p.mac_log2), p.sink_cycles_100) - 1
+    if s.frame_tail > 0:
+        wait(p, q, MAC_HEADER, ready - s.mac_last - 1)
+    wait(p, q, MAC_WIRE, first - max(ready, s.mac_last + 1))
+    work(p, q, LEAVING, last - first + 1)
     if length > 0:
         leave_mac(p, s, q, last, length)
     s.mac_last = last
@@ -1018,6 +1085,19 @@ TOKENS = 8192
 def port_free(p: Any, s: Any) -> int:
     """When the write engine may begin another burst."""
     return max(s.w_last + 1, s.w_first + p.burst_interval)
+
+
+@step
+def take_port(s: Any, first: int, rows: int, ready: int, receives: int) -> None:
+    """A burst that was ready at an edge has the write port from another on."""
+    if s.in_tail > 0:  # or there is no choice
+        s.granted_last = min(granted(s, ready, receives), first)
+        if receives:
+            s.granted_receive = s.granted_last
+    s.w_last_before = s.w_last
+    s.w_first = first
+    s.w_last = first + rows - 1
+    s.w_was_completion = 1 - receives
 
 
 @rule
@@ -1096,21 +1176,25 @@ def complete(p: Any, s: Any, q: Any) -> None:
     begin = q.channels[channel].cq_index - entries
     rows = rows_between(begin * COMPLETION_BYTES, entries * COMPLETION_BYTES, p.host_log2)
     first = max(now, sent)
-    s.w_first = first
-    s.w_last = first + rows - 1
-    s.w_was_completion = 1
+    take_port(s, first, rows, max(s.completion_ready, sent), 0)
+    if s.in_tail > 0:
+        note_burst(s, q, first, s.w_last, 0, 0)
     stored = write(p, s, s.w_last, entries * COMPLETION_BYTES)
     response = stored + p.write_latency + 1
     q.cw_release[s.completion_writes & RELEASES - 1] = response
+    q.cw_first[s.completion_writes & RELEASES - 1] = first
     s.completion_writes += 1
-    # the next entry may be made while this one waits for the port, as soon as the one before this has left
-    s.complete_free = max(sent + p.entry_rows, s.completion_first)
-    s.completion_first = first
+    # the next entry may be made while this one waits for the port, if there is a place for its command
+    s.complete_free = max(sent + p.entry_rows, q.cw_first[s.completion_writes - COMMANDS_WAIT & RELEASES - 1])
     for number in range(entries):
         put(s, q, COMPLETED, channel, q.batch_token[(first_token + number) & TOKENS - 1], s.w_last, stored,
             response + p.response_to_irq)
     plan_completion(p, s, q)
 
+
+COMMANDS_WAIT = 5
+"""Completions' commands between `Completion` and the port: one in its register, two in a `SkidBuffer`, two in
+`BurstCutter`."""
 
 RECEIVE = 1 << 40
 """Marks the token of a receive."""
@@ -1134,7 +1218,7 @@ def arrive(p: Any, s: Any, q: Any, edge: int, channel: int, length: int, number:
     frame.number = number
     s.in_tail += 1
     if s.at_arrive == NEVER:
-        s.at_arrive = last
+        s.at_arrive = last + p.keep_delay
     return first
 
 
@@ -1143,42 +1227,57 @@ INCOMING = 8192
 
 @rule
 def keep_frame(p: Any, s: Any, q: Any) -> None:
-    """A frame's last row: it is kept if all its rows found room."""
-    place = s.in_head & INCOMING - 1
-    now = s.at_arrive
-    if q.incoming[place].channel < 0:
-        # not for this host: it leaves no row
-        s.in_head += 1
-        s.at_arrive = q.incoming[s.in_head & INCOMING - 1].edge if s.in_head < s.in_tail else NEVER
-        return
-    rows = beats(q.incoming[place].length, p.host_log2)
-    while s.kept_head < s.kept_tail and q.kept[s.kept_head & INCOMING - 1].end <= now:
-        s.rx_rows -= q.kept[s.kept_head & INCOMING - 1].rows
-        s.kept_head += 1
-    fill = s.rx_rows
-    if s.kept_head < s.kept_tail:
-        head = s.kept_head & INCOMING - 1
-        if q.kept[head].begin < now:
-            fill -= min(q.kept[head].rows, now - q.kept[head].begin)
-    if fill + rows > p.rx_rows - 2:
-        put(s, q, DROPPED, q.incoming[place].number, now, FIFO_FULL, 0, 0)
-    else:
-        s.rx_rows += rows
-        entry = s.kept_tail & INCOMING - 1
-        q.kept[entry].rows = rows
-        q.kept[entry].begin = NEVER
-        q.kept[entry].end = NEVER
-        s.kept_tail += 1
-        wait = s.wait_tail & INCOMING - 1
-        q.matching[wait].edge = now
-        q.matching[wait].channel = q.incoming[place].channel
-        q.matching[wait].length = q.incoming[place].length
-        q.matching[wait].number = q.incoming[place].number
-        q.matching[wait].kept = s.kept_tail - 1
-        s.wait_tail += 1
-        plan_match(p, s, q)
+    """A frame is kept if all its rows found room. Acts when it is known what moves rows until then."""
+    frame = q.incoming[s.in_head & INCOMING - 1]
+    now, last, rows = s.at_arrive, frame.edge + p.beat_to_row, beats(frame.length, p.host_log2)
     s.in_head += 1
-    s.at_arrive = q.incoming[s.in_head & INCOMING - 1].edge if s.in_head < s.in_tail else NEVER
+    s.at_arrive = q.incoming[s.in_head & INCOMING - 1].edge + p.keep_delay if s.in_head < s.in_tail else NEVER
+    stored = rows
+    if s.rows_kept + s.rows_missed + rows - s.rows_done >= p.rx_rows >> 1:
+        stored = _rows_stored(p, s, q, now, last, frame.length, rows)
+    else:
+        s.row_follows = 0
+    if stored < rows or frame.channel < 0:
+        s.rows_missed, s.missed_at = stored, last
+        if frame.channel >= 0:
+            put(s, q, DROPPED, frame.number, frame.edge, FIFO_FULL, 0, 0)
+        return
+    s.rows_missed = 0
+    s.rows_kept += rows
+    s.kept_at = last
+    waiting = q.matching[s.wait_tail & INCOMING - 1]
+    waiting.edge = now
+    waiting.channel = frame.channel
+    waiting.length = frame.length
+    waiting.number = frame.number
+    waiting.rows = rows
+    s.wait_tail += 1
+    plan_match(p, s, q)
+
+
+@rule
+def _rows_stored(p: Any, s: Any, q: Any, now: int, last: int, length: int, rows: int) -> int:
+    """Rows that find room, of a frame whose last row comes to the receive buffer in a cycle. A row has room if two were
+    free a cycle before; one that came in that cycle was not counted then, and those of a frame that was dropped in it
+    still were."""
+    first = last - paced(beats(length, p.mac_log2), p.source_cycles_100)
+    between = p.host_bytes // p.mac_bytes
+    if not s.row_follows or s.port_tail - s.row_port > PORT_BURSTS // 2:
+        follow_rows(s, q, now)
+    before = s.kept_at
+    for row in range(rows):
+        cycle = min(last, first + paced(between * (row + 1), p.source_cycles_100))
+        while s.row_now < cycle - 1:
+            move_rows(p, s, q)
+        seen = s.rows_kept + row
+        if before == cycle - 1:
+            seen -= 1
+        if row == 0 and s.missed_at == cycle - 1:
+            seen += s.rows_missed
+        if seen - s.row_head > p.rx_rows - 2:
+            return row
+        before = cycle
+    return rows
 
 
 # rtl/rx_rings.py: the matching side
@@ -1187,14 +1286,35 @@ def keep_frame(p: Any, s: Any, q: Any) -> None:
 @rule
 def plan_match(p: Any, s: Any, q: Any) -> None:
     """When the next frame looks for a buffer."""
-    if s.wait_head == s.wait_tail or s.parts_tail - s.parts_done >= PARTS_UNDER_WAY:
+    if s.wait_head == s.wait_tail:
         s.at_match = NEVER
+    elif s.parts_tail - s.parts_up >= PARTS_AHEAD or s.parts_tail - s.parts_read >= PARTS_UNREAD:
+        s.at_match = NEVER
+        s.match_waits = 1
     else:
         s.at_match = max(q.matching[s.wait_head & INCOMING - 1].edge, s.match_free)
+        if s.parts_tail >= PARTS_NOT_OVER:
+            over = q.parts[s.parts_tail - PARTS_NOT_OVER & PARTS - 1].over
+            s.at_match = max(s.at_match, over + OVER_TO_MATCH) if over < NEVER else NEVER
 
 
-PARTS_UNDER_WAY = 40
+TOKENS_IN_FLIGHT, OVER_TO_DECIDE = 35, 2
+"""Parts of frames between `RxDeliver`'s decision and the bus's response to their last burst: 34 in a FIFO, one before
+it. And from that response to the decision on another."""
+
+PARTS_NOT_OVER, OVER_TO_MATCH = TOKENS_IN_FLIGHT + 11, OVER_TO_DECIDE
+"""Likewise between match and response."""
+
+PARTS_AHEAD, PARTS_UNREAD = 15, 13
+"""Parts of frames between match and port: one behind `RxRings`, 10 in `RxDeliver`'s FIFO, 4 commands between it and the
+burst that is up next. And between match and the last row that has left the receive buffer: those 11, and 2 orders."""
+
 PARTS = 256
+
+SEEN_BEHIND, WOKEN_BEHIND = 2, 4
+"""A slot that lands so much later than a frame's turn would be is not seen at its first look any more; then the frame
+is matched so much later at least: `RxRings`'s states LOOK, KEEP and JUDGE, and READ, WAIT, LOOK_AGAIN and READ between
+them."""
 
 
 @rule
@@ -1203,6 +1323,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
     now = s.at_match
     wait = s.wait_head & INCOMING - 1
     waiting = q.matching[wait]
+    ahead = p.arrived_to_write - p.keep_delay
     channel = waiting.channel
     own = q.channels[channel]
     needed = 1 if waiting.length <= p.buffer_bytes else parts(waiting.length, p.buffer_bytes)
@@ -1216,7 +1337,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
         s.answer_delay = 0
     if needed < 0 or own.rx_posted - own.rx_used < needed:
         put(s, q, DROPPED, waiting.number, now, NO_BUFFER, 0, 0)
-        _release_rows(s, q, waiting.kept, now + 2, 0)
+        order_rows(s, q, now + ahead, GONE, waiting.rows, 0, 0, 0)
         s.match_free = now + p.match_interval
         s.wait_head += 1
         plan_match(p, s, q)
@@ -1228,29 +1349,44 @@ def match(p: Any, s: Any, q: Any) -> bool:
         return False
     if needed > 0:
         landed = q.rx_landed[channel, (own.rx_used + needed - 1) & RX_LANDED - 1]
-        if landed > now:
+        if landed > now + SEEN_BEHIND:
             s.answered = p.asks
-            s.at_match = landed if landed < NEVER else NEVER
+            s.at_match = max(landed, now + WOKEN_BEHIND) if landed < NEVER else NEVER
             return False
     parts_now = s.answer_parts if p.asks else needed
     left = waiting.length
     edge = now
     if needed > 1:
         edge += needed * p.match_further
-    own.rx_used += needed
     if needed > 0:
-        own.rx_want = min(own.rx_want, edge + p.used_to_fetch)
+        shows = edge - p.keep_delay + p.used_to_fetch
+        for _ in range(needed):
+            q.rx_shows[channel, own.rx_used & RX_LANDED - 1] = shows
+            own.rx_used += 1
+        own.rx_want = min(own.rx_want, shows)
         plan_prefetch(p, s, q)
-    put(s, q, MATCHED, waiting.number, edge, channel, 0, 0)
+    put(s, q, MATCHED, waiting.number, edge - p.keep_delay, channel, 0, 0)
+    begin = 0
     for part in range(parts_now):
         place = s.parts_tail & PARTS - 1
-        q.parts[place].edge = edge + p.arrived_to_write
-        q.parts[place].at = q.answers[part].at if p.asks else 0
-        q.parts[place].left = q.answers[part].length if p.asks else min(left, p.buffer_bytes)
+        at = q.answers[part].at if p.asks else 0
+        length = q.answers[part].length if p.asks else min(left, p.buffer_bytes)
         left -= p.buffer_bytes
+        last = part == parts_now - 1
+        # a row that a part leaves off in is read again for the next
+        reads = rows_between(begin, length, p.host_log2)
+        begin = (begin & p.host_bytes - 1) + length
+        rows = waiting.rows if last else begin >> p.host_log2
+        waiting.rows -= rows
+        q.parts[place].edge = edge + ahead
+        q.parts[place].at = at
+        q.parts[place].left = length
         q.parts[place].begun = 0
-        q.parts[place].last = part == parts_now - 1
-        q.parts[place].kept = waiting.kept
+        q.parts[place].over = NEVER
+        q.parts[place].last = last
+        q.parts[place].order = order_rows(s, q, edge + ahead, GIVEN, rows, reads, at, length)
+        s.rows_to_leave += rows_between(at, length, p.host_log2)
+        q.parts[place].end = s.rows_to_leave
         q.parts[place].channel = channel
         q.parts[place].number = waiting.number
         q.parts[place].done = 0
@@ -1263,13 +1399,6 @@ def match(p: Any, s: Any, q: Any) -> bool:
         plan_write(p, s, q)
     plan_match(p, s, q)
     return False
-
-
-@rule
-def _release_rows(s: Any, q: Any, kept: int, begin: int, rows: int) -> None:
-    """The rows of a kept frame leave the buffer from an edge on."""
-    q.kept[kept & INCOMING - 1].begin = begin
-    q.kept[kept & INCOMING - 1].end = begin + rows
 
 
 # rtl/rx_rings.py: the fetching side
@@ -1295,6 +1424,11 @@ def plan_prefetch(p: Any, s: Any, q: Any) -> None:
     s.at_prefetch = NEVER if earliest == NEVER else max(earliest, s.prefetch_free)
 
 
+PICKED = 2
+"""`RxRings` looks at the indices so many cycles after it has picked a channel: what is used in the last of them counts,
+and lets it be picked again."""
+
+
 @rule
 def prefetch(p: Any, s: Any, q: Any) -> None:
     """Ask for a burst of receive slots for the next channel that has room for all that it may bring."""
@@ -1307,17 +1441,22 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
             break
     s.prefetch_last = channel
     own.rx_want = NEVER
-    s.prefetch_free = now + p.prefetch_interval
+    s.prefetch_free = now + p.prefetch_interval - 1
     asked = own.rx_asked
     available = own.rx_posted - asked
-    if available > 0 and asked - own.rx_used <= p.prefetch_slots - RX_FETCH_SLOTS:
+    used = own.rx_used
+    while used > 0 and q.rx_shows[channel, used - 1 & RX_LANDED - 1] > now + PICKED:
+        used -= 1  # it will show when its time comes
+        own.rx_want = q.rx_shows[channel, used & RX_LANDED - 1]
+    if used > 0 and q.rx_shows[channel, used - 1 & RX_LANDED - 1] == now + PICKED:
+        own.rx_want = now + PICKED
+    if available > 0 and asked - used <= p.prefetch_slots - RX_FETCH_SLOTS:
         count = min(available, RX_FETCH_SLOTS - asked % RX_FETCH_SLOTS)
         rows = rows_between(asked * RX_SLOT_BYTES, count * RX_SLOT_BYTES, p.host_log2)
         slot = s.r_bursts & RELEASES - 1
         edge = max(now, q.r_release[s.r_bursts - p.receive_reads & RELEASES - 1] + p.slot_to_read)
         if edge >= NEVER:
             # no place for what comes: when one is free, `stream_buffers` says so
-            own.rx_want = NEVER
             s.starved_channel = channel + 1
             plan_prefetch(p, s, q)
             return
@@ -1333,9 +1472,10 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
             q.rx_landed[channel, (asked + number) & RX_LANDED - 1] = NEVER
         burst.landed = read(p, s, q, edge, rows, BUFFERS, s.r_bursts)
         s.r_bursts += 1
+        s.prefetch_free += 1
         own.rx_asked += count
         if available > count:
-            own.rx_want = now + p.prefetch_interval
+            own.rx_want = min(own.rx_want, now + p.prefetch_interval)
         stream_buffers(p, s, q)
     plan_prefetch(p, s, q)
 
@@ -1352,7 +1492,7 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
         channel = burst.channel
         for number in range(burst.count):
             q.rx_landed[channel, (burst.first + number) & RX_LANDED - 1] = (
-                out + (number * RX_SLOT_BYTES >> p.host_log2) + p.slots_to_write - p.arrived_to_write)
+                out + (number * RX_SLOT_BYTES >> p.host_log2) + p.slots_to_write - p.arrived_to_write + p.keep_delay)
         s.r_streamed += 1
         if s.at_match == NEVER:
             plan_match(p, s, q)
@@ -1360,6 +1500,223 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
             q.channels[s.starved_channel - 1].rx_want = min(q.channels[s.starved_channel - 1].rx_want, s.r_out_free)
             s.starved_channel = 0
             plan_prefetch(p, s, q)
+
+
+# rtl/rx_deliver.py, rx_buffer.py, align.py, dma_write.py: the rows on their way to the port
+# They decide when a full receive buffer has room again, to the cycle. So while it is more than half full, and only
+# then, they are followed cycle by cycle.
+
+ORDERS, PORT_BURSTS = 8192, 512
+GIVEN, GONE, NOTHING = range(3)
+"""Kinds of orders: rows that are written, rows that are dropped, the end of an aggregate."""
+
+DECIDED_TO_WRITE = 13
+"""Cycles from `RxDeliver`'s decision on an order to the first beat of its rows at the port: its register, the order
+that is taken, the buffer's memory and output, `Aligner` 4, `StreamFifo` 3, `DmaWrite`'s output and its handshake."""
+
+TAKEN_TO_PORT = 2
+"""The last two of these: from a row that leaves `StreamFifo` to its beat."""
+
+LINK_ROOM = 2
+"""Commands between `RxDeliver` and `DmaWrite`: a `SkidBuffer`."""
+
+
+@step
+def order_rows(s: Any, q: Any, edge: int, kind: int, rows: int, reads: int, at: int, length: int) -> int:
+    """What the receive buffer is to do with its next rows, behind what it was told before. Returns its number. `edge`:
+    when its first burst could be written if nothing were in its way; `rows` that are done with then, `reads` of rows,
+    which go to `length` bytes at `at`."""
+    order = q.orders[s.order_tail & ORDERS - 1]
+    order.edge = edge - DECIDED_TO_WRITE
+    order.over = NEVER
+    order.kind = kind
+    order.rows = rows
+    order.reads = reads
+    order.at = at
+    order.length = length
+    s.order_tail += 1
+    return int(s.order_tail - 1)
+
+
+@step
+def orders_done(s: Any, q: Any, number: int) -> None:
+    """All up to an order is written."""
+    while s.order_head <= number:
+        s.rows_done += q.orders[s.order_head & ORDERS - 1].rows
+        s.order_head += 1
+    s.part_rows = 0
+
+
+@step
+def note_burst(s: Any, q: Any, first: int, last: int, room: int, receives: int) -> None:
+    """A burst has the write port from one edge to another; it could not have had it before `room`."""
+    burst = q.port_bursts[s.port_tail & PORT_BURSTS - 1]
+    burst.first = first
+    burst.last = last
+    burst.room = room
+    burst.receives = receives
+    s.port_tail += 1
+
+
+@rule
+def follow_rows(s: Any, q: Any, now: int) -> None:
+    """Follow all rows from an edge on. Those that are on their way to the port count as if they were in the buffer: it
+    is half full, so they will have left it when it is full."""
+    s.row_follows = 1
+    s.row_now = now
+    s.row_head = s.rows_done
+    s.row_order = s.row_taken = s.row_cut = s.order_head
+    s.row_over = max(0, s.order_head - TOKENS_IN_FLIGHT - 1)
+    s.row_tokens = 0
+    for number in range(s.row_over, s.order_head):
+        s.row_tokens += q.orders[number & ORDERS - 1].kind != GONE
+    s.row_left = s.row_shares = s.row_spills = s.row_dropping = s.row_cut_left = s.row_cutting = 0
+    s.row_valid = s.row_command = s.row_link = s.row_burst = s.row_claimed = s.row_granted = 0
+    s.row_waiting = s.row_out = s.row_spill = s.row_stage1 = s.row_stage2 = s.row_stage3 = s.row_stage4 = 0
+    s.row_stored = s.row_fetched = s.row_given = s.row_owed = s.row_unclaimed = s.row_counts = 0
+    s.row_port = s.row_grant = s.port_tail
+    if s.part_rows > 0:
+        # an order that is half written
+        order = q.orders[s.order_head & ORDERS - 1]
+        part = q.parts[s.parts_head & PARTS - 1]
+        s.row_order += 1
+        s.row_taken += 1
+        s.row_cut += 1
+        s.row_head += min(s.part_rows, order.rows)
+        s.row_left = max(0, order.reads - s.part_rows)
+        s.row_shares = order.reads > order.rows
+        s.row_cut_at = part.at
+        s.row_cut_left = part.left
+        s.row_cutting = part.left > 0
+
+
+@step
+def _row_leaves(s: Any, q: Any, now: int) -> int:
+    """Whether the port takes a row in a cycle."""
+    while s.row_port < s.port_tail:
+        burst = q.port_bursts[s.row_port & PORT_BURSTS - 1]
+        if burst.receives and now <= burst.last - TAKEN_TO_PORT:
+            if now >= burst.first - TAKEN_TO_PORT:
+                s.row_owed += 1
+            break
+        s.row_port += 1
+    if s.row_given and s.row_owed > 0:
+        s.row_owed -= 1
+        return 1
+    return 0
+
+
+@step
+def _row_grant(s: Any, q: Any, now: int) -> int:
+    """Whether the next burst of received rows is granted in a cycle: a cycle before its first row leaves at the latest,
+    and while no more than one burst waits for the port."""
+    while s.row_grant < s.port_tail:
+        burst = q.port_bursts[s.row_grant & PORT_BURSTS - 1]
+        latest = burst.first - TAKEN_TO_PORT - 1
+        if burst.receives:
+            if not s.row_burst or not s.row_claimed:
+                return 0
+            free = q.port_bursts[s.row_grant - 2 & PORT_BURSTS - 1].last - TAKEN_TO_PORT
+            if now < latest and (now <= max(free, s.row_granted) or now < burst.room - TAKEN_TO_PORT - 1):
+                return 0
+            s.row_granted = now
+            s.row_grant += 1
+            return 1
+        s.row_granted = max(s.row_granted, latest)
+        s.row_grant += 1
+    return 0
+
+
+@rule
+def move_rows(p: Any, s: Any, q: Any) -> None:
+    """One cycle: what each register does, then all of them."""
+    now = s.row_now
+    leaves, grants = _row_leaves(s, q, now), _row_grant(s, q, now)
+    # the rows' FIFO, and what of it a burst has claimed
+    advances = s.row_fetched and (leaves or not s.row_given)
+    fetches = int(s.row_stored > 0 and (advances or not s.row_fetched))
+    has_room = s.row_stored < p.rows_buffered
+    enters = int(s.row_stage4 and has_room)
+    claims = s.row_burst > 0 and not s.row_claimed and s.row_unclaimed > 0
+    # the aligner, all stages at once; the buffer's output, its memory and the order that it follows
+    moves = has_room or not s.row_stage4
+    takes = s.row_out > 0 and moves and not s.row_spill
+    steps = s.row_waiting > 0 and (takes or not s.row_out)
+    reads = s.row_left > 0 and not s.row_dropping and (steps or not s.row_waiting)
+    ends = reads and s.row_left == 1
+    ordered = s.row_valid and not s.row_dropping and (ends or s.row_left == 0)
+    # the order that is decided on, and its command's way to the bursts
+    while s.row_over < s.row_order:
+        order = q.orders[s.row_over & ORDERS - 1]
+        if order.kind == GIVEN and order.over + OVER_TO_DECIDE > now:
+            break
+        s.row_tokens -= order.kind != GONE
+        s.row_over += 1
+    decides = (s.row_order < s.order_tail and not s.row_valid and not s.row_command
+               and s.row_tokens < TOKENS_IN_FLIGHT and q.orders[s.row_order & ORDERS - 1].edge <= now)
+    sends = int(s.row_command and s.row_link < LINK_ROOM)
+    cuts = int(s.row_link > 0 and not s.row_cutting)
+    free = grants or not s.row_burst
+
+    s.row_unclaimed += enters - s.row_counts
+    s.row_counts = s.row_burst if claims else 0
+    s.row_claimed = claims or (s.row_claimed and not grants)
+    s.row_stored += enters - fetches
+    s.row_given = advances or (s.row_given and not leaves)
+    s.row_fetched = fetches or (s.row_fetched and not advances)
+    if moves:
+        s.row_stage4, s.row_stage3, s.row_stage2 = s.row_stage3, s.row_stage2, s.row_stage1
+        s.row_stage1 = s.row_out > 0 or s.row_spill
+        s.row_spill = takes and s.row_out == SPILLS
+    if steps:
+        s.row_out = s.row_waiting
+    elif takes:
+        s.row_out = 0
+    if reads:
+        s.row_waiting = SPILLS if ends and s.row_spills else 1
+        s.row_left -= 1
+        s.row_head += not (ends and s.row_shares)
+    elif steps:
+        s.row_waiting = 0
+    s.row_head += s.row_dropping
+    s.row_dropping = 0
+    if cuts:
+        while q.orders[s.row_cut & ORDERS - 1].kind != GIVEN:
+            s.row_cut += 1
+        s.row_cut_at = q.orders[s.row_cut & ORDERS - 1].at
+        s.row_cut_left = q.orders[s.row_cut & ORDERS - 1].length
+        s.row_cut += 1
+    if free:
+        s.row_burst = 0
+        if cuts or s.row_cutting:
+            length = min(s.row_cut_left, BURST - (s.row_cut_at & BURST - 1))
+            s.row_burst = rows_between(s.row_cut_at, length, p.host_log2)
+            s.row_cut_at += length
+            s.row_cut_left -= length
+    s.row_cutting = s.row_cut_left > 0
+    s.row_link += sends - cuts
+    s.row_command = s.row_command and not sends
+    s.row_valid = s.row_valid and not ordered
+    if ordered:
+        while q.orders[s.row_taken & ORDERS - 1].kind == NOTHING:
+            s.row_taken += 1
+        order = q.orders[s.row_taken & ORDERS - 1]
+        s.row_taken += 1
+        s.row_left = order.reads
+        s.row_shares = order.reads > order.rows
+        s.row_spills = rows_between(order.at, order.length, p.host_log2) > order.reads
+        s.row_dropping = order.rows if order.kind == GONE else 0
+    if decides:
+        kind = q.orders[s.row_order & ORDERS - 1].kind
+        s.row_valid = kind != NOTHING
+        s.row_command = kind == GIVEN
+        s.row_tokens += kind != GONE
+        s.row_order += 1
+    s.row_now += 1
+
+
+SPILLS = 2
+"""A row whose bytes spread over two in the host's lanes, of which the second has nothing behind it."""
 
 
 # rtl/rx_deliver.py, rtl/dma_write.py
@@ -1379,7 +1736,7 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
     s.write_ready = q.rw_release[s.receive_writes - p.receive_writes & RELEASES - 1] + p.response_to_room
     if not q.parts[place].begun:
         s.write_ready = max(s.write_ready, max(q.parts[place].edge, s.part_began + PART_CYCLES))
-    s.at_write = max(max(s.write_ready, s.rows_free), port_free(p, s))
+    s.at_write = max(max(granted(s, s.write_ready, 1), s.rows_free), port_free(p, s))
 
 
 @rule
@@ -1395,16 +1752,14 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     if not part.begun:
         part.begun = 1
         s.part_began = now
-        if part.last and part.kept >= 0:
-            rows = beats(left, p.host_log2)
-            _release_rows(s, q, part.kept, now - p.row_to_write, rows)
     length = min(left, BURST - (at & BURST - 1))
     if length > 0:
         rows = rows_between(at, length, p.host_log2)
-        s.w_first = now
-        s.w_last = now + rows - 1
-        s.w_was_completion = 0
+        take_port(s, now, rows, s.write_ready, 1)
         s.rows_free = now + rows
+        s.part_rows += rows
+        s.rows_left += rows
+        note_burst(s, q, now, s.w_last, s.write_ready, 1)
         stored = write(p, s, s.w_last, length)
         response = stored + p.write_latency + 1
         q.rw_release[s.receive_writes & RELEASES - 1] = response
@@ -1414,13 +1769,45 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     part.left = left - length
     if left == length:
         s.part_done = max(s.part_done, part.done + p.response_to_write)
+        s.part_over = max(s.part_over, part.done)
+        part.over = s.part_over
+        q.orders[part.order & ORDERS - 1].over = s.part_over
         s.parts_head += 1
-        s.parts_done += 1
+        orders_done(s, q, part.order)
         if part.last:
             for buffer in range(part.tells):
                 tell_receive(p, s, q, part.channel, part.number, s.part_done + buffer * p.gather_interval)
-        plan_match(p, s, q)
+    _let_match(p, s, q, now)
     plan_write(p, s, q)
+
+
+@step
+def _let_match(p: Any, s: Any, q: Any, now: int) -> None:
+    """A burst has the port from an edge on: parts behind it move up, and the next frame may be matched."""
+    free = now if s.parts_tail - s.parts_up >= PARTS_AHEAD else 0
+    unread = s.parts_tail - s.parts_read >= PARTS_UNREAD
+    s.parts_up = s.parts_head
+    if s.parts_head < s.parts_tail:
+        part = q.parts[s.parts_head & PARTS - 1]
+        s.parts_up += (part.at & BURST - 1) + part.left <= BURST
+    ahead = s.rows_left - (s.w_last - now + 1) + p.rows_buffered + ROWS_BEHIND
+    while s.parts_read < s.parts_tail:
+        row = q.parts[s.parts_read & PARTS - 1].end - ahead
+        if row > s.w_last - now + 1:
+            break
+        s.parts_read += 1
+        if unread and s.parts_tail - s.parts_read < PARTS_UNREAD:
+            unread = False
+            free = max(free, now + max(0, row - 1))
+    if s.match_waits and s.parts_tail - s.parts_up < PARTS_AHEAD and s.parts_tail - s.parts_read < PARTS_UNREAD:
+        s.match_waits = 0
+        s.match_free = max(s.match_free, free)
+        plan_match(p, s, q)
+
+
+ROWS_BEHIND = 8
+"""Rows in registers between the receive buffer and the port, beside those in the FIFO: the buffer's memory and output,
+`Aligner` 4, `StreamFifo` 2."""
 
 
 @rule
@@ -1433,7 +1820,9 @@ def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, 
     part.left = 0
     part.begun = 0
     part.last = 1
-    part.kept = -1
+    part.order = order_rows(s, q, edge, NOTHING, 0, 0, 0, 0)
+    part.end = s.rows_to_leave
+    part.over = NEVER
     part.channel = channel
     part.number = number
     part.done = edge
@@ -1470,20 +1859,26 @@ def next_edge(s: Any) -> int:
     return min(min(transmit, receive), min(s.at_land, s.at_complete))
 
 
-CHOSEN_BEHIND = 2
-"""Cycles behind a burst's first beat at which the next one is chosen, if that is not its end already: `DmaWrite` grants
-a burst in 2 cycles."""
+GRANTED_BEHIND, CLAIMED_BEHIND = 2, 2
+"""`DmaWrite` grants a burst, at the earliest, so many cycles before its first beat could be if the burst two before it
+had its last: two wait for the port. A client's rows are claimed for its next burst so long behind the last grant."""
 
 
 @step
-def _write_is_first(s: Any, at: int) -> bool:
-    """Whether a burst of a received frame goes before a completion that could be written at the same edge: who is there
-    when the choice is made, or comes first behind it, and in turn if both."""
-    chosen = min(s.w_first + CHOSEN_BEHIND, at)
-    if s.completion_ready > max(chosen, s.write_ready):
-        return True
-    if s.write_ready > max(chosen, s.completion_ready):
-        return False
+def granted(s: Any, ready: int, receives: int) -> int:
+    """When a burst that is ready is granted, counted as if its first beat followed at once."""
+    if receives:
+        ready = max(ready, s.granted_receive + CLAIMED_BEHIND)
+    return max(max(s.granted_last + 1, s.w_last_before + GRANTED_BEHIND), ready)
+
+
+@step
+def _write_is_first(s: Any) -> bool:
+    """Whether a burst of a received frame goes before a completion that could be written at the same edge: who asks
+    when the choice is made, and in turn if both."""
+    receive, completion = granted(s, s.write_ready, 1), granted(s, s.completion_ready, 0)
+    if receive != completion:
+        return bool(receive < completion)
     return bool(s.w_was_completion)
 
 
@@ -1508,7 +1903,7 @@ def advance(p: Any, s: Any, q: Any, until: int) -> bool:
                 return False
         if at > until or at == NEVER:
             return True
-        if s.at_write == at and (s.at_complete > at or _write_is_first(s, at)):
+        if s.at_write == at and (s.at_complete > at or _write_is_first(s)):
             write_burst(p, s, q)
         elif s.at_complete == at:
             complete(p, s, q)

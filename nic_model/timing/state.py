@@ -64,7 +64,7 @@ _SIZES = (
     "entry_rows buffer_bytes payload_reads "
     "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
     "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
-    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap descriptors piece_places traced asks"
+    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap keep_delay descriptors piece_places traced asks"
 )
 
 P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *Queues.names(), *_SIZES.split())])
@@ -97,6 +97,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
         "frame_overhead_bytes": mac.overhead_bytes,
         "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
+        # a burst is granted up to 5 cycles before its beats
+        "keep_delay": model.timing.beat_to_row + 5,
         "descriptors": 1 << config.max_ring_log2,
         # two to a slot, of those in the rings and of those that the device has taken out of them
         "piece_places": min(stages.PIECES, 4 * config.channels << config.max_ring_log2),
@@ -110,8 +112,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
 
 
 _NUMBERS = (
-    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_was_completion "
-    "at_fetch at_cut at_decide "
+    "out_count next_at bus_up bus_down tag_head tags_used r_last w_first w_last w_last_before w_was_completion "
+    "granted_last granted_receive at_fetch at_cut at_decide "
     "at_read at_complete at_arrive at_match at_prefetch at_write at_slots at_land on_way asked_for slots_fetch "
     "slots_burst fetch_free fetch_last fetch_head fetch_tail d_ar_last d_out_free d_bursts d_streamed cutting "
     "cut_fetch cut_burst cut_slot cut_left cut_channel cut_end cut_stale cut_free job_last arrival_head "
@@ -119,12 +121,18 @@ _NUMBERS = (
     "has_job ahead gone_ahead begun_head begun_tail walk_free reading read_left frame_edge run_last read_first "
     "e_head e_tail stream_free template_end p_ar_last p_bursts piece piece_at piece_left rows_head rows_in rows_out "
     "frame_tail mac_last fifo_head fifo_tail fifo_bytes wire_free_ps tx_head tx_tail rx_head rx_tail "
-    "complete_free completion_ready completion_first "
-    "token_was_tx batch_tail completion_writes source_free in_head in_tail kept_head kept_tail rx_rows wait_head "
-    "wait_tail match_free parts_head parts_tail parts_done part_done part_began write_ready "
+    "complete_free completion_ready "
+    "token_was_tx batch_tail completion_writes source_free in_head in_tail wait_head "
+    "wait_tail match_free parts_head parts_tail parts_up parts_read rows_left rows_to_leave "
+    "match_waits part_done part_began write_ready "
     "gathered starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
-    "answer_tells answer_delay piece_tail entered arrived waits"
+    "answer_tells answer_delay piece_tail entered arrived waits port_tail "
+    "rows_kept kept_at rows_missed missed_at rows_done part_rows order_head order_tail row_follows row_now "
+    "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
+    "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "
+    "row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored row_fetched "
+    "row_given row_over row_tokens part_over decide_why"
 )
 
 S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS.split()] + [("random", np.uint64)])
@@ -137,8 +145,9 @@ def numbers(bus: BusModel) -> np.ndarray:
         if name.startswith("at_") or name == "next_at":
             record[name] = stages.NEVER
     record["random"] = bus.seed
-    for name in ("r_last", "w_first", "w_last", "d_ar_last", "p_ar_last", "mac_last", "job_last", "part_began",
-                 "gathered"):
+    record["decide_why"] = stages.DECIDE_JOB
+    for name in ("r_last", "w_first", "w_last", "w_last_before", "granted_last", "granted_receive", "d_ar_last",
+                 "p_ar_last", "mac_last", "job_last", "part_began", "gathered", "kept_at", "missed_at"):
         record[name] = -1000
     return record
 
@@ -155,7 +164,7 @@ frame.
 _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("channels", MAX_CHANNELS,
      "posted producer asked consumed freed freeing pending starved under_way ring_slots parsed decided jobs "
-     "offset number cq_index rx_posted rx_asked rx_used rx_want"),
+     "offset number cq_index rx_posted rx_asked rx_used rx_want starved_at"),
     ("fetches", stages.FETCHES_KEPT, "channel index count issued bursts"),
     ("fetch_bursts", (stages.FETCHES_KEPT, 16), "at out slots"),
     ("freed_slots", stages.FREED, "edge channel slots"),
@@ -172,12 +181,13 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("tx_tokens", stages.TOKENS, "edge channel token writes"),
     ("rx_tokens", stages.TOKENS, "edge channel token"),
     ("incoming", stages.INCOMING, "edge channel length number"),
-    ("kept", stages.INCOMING, "rows begin end"),
-    ("matching", stages.INCOMING, "edge channel length number kept"),
+    ("matching", stages.INCOMING, "edge channel length number rows"),
     ("answers", 64, "at length"),
     ("buffer_bursts", stages.ENTRIES, "rows slot channel first count landed"),
-    ("parts", stages.PARTS, "edge at left begun last kept channel number done tells"),
+    ("parts", stages.PARTS, "edge at left begun last order end over channel number done tells"),
     ("under_way_reads", 256, "due order rows client entry"),
+    ("orders", stages.ORDERS, "edge over kind rows reads at length"),
+    ("port_bursts", stages.PORT_BURSTS, "first last room receives"),
 )
 """Queues and tables of records: their size, by their index or modulo it, and what stands in each."""
 
@@ -185,7 +195,8 @@ _COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
     ("out", (stages.OUTS, 6)), ("tag_free", stages.TAGS_THAT_BIND), ("header_free", 16),
     ("d_release", stages.RELEASES), ("p_release", stages.RELEASES), ("r_release", stages.RELEASES),
     ("cw_release", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
-    ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)),
+    ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)), ("rx_shows", (MAX_CHANNELS, stages.RX_LANDED)),
+    ("cw_first", stages.RELEASES), ("waited", len(stages.WAITS)), ("worked", len(stages.BUSY)),
 )
 
 
@@ -213,7 +224,8 @@ def queues(model: DeviceModel) -> np.ndarray:
     found = np.zeros(1, Q_LAYOUT)
     for name in ("pending", "rx_want"):
         found["channels"][name] = stages.NEVER
-    for name in ("d_release", "p_release", "r_release", "cw_release", "rw_release"):
+    found["channels"]["starved_at"] = -1
+    for name in ("d_release", "p_release", "r_release", "cw_release", "cw_first", "rw_release"):
         found[name] = -1000
     found["channels"]["ring_slots"] = 1 << model.config.max_ring_log2
     return found

@@ -18,10 +18,11 @@ from cosim import cli
 from cosim.benches.accuracy import compare, percentile
 from cosim.benches.rtl import DEVICES, build
 from cosim.timing import device_file
-from cosim.timing.characterize import CONFIGURATIONS, characterize, moved
+from cosim.timing.cases import Arrival, Case
+from cosim.timing.characterize import CONFIGURATIONS, bus, characterize, moved
 from cosim.timing.device_file import DeviceFileError, load_device
 from cosim.timing.explore import Load, bounds, reached
-from cosim.timing.observed import on_model, on_rules
+from cosim.timing.observed import on_model, on_rtl, on_rules
 from cosim.timing.random_cases import KINDS, large_sends, mixed_sends, out_of_order, random_case, receive, small_sends
 from nic_model.timing.kernel import Kernel, completions, frames, sends
 
@@ -42,6 +43,27 @@ def test_bytes_are_those_of_the_rtl(number: int) -> None:
     assert found.errors, f"nothing came of {case.name}"
     assert percentile(found.errors, 50) <= 1.0, f"{case.name}: half of the times are off by more than 1 %"
     assert found.rate_error <= 1.0, f"{case.name}: throughput is off by {found.rate_error:.2f} %"
+
+
+MIXED = (1514, 60, 200, 700, 64, 1000, 130, 1280, 400)
+
+
+@pytest.mark.parametrize(("config", "sizes"), [
+    (TINY, (60,)), (TINY, (60, 90)), (TINY, (61, 257, 1514)), (TINY, MIXED), (WIDE, (61, 257, 1514)), (WIDE, MIXED)])
+def test_the_same_frames_are_dropped(config, sizes: tuple[int, ...]) -> None:
+    """More arrives than memory takes: the full receive buffer drops those frames that it drops in the RTL."""
+    rng, arrivals, cycle = random.Random(f"{SEED} {sizes}"), [], 100
+    while sum(arrival.length for arrival in arrivals) < 5 * config.rx_buffer_bytes and len(arrivals) < 4000:
+        length = rng.choice(sizes)
+        arrivals.append(Arrival(cycle=cycle, length=length))
+        cycle += -(-length // config.mac_bytes)
+    latency = rng.randrange(2, 5) * 5000 // config.mac_bytes
+    case = Case(name="overload", arrivals=tuple(arrivals), bus=bus(200, latency))
+    rtl, timed = on_rtl(config, build(config), case), on_model(load_device(config.name), case)
+    delivered = sum(len(edges) for edges in rtl.completions.values())
+    assert 10 < delivered < len(arrivals) - 10, "none was dropped, or nearly all"
+    assert rtl.rings == timed.rings
+    assert rtl.memory == timed.memory
 
 
 @pytest.mark.parametrize("config", [TINY, WIDE], ids=["64", "512"])
@@ -205,6 +227,24 @@ def test_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["value"] for row in rows] == [8, 32]
     assert rows[0]["limit"] == "reads in flight"
     assert rows[1]["gbit_per_s"] > 2 * rows[0]["gbit_per_s"]
+
+
+def test_who_waits_for_whom() -> None:
+    """What is counted: the MAC's beats are those of the frames, and who waits is who should."""
+    model, load = load_device("tiny"), Load(payload=65_536, mss=1460)
+    fast, far = (replace(random_case(0, TINY, 1).bus, read_latency_cycles=latency, bytes_per_cycle=1 << 30)
+                 for latency in (50, 1000))
+    close = reached(model, load, fast)
+    beats = bounds(model, load, fast)[0].cycles_a_frame
+    assert close.works["MAC"] == pytest.approx(beats / close.cycles_a_frame, rel=0.02)
+    assert max(close.waits, key=lambda names: close.waits[names]) == ("FrameScheduler", "bytes ahead of the wire")
+    few = replace(model, config=replace(model.config, payload_reads=8))
+    slow = reached(few, load, far)
+    assert slow.works["MAC"] < 0.3
+    assert slow.waits["MAC", "a header"] == pytest.approx(1 - slow.works["MAC"], abs=0.02)
+    assert slow.waits["payload stream", "data from host memory"] > 0.7
+    frames = reached(few, Load(payload=60, mss=0), far)
+    assert frames.waits["descriptor fetch", "room for its slots"] + frames.waits["FrameScheduler", "a job"] > 0.5
 
 
 @pytest.mark.parametrize("arguments", [
