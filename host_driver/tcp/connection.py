@@ -299,6 +299,16 @@ class Connection:
         self.close(now)
         if self.state is State.FIN_WAIT_2:
             self._time_wait_at = now + self._profile.fin_wait_2_ps
+            self._output.want_transmit(self)  # so that the stack looks at the timer
+
+    def set_profile(self, profile: Profile) -> None:
+        """Go on by other constants for buffers and keep-alive, of this connection alone. A window that the peer was
+        told of is not taken back."""
+        self._profile = profile
+        self.sender.set_profile(profile)
+        self.receiver.buffer.capacity = profile.receive_buffer_bytes
+        if self._liveness is not None:
+            self._liveness.set_profile(profile)
 
     @property
     def _watched(self) -> Liveness:

@@ -149,6 +149,10 @@ class Sender:
         self.fin_queued = True
         self._owner.want_transmit()
 
+    def set_profile(self, profile: Profile) -> None:
+        """Go on by other constants."""
+        self._profile = profile
+
     def stop_timers(self) -> None:
         """Nothing is sent any more unless the peer asks."""
         self.retransmit_at = self.persist.at = self._recovery.timer_at = NEVER
