@@ -65,7 +65,8 @@ class Experiment:
         self.memory = HostMemory(memory_bytes(spec))
         self.processors = Processors(self.kernel, spec.machine, spec.application)
         self._capture = None if spec.capture_path is None else PcapngWriter(Path(spec.capture_path), spec.system.name)
-        self.wire = Wire(self.kernel, bit_rate=spec.link_bit_rate, capture=self._capture)
+        self.wire = Wire(self.kernel, bit_rate=spec.link_bit_rate, capture=self._capture,
+                         impairments=spec.impairments)
         self._on_progress = on_progress
         self._latencies_ps: list[int] = []
         self._body_bytes = 0
@@ -130,6 +131,8 @@ class Experiment:
             frames_received=(rest.frames_to_device - start.frames_to_device) / requests,
             latency_p50_ps=percentile(ordered_ps, 50),
             latency_p99_ps=percentile(ordered_ps, 99),
+            outbound=self.wire.outbound.counts if self.wire.outbound else None,
+            inbound=self.wire.inbound.counts if self.wire.inbound else None,
         )
 
     def stall_report(self) -> str:

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
-from typing import Any
 
 from cosim.engines.base import RunSpec
+from cosim.machine import Machine
 from cosim.memory import PAGE_BYTES
 from cosim.processor import Context, Processors
 from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, Transport, longest_response_bytes
@@ -19,7 +19,7 @@ from host_driver.errors import NetworkError
 from host_driver.host_tcp import HostTcp
 from host_driver.interface import Interrupts, NetworkInterface, Offloads, Polling
 from host_driver.kernel_sockets import KernelSockets, Socket
-from host_driver.memnet import Job, MemNet, MemNetSocket, MemoryRegion
+from host_driver.memnet import ChannelSettings, Job, MemNet, MemNetSocket, MemoryRegion, TcpServer, pool_bytes
 from host_driver.nic import Nic
 from host_driver.port import Port
 from host_driver.tcp import LINUX24
@@ -29,6 +29,9 @@ BACKLOG = 511
 
 RESPONSE_BUFFERS = 4
 """Registered response buffers of a MemNet process."""
+
+CHANNELS = ChannelSettings(channels=16, send_bytes=4096, receive_bytes=4096)
+"""What a MemNet process asks for at its start. Its sends come from its own memory, so that the rings can be small."""
 
 DRIVER_BYTES = 4 << 20
 """Host memory for the driver's rings and packet buffers, with room to spare."""
@@ -63,7 +66,7 @@ class ServerHost:
             softirq_account=processors.softirq_context("softirq"),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
-            notification=notification(spec), multiprocessor=spec.machine.processors > 1)
+            notification=notification(spec.system, spec.machine), multiprocessor=spec.machine.processors > 1)
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
         contexts = [processors.process_context(f"{spec.application.name} {number}")
@@ -78,25 +81,25 @@ class ServerHost:
             sockets = [KernelSockets(interface, context) for context in contexts]
             port = sockets[0].listen(self._server_port, BACKLOG)
             return [SocketTransport(process, port) for process in sockets]
-        provider = HostTcp(interface)
-        memnets = [MemNet(provider, context) for context in contexts]
-        port = memnets[0].listen(self._server_port, BACKLOG)
+        server = TcpServer(HostTcp(interface), rng=random.Random(f"capabilities of {self._spec.seed}"))
+        memnets = [MemNet(server, context, channels=CHANNELS) for context in contexts]
+        listening = memnets[0].listen(self._server_port, BACKLOG)
         response_bytes = longest_response_bytes(self._spec.requests)
-        return [await MemNetTransport.open(memnet, port, response_bytes) for memnet in memnets]
+        return [await MemNetTransport.open(memnet, listening, response_bytes) for memnet in memnets]
 
 
 def memory_bytes(spec: RunSpec) -> int:
     """Host memory that a run needs for what the device reads and writes, in whole pages."""
-    process_bytes = RECEIVE_BYTES + RESPONSE_BUFFERS * longest_response_bytes(spec.requests) + 2 * PAGE_BYTES
+    process_bytes = (RECEIVE_BYTES + RESPONSE_BUFFERS * longest_response_bytes(spec.requests) + pool_bytes(CHANNELS)
+                     + 2 * PAGE_BYTES)
     return -(-(DRIVER_BYTES + spec.application.processes * process_bytes) // PAGE_BYTES) * PAGE_BYTES
 
 
-def notification(spec: RunSpec) -> Interrupts | Polling:
+def notification(system: System, machine: Machine) -> Interrupts | Polling:
     """How the host is told, as the system and the machine say."""
-    system: System = spec.system
     if system.notification == "polling":
         return Polling(period_ps=system.poll_period_ns * NS)
-    moderation = system.moderation or spec.machine.moderation
+    moderation = system.moderation or machine.moderation
     return Interrupts(rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames, tx_usecs=moderation.tx_usecs,
                       tx_frames=moderation.tx_frames, adaptive_rx=moderation.adaptive_rx,
                       adaptive_tx=moderation.adaptive_tx)
@@ -141,7 +144,7 @@ class MemNetTransport:
     Each process has a few response buffers. When all are still being sent it waits for the oldest.
     """
 
-    def __init__(self, memnet: MemNet, listening: Any, requests: MemoryRegion, responses: MemoryRegion,
+    def __init__(self, memnet: MemNet, listening: MemNetSocket, requests: MemoryRegion, responses: MemoryRegion,
                  response_bytes: int) -> None:
         self._memnet = memnet
         self._listening = listening
@@ -152,8 +155,9 @@ class MemNetTransport:
         self._sending: deque[tuple[Job, int]] = deque()
 
     @classmethod
-    async def open(cls, memnet: MemNet, listening: Any, response_bytes: int) -> MemNetTransport:
-        """Register memory for requests, and for responses of up to `response_bytes`."""
+    async def open(cls, memnet: MemNet, listening: MemNetSocket, response_bytes: int) -> MemNetTransport:
+        """Make the channels, register memory for requests, and for responses of up to `response_bytes`."""
+        await memnet.start()
         return cls(memnet, listening, await memnet.register_mem(RECEIVE_BYTES),
                    await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from cosim.engines.base import SystemResult
+from cosim.impairments import BothWays
 from cosim.machine import Application, Machine
 from cosim.systems import System
 from cosim.workload import Workload
@@ -43,6 +44,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """and what surrounds the device; None: the simulator's own."""
     seed: int
     jump: bool
+    impairments: BothWays | None = None
+    """What the wire did to frames; None: nothing."""
 
 
 class WallClock(msgspec.Struct, kw_only=True):

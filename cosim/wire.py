@@ -1,13 +1,16 @@
 """Seam 3 and beyond: the device's MAC, its link, a switch, and a link for each client.
 
 Links are full duplex and equally fast. The switch stores and forwards, learns nothing (each port's address is
-given), floods group and unknown addresses, and has memory enough, so that nothing is lost here.
+given), floods group and unknown addresses, and has memory enough, so that nothing is lost here unless the wire is
+impaired: then what `cosim.impairments` says happens between the device's link and the switch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from cosim.impairments import BothWays, Path
 from cosim.mac import MacTiming, SentFrame
 from cosim.machine import PS_PER_SECOND
 from cosim.pcapng import PcapngWriter
@@ -54,11 +57,13 @@ class Wire:
 
     Parameters: `bit_rate` of every link; `propagation_ps` of every link, one way; `fifo_bytes` of the MAC's transmit
     FIFO; `capture`, which gets every frame at the device's end: a sent one when it and the gap behind it have left, a
-    received one when its last bit has arrived.
+    received one when its last bit has arrived; `impairments`, if frames are to be lost, damaged and so on. Attributes:
+    `outbound` and `inbound`, the impaired paths with their counts, as seen from the device; None if they are not.
     """
 
     def __init__(self, kernel: Kernel, *, bit_rate: int, propagation_ps: int = 500_000,
-                 fifo_bytes: int = 16384, capture: PcapngWriter | None = None) -> None:
+                 fifo_bytes: int = 16384, capture: PcapngWriter | None = None,
+                 impairments: BothWays | None = None) -> None:
         # Nothing that a peer does can come back sooner than the way there takes.
         self.timing = MacTiming(bit_rate=bit_rate, fifo_bytes=fifo_bytes, lookahead_ps=propagation_ps)
         self.deliver: Callable[[bytes, bool, int], None] = _no_device
@@ -69,6 +74,8 @@ class Wire:
         self._capture = capture
         self._clients: dict[bytes, Link] = {}
         self._to_device = self._link(self._reach_device)
+        self.outbound: Path | None = impairments.path(outbound=True) if impairments else None
+        self.inbound: Path | None = impairments.path(outbound=False) if impairments else None
 
     def transmitted(self, frames: Sequence[SentFrame]) -> None:
         """Frames from the device, with their times."""
@@ -77,7 +84,12 @@ class Wire:
             data = frame.data.ljust(self.timing.min_frame_bytes, b"\0")
             if self._capture is not None:
                 self._capture.write(frame.free_ps, data, outbound=True)
-            self._kernel.call_at(frame.end_ps + self._propagation_ps, self._switching(data))
+            arrives_ps = frame.end_ps + self._propagation_ps
+            if self.outbound is None:
+                self._kernel.call_at(arrives_ps, partial(self._switch, data, source=None))
+                continue
+            for time_ps, copy in self.outbound.through(arrives_ps, data):
+                self._kernel.call_at(time_ps, partial(self._switch, copy, source=None))
         self._settle()
 
     @property
@@ -105,9 +117,6 @@ class Wire:
         if self._capture is not None:
             self._capture.settle(self._kernel.now - self.timing.lookahead_ps)
 
-    def _switching(self, frame: bytes) -> Callable[[], None]:
-        return lambda: self._switch(frame, source=None)
-
     def _switch(self, frame: bytes, source: bytes | None) -> None:
         target = frame[:6]
         link = self._clients.get(target)
@@ -115,11 +124,18 @@ class Wire:
             link.transmit(frame)
             return
         if source is not None:
-            self._to_device.transmit(frame)
+            self._send_to_device(frame)
         if target[0] & _GROUP_BIT:
             for address, client in self._clients.items():
                 if address != source:
                     client.transmit(frame)
+
+    def _send_to_device(self, frame: bytes) -> None:
+        if self.inbound is None:
+            self._to_device.transmit(frame)
+            return
+        for time_ps, copy in self.inbound.through(self._kernel.now, frame):
+            self._kernel.call_at(time_ps, partial(self._to_device.transmit, copy))
 
 
 def _no_device(_frame: bytes, _bad: bool, _time_ps: int) -> None:

@@ -1,52 +1,27 @@
 """Connections and listening ports as processes wait for them: who sleeps, who is woken, what that costs.
 
-What kernel sockets and MemNet over the host's TCP share. A process sleeps in `WaitQueue.sleep`; whoever changes what it
-waits for (mostly the softirq) is charged the waking, the process the switch back to it.
+What kernel sockets and MemNet over the host's TCP share. A process that is killed in one of these calls leaves nothing
+behind: no half-open connection, and nobody who sleeps on because the wrong one was woken.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
 from host_driver.account import Account
 from host_driver.errors import network_error
 from host_driver.interface import NetworkInterface
-from host_driver.runtime import Future
-from host_driver.tcp.connection import Connection, State
+from host_driver.runtime import Cancelled
+from host_driver.tcp.connection import Connection
 from host_driver.tcp.listener import Listener
+from host_driver.tcp.states import State
+from host_driver.waiting import WaitQueue
 
 
-class WaitQueue:
-    """Processes that sleep until something holds, the longest sleeper first."""
-
-    def __init__(self, interface: NetworkInterface, name: str) -> None:
-        self._interface = interface
-        self._name = name
-        self._sleepers: deque[tuple[Callable[[], bool], Future[None]]] = deque()
-
-    async def sleep(self, until: Callable[[], bool], account: Account) -> None:
-        """Return when `until` holds; a process that slept pays the switch back to it."""
-        while not until():
-            future: Future[None] = Future(self._name)
-            self._sleepers.append((until, future))
-            await future
-            account.charge("context_switch", "switch")
-            await account.settle()
-
-    def wake(self, *, only_one: bool = False) -> None:
-        """Wake those whose condition holds now, on behalf of whoever runs the stack."""
-        still_asleep: deque[tuple[Callable[[], bool], Future[None]]] = deque()
-        woken = 0
-        for until, future in self._sleepers:
-            if (only_one and woken) or not until():
-                still_asleep.append((until, future))
-                continue
-            woken += 1
-            self._interface.account.charge("context_switch", "wake")
-            future.set_result(None)
-        self._sleepers = still_asleep
+def charge_waking(interface: NetworkInterface) -> None:
+    """The waking of a process is work of whoever runs the stack."""
+    interface.account.charge("context_switch", "wake")
 
 
 class Listening:
@@ -55,7 +30,7 @@ class Listening:
     def __init__(self, interface: NetworkInterface, port: int, backlog: int) -> None:
         self.interface = interface
         self.listener: Listener = interface.stack.listen(port, backlog)
-        self._waiting = WaitQueue(interface, f"a connection to port {port}")
+        self._waiting = WaitQueue(lambda: charge_waking(interface), f"a connection to port {port}")
         self.listener.on_event = lambda _listener: self._waiting.wake(only_one=True)
 
     async def accept(self, account: Account) -> Endpoint:
@@ -68,10 +43,15 @@ class Listening:
             # Another process may have been quicker while this one was on its way back.
             if connection is not None:
                 break
+        endpoint = Endpoint(self.interface, connection)
         if self.interface.multiprocessor:
             account.charge("syscall", "smp_connection")
-        await account.settle()
-        return Endpoint(self.interface, connection)
+        try:
+            await account.settle()
+        except (Exception, Cancelled):
+            endpoint.drop(account)
+            raise
+        return endpoint
 
     async def close(self, account: Account) -> None:
         """Stop listening; connections that nobody accepted are aborted."""
@@ -84,7 +64,8 @@ class Listening:
 class Endpoint:
     """A connection with its sleepers.
 
-    `on_change`, if set, is called before they are woken, and must be cheap. `closed_here`: `close` was called.
+    `on_change`, if set, is called before they are woken, and must be cheap. `closed_here`: `shutdown` or `close` was
+    called; `released`: `close` was.
     """
 
     def __init__(self, interface: NetworkInterface, connection: Connection) -> None:
@@ -92,21 +73,31 @@ class Endpoint:
         self.connection = connection
         self.on_change: Callable[[], None] | None = None
         self.closed_here = False
-        self._waiting = WaitQueue(interface, f"connection {connection!r}")
+        self.released = False
+        self._waiting = WaitQueue(lambda: charge_waking(interface), f"connection {connection!r}")
         connection.on_event = self._changed
 
     @classmethod
     async def connect(cls, interface: NetworkInterface, ip: IPv4Address | IPv6Address | str, port: int,
-                      account: Account) -> Endpoint:
-        """Open a connection and wait until it is established. Raises NetworkError if it is not to be."""
+                      account: Account, local_port: int | None = None,
+                      prepare: Callable[[Connection], None] = lambda _connection: None) -> Endpoint:
+        """Open a connection and wait until it is established; `prepare` is called before its SYN leaves.
+
+        Raises NetworkError if it is not to be.
+        """
         account.charge("syscall", "connect")
         if interface.multiprocessor:
             account.charge("syscall", "smp_connection")
         await account.settle()
         interface.account.target = account
-        endpoint = cls(interface, interface.stack.connect(ip, port, interface.nic.port.now()))
-        await interface.push(account)
-        await endpoint.sleep(lambda: endpoint.connection.established or endpoint.ended, account)
+        endpoint = cls(interface, interface.stack.connect(ip, port, interface.nic.port.now(), local_port))
+        try:
+            prepare(endpoint.connection)
+            await interface.push(account)
+            await endpoint.sleep(lambda: endpoint.connection.established or endpoint.ended, account)
+        except (Exception, Cancelled):
+            endpoint.drop(account)
+            raise
         if not endpoint.connection.established:
             raise network_error(endpoint.connection.error, f"connect to {ip}:{port}")
         return endpoint
@@ -125,8 +116,12 @@ class Endpoint:
         """Return when `until` holds."""
         await self._waiting.sleep(until, account)
 
-    async def close(self, account: Account) -> None:
-        """Send a FIN behind all that was queued; returns without waiting for the peer."""
+    def wake(self) -> None:
+        """Wake those whose condition holds now."""
+        self._waiting.wake()
+
+    async def shutdown(self, account: Account) -> None:
+        """Send a FIN behind all that was queued; receiving goes on. Returns without waiting for the peer."""
         account.charge("syscall", "close")
         await account.settle()
         self.closed_here = True
@@ -134,10 +129,31 @@ class Endpoint:
         self.connection.close(self.interface.nic.port.now())
         await self.interface.push(account)
 
+    async def close(self, account: Account) -> None:
+        """The same, and nobody will read any more: what was not read, or comes later, is answered with a reset."""
+        account.charge("syscall", "close")
+        await account.settle()
+        self.closed_here = self.released = True
+        self.interface.account.target = account
+        self.connection.release(self.interface.nic.port.now())
+        self.wake()
+        await self.interface.push(account)
+
     async def abort(self, account: Account) -> None:
         """Drop the connection; the peer gets a reset."""
         account.charge("syscall", "close")
-        await account.settle()
+        try:
+            await account.settle()
+        except Cancelled:
+            self.drop(account)
+            raise
         self.interface.account.target = account
         self.connection.abort(self.interface.nic.port.now())
         await self.interface.push(account)
+
+    def drop(self, account: Account) -> None:
+        """Drop the connection of a process that was killed: at once, the reset follows by itself."""
+        interface = self.interface
+        interface.account.target = account
+        self.connection.abort(interface.nic.port.now())
+        interface.nic.port.kernel.spawn(interface.push(account), f"the end of {self.connection!r}")

@@ -342,6 +342,14 @@ class NetworkInterface:
                 account.charge("driver", "mmio_write", 2)
 
     @property
+    def left_over(self) -> dict[str, int]:
+        """What an interface at rest has none of, by name: frames and sends under way, buffers that somebody holds."""
+        return {"backlog": len(self._backlog), "transmit_queue": len(self._transmit_queue),
+                "sends_on_ring": self.channel.sends_in_flight,
+                "transmit_buffers": TX_PACKET_BUFFERS - len(self._tx_buffers.free),
+                "receive_buffers": len(self._rx_buffers.free)}
+
+    @property
     def moderation(self) -> dict[str, Moderation]:
         """What adaptive moderation decided on, by "rx" and "tx"; without those that do not adapt."""
         found = {"rx": self._adaptive_rx, "tx": self._adaptive_tx}

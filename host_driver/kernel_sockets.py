@@ -24,12 +24,15 @@ class Socket:
         self._account = account
 
     async def read(self, max_bytes: int) -> bytes:
-        """Up to `max_bytes` as soon as there are any; b"" when the peer has closed. Raises NetworkError."""
-        account, connection = self._account, self._connection
+        """Up to `max_bytes` as soon as there are any; b"" when the peer has closed, or `close` was called.
+
+        Raises NetworkError.
+        """
+        account, connection, endpoint = self._account, self._connection, self._endpoint
         account.charge("syscall", "read")
         await account.settle()
-        await self._endpoint.sleep(lambda: connection.readable, account)
-        interface = self._endpoint.interface
+        await endpoint.sleep(lambda: connection.readable or endpoint.released, account)
+        interface = endpoint.interface
         interface.account.target = account
         try:
             data = connection.recv(max_bytes)
@@ -66,8 +69,12 @@ class Socket:
         endpoint = self._endpoint
         return self._connection.send_space >= wanted_bytes or endpoint.closed_here or endpoint.ended
 
+    async def shutdown(self) -> None:
+        """Send what was written, then a FIN; reading goes on. Does not wait."""
+        await self._endpoint.shutdown(self._account)
+
     async def close(self) -> None:
-        """Send what was written, then a FIN. Does not wait."""
+        """Send what was written, then a FIN. Does not wait. What the peer sends afterwards is answered with a reset."""
         await self._endpoint.close(self._account)
 
 

@@ -84,13 +84,15 @@ class Future(Generic[T]):
 class Task(Future[T]):
     """A coroutine that runs. It is a future of the coroutine's result."""
 
-    __slots__ = ("_coroutine", "_kernel", "_observed", "_waiting_for")
+    __slots__ = ("_coroutine", "_is_overtaken", "_is_resuming", "_kernel", "_observed", "_waiting_for")
 
     def __init__(self, kernel: Kernel, coroutine: Coroutine[Future[Any], None, T], name: str) -> None:
         super().__init__(name)
         self._kernel = kernel
         self._coroutine = coroutine
         self._waiting_for: Future[Any] | None = None
+        self._is_resuming = False
+        self._is_overtaken = False
         self._observed = False
 
     def add_callback(self, callback: Callable[[Future[T]], None]) -> None:
@@ -100,7 +102,23 @@ class Task(Future[T]):
 
     def _wake(self, _future: Future[Any]) -> None:
         self._waiting_for = None
-        self._kernel.call_soon(self._step)
+        self._is_resuming = True
+        self._kernel.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        """Go on behind what was waited for; not if a cancellation came in between, which has gone on already."""
+        self._is_resuming = False
+        if self._is_overtaken:
+            self._is_overtaken = False
+        else:
+            self._step()
+
+    def _throw_cancelled(self) -> None:
+        if self._waiting_for is not None:
+            self._waiting_for.remove_callback(self._wake)
+            self._waiting_for = None
+        self._is_overtaken = self._is_resuming
+        self._step(Cancelled())
 
     def _step(self, throw: BaseException | None = None) -> None:
         if self.done:
@@ -135,7 +153,7 @@ class Task(Future[T]):
         if self._waiting_for is not None:
             self._waiting_for.remove_callback(self._wake)
             self._waiting_for = None
-        self._kernel.call_soon(lambda: self._step(Cancelled()))
+        self._kernel.call_soon(self._throw_cancelled)
 
     @property
     def waits_for(self) -> str:

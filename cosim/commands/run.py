@@ -18,6 +18,19 @@ from cosim.engines.base import Engine, Interrupted, RunError, RunSpec, Wave
 from cosim.engines.registry import check_engine, prepare_engine, select_engine
 from cosim.errors import InputError, ToolError
 from cosim.machine import Machine, load_application, load_machine
+from cosim.options import (
+    BINARY,
+    DECIMAL,
+    TIMES,
+    BottleneckOption,
+    CorruptOption,
+    DelayOption,
+    DuplicateOption,
+    LossOption,
+    ReorderOption,
+    parse_impairments,
+    parse_quantity,
+)
 from cosim.progress import RunProgress
 from cosim.report import print_report
 from cosim.results import RESULT_NAME, Configuration, ResultsFolder
@@ -32,10 +45,6 @@ DEFAULT_WAVE_FROM = "frame:1"
 DEFAULT_WAVE_LENGTH = "1ms"
 """Some 20 MB of VCD."""
 MAX_CLIENTS = 1000
-
-_DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-_TIMES = {"PS": 1, "NS": 10**3, "US": 10**6, "MS": 10**9, "S": 10**12}
-_BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def register(app: typer.Typer) -> None:
@@ -74,6 +83,12 @@ def run(
     adaptive: Annotated[str | None, typer.Option(
         help="rx, tx or rx,tx: directions whose interrupt moderation adapts as Linux's DIM does; default: the "
              "machine's moderation")] = None,
+    loss: LossOption = None,
+    duplicate: DuplicateOption = None,
+    corrupt: CorruptOption = None,
+    reorder: ReorderOption = None,
+    delay: DelayOption = None,
+    bottleneck: BottleneckOption = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same result")] = 1,
     jump: Annotated[bool | None, typer.Option(
         "--jump/--no-jump", help="jump over idle time; the result is the same; default: but in waves of the compiled "
@@ -101,19 +116,21 @@ def run(
     if wave or wave_from or wave_length or wave_format:
         wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format or "vcd", jump=jump)
     configuration = Configuration(
-        workload=_workload(log, requests, parse_quantity("--max-size", max_size, _BINARY)),
+        workload=_workload(log, requests, parse_quantity("--max-size", max_size, BINARY)),
         systems=_adaptive(select_systems(systems), chosen_machine, adaptive),
         machine=chosen_machine,
         application=load_application(application),
         clients=clients,
         link_bit_rate=(chosen_machine.link_bit_rate if link_rate is None
-                       else parse_quantity("--link-rate", link_rate, _DECIMAL)),
+                       else parse_quantity("--link-rate", link_rate, DECIMAL)),
         device=device,
         engine=engine_name,
         simulator=(simulator or DEFAULT_SIMULATOR) if engine_name == "cocotb" else None,
         transactors=transactors,
         seed=seed,
         jump=jump is not False,
+        impairments=parse_impairments(loss=loss, duplicate=duplicate, corrupt=corrupt, reorder=reorder, delay=delay,
+                                      bottleneck=bottleneck, seed=seed),
     )
     try:
         folder = ResultsFolder(out, configuration)
@@ -128,18 +145,6 @@ def run(
         if not code:
             console.print(f"Results in {out}", highlight=False, soft_wrap=True)
     return code
-
-
-def parse_quantity(option: str, text: str, units: dict[str, int], least: int = 1) -> int:
-    """A number with a unit of `units`, such as 256K or 2.5G. Raises InputError, naming the option."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Z]*)", text.strip().upper())
-    value = round(float(match[1]) * units[match[2]]) if match and match[2] in units else -1
-    if value < least:
-        names = [unit if units is not _TIMES else unit.lower() for unit in units if unit]
-        raise InputError(f"{option} must be a positive number{' with' if '' not in units else ', with'} "
-                         f"{', '.join(names[:-1])} or {names[-1]} behind it{'' if '' not in units else ' if need be'}, "
-                         f"not {text!r}")
-    return value
 
 
 def _check_at_least(option: str, value: int, least: int) -> None:
@@ -177,8 +182,8 @@ def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, 
     found = re.fullmatch(r"frame:([1-9]\d*)", begin)
     by_time = not found and begin != "error"
     return Wave(path="", format=wave_format, frame=int(found[1]) if found else None, error=begin == "error",
-                from_ps=parse_quantity("--wave-from", begin, _TIMES, least=0) if by_time else None,
-                length_ps=None if length == "all" else parse_quantity("--wave-length", length, _TIMES),
+                from_ps=parse_quantity("--wave-from", begin, TIMES, least=0) if by_time else None,
+                length_ps=None if length == "all" else parse_quantity("--wave-length", length, TIMES),
                 jump=bool(jump))
 
 
@@ -190,8 +195,8 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
         system=configuration.systems[0], machine=configuration.machine, application=configuration.application,
         requests=configuration.workload.requests, clients=configuration.clients,
         link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
-        jump=configuration.jump, wave=wave, simulator=configuration.simulator or DEFAULT_SIMULATOR,
-        transactors=configuration.transactors)
+        jump=configuration.jump, impairments=configuration.impairments, wave=wave,
+        simulator=configuration.simulator or DEFAULT_SIMULATOR, transactors=configuration.transactors)
     try:
         prepare_engine(configuration.engine, plain, lambda what: errors.print(f"memnic: {what}", markup=False))
         with RunProgress(errors, len(configuration.workload.requests)) as progress:

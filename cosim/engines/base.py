@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from cosim.impairments import BothWays, PathCounts
 from cosim.machine import Application, Machine
 from cosim.systems import System
 from cosim.workload import Request
@@ -45,6 +46,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     seed: int = 1
     jump: bool = True
     """Jump over times in which the device does nothing; the result is the same."""
+    impairments: BothWays | None = None
+    """What the wire does to frames; None: nothing."""
     capture_path: str | None = None
     """Where every frame at the device's end of the wire is kept, as pcapng."""
     wave: Wave | None = None
@@ -98,6 +101,9 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     latency_p50_ps: int
     """From a client's SYN to the end of its response."""
     latency_p99_ps: int
+    outbound: PathCounts | None = None
+    """What an impaired wire did to frames from the device, and `inbound` to those for it, from the very beginning."""
+    inbound: PathCounts | None = None
 
     @property
     def total_cycles(self) -> float:
@@ -114,7 +120,7 @@ def failed_task(error: TaskFailed) -> RunError:
 class Interrupted(KeyboardInterrupt):
     """A run that was interrupted from the keyboard. `partial`: what it had measured by then, if anything."""
 
-    def __init__(self, partial: SystemResult | None) -> None:
+    def __init__(self, partial: Any) -> None:
         super().__init__()
         self.partial = partial
 

@@ -9,7 +9,7 @@ come out. Read it in this order:
 - `congestion` and `cubic`: how much may be in flight;
 - `recovery`, and behind it `fast_recovery` without SACK, or with it `sack_recovery` over `sack`, `rack` and `prr`: what
   is lost, and how fast it may be sent again;
-- `sender` and `receiver`: the two halves of a connection;
+- `sender` with `persist`, and `receiver`: the two halves of a connection;
 - `liveness`: whether the peer is still there;
 - `connection`: the state machine of RFC 9293 over these;
 - `frames`: what leaves a stack;

@@ -299,6 +299,16 @@ class Connection:
         self.close(now)
         if self.state is State.FIN_WAIT_2:
             self._time_wait_at = now + self._profile.fin_wait_2_ps
+            self._output.want_transmit(self)  # so that the stack looks at the timer
+
+    def set_profile(self, profile: Profile) -> None:
+        """Go on by other constants for buffers and keep-alive, of this connection alone. A window that the peer was
+        told of is not taken back."""
+        self._profile = profile
+        self.sender.set_profile(profile)
+        self.receiver.buffer.capacity = profile.receive_buffer_bytes
+        if self._liveness is not None:
+            self._liveness.set_profile(profile)
 
     @property
     def _watched(self) -> Liveness:
@@ -344,7 +354,7 @@ class Connection:
     def deadline(self) -> int:
         """When `on_timer` must be called; NEVER if no timer runs."""
         sender = self.sender
-        return min(sender.retransmit_at, sender.persist_at, sender.recovery_at, self.receiver.ack_at,
+        return min(sender.retransmit_at, sender.persist.at, sender.recovery_at, self.receiver.ack_at,
                    self._time_wait_at, NEVER if self._liveness is None else self._liveness.at)
 
     def open(self) -> None:
@@ -429,7 +439,7 @@ class Connection:
             limit = self._profile.max_syn_retransmissions if is_handshake else self._profile.max_retransmissions
             if not sender.on_retransmission_timeout(limit, now, is_handshake=is_handshake):
                 self._time_out(f"no answer to {limit} retransmissions")
-        if sender.persist_at <= now and not sender.on_persist_timeout():
+        if sender.persist.at <= now and not sender.on_persist_timeout():
             probes = self._profile.max_retransmissions
             self._time_out(f"no answer to {probes} window probes")
         if self._time_wait_at <= now:

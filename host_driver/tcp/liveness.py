@@ -34,6 +34,10 @@ class Liveness:
         self._progress_until = NEVER
         self.at = NEVER
 
+    def set_profile(self, profile: Profile) -> None:
+        """Go on by other constants, from the next time that keep-alive is set or runs out."""
+        self._profile = profile
+
     def set_keep_alive(self, on: bool, now: int) -> None:
         """Turn it on, as if the peer had just spoken, or off."""
         self.heard_at = now

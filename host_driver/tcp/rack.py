@@ -87,22 +87,29 @@ class Rack:
 
     def detect_loss(self, board: Scoreboard, now: int, srtt: int | None, *, in_recovery: bool) -> int:
         """Step 5: mark what is lost; returns how long to wait before looking again, 0 for not at all."""
-        if self.rtt is None:
+        if self.rtt is None or not board.segments:
             return 0
         patience = self.rtt + self._reo_wnd(board.sacked_bytes, srtt, in_recovery=in_recovery)
         newest, end_seq = self._order, self._end_seq
+        una = board.segments[0].start
+        queue = board.by_time()
+        while queue:
+            order, segment = queue[0]
+            if segment.order == order and not segment.is_sacked and not segment.is_lost and segment.end > una:
+                # RACK_sent_after: what was delivered most recently was sent later than this; or it stands further
+                # behind in the same send, which the device cut up
+                if order > newest or (order == newest and end_seq <= segment.end):
+                    return 0
+                if segment.sent_at + patience > now:
+                    break  # and so it is for all behind it
+                board.lose(segment)
+            queue.popleft()
         wait = 0
-        for segment in board.segments:
-            if segment.is_lost or segment.is_sacked:
-                continue
-            # RACK_sent_after: what was delivered most recently was sent later than this; or it stands further behind in
-            # the same send, which the device cut up
-            if newest > segment.order or (newest == segment.order and end_seq > segment.end):
-                remaining = segment.sent_at + patience - now
-                if remaining <= 0:
-                    board.lose(segment)
-                else:
-                    wait = max(wait, remaining)
+        for order, segment in queue:
+            if order > newest or (order == newest and end_seq <= segment.end):
+                break
+            if segment.order == order and not segment.is_sacked and not segment.is_lost and segment.end > una:
+                wait = segment.sent_at + patience - now
         return wait
 
     def mark_losses_on_timeout(self, board: Scoreboard, now: int, srtt: int | None) -> None:

@@ -10,6 +10,7 @@ Positions are unwrapped sequence numbers.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 
 Block = tuple[int, int]
 """First position, and the one behind the last."""
@@ -97,7 +98,7 @@ class Sent:
 class Scoreboard:
     """RFC 6675's: which of the outstanding bytes arrived, which are lost, which are in flight."""
 
-    __slots__ = ("_transmissions", "lost_bytes", "sacked_bytes", "segments")
+    __slots__ = ("_by_time", "_transmissions", "lost_bytes", "sacked_bytes", "segments")
 
     def __init__(self) -> None:
         self.segments: list[Sent] = []
@@ -105,6 +106,8 @@ class Scoreboard:
         self.sacked_bytes = 0
         self.lost_bytes = 0
         self._transmissions = 0
+        # what may be found lost, by its number of transmission; kept up only as long as somebody asks for it
+        self._by_time: deque[tuple[int, Sent]] | None = None
 
     @property
     def in_flight(self) -> int:
@@ -119,7 +122,10 @@ class Scoreboard:
         segments = self.segments
         self._transmissions += 1
         if not segments or start >= segments[-1].end:
-            segments.append(Sent(start, end, now, self._transmissions, is_again))
+            segment = Sent(start, end, now, self._transmissions, is_again)
+            segments.append(segment)
+            if self._by_time is not None:
+                self._by_time.append((self._transmissions, segment))
             return
         first = self._cut(start)
         for segment in segments[first : self._cut(end)]:
@@ -129,6 +135,8 @@ class Scoreboard:
             segment.sent_at = now
             segment.order = self._transmissions
             segment.is_again = True
+            if self._by_time is not None:
+                self._by_time.append((self._transmissions, segment))
 
     def acknowledge(self, ack: int) -> list[Sent]:
         """Forget all before `ack`; returns those segments of it that had not been reported to have arrived."""
@@ -143,6 +151,7 @@ class Scoreboard:
         done = segments[:count]
         del segments[:count]
         if not self.sacked_bytes and not self.lost_bytes:
+            self._by_time = None
             return done
         for segment in done:
             length = segment.end - segment.start
@@ -176,6 +185,18 @@ class Scoreboard:
         segment.is_lost = True
         self.lost_bytes += segment.end - segment.start
 
+    def by_time(self) -> deque[tuple[int, Sent]]:
+        """What is neither lost nor known to have arrived, in the order in which it was sent, each with `Sent.order`.
+
+        There are more entries than that: those of earlier transmissions, and of what was lost or arrived since. Whoever
+        comes across them at the front takes them away.
+        """
+        if self._by_time is None:
+            waiting = [segment for segment in self.segments if not segment.is_sacked and not segment.is_lost]
+            waiting.sort(key=lambda segment: segment.order)  # stable: parts of one transmission stay in order
+            self._by_time = deque((segment.order, segment) for segment in waiting)
+        return self._by_time
+
     def first_lost(self) -> Sent | None:
         """The lost segment with the lowest position."""
         if self.lost_bytes:
@@ -189,6 +210,14 @@ class Scoreboard:
         for segment in self.segments:
             segment.is_sacked = False
         self.sacked_bytes = 0
+        self._by_time = None
+
+    def forget_losses(self) -> None:
+        """What was taken for lost is on its way."""
+        for segment in self.segments:
+            segment.is_lost = False
+        self.lost_bytes = 0
+        self._by_time = None
 
     def _cut(self, position: int) -> int:
         """Index of the segment that begins at `position`; one that contains it is cut in two."""
@@ -204,4 +233,5 @@ class Scoreboard:
             rest.is_sacked, rest.is_lost = segment.is_sacked, segment.is_lost
             segment.end = position
             segments.insert(index + 1, rest)
+            self._by_time = None
         return index + 1

@@ -125,9 +125,7 @@ class SackRecovery(LossRecovery):
             self.control.undo()
             if self.in_recovery or self._after_timeout:
                 self.in_recovery = self._after_timeout = False
-                for segment in self.board.segments:
-                    segment.is_lost = False
-                self.board.lost_bytes = 0
+                self.board.forget_losses()
 
     def _detect_loss(self, flight: int, highest: int, now: int) -> None:
         board = self.board

@@ -15,6 +15,7 @@ from host_driver.tcp.buffers import Chunk, SendBuffer
 from host_driver.tcp.congestion import CongestionControl, NewReno
 from host_driver.tcp.cubic import Cubic
 from host_driver.tcp.fast_recovery import FastRecovery
+from host_driver.tcp.persist import PersistTimer
 from host_driver.tcp.profile import Nagle, Profile
 from host_driver.tcp.recovery import LossRecovery
 from host_driver.tcp.rtt import RttEstimator
@@ -45,11 +46,10 @@ class Sender:
 
     __slots__ = (
         "_ecn_until", "_frame_bytes", "_has_sack", "_last_sent_at", "_max_payload", "_max_snd_wnd", "_owner",
-        "_payload_limit", "_persist_backoff", "_probe_due", "_probes", "_profile", "_recovery", "_reductions_told",
-        "_rtt", "_small_until", "_snd_wl1", "_snd_wl2", "acked_bytes", "buffer", "control", "fin_queued", "has_ecn",
-        "iss", "mss", "nagle", "persist_at", "queued_bytes", "retransmissions", "retransmit_at",
-        "retransmitted_segments", "sent_bytes", "shift", "snd_max", "snd_nxt", "snd_una", "snd_wnd", "tail_probes",
-        "urgent_end",
+        "_payload_limit", "_profile", "_recovery", "_reductions_told", "_rtt", "_small_until", "_snd_wl1", "_snd_wl2",
+        "acked_bytes", "buffer", "control", "fin_queued", "has_ecn", "iss", "mss", "nagle", "persist", "queued_bytes",
+        "retransmissions", "retransmit_at", "retransmitted_segments", "sent_bytes", "shift", "snd_max", "snd_nxt",
+        "snd_una", "snd_wnd", "tail_probes", "urgent_end",
     )
 
     def __init__(self, *, iss: int, mss: int, max_payload: int, profile: Profile, owner: Owner) -> None:
@@ -93,11 +93,8 @@ class Sender:
         self._last_sent_at = 0
         self.retransmissions = 0
         """Timeouts since the last acknowledgement of something new."""
-        self._probe_due = False
-        self._probes = 0
-        self._persist_backoff = 0
+        self.persist = PersistTimer(profile)
         self.retransmit_at = NEVER
-        self.persist_at = NEVER
 
     # Handshake and end -----------------------------------------------------------------------------------------------
 
@@ -152,9 +149,13 @@ class Sender:
         self.fin_queued = True
         self._owner.want_transmit()
 
+    def set_profile(self, profile: Profile) -> None:
+        """Go on by other constants."""
+        self._profile = profile
+
     def stop_timers(self) -> None:
         """Nothing is sent any more unless the peer asks."""
-        self.retransmit_at = self.persist_at = self._recovery.timer_at = NEVER
+        self.retransmit_at = self.persist.at = self._recovery.timer_at = NEVER
 
     # What the connection asks ----------------------------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class Sender:
 
         `is_pure`: it has neither data nor FIN. `echo_ps`: how long ago the timestamp was sent that it echoes.
         """
-        self._probes = 0
+        self.persist.on_answer()
         una = self.snd_una
         window = window_field << self.shift
         # RFC 5681 §2 defines the duplicate acknowledgement so; with SACK, its blocks count.
@@ -272,8 +273,7 @@ class Sender:
         self.snd_una = ack
         self.snd_nxt = max(self.snd_nxt, ack)
         self.retransmissions = 0
-        self.persist_at = NEVER
-        self._persist_backoff = 0
+        self.persist.on_progress()
         # RFC 6298 §5.2 and §5.3: "When all outstanding data has been acknowledged, turn off the retransmission timer";
         # "When an ACK is received that acknowledges new data, restart the retransmission timer"
         self.retransmit_at = now + self._rtt.rto if ack < self.snd_nxt else NEVER
@@ -324,23 +324,10 @@ class Sender:
 
     def on_persist_timeout(self) -> bool:
         """The persist timer expired; returns False when too many probes had no answer."""
-        self.persist_at = NEVER
-        self._probes += 1
-        if self._probes > self._profile.max_retransmissions:
-            # RFC 9293 §3.8.6.1: "As long as the receiving TCP peer continues to send acknowledgments in response to the
-            # probe segments, the sending TCP implementation MUST allow the connection to stay open"; here none came.
+        if not self.persist.expire():
             return False
-        self._persist_backoff += 1
-        self._probe_due = True
         self._owner.want_transmit()
         return True
-
-    def _start_persist(self, now: int) -> None:
-        # RFC 9293 §3.8.6.1: "The transmitting host SHOULD send the first zero-window probe when a zero window has
-        # existed for the retransmission timeout period and SHOULD increase exponentially the interval"
-        profile = self._profile
-        wait = max(self._rtt.rto, profile.min_persist_ps) << min(self._persist_backoff, 16)
-        self.persist_at = now + min(wait, profile.max_persist_ps)
 
     # Sending ---------------------------------------------------------------------------------------------------------
 
@@ -353,8 +340,7 @@ class Sender:
         self._recovery.is_limiting = False
         if self._recovery.has_again:
             self._send_again(now)
-        if self._probe_due:
-            self._probe_due = False
+        if self.persist.take_probe():
             self._send_window_probe(now)
         if self.buffer.end > self.snd_nxt or self.fin_queued:
             self._send_new(now)
@@ -420,8 +406,8 @@ class Sender:
                 # A sender that did not fill the window has not learned that a larger one would do (RFC 7661 §1).
                 if room < unsent and limit == allowed:
                     recovery.is_limiting = True
-                if self.snd_una == position and self.persist_at == NEVER:
-                    self._start_persist(now)
+                if self.snd_una == position and self.persist.at == NEVER:
+                    self.persist.start(now, self._rtt.rto)
                 break
             if length > frame_bytes and (length < unsent or not self._may_send_small(has_outstanding=True)):
                 length -= length % frame_bytes
@@ -490,7 +476,7 @@ class Sender:
         self.snd_nxt = max(self.snd_nxt, end)
         self.snd_max = max(self.snd_max, end)
         self._last_sent_at = now
-        self.persist_at = NEVER
+        self.persist.at = NEVER
         if is_again:
             self.retransmitted_segments += 1
             self._rtt.cancel()
@@ -518,6 +504,6 @@ class Sender:
         length = min(unsent, 1)
         self.snd_max = max(self.snd_max, position + 1)
         self.sent_bytes = max(self.sent_bytes, position + length - self.iss - 1)
-        self._start_persist(now)
+        self.persist.start(now, self._rtt.rto)
         self._owner.send_segment(position, ACK if length else ACK | FIN, self.buffer.pieces(position, length), length,
                                  self._frame_bytes, now, is_retransmission=False, ecn=NOT_ECT)

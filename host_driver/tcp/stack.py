@@ -179,6 +179,14 @@ class Stack:
         listener = self._listeners[port] = Listener(self, port, backlog)
         return listener
 
+    def has_address(self, ip: IpAddress) -> bool:
+        """Whether `ip` is one of its own."""
+        return ip.packed in self._locals
+
+    def is_listening(self, port: int) -> bool:
+        """Whether something listens on `port`."""
+        return port in self._listeners
+
     def connect(self, remote_ip: IpAddress | str, remote_port: int, now: int,
                 local_port: int | None = None) -> Connection:
         """Open a connection; `local_port` None picks a free one. The SYN leaves with the next `transmit`.

@@ -203,3 +203,41 @@ def test_a_future_finishes_once() -> None:
     with pytest.raises(RuntimeError, match="'answer' is finished already"):
         future.set_result(43)
     assert future.result() == 42
+
+
+@pytest.mark.parametrize("when", ["while it runs", "while it runs, and what it waits for is there",
+                                  "between the result and its turn"])
+def test_a_cancelled_task_that_cleans_up_waits_for_that_and_not_for_what_it_waited_for_before(when: str) -> None:
+    kernel, log = Kernel(), []
+    first: Future[None] = Future("first")
+
+    async def work() -> None:
+        try:
+            if when != "between the result and its turn":
+                task.cancel()
+            if when == "while it runs, and what it waits for is there":
+                first_again: Future[None] = Future("there at once")
+                kernel.call_soon(lambda: first_again.set_result(None))
+                await first_again
+            await first
+            log.append("went on")
+            await kernel.sleep(50)
+        except Cancelled:
+            log.append(f"cancelled at {kernel.now}")
+            await kernel.sleep(100)
+            log.append(f"cleaned up at {kernel.now}")
+            raise
+
+    task = kernel.spawn(work(), "work")
+
+    def finish_first() -> None:
+        first.set_result(None)
+        if when == "between the result and its turn":
+            task.cancel()
+
+    kernel.call_at(10, finish_first)
+    kernel.run_until(1000)
+    assert task.done
+    assert log[-1] == f"cleaned up at {110 if when == 'between the result and its turn' else 100}"
+    with pytest.raises(Cancelled):
+        task.result()

@@ -400,7 +400,7 @@ def test_peer_reset_fails_jobs_and_frees_their_memory() -> None:
         region = await memnet.register_mem(1 << 19)
         send = await memnet.async_send(socket, region)
         late = await memnet.async_send(socket, region)
-        receive = await memnet.async_recv(socket, region)
+        receive = await memnet.async_recv(socket, await memnet.register_mem(100))
         await bench.peer.wait(lambda: connection.recv_available > 20_000)
         connection.abort(bench.kernel.now)
         bench.peer.push()

@@ -1,0 +1,315 @@
+"""Hosts on one wire, and applications on them: for programs that use MemNet or its streams.
+
+One host, `server`, is over the device under study: the RTL compiled, or the untimed model. The others are over the
+untimed model, and their processor time costs nothing. `World.start` starts an application on a host, `World.run` lets
+time pass until all that were started in the foreground have ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cosim.engines.base import RunError, failed_task
+from cosim.engines.bench import CountingPort, bus_timing
+from cosim.engines.bus import Bus
+from cosim.engines.compiled import run_bench
+from cosim.engines.model import ModelPort
+from cosim.errors import InputError
+from cosim.impairments import BothWays
+from cosim.mac import Mac, SentFrame
+from cosim.machine import load_application, load_machine
+from cosim.memory import HostMemory
+from cosim.pcapng import PcapngWriter
+from cosim.processor import Processors
+from cosim.wire import Wire
+from host_driver.account import Account, NullAccount
+from host_driver.host_tcp import HostTcp
+from host_driver.interface import Interrupts, NetworkInterface, Offloads
+from host_driver.memnet import AdmissionPolicy, Application, MemNet, MemNetCounters, Outcome, TcpServer
+from host_driver.nic import Nic
+from host_driver.port import Port
+from host_driver.runtime import Event, Kernel, TaskFailed
+from host_driver.tcp import LINUX, Profile
+from nic_model.contract import CONFIGS
+
+ENGINES = ("model", "compiled")
+
+DEFAULT_MEMORY_BYTES = 8 << 20
+FIRST_IP = IPv4Address("10.0.0.1")
+
+Main = Callable[[MemNet], Coroutine[Any, Any, Any]]
+
+
+def mac_of(number: int) -> bytes:
+    """Ethernet address of host `number`."""
+    return bytes([0x02, 0, 0, 2]) + number.to_bytes(2, "big")
+
+
+class WorldHost:
+    """One host. Attributes: `name`, `ip`; `interface` and `tcp_server`, when it is `up`."""
+
+    def __init__(self, kernel: Kernel, number: int, name: str, seed: int, processors: Processors | None,
+                 notification: Interrupts | None, profile: Profile, admission: AdmissionPolicy | None) -> None:
+        self.name = name
+        self.mac = mac_of(number)
+        self.ip = str(FIRST_IP + number)
+        self.up = Event(f"{name} coming up")
+        self.interface: NetworkInterface
+        self.tcp_server: TcpServer
+        self.processors = processors
+        self._kernel = kernel
+        self._seed = seed
+        self._notification = notification
+        self._profile = profile
+        self._admission = admission
+
+    @property
+    def counters(self) -> MemNetCounters:
+        """What its TCP server did."""
+        return self.tcp_server.counters
+
+    def process_account(self, name: str) -> Account:
+        """An account for a process of this host."""
+        return NullAccount() if self.processors is None else self.processors.process_context(name)
+
+    async def bring_up(self, port: Port) -> None:
+        """Over a device that is out of reset."""
+        processors, seed = self.processors, f"{self.name} of {self._seed}"
+        self.interface = await NetworkInterface.open(
+            await Nic.probe(port), mac=self.mac, ip=self.ip, profile=self._profile, rng=random.Random(seed),
+            interrupt_account=NullAccount() if processors is None else processors.interrupt_context("interrupts"),
+            softirq_account=NullAccount() if processors is None else processors.softirq_context("softirq"),
+            offloads=Offloads(rx_checksum=True, tx_checksum=True, segmentation=True),
+            notification=self._notification)
+        self.tcp_server = TcpServer(
+            HostTcp(self.interface), admission=self._admission, rng=random.Random(f"capabilities of {seed}"),
+            account=None if processors is None else self.process_account(f"TCP server of {self.name}"))
+        self.up.set()
+
+
+class _PeerMac:
+    """The MAC of a host that is not the server: implements `cosim.mac.Mac` at a link of the switch."""
+
+    def __init__(self, kernel: Kernel, wire: Wire, address: bytes) -> None:
+        self.timing = wire.timing
+        self.deliver: Callable[[bytes, bool, int], None] = lambda frame, bad, time_ps: None
+        self._kernel = kernel
+        self._link = wire.attach(address, lambda frame: self.deliver(frame, False, kernel.now))
+
+    def transmitted(self, frames: Sequence[SentFrame]) -> None:
+        """The link takes the frame's time."""
+        for frame in frames:
+            self._kernel.call_at(frame.start_ps, partial(self._link.transmit, frame.data))
+
+
+class World:
+    """Hosts on one wire.
+
+    Parameters: `engine` ("model" or "compiled") and `device`, of the server; `machine` and `application`, what its
+    processor time costs (names or TOML files; without a machine it costs nothing); `profile` of every TCP;
+    `link_bit_rate`, and `impairments` of the server's link; `capture`, a pcapng file of it; `memory_bytes` of each
+    host; `admission`, which decides on the server's channels; `seed`: the same gives the same run. Raises
+    InputError for an engine, a device or a machine that is not there.
+
+    Attributes: `server`, `client`, `kernel`, `wire`; `applications`, all that were started; `is_over`, when `run` is.
+    """
+
+    def __init__(self, *, engine: str = "model", device: str = "tiny", machine: str | None = None,
+                 application: str = "simple", profile: Profile = LINUX, link_bit_rate: int = 10**9,
+                 impairments: BothWays | None = None, capture: Path | None = None,
+                 memory_bytes: int = DEFAULT_MEMORY_BYTES, admission: AdmissionPolicy | None = None,
+                 seed: int = 1) -> None:
+        if engine not in ENGINES:
+            raise InputError(f"no engine {engine!r} for a world: choose from {', '.join(ENGINES)}")
+        if device not in CONFIGS:
+            raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
+        self.kernel = Kernel()
+        self.config = CONFIGS[device]
+        self.memory = HostMemory(memory_bytes)
+        self._capture = None if capture is None else PcapngWriter(capture, "server")
+        self.wire = Wire(self.kernel, bit_rate=link_bit_rate, capture=self._capture, impairments=impairments)
+        self.applications: list[Application] = []
+        self._engine = engine
+        self._memory_bytes = memory_bytes
+        self._profile = profile
+        self._seed = seed
+        self._hosts: list[WorldHost] = []
+        self._foreground = 0
+        self._all_ended = Event("the end of all applications")
+        self.is_over = False
+        chosen = load_machine(machine or "p2-300-smp2")
+        processors = None
+        notification = None
+        if machine is not None:
+            processors = Processors(self.kernel, chosen, load_application(application))
+            moderation = chosen.moderation
+            notification = Interrupts(rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames,
+                                      tx_usecs=moderation.tx_usecs, tx_frames=moderation.tx_frames)
+        self.bus = Bus(bus_timing(chosen, self.config, seed))
+        self.server = self._new_host("server", processors, notification, admission)
+        self.client = self.add_host("client")
+
+    def _new_host(self, name: str, processors: Processors | None, notification: Interrupts | None,
+                  admission: AdmissionPolicy | None) -> WorldHost:
+        host = WorldHost(self.kernel, len(self._hosts), name, self._seed, processors, notification, self._profile,
+                         admission)
+        self._hosts.append(host)
+        return host
+
+    def add_host(self, name: str, *, admission: AdmissionPolicy | None = None) -> WorldHost:
+        """One more host, over an untimed model of its own."""
+        host = self._new_host(name, None, None, admission)
+        port = ModelPort(CONFIGS["default"], self.kernel, HostMemory(self._memory_bytes),
+                         _PeerMac(self.kernel, self.wire, host.mac))
+        self.kernel.spawn(host.bring_up(port), f"{name} coming up")
+        return host
+
+    def start(self, host: WorldHost, main: Main, name: str, *, background: bool = False,
+              **memnet: Any) -> Started:
+        """Start `main(memnet)` on a host, as soon as it is up. A background application, such as a server, is killed
+        when all others have ended. Further arguments are MemNet's (`channels`, `eager_accept`, ...)."""
+        started = Started(self, host, main, name, is_background=background, memnet=memnet)
+        self._foreground += not background
+        self.kernel.spawn(started.run(), f"starting {name}")
+        return started
+
+    def ended(self, started: Started) -> None:
+        """An application has given everything back; called by itself."""
+        self._foreground -= not started.is_background
+        if not self._foreground:
+            self._all_ended.set()
+
+    def run(self) -> None:
+        """Let time pass until the applications in the foreground have ended, those in the background were killed, and
+        all gave back what they had. Raises what the first of them raised that raised anything, RunError for a run that
+        cannot go on."""
+        self.kernel.spawn(self._end(), "the end of the world")
+        bench = _WorldBench(self)
+        if self._engine == "compiled":
+            run_bench(bench)
+        else:
+            with bench:
+                bench.start(ModelPort(self.config, self.kernel, self.memory, self.wire))
+                try:
+                    if not self.kernel.run_while(lambda: not self.is_over):
+                        raise RunError(self.stall_report())
+                except TaskFailed as error:
+                    raise failed_task(error) from error
+        failed = [application for application in self.applications if application.error is not None]
+        if failed:
+            first = min(failed, key=lambda application: application.failed_at_ps)
+            assert first.error is not None
+            raise first.error
+
+    async def _end(self) -> None:
+        if self._foreground:
+            await self._all_ended.wait()
+        for application in self.applications:
+            application.kill()
+        for application in self.applications:
+            await application.over
+        self.is_over = True
+
+    def close_capture(self) -> None:
+        """The run is over."""
+        if self._capture is not None:
+            self._capture.close()
+
+    def stall_report(self) -> str:
+        """Why nothing goes on."""
+        waiting = ", ".join(sorted(f"{task.name} for {task.waits_for}" for task in self.kernel.tasks))
+        return f"nothing goes on at {self.kernel.now} ps; waiting: {waiting}"
+
+
+class _WorldBench:
+    """Implements `cosim.engines.bench.Bench`: a world round the server's device."""
+
+    def __init__(self, world: World) -> None:
+        self.config = world.config
+        self.kernel = world.kernel
+        self.memory = world.memory
+        self.mac: Mac = world.wire
+        self.bus = world.bus
+        self._world = world
+
+    def __enter__(self) -> _WorldBench:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._world.close_capture()
+
+    def start(self, port: CountingPort) -> None:
+        """The server's device is out of reset."""
+        self.kernel.spawn(self._world.server.bring_up(port), "server coming up")
+
+    def finished(self) -> bool:
+        """Whether all is over."""
+        return self._world.is_over
+
+    def outcome(self, port: CountingPort) -> None:
+        """The applications have it."""
+
+    def partial(self, port: CountingPort) -> None:
+        """The applications have it."""
+
+
+def world_from_command_line(description: str, **settings: Any) -> World:
+    """A world as a program's command line asks for it (`--engine`, `--device`, `--capture`, `--seed`); `settings` are
+    the rest of it. Ends the program, with one line, for what cannot be."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what the server's device runs on")
+    parser.add_argument("--device", choices=list(CONFIGS), default="tiny", help="its size")
+    parser.add_argument("--capture", type=Path, help="keep the frames of the server's link, as pcapng")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same run")
+    chosen = parser.parse_args()
+    try:
+        return World(engine=chosen.engine, device=chosen.device, capture=chosen.capture, seed=chosen.seed, **settings)
+    except OSError as error:
+        parser.error(f"cannot write {chosen.capture}: {error.strerror}")
+
+
+class Started:
+    """An application that was started. Attributes: `application`, None until its host is up; `is_background`."""
+
+    def __init__(self, world: World, host: WorldHost, main: Main, name: str, *, is_background: bool,
+                 memnet: dict[str, Any]) -> None:
+        self.application: Application | None = None
+        self.is_background = is_background
+        self._world = world
+        self._host = host
+        self._main = main
+        self._name = name
+        self._memnet = memnet
+
+    async def run(self) -> None:
+        """Wait for the host, and run it to its end."""
+        await self._host.up.wait()
+        memnet = MemNet(self._host.tcp_server, self._host.process_account(self._name), **self._memnet)
+        self.application = Application(self._world.kernel, memnet, self._main, self._name)
+        self._world.applications.append(self.application)
+        await self.application.over
+        self._world.ended(self)
+
+    @property
+    def result(self) -> Any:
+        """What it returned. Raises what it raised, RuntimeError if it has not ended."""
+        application = self.application
+        if application is None or application.outcome is Outcome.RUNNING:
+            raise RuntimeError(f"{self._name} has not ended")
+        if application.error is not None:
+            raise application.error
+        return application.result
+
+    def kill(self) -> None:
+        """End it where it stands. Raises RuntimeError before its host is up."""
+        if self.application is None:
+            raise RuntimeError(f"{self._name} has not begun")
+        self.application.kill()
