@@ -14,7 +14,7 @@ from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from cosim.engines.base import RunError, failed_task
 from cosim.engines.bench import CountingPort, bus_timing
@@ -261,10 +261,18 @@ class _WorldBench:
         """The applications have it."""
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def world_from_command_line(description: str, **settings: Any) -> World:
     """A world as a program's command line asks for it (`--engine`, `--device`, `--capture`, `--seed`); `settings` are
     the rest of it. Ends the program, with one line, for what cannot be."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = _OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what the server's device runs on")
     parser.add_argument("--device", choices=list(CONFIGS), default="tiny", help="its size")
     parser.add_argument("--capture", type=Path, help="keep the frames of the server's link, as pcapng")

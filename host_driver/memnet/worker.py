@@ -49,6 +49,7 @@ class Worker:
         self._end: Direction | None = None
         self._on_closed: Callable[[], None] | None = None
         self._is_over = False
+        self._has_left = False
         self._on_over: Callable[[], None] | None = None
         channel.on_server_news = self._news.set
         self._news.set()
@@ -85,12 +86,13 @@ class Worker:
             if not self._is_over:
                 await self._news.wait()
         self._channel.on_server_news = _ignore
+        self._has_left = True
         self._look_whether_over()
 
     async def _send_queued(self) -> None:
         """Hand what stands in the send ring to the provider, and the end behind it."""
         provider, connection, account = self._server.provider, self._connection, self._account
-        while self.error is None:
+        while self.error is None and not self._is_over:
             offset, length = self._sends.next(self._channel.settings.send_bytes)
             if not length:
                 break
@@ -165,7 +167,8 @@ class Worker:
                 self._channel.write(Word.ENDED, Ended.BY_ERROR)
 
     def _look_whether_over(self) -> None:
-        if self._is_over and not self._in_flight and self._on_over is not None:
+        # Not while it is in a call: when that returns it would meet the channel's next user.
+        if self._has_left and not self._in_flight and self._on_over is not None:
             on_over, self._on_over = self._on_over, None
             on_over()
 

@@ -67,4 +67,6 @@ def test_a_command_line_that_cannot_be(monkeypatch: pytest.MonkeyPatch, capsys: 
         with pytest.raises(SystemExit) as ended:
             run_example("echo", monkeypatch, capsys, *arguments)
         assert ended.value.code == 2
-        assert what in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert what in said
+        assert said.count("\n") == 1

@@ -7,10 +7,13 @@ import random
 import pytest
 
 from cosim.world import World
+from host_driver.account import Account, NullAccount
 from host_driver.errors import ChannelRefused, CreditError, PeerReset, SocketClosed
-from host_driver.memnet import AdmitByLoad, ChannelSettings, Load, MemNet, TcpServer, pool_bytes
+from host_driver.memnet import AdmitByLoad, ChannelSettings, Load, MemNet, TcpServer, Transfer, pool_bytes
+from host_driver.memnet.channels import Channel
 from host_driver.memnet.credits import CONTROL_BYTES, ControlRegion, DrainingEnd, FillingEnd, Word
-from host_driver.memnet.worker import Ended
+from host_driver.memnet.worker import Ended, Worker
+from host_driver.runtime import Kernel
 from host_driver.tcp import LINUX24
 from tests.host_driver.worlds import MS, PORT, SECOND, accepted, connected, data, receive_all, run
 
@@ -123,6 +126,43 @@ def test_an_application_that_overruns_its_credit_loses_the_connection_and_nobody
         return await receive_all(memnet, good)
 
     assert run(world, serve, ask)[1] == b"still here"
+
+
+class SlowProvider:
+    """Takes a send at once, and returns late."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.taken: list[Transfer] = []
+
+    async def send(self, connection: object, transfer: Transfer, account: Account) -> None:
+        transfer.is_taken = True
+        self.taken.append(transfer)
+        await self.kernel.sleep(1000)
+
+    async def receive(self, connection: object, transfer: Transfer, account: Account) -> None:
+        raise SocketClosed("receive")
+
+
+def test_a_worker_gives_its_channel_up_only_when_it_has_left_it() -> None:
+    """The connection is dropped while the worker is in a call: the channel's next user must not meet it."""
+    kernel = Kernel()
+    provider = SlowProvider(kernel)
+    server = TcpServer(provider)  # type: ignore[arg-type]
+    settings = ChannelSettings(channels=1, send_bytes=64, receive_bytes=64)
+    channel = Channel(0, 1, 0, memoryview(bytearray(settings.channel_bytes)), settings, server)
+    worker = Worker(server, channel, object(), NullAccount(), 64)
+    sends, _ = channel.application_rings(64)
+    sends.fill(10)
+    kernel.run_until(10)
+    assert len(provider.taken) == 1
+    over: list[int] = []
+    worker.stop(lambda: over.append(kernel.now))
+    provider.taken[0].done(0, SocketClosed("dropped"))
+    kernel.run_until(500)
+    assert over == [], "it is still in its call"
+    kernel.run_until(2000)
+    assert over == [1000]
 
 
 # ---------------------------------------------------------------------------------------------- pool
