@@ -93,8 +93,9 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     clock_hz: int
     quantum_us: int
     """Time after which a process gives way to a waiting one."""
-    interrupt_routing: Literal["first", "rotate"]
-    """Interrupts and bottom halves run on the first processor, or on each in turn."""
+    interrupt_routing: Literal["first", "rotate", "idle"]
+    """Interrupts and bottom halves run on the first of the processors that may take them, on each in turn, or on one
+    whose work is least urgent: idle, else a process."""
     link_bit_rate: int
     bus: Bus
     moderation: Moderation
