@@ -9,15 +9,14 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 
 from cosim.engines.base import RunSpec
-from cosim.machine import Machine
 from cosim.memory import PAGE_BYTES
+from cosim.notification import driver_notification
 from cosim.processor import Context, Processors
 from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, Transport, longest_response_bytes
-from cosim.systems import System
 from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.host_tcp import HostTcp
-from host_driver.interface import Interrupts, NetworkInterface, Offloads, Polling
+from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets, Socket
 from host_driver.memnet import ChannelSettings, Job, MemNet, MemNetSocket, MemoryRegion, TcpServer, pool_bytes
 from host_driver.nic import Nic
@@ -35,8 +34,6 @@ CHANNELS = ChannelSettings(channels=16, send_bytes=4096, receive_bytes=4096)
 
 DRIVER_BYTES = 4 << 20
 """Host memory for the driver's rings and packet buffers, with room to spare."""
-
-NS = 1000
 
 
 class ServerHost:
@@ -66,7 +63,8 @@ class ServerHost:
             softirq_account=processors.softirq_context("softirq"),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
-            notification=notification(spec.system, spec.machine), multiprocessor=spec.machine.processors > 1)
+            notification=driver_notification(spec.system, spec.machine, processors),
+            background_account=processors.process_context("ksoftirqd"), multiprocessor=spec.machine.processors > 1)
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
         contexts = [processors.process_context(f"{spec.application.name} {number}")
@@ -93,16 +91,6 @@ def memory_bytes(spec: RunSpec) -> int:
     process_bytes = (RECEIVE_BYTES + RESPONSE_BUFFERS * longest_response_bytes(spec.requests) + pool_bytes(CHANNELS)
                      + 2 * PAGE_BYTES)
     return -(-(DRIVER_BYTES + spec.application.processes * process_bytes) // PAGE_BYTES) * PAGE_BYTES
-
-
-def notification(system: System, machine: Machine) -> Interrupts | Polling:
-    """How the host is told, as the system and the machine say."""
-    if system.notification == "polling":
-        return Polling(period_ps=system.poll_period_ns * NS)
-    moderation = system.moderation or machine.moderation
-    return Interrupts(rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames, tx_usecs=moderation.tx_usecs,
-                      tx_frames=moderation.tx_frames, adaptive_rx=moderation.adaptive_rx,
-                      adaptive_tx=moderation.adaptive_tx)
 
 
 class SocketTransport:

@@ -8,6 +8,7 @@ import msgspec
 
 from cosim.errors import InputError
 from cosim.machine import Moderation
+from host_driver.notification import NAPI_POLL_WEIGHT
 
 
 class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -21,9 +22,13 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The device cuts large sends into segments and fills in their checksums."""
     rx_checksum: bool
     """The device verifies the checksums of what arrives."""
-    notification: Literal["interrupt", "polling"] = "interrupt"
+    notification: Literal["interrupt", "polling", "soft_timers", "napi"] = "interrupt"
     poll_period_ns: int = 0
-    """Time between two looks, if the host polls."""
+    """Time between two looks of polling; the least such time of soft timers."""
+    poll_by_clock: bool = False
+    """Each look of polling takes an interrupt of the clock, since no processor is there for it alone."""
+    napi_weight: int = NAPI_POLL_WEIGHT
+    """Packets that a poll of NAPI takes at most."""
     moderation: Moderation | None = None
     """Interrupt moderation; None: the machine's adapter's."""
 

@@ -9,10 +9,11 @@ from ipaddress import ip_address
 from typing import Any
 
 from host_driver.host_tcp import HostTcp
-from host_driver.interface import Interrupts, NetworkInterface, Offloads, Polling
+from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import MemNet
 from host_driver.nic import Nic
+from host_driver.notification import Interrupts, Polling
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.profile import RFC
 from tests.device.faults import HIT, User, start
