@@ -103,6 +103,23 @@ def test_cycles_are_what_the_processors_were_busy_with() -> None:
     assert 0.98 * result.total_cycles < busy_cycles <= result.total_cycles
 
 
+@pytest.mark.parametrize("requests", [1, 30])
+def test_shares_of_each_processor_add_up_over_time_and_categories(requests: int) -> None:
+    result = in_process.run(spec(SYSTEMS["nic-dumb"], synthetic(requests).requests), nothing)
+    assert len(result.processors) == len(result.processor_categories) == 2
+    ends_ps = [0, *(interval.until_ps for interval in result.over_time)]
+    assert ends_ps == sorted(set(ends_ps))
+    assert ends_ps[-1] == result.duration_ps
+    for number, (share, categories) in enumerate(zip(result.processors, result.processor_categories, strict=True)):
+        assert share.busy + share.idle == pytest.approx(1)
+        assert share.busy == pytest.approx(result.utilisation[number])
+        assert share.user == pytest.approx(categories.get("user", 0))
+        assert share.busy == pytest.approx(sum(categories.values()))
+        user_ps = sum(interval.processors[number].user * (interval.until_ps - start_ps)
+                      for start_ps, interval in zip(ends_ps[:-1], result.over_time, strict=True))
+        assert user_ps == pytest.approx(share.user * result.duration_ps)
+
+
 def test_the_baseline_copies_twice_and_the_offload_not_at_all() -> None:
     requests = synthetic(10).requests
     dumb, tso = (in_process.run(spec(SYSTEMS[name], requests), nothing) for name in ("nic-dumb", "nic-tso"))
