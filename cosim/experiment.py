@@ -55,8 +55,8 @@ class _Books(NamedTuple):
 class Experiment:
     """A run as `spec` says. A context manager: its end closes the capture.
 
-    Attributes: `kernel`, `memory` and `wire` (the device's MAC) for the engine's port; `processors`; `done`. Raises
-    OSError when the capture cannot be written.
+    Attributes: `kernel`, `memory` and `wire` (the device's MAC) for the engine's port; `processors`; `done`; `host`,
+    once a device is attached. Raises OSError when the capture cannot be written.
     """
 
     def __init__(self, spec: RunSpec, on_progress: Progress) -> None:
@@ -86,7 +86,10 @@ class Experiment:
     def attach(self, port: Port, device_counts: Callable[[], DeviceCounts]) -> None:
         """Begin, over a device that is out of reset; `device_counts` is asked whenever the books are looked at."""
         self._device_counts = device_counts
-        self.kernel.spawn(self._main(port), "experiment")
+        spec = self.spec
+        self.host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
+                               neighbours=[client_addresses(number) for number in range(spec.clients)])
+        self.kernel.spawn(self._main(), "experiment")
 
     def result(self) -> SystemResult:
         """What was measured. Raises RuntimeError before the run is done."""
@@ -147,11 +150,9 @@ class Experiment:
         waiting = ", ".join(sorted(f"{task.name} for {task.waits_for}" for task in self.kernel.tasks))
         return f"nothing goes on at {self.kernel.now} ps; waiting: {waiting}"
 
-    async def _main(self, port: Port) -> None:
+    async def _main(self) -> None:
         spec, kernel = self.spec, self.kernel
-        host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
-                          neighbours=[client_addresses(number) for number in range(spec.clients)])
-        await host.start()
+        await self.host.start()
         await kernel.sleep(SETTLE_PS)
         self._look()
         self._recorder.start()

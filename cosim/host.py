@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
 
 from cosim.engines.base import RunSpec
 from cosim.memory import PAGE_BYTES
 from cosim.notification import driver_notification
+from cosim.pool import MAX_SPAWN_RATE, ProcessPool
 from cosim.processor import Context, Processors
-from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, Transport, longest_response_bytes
+from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, longest_response_bytes
 from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.host_tcp import HostTcp
@@ -37,7 +38,7 @@ DRIVER_BYTES = 4 << 20
 
 
 class ServerHost:
-    """The server's machine. `start` brings it up; it then serves for ever.
+    """The server's machine. `start` brings it up; it then serves for ever, and has `interface` and `pool`.
 
     Parameters: `spec`, which names the system; `port`, the device; `processors`, which the work is charged to; the
     server's addresses; `neighbours`, MAC and IP address of each client.
@@ -67,30 +68,57 @@ class ServerHost:
             background_account=processors.process_context("ksoftirqd"), multiprocessor=spec.machine.processors > 1)
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
-        contexts = [processors.process_context(f"{spec.application.name} {number}")
-                    for number in range(spec.application.processes)]
-        for context, transport in zip(contexts, await self._transports(interface, contexts), strict=True):
-            process = ServerProcess(transport, context, spec.requests)
-            self._port.kernel.spawn(process.run(), context.name)
+        self.interface = interface
+        self.pool = ProcessPool(self._port.kernel, spec.application,
+                                processors.process_context(f"{spec.application.name}'s parent"),
+                                most=most_processes(spec), make=self._transports(interface))
+        await self.pool.start()
 
-    async def _transports(self, interface: NetworkInterface, contexts: Sequence[Context]) -> list[Transport]:
-        """How each process reaches its clients, as the system says."""
-        if self._spec.system.api == "sockets":
-            sockets = [KernelSockets(interface, context) for context in contexts]
-            port = sockets[0].listen(self._server_port, BACKLOG)
-            return [SocketTransport(process, port) for process in sockets]
-        server = TcpServer(HostTcp(interface), rng=random.Random(f"capabilities of {self._spec.seed}"))
-        memnets = [MemNet(server, context, channels=CHANNELS) for context in contexts]
-        listening = memnets[0].listen(self._server_port, BACKLOG)
-        response_bytes = longest_response_bytes(self._spec.requests)
-        return [await MemNetTransport.open(memnet, listening, response_bytes) for memnet in memnets]
+    def _transports(self, interface: NetworkInterface) -> Callable[[int], Awaitable[ServerProcess]]:
+        """What makes processes with their way to the clients, as the system says. The first one listens for all."""
+        spec, processors = self._spec, self._processors
+        shared_port: Listening | None = None
+        shared_socket: MemNetSocket | None = None
+
+        def context(number: int) -> Context:
+            return processors.process_context(f"{spec.application.name} {number}")
+
+        async def with_sockets(number: int) -> ServerProcess:
+            nonlocal shared_port
+            account = context(number)
+            sockets = KernelSockets(interface, account)
+            shared_port = shared_port or sockets.listen(self._server_port, BACKLOG)
+            return ServerProcess(SocketTransport(sockets, shared_port), account, spec.requests)
+
+        async def with_memnet(number: int) -> ServerProcess:
+            nonlocal shared_socket
+            account = context(number)
+            memnet = MemNet(server, account, channels=CHANNELS)
+            shared_socket = shared_socket or memnet.listen(self._server_port, BACKLOG)
+            transport = await MemNetTransport.open(memnet, shared_socket, response_bytes)
+            return ServerProcess(transport, account, spec.requests)
+
+        if spec.system.api == "sockets":
+            return with_sockets
+        server = TcpServer(HostTcp(interface), rng=random.Random(f"capabilities of {spec.seed}"))
+        response_bytes = longest_response_bytes(spec.requests)
+        return with_memnet
+
+
+def most_processes(spec: RunSpec) -> int:
+    """Processes that the server may have at a time in this run: idle ones are forked only while too few are idle."""
+    application = spec.application
+    if application.most_processes is None:
+        return application.processes
+    needed = spec.clients + application.least_spare + MAX_SPAWN_RATE
+    return max(application.processes, min(application.most_processes, needed))
 
 
 def memory_bytes(spec: RunSpec) -> int:
     """Host memory that a run needs for what the device reads and writes, in whole pages."""
     process_bytes = (RECEIVE_BYTES + RESPONSE_BUFFERS * longest_response_bytes(spec.requests) + pool_bytes(CHANNELS)
                      + 2 * PAGE_BYTES)
-    return -(-(DRIVER_BYTES + spec.application.processes * process_bytes) // PAGE_BYTES) * PAGE_BYTES
+    return -(-(DRIVER_BYTES + most_processes(spec) * process_bytes) // PAGE_BYTES) * PAGE_BYTES
 
 
 class SocketTransport:
@@ -103,6 +131,9 @@ class SocketTransport:
     async def accept(self) -> ServerConnection:
         """The next client."""
         return _SocketConnection(await self._sockets.accept(self._listening))
+
+    async def exit(self) -> None:
+        """Nothing is held."""
 
 
 class _SocketConnection:
@@ -145,13 +176,21 @@ class MemNetTransport:
     @classmethod
     async def open(cls, memnet: MemNet, listening: MemNetSocket, response_bytes: int) -> MemNetTransport:
         """Make the channels, register memory for requests, and for responses of up to `response_bytes`."""
-        await memnet.start()
-        return cls(memnet, listening, await memnet.register_mem(RECEIVE_BYTES),
-                   await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes)
+        try:
+            await memnet.start()
+            return cls(memnet, listening, await memnet.register_mem(RECEIVE_BYTES),
+                       await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes)
+        except MemoryError:
+            await memnet.exit(is_dead=True)
+            raise
 
     async def accept(self) -> ServerConnection:
         """The next client."""
         return _MemNetConnection(self, await self._memnet.accept(self._listening))
+
+    async def exit(self) -> None:
+        """Channels and memory go back."""
+        await self._memnet.exit(is_dead=True)
 
     async def receive(self, socket: MemNetSocket, max_bytes: int) -> bytes:
         """The next bytes of a client."""

@@ -108,6 +108,13 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     name: str
     description: str
     processes: int
+    """At the start (Apache's StartServers)."""
+    most_processes: int | None = None
+    """It forks more, up to so many (MaxClients), while too few are idle; None: it does not."""
+    least_spare: int = 5
+    """Fewer idle ones are too few (MinSpareServers),"""
+    most_spare: int = 10
+    """and more are too many (MaxSpareServers)."""
     request: Cost
     connection: Cost
 
@@ -136,6 +143,10 @@ def load_application(name_or_path: str) -> Application:
     path, raw = _read(name_or_path, "applications", "application")
     application = _convert(path, raw, Application)
     _check_number(path, "processes", application.processes, least=1)
+    _check_number(path, "least_spare", application.least_spare, least=1)
+    _check_number(path, "most_spare", application.most_spare, least=application.least_spare)
+    if application.most_processes is not None:
+        _check_number(path, "most_processes", application.most_processes, least=application.processes)
     for field in ("request", "connection"):
         _check_number(path, f"{field}.cycles", getattr(application, field).cycles, least=0)
     return application
