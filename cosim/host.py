@@ -58,20 +58,22 @@ class ServerHost:
         """Probe the device, bring the interface up, listen, and start the processes."""
         spec, processors = self._spec, self._processors
         nic = await Nic.probe(self._port)
+        steering = processors.steering(spec.system.interrupts_on)
         interface = await NetworkInterface.open(
             nic, mac=self._mac, ip=self._ip, profile=LINUX24, rng=random.Random(f"server of {spec.seed}"),
-            interrupt_account=processors.interrupt_context("interrupts"),
-            softirq_account=processors.softirq_context("softirq"),
+            interrupt_account=processors.interrupt_context("interrupts", steering),
+            softirq_account=processors.softirq_context("softirq", steering),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
             notification=driver_notification(spec.system, spec.machine, processors),
-            background_account=processors.process_context("ksoftirqd"), multiprocessor=spec.machine.processors > 1)
+            background_account=processors.process_context("ksoftirqd", spec.system.interrupts_on),
+            multiprocessor=spec.machine.processors > 1)
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
+        parent = processors.process_context(f"{spec.application.name}'s parent", spec.system.processes_on)
         self.interface = interface
-        self.pool = ProcessPool(self._port.kernel, spec.application,
-                                processors.process_context(f"{spec.application.name}'s parent"),
-                                most=most_processes(spec), make=self._transports(interface))
+        self.pool = ProcessPool(self._port.kernel, spec.application, parent, most=most_processes(spec),
+                                make=self._transports(interface))
         await self.pool.start()
 
     def _transports(self, interface: NetworkInterface) -> Callable[[int], Awaitable[ServerProcess]]:
@@ -81,7 +83,7 @@ class ServerHost:
         shared_socket: MemNetSocket | None = None
 
         def context(number: int) -> Context:
-            return processors.process_context(f"{spec.application.name} {number}")
+            return processors.process_context(f"{spec.application.name} {number}", spec.system.processes_on)
 
         async def with_sockets(number: int) -> ServerProcess:
             nonlocal shared_port

@@ -30,8 +30,7 @@ def with_notification(system: System, text: str) -> System:
         period_ns = parse_quantity(f"{option} {kind}", argument, TIMES) // NS
         if not period_ns:
             raise InputError(f"{option} {kind} must be at least 1ns, not {argument!r}")
-        return msgspec.structs.replace(system, notification=_PERIODIC[kind], poll_period_ns=period_ns,
-                                       poll_by_clock=kind == "poll")
+        return msgspec.structs.replace(system, notification=_PERIODIC[kind], poll_period_ns=period_ns)
     if kind == "napi":
         if colon and (not argument.isdecimal() or int(argument) < 1):
             raise InputError(f"{option} napi must have a weight of at least 1 packet, not {argument!r}")
@@ -46,7 +45,7 @@ def driver_notification(system: System, machine: Machine, processors: Processors
     """The driver's setting for a system on a machine."""
     period_ps = system.poll_period_ns * NS
     if system.notification == "polling":
-        return Polling(period_ps=period_ps, by_clock=system.poll_by_clock)
+        return Polling(period_ps=period_ps, by_clock=not system.has_dedicated_processors(machine.processors))
     if system.notification == "soft_timers":
         return SoftTimers(states=processors.trigger_states, period_ps=period_ps)
     moderation = system.moderation or machine.moderation

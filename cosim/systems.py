@@ -25,12 +25,21 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     notification: Literal["interrupt", "polling", "soft_timers", "napi"] = "interrupt"
     poll_period_ns: int = 0
     """Time between two looks of polling; the least such time of soft timers."""
-    poll_by_clock: bool = False
-    """Each look of polling takes an interrupt of the clock, since no processor is there for it alone."""
     napi_weight: int = NAPI_POLL_WEIGHT
     """Packets that a poll of NAPI takes at most."""
+    interrupts_on: tuple[int, ...] | None = None
+    """Processors that take interrupts, run bottom halves and poll; None: all, as the machine routes them."""
+    processes_on: tuple[int, ...] | None = None
+    """Processors that the application's processes may run on; None: all."""
     moderation: Moderation | None = None
     """Interrupt moderation; None: the machine's adapter's."""
+
+
+    def has_dedicated_processors(self, processors: int) -> bool:
+        """Whether the processors that interrupts go to run no process of the application."""
+        everywhere = tuple(range(processors))
+        interrupts_on = everywhere if self.interrupts_on is None else self.interrupts_on
+        return not set(interrupts_on) & set(everywhere if self.processes_on is None else self.processes_on)
 
 
 BASELINE = "nic-dumb"

@@ -84,6 +84,11 @@ def run(
     notification: Annotated[str | None, typer.Option(
         help=f"how the host is told: {CHOICES}; default: the system's, mostly the machine's moderated interrupts"
     )] = None,
+    interrupts_on: Annotated[str | None, typer.Option(
+        help="processors that take interrupts, run bottom halves and poll, such as 1 or 0,2; default: the system's, "
+             "mostly all")] = None,
+    processes_on: Annotated[str | None, typer.Option(
+        help="processors that the application's processes run on, likewise")] = None,
     adaptive: Annotated[str | None, typer.Option(
         help="rx, tx or rx,tx: directions whose interrupt moderation adapts as Linux's DIM does; default: the "
              "machine's moderation")] = None,
@@ -121,7 +126,8 @@ def run(
         wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format or "vcd", jump=jump)
     configuration = Configuration(
         workload=_workload(log, requests, parse_quantity("--max-size", max_size, BINARY)),
-        systems=_told(select_systems(systems), chosen_machine, notification, adaptive),
+        systems=_told(_placed(select_systems(systems), chosen_machine, interrupts_on, processes_on), chosen_machine,
+                      notification, adaptive),
         machine=chosen_machine,
         application=load_application(application),
         clients=clients,
@@ -160,6 +166,23 @@ def _workload(log: Path | None, requests: int, max_size_bytes: int) -> Workload:
     if log is None:
         return synthetic(requests)
     return read_log(log, limit=requests, max_size_bytes=max_size_bytes)
+
+
+def _placed(systems: list[System], machine: Machine, interrupts_on: str | None,
+            processes_on: str | None) -> list[System]:
+    """The systems, with interrupts and processes held to some processors; as they are for None."""
+    changes = {name: _processors(f"--{name.replace('_', '-')}", text, machine)
+               for name, text in (("interrupts_on", interrupts_on), ("processes_on", processes_on))
+               if text is not None}
+    return [msgspec.structs.replace(system, **changes) for system in systems]
+
+
+def _processors(option: str, text: str, machine: Machine) -> tuple[int, ...]:
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdecimal() and int(number) < machine.processors for number in numbers):
+        raise InputError(f"{option} must be some of the processors 0 to {machine.processors - 1} of {machine.name}, "
+                         f"separated by commas, not {text!r}")
+    return tuple(sorted({int(number) for number in numbers}))
 
 
 def _told(systems: list[System], machine: Machine, notification: str | None, directions: str | None) -> list[System]:

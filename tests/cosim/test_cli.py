@@ -88,7 +88,27 @@ def test_the_host_is_told_as_the_user_says(text: str, fields: dict[str, object],
     assert (data["systems"]["nic-tso"]["interrupts"] > 0) == (fields["notification"] in ("interrupt", "napi"))
 
 
+@pytest.mark.parametrize(("notification", "clock"), [("moderated", True), ("poll:20us", False)])
+def test_a_processor_may_be_dedicated_to_the_network(notification: str, clock: bool, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*RUN, "--systems", "nic-tso", "--interrupts-on", "1", "--processes-on", "0", "--notification",
+                    notification, "--json", "--out", str(tmp_path)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    system, result = data["configuration"]["systems"][0], data["systems"]["nic-tso"]
+    assert (system["interrupts_on"], system["processes_on"]) == ([1], [0])
+    host, network = result["processor_categories"]
+    assert {"user", "file_system", "tcp_send"} <= set(host)
+    assert not {"softirq", "interrupt"} & set(host)
+    assert ("poll" in host) == (not clock), "it waits for the bus while the other one polls"
+    assert {"softirq", "tcp_recv"} <= set(network)
+    assert not {"user", "file_system"} & set(network)
+    # A processor that does nothing else looks by itself.
+    assert ("interrupt" in network) == clock
+
+
 @pytest.mark.parametrize(("options", "said"), [
+    (["--interrupts-on", "2"], "--interrupts-on must be some of the processors 0 to 1 of p2-300-smp2"),
+    (["--processes-on", "0,x"], "--processes-on must be some of the processors 0 to 1 of p2-300-smp2"),
     (["--notification", "pigeon"], "--notification must be each, moderated, poll:PERIOD, soft:PERIOD, napi or"),
     (["--notification", "each:1"], "--notification must be each, "),
     (["--notification", "poll"], "--notification poll needs a period, such as poll:50us"),
