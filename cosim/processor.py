@@ -13,10 +13,11 @@ All times are integer picoseconds. What is charged is booked by (category, item)
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 from cosim.machine import PS_PER_SECOND, Application, Machine, prices_ps
+from cosim.steering import Steering, TriggerStates
 from host_driver.runtime import Future, Kernel, Timer
 
 Item = tuple[str, str]
@@ -36,11 +37,7 @@ BUS_USERS: frozenset[Item] = frozenset({
 """Items that wait for memory or registers, and so for a poll of another processor."""
 
 TRIGGERS = frozenset({"syscall", "interrupt", "softirq"})
-"""Categories of work at whose end the kernel may look for something else to do: the trigger states of soft timers.
-
-Ref: Aron, Druschel, "Soft timers" (2000), 3: "the end of executing a system call", of "an interrupt", "whenever a
-CPU is executing the idle loop".
-"""
+"""Categories of work at whose end there is a trigger state (`cosim.steering.TriggerStates`)."""
 
 
 class Level(IntEnum):
@@ -69,7 +66,7 @@ class _Job:
 class Context:
     """An account of one interrupt handler, softirq, process or thread. Made by `Processors`."""
 
-    def __init__(self, processors: Processors, level: Level, name: str, *, steering: Steering | None = None,
+    def __init__(self, processors: Processors, level: Level, name: str, *, steering: Steering[_Processor] | None = None,
                  allowed: frozenset[int] | None = None, space: object = None) -> None:
         self.name = name
         self.level = level
@@ -134,62 +131,6 @@ class _Processor:
         return 0 if running is None else Level.PROCESS - running.level + 1
 
 
-class Steering:
-    """Which of some processors takes an interrupt: the first, each in turn, or the least urgent of them."""
-
-    def __init__(self, targets: Sequence[_Processor], routing: str) -> None:
-        self._targets = targets
-        self._routing = routing
-        self.current = targets[-1 if routing == "rotate" else 0]
-        """Who took the last one."""
-
-    def route(self) -> None:
-        """Let a new interrupt choose."""
-        at = self._targets.index(self.current)
-        in_turn = [*self._targets[at + 1 :], *self._targets[: at + 1]]
-        if self._routing == "rotate":
-            self.current = in_turn[0]
-        elif self._routing == "idle":
-            self.current = min(in_turn, key=lambda processor: processor.urgency)
-
-
-class TriggerStates:
-    """When a processor is at a point where it may look for something else to do without an interrupt.
-
-    Implements `host_driver.notification.TriggerStates`.
-    """
-
-    def __init__(self, kernel: Kernel, processors: Sequence[_Processor], steering: Steering) -> None:
-        self._kernel = kernel
-        self._processors = processors
-        self._steering = steering
-        self._waiter: Future[bool] | None = None
-
-    def next(self, tick_ps: int) -> Future[bool]:
-        """A future of the next such point; False: none came before the clock's next tick, a multiple of `tick_ps`."""
-        waiter: Future[bool] = Future("a trigger state")
-        idle = next((processor for processor in self._processors if processor.urgency == 0), None)
-        if idle is not None:
-            self._steering.current = idle
-            waiter.set_result(True)
-            return waiter
-        self._waiter = waiter
-        self._kernel.call_at((self._kernel.now // tick_ps + 1) * tick_ps, lambda: self._tick(waiter))
-        return waiter
-
-    def reached(self, processor: _Processor) -> None:
-        """A processor is at such a point."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            self._steering.current = processor
-            waiter.set_result(True)
-
-    def _tick(self, waiter: Future[bool]) -> None:
-        if self._waiter is waiter:
-            self._waiter = None
-            waiter.set_result(False)
-
-
 class Processors:
     """The processors of a machine.
 
@@ -210,7 +151,7 @@ class Processors:
         self.booked_ps: Counter[Item] = Counter()
         self.counts: Counter[Item] = Counter()
 
-    def steering(self, processors: Iterable[int] | None = None) -> Steering:
+    def steering(self, processors: Iterable[int] | None = None) -> Steering[_Processor]:
         """Interrupts go to these processors, as the machine routes them; None: to all, and all such are one.
 
         Raises ValueError for a processor that there is not.
@@ -219,11 +160,11 @@ class Processors:
             return self._steering
         return Steering([self._processors[index] for index in sorted(self._checked(processors))], self._routing)
 
-    def interrupt_context(self, name: str, steering: Steering | None = None) -> Context:
+    def interrupt_context(self, name: str, steering: Steering[_Processor] | None = None) -> Context:
         """An account for an interrupt handler: each entry runs where its steering sends it."""
         return Context(self, Level.INTERRUPT, name, steering=steering or self._steering)
 
-    def softirq_context(self, name: str, steering: Steering | None = None) -> Context:
+    def softirq_context(self, name: str, steering: Steering[_Processor] | None = None) -> Context:
         """An account for a bottom half: it runs where the last interrupt of that steering was taken."""
         return Context(self, Level.SOFTIRQ, name, steering=steering or self._steering)
 
