@@ -59,10 +59,12 @@ class ServerHost:
         spec, processors = self._spec, self._processors
         nic = await Nic.probe(self._port)
         steering = processors.steering(spec.system.interrupts_on)
+        is_parallel = spec.machine.parallel_softirqs and spec.system.notification == "interrupt"
         interface = await NetworkInterface.open(
             nic, mac=self._mac, ip=self._ip, profile=LINUX24, rng=random.Random(f"server of {spec.seed}"),
             interrupt_account=processors.interrupt_context("interrupts", steering),
-            softirq_account=processors.softirq_context("softirq", steering),
+            softirq_account=(processors.softirq_contexts(steering) if is_parallel
+                             else processors.softirq_context("softirq", steering)),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
             notification=driver_notification(spec.system, spec.machine, processors),

@@ -19,6 +19,7 @@ from enum import IntEnum
 from cosim.machine import PS_PER_SECOND, Application, Machine, prices_ps
 from cosim.steering import Steering, TriggerStates
 from host_driver.runtime import Future, Kernel, Timer
+from host_driver.softirq import PerProcessor
 
 Item = tuple[str, str]
 """(category, item) of `host_driver.account.ITEMS`."""
@@ -167,6 +168,13 @@ class Processors:
     def softirq_context(self, name: str, steering: Steering[_Processor] | None = None) -> Context:
         """An account for a bottom half: it runs where the last interrupt of that steering was taken."""
         return Context(self, Level.SOFTIRQ, name, steering=steering or self._steering)
+
+    def softirq_contexts(self, steering: Steering[_Processor]) -> PerProcessor:
+        """Accounts for bottom halves that run at a time, one on each of the processors of a steering."""
+        targets = steering.targets
+        return PerProcessor(
+            [self.softirq_context(f"softirq {target.index}", self.steering([target.index])) for target in targets],
+            lambda: targets.index(steering.current))
 
     def process_context(self, name: str, processors: Iterable[int] | None = None) -> Context:
         """An account for a process: it runs on any of these processors (None: of all), and on the last one if that is

@@ -23,15 +23,15 @@ class Steering(Generic[P]):
     """Which of some processors takes an interrupt: the first, each in turn, or the least urgent of them."""
 
     def __init__(self, targets: Sequence[P], routing: str) -> None:
-        self._targets = targets
+        self.targets = targets
         self._routing = routing
         self.current = targets[-1 if routing == "rotate" else 0]
         """Who took the last one."""
 
     def route(self) -> None:
         """Let a new interrupt choose."""
-        at = self._targets.index(self.current)
-        in_turn = [*self._targets[at + 1 :], *self._targets[: at + 1]]
+        at = self.targets.index(self.current)
+        in_turn = [*self.targets[at + 1 :], *self.targets[: at + 1]]
         if self._routing == "rotate":
             self.current = in_turn[0]
         elif self._routing == "idle":

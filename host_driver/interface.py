@@ -20,11 +20,12 @@ from host_driver.account import Account
 from host_driver.channel import Channel
 from host_driver.dim import Moderation
 from host_driver.nic import DeviceError, Nic
-from host_driver.notification import Interrupts, Notification
+from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
 from host_driver.notifier import notifier
 from host_driver.packet_buffers import PacketBuffer, PacketBuffers
 from host_driver.rings import Completion, Descriptor, Piece
-from host_driver.runtime import Event, Task, Timer
+from host_driver.runtime import Task, Timer
+from host_driver.softirq import PerProcessor, Softirq, WaitingFrame
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.frames import OutFrame, OutSegment
@@ -54,9 +55,6 @@ from nic_model.contract.protocols import (
     VLAN_TAG_BYTES,
 )
 from nic_model.segmentation import segment as cut_into_segments
-
-MAX_BACKLOG_FRAMES = 300
-"""Frames between interrupt and softirq: Linux 2.4's netdev_max_backlog."""
 
 LARGEST_SEND_BYTES = 0xFFFF - 120
 """Payload of the largest segmented send: 64 KB less the largest IP and TCP headers."""
@@ -163,7 +161,7 @@ class NetworkInterface:
     """
 
     def __init__(self, nic: Nic, channel: Channel, stack: Stack, account: CurrentAccount, *, offloads: Offloads,
-                 notification: Notification, interrupt_account: Account, softirq_account: Account,
+                 notification: Notification, interrupt_account: Account, softirqs: PerProcessor,
                  background_account: Account | None, multiprocessor: bool, mtu: int) -> None:
         self.nic = nic
         self.channel = channel
@@ -177,15 +175,14 @@ class NetworkInterface:
         self._port = nic.port
         self._offloads = offloads
         self.interrupt_account = interrupt_account
-        self.softirq_account = softirq_account
+        self.softirqs = softirqs.softirqs()
+        self._current_softirq = softirqs.current
         self.background_account = background_account
-        self.softirq = Event("softirq")
         self._notifier = notifier(notification, self)
         frame_bytes = mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES
         buffer_bytes = -(-frame_bytes // BUFFER_GRANULE_BYTES) * BUFFER_GRANULE_BYTES
         self._rx_buffers = PacketBuffers(nic, channel.number, channel.buffers.entries, buffer_bytes, KeyRight.WRITE)
         self._tx_buffers = PacketBuffers(nic, channel.number, TX_PACKET_BUFFERS, buffer_bytes, KeyRight.READ)
-        self._backlog: deque[tuple[bytes, bool | None, int]] = deque()
         self._timer: Timer | None = None
         self._timer_due = False
         self._transmit_queue: deque[_Outgoing] = deque()
@@ -194,15 +191,17 @@ class NetworkInterface:
 
     @classmethod
     async def open(cls, nic: Nic, *, mac: bytes, ip: OwnAddress | Sequence[OwnAddress], profile: Profile,
-                   rng: random.Random, interrupt_account: Account, softirq_account: Account,
-                   gateways: Sequence[IpAddress | str] = (),
+                   rng: random.Random, interrupt_account: Account,
+                   softirq_account: Account | PerProcessor, gateways: Sequence[IpAddress | str] = (),
                    offloads: Offloads | None = None, notification: Notification | None = None,
                    background_account: Account | None = None, mtu: int = 1500, multiprocessor: bool = False,
                    vector: int = 0, tx_log2: int = 9, rx_log2: int = 8) -> NetworkInterface:
         """Bring the interface up. The default is no offload, and an interrupt for each frame; `background_account` is
-        of the process that goes on for a softirq that took too long, where there is one.
+        of the process that goes on for a softirq that took too long, where there is one. `softirq_account` may have one
+        for each processor: then what interrupts leave to them is served by all of them at a time.
 
-        Raises DeviceError if the device lacks an offload, ValueError as `Nic.open_channel`.
+        Raises DeviceError if the device lacks an offload, ValueError as `Nic.open_channel` and for several softirqs
+        with another notification than interrupts.
         """
         offloads = offloads or Offloads()
         missing = offloads.needed_features & ~nic.capabilities.features
@@ -214,12 +213,15 @@ class NetworkInterface:
             nic.set_coalescing(offloads.coalescing_usecs)
         channel = await nic.open_channel(RAW_CHANNEL, operations=operations, vector=vector, tx_log2=tx_log2,
                                          rx_log2=rx_log2)
-        account = CurrentAccount(softirq_account)
+        softirqs = softirq_account if isinstance(softirq_account, PerProcessor) else PerProcessor.one(softirq_account)
+        if len(softirqs.accounts) > 1 and isinstance(notification, (Polling, SoftTimers, Napi)):
+            raise ValueError(f"{type(notification).__name__} has one softirq, not {len(softirqs.accounts)}")
+        account = CurrentAccount(softirqs.accounts[0])
         stack = Stack(mac=mac, ip=ip, gateways=gateways, profile=profile, mtu=mtu, account=account, rng=rng,
                       max_segment_bytes=LARGEST_SEND_BYTES if offloads.segmentation else None)
         interface = cls(nic, channel, stack, account, offloads=offloads,
                         notification=notification or Interrupts(), interrupt_account=interrupt_account,
-                        softirq_account=softirq_account, background_account=background_account,
+                        softirqs=softirqs, background_account=background_account,
                         multiprocessor=multiprocessor, mtu=mtu)
         nic.set_mac_address(mac)
         nic.set_filter(RxFilter.BROADCAST | (RxFilter.MULTICAST if stack.has_ipv6 else RxFilter(0)))
@@ -230,7 +232,7 @@ class NetworkInterface:
     def _start(self) -> None:
         while self._rx_buffers.free:
             self._post(self._rx_buffers.free.pop())
-        self.channel.ring_doorbell(self.softirq_account)
+        self.channel.ring_doorbell(self.softirqs[0].account)
         self._notifier.start()
         loops = [(self._watch_errors(), "device errors"), *self._notifier.loops()]
         self._tasks = [self._port.kernel.spawn(loop, name) for loop, name in loops]
@@ -257,7 +259,8 @@ class NetworkInterface:
     @property
     def left_over(self) -> dict[str, int]:
         """What an interface at rest has none of, by name: frames and sends under way, buffers that somebody holds."""
-        return {"backlog": len(self._backlog), "transmit_queue": len(self._transmit_queue),
+        return {"backlog": sum(len(softirq.backlog) for softirq in self.softirqs),
+                "transmit_queue": len(self._transmit_queue),
                 "sends_on_ring": self.channel.sends_in_flight,
                 "transmit_buffers": TX_PACKET_BUFFERS - len(self._tx_buffers.free),
                 "receive_buffers": len(self._rx_buffers.free)}
@@ -279,7 +282,7 @@ class NetworkInterface:
 
         They go to the backlog, their buffers back to the device.
         """
-        received = 0
+        received, softirq = 0, self.softirqs[self._current_softirq()]
         for completion, handle, more in self.channel.completions():
             if isinstance(handle, _Outgoing):
                 account.charge("driver", "transmit_reclaim")
@@ -296,28 +299,28 @@ class NetworkInterface:
             else:
                 account.charge("driver", "receive_frame")
                 parts = [(completion, handle), *((c, h) for c, h, _ in more)]
-                self._take_frame(parts)
+                self._take_frame(parts, softirq)
                 self._notifier.count_received(sum(part.length for part, _ in parts))
                 received += 1
                 if received == most_received:
                     break
         self.channel.ring_doorbell(account)
-        if self._backlog or self._transmit_queue:
-            self.softirq.set()
+        if softirq.backlog or self._transmit_queue:
+            softirq.pending.set()
         return received
 
-    def _take_frame(self, parts: list[tuple[Completion, PacketBuffer]]) -> None:
+    def _take_frame(self, parts: list[tuple[Completion, PacketBuffer]], softirq: Softirq) -> None:
         head = parts[0][0]
         if head.status is not Status.OK:
             self.receive_errors += 1
-        elif len(self._backlog) >= MAX_BACKLOG_FRAMES:
+        elif softirq.is_full:
             self.backlog_drops += 1
         else:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
             received = b"".join(buffer.view[: part.length] for part, buffer in parts)
             frame = as_one_packet(received, head.segments, head.info)
             merged_bytes = head.mss if head.segments > 1 else 0
-            self._backlog.append((frame, self._checksum_verdict(head.info), merged_bytes))
+            softirq.backlog.append(WaitingFrame(frame, self._checksum_verdict(head.info), merged_bytes))
         for _, buffer in parts:
             self._post(buffer)
 
@@ -334,15 +337,19 @@ class NetworkInterface:
 
     # ------------------------------------------------------------------------------------------ softirq
 
-    async def run_softirq(self, account: Account) -> None:
-        """Run timers that are due, carry the backlog to the stack, and send what waited for room on the ring."""
-        self.softirq.clear()
+    async def run_softirq(self, softirq: Softirq, account: Account | None = None) -> None:
+        """Run timers that are due, carry the backlog to the stack, and send what waited for room on the ring.
+
+        On behalf of `account`, if it is not the softirq's own.
+        """
+        account = account or softirq.account
+        softirq.pending.clear()
         if self._timer_due:
             self._timer_due = False
             self.account.target = account
             self.stack.poll(self._port.now())
-        while self._backlog:
-            frame, checksum_ok, merged_bytes = self._backlog.popleft()
+        while softirq.backlog:
+            frame, checksum_ok, merged_bytes = softirq.backlog.popleft()
             account.charge("softirq", "packet")
             if self.multiprocessor:
                 account.charge("softirq", "smp_packet")
@@ -365,7 +372,7 @@ class NetworkInterface:
     def _timer_fired(self) -> None:
         self._timer = None
         self._timer_due = True
-        self.softirq.set()
+        self.softirqs[self._current_softirq()].pending.set()
 
     # ------------------------------------------------------------------------------------------ sending
 

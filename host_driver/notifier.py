@@ -14,7 +14,7 @@ from host_driver.channel import Channel
 from host_driver.dim import RX_PROFILES, TX_PROFILES, Dim, Moderation, PeriodMode, Sample
 from host_driver.nic import Nic
 from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
-from host_driver.runtime import Event
+from host_driver.softirq import Softirq
 from nic_model.contract import vector_register
 
 Loop = tuple[Coroutine[Any, None, None], str]
@@ -28,18 +28,18 @@ class Notified(Protocol):
     channel: Channel
     interrupts: int
     """Interrupts taken so far."""
-    softirq: Event
-    """Set while there is something for the softirq."""
+    softirqs: list[Softirq]
+    """One, or one for each processor that takes interrupts."""
     interrupt_account: Account
-    softirq_account: Account
     background_account: Account | None
     """Of a process that goes on for a softirq that took too long; None: the softirq goes on."""
 
     def take_completions(self, account: Account, most_received: int | None = None) -> int:
         """Empty the completion ring, up to so many received frames; how many there were."""
 
-    async def run_softirq(self, account: Account) -> None:
-        """Run timers that are due, carry received frames to the stack, send what may be sent."""
+    async def run_softirq(self, softirq: Softirq, account: Account | None = None) -> None:
+        """Run timers that are due, carry received frames to the stack, send what may be sent, on behalf of `account`
+        (None: the softirq's own)."""
 
 
 class Notifier:
@@ -128,9 +128,9 @@ class _Interrupts(Notifier):
         nic.mask(vector, False)
 
     def loops(self) -> list[Loop]:
-        """The handler and the softirq."""
+        """The handler and its softirqs."""
         return [(self._serve_interrupts(), f"interrupt handler of vector {self._vector}"),
-                (self._serve_softirq(), "softirq")]
+                *((self._serve_softirq(softirq), softirq.name) for softirq in self._interface.softirqs)]
 
     async def _serve_interrupts(self) -> None:
         interface, channel = self._interface, self._interface.channel
@@ -157,12 +157,11 @@ class _Interrupts(Notifier):
         await account.settle()
         await flushed
 
-    async def _serve_softirq(self) -> None:
-        interface, account = self._interface, self._interface.softirq_account
+    async def _serve_softirq(self, softirq: Softirq) -> None:
         while True:
-            await interface.softirq.wait()
-            account.charge("softirq", "run")
-            await interface.run_softirq(account)
+            await softirq.pending.wait()
+            softirq.account.charge("softirq", "run")
+            await self._interface.run_softirq(softirq)
 
     def _moderate(self, account: Account) -> None:
         """Let adaptive moderation look at what came, and change it."""
@@ -209,30 +208,29 @@ class _Napi(_Interrupts):
             self._mask(account, True)
             await self._flush(account)
             self._is_scheduled = True
-            interface.softirq.set()
+            interface.softirqs[0].pending.set()
 
-    async def _serve_softirq(self) -> None:
-        interface = self._interface
+    async def _serve_softirq(self, softirq: Softirq) -> None:
         while True:
-            await interface.softirq.wait()
-            account = interface.softirq_account
+            await softirq.pending.wait()
+            account = softirq.account
             account.charge("softirq", "run")
             taken = 0
-            while self._is_scheduled or interface.softirq.is_set():
-                if taken >= self._napi.budget and account is not interface.background_account:
+            while self._is_scheduled or softirq.pending.is_set():
+                if taken >= self._napi.budget and account is not self._interface.background_account:
                     account = self._give_way(account)
-                taken += await self._poll(account)
+                taken += await self._poll(softirq, account)
 
-    async def _poll(self, account: Account) -> int:
+    async def _poll(self, softirq: Softirq, account: Account) -> int:
         """One poll; how many frames it took."""
         interface, weight = self._interface, self._napi.poll_weight
         if not self._is_scheduled:
-            await interface.run_softirq(account)
+            await interface.run_softirq(softirq, account)
             return 0
         account.charge("poll", "batch")
         received = interface.take_completions(account, weight)
         await account.settle()
-        await interface.run_softirq(account)
+        await interface.run_softirq(softirq, account)
         if received < weight:
             # "If the NAPI poll processed less than budget it must call napi_complete_done() and ... unmask the IRQ."
             self._is_scheduled = False
@@ -280,12 +278,12 @@ class _Polling(Notifier):
         await account.settle()
 
     async def _look(self) -> None:
-        interface, account = self._interface, self._interface.softirq_account
-        account.charge("poll", "batch")
-        interface.take_completions(account)
-        await account.settle()
-        if interface.softirq.is_set():
-            await interface.run_softirq(account)
+        interface, softirq = self._interface, self._interface.softirqs[0]
+        softirq.account.charge("poll", "batch")
+        interface.take_completions(softirq.account)
+        await softirq.account.settle()
+        if softirq.pending.is_set():
+            await interface.run_softirq(softirq)
 
 
 class _SoftTimers(_Polling):

@@ -136,6 +136,18 @@ def test_the_baseline_copies_twice_and_the_offload_not_at_all() -> None:
     assert tso.dma_read_bytes > 16384
 
 
+@pytest.mark.parametrize("interrupts_on", [None, (1, 3)])
+def test_each_processor_that_takes_interrupts_has_its_bottom_half(interrupts_on: tuple[int, ...] | None) -> None:
+    system = msgspec.structs.replace(SYSTEMS["nic-dumb"], interrupts_on=interrupts_on)
+    run = spec(system, synthetic(40).requests, machine=load_machine("xeon-550-smp4"), clients=16)
+    result = in_process.run(run, nothing)
+    there = [number for number, categories in enumerate(result.processor_categories) if "softirq" in categories]
+    assert there == list(interrupts_on or range(4))
+    if interrupts_on is None:
+        # One bottom half at a time would leave processors idle.
+        assert min(result.utilisation) > 0.85
+
+
 def test_the_papers_breakdown_comes_out_under_load() -> None:
     """User, interrupt and all network within 3 points of Rangarajan et al. 2002, Fig. 1, with the host saturated."""
     result = in_process.run(spec(SYSTEMS["nic-dumb"], synthetic(60).requests), nothing)

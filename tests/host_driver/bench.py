@@ -17,6 +17,7 @@ from host_driver.nic import Nic
 from host_driver.notification import Notification
 from host_driver.port import Port
 from host_driver.runtime import Kernel
+from host_driver.softirq import PerProcessor
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import RFC, Profile
 from host_driver.tcp.stack import Stack
@@ -148,11 +149,12 @@ class Bench:
         self.process = CountingAccount(self.kernel)
 
     async def interface(self, offloads: Offloads | None = None,
-                        notification: Notification | None = None, mtu: int = 1500) -> NetworkInterface:
+                        notification: Notification | None = None, mtu: int = 1500,
+                        softirqs: PerProcessor | None = None) -> NetworkInterface:
         nic = await Nic.probe(self.port)
         interface = await NetworkInterface.open(
             nic, mac=HOST_MAC, ip=ip_address(self.host_ip), profile=self.profile, rng=random.Random(self.seed),
-            interrupt_account=self.interrupt, softirq_account=self.softirq,
+            interrupt_account=self.interrupt, softirq_account=softirqs or self.softirq,
             background_account=self.background, offloads=offloads,
             notification=notification, mtu=mtu)
         if self.static_neighbours:

@@ -22,10 +22,11 @@ from host_driver.memnet import MemNet
 from host_driver.nic import DeviceError
 from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
 from host_driver.runtime import Future, TaskFailed
+from host_driver.softirq import PerProcessor
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.profile import LINUX24
 from host_driver.tcp.states import State
-from tests.host_driver.bench import MS, Bench
+from tests.host_driver.bench import MS, Bench, CountingAccount
 
 ALL_OFFLOADS = Offloads(rx_checksum=True, tx_checksum=True, segmentation=True)
 MODERATED = Interrupts(rx_usecs=60, rx_frames=15, tx_usecs=200, tx_frames=35)
@@ -107,6 +108,49 @@ def test_neighbours_are_found_on_the_wire(version: int, offloads: Offloads) -> N
     assert bench.run(server()) == b"found"
     asked = bytes.fromhex("0806" if version == 4 else "86dd")
     assert bench.wire.frames[0][12:14] == asked, "the host's first frame answers who asked for its address"
+
+
+def test_bottom_halves_of_several_processors_serve_what_each_was_left() -> None:
+    bench, down, up = Bench(), data(100_000), data(100_000, 6)
+    accounts = [CountingAccount(bench.kernel) for _ in range(3)]
+    rng = random.Random(5)
+    softirqs = PerProcessor(accounts, lambda: rng.randrange(3))
+
+    async def server() -> bytes:
+        interface = await bench.interface(softirqs=softirqs)
+        sockets = KernelSockets(interface, bench.process)
+        listening = sockets.listen(80)
+        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        connection.send(Chunk(up))
+        bench.peer.push()
+        socket = await sockets.accept(listening)
+        read = bytearray()
+        while len(read) < len(up):
+            read += await socket.read(4096)
+        assert bytes(read) == up
+        await socket.write(down)
+        await socket.close()
+        got = await bench.peer.read_all(connection)
+        await bench.kernel.sleep(MS)
+        assert interface.left_over["backlog"] == interface.backlog_drops == 0
+        return got
+
+    assert bench.run(server()) == down
+    packets = [account.counts["softirq", "packet"] for account in accounts]
+    assert sum(packets) == bench.interrupt.counts["driver", "receive_frame"]
+    assert min(packets) > 10
+
+
+@pytest.mark.parametrize("notification", [POLLING, SOFT, Napi()], ids=["polling", "soft", "napi"])
+def test_who_polls_has_one_bottom_half(notification: Notification) -> None:
+    bench = Bench()
+    softirqs = PerProcessor([bench.softirq, bench.softirq], lambda: 0)
+
+    async def opening() -> None:
+        with pytest.raises(ValueError, match="has one softirq, not 2"):
+            await bench.interface(notification=notification, softirqs=softirqs)
+
+    bench.run(opening())
 
 
 def test_coalescing_needs_checksums() -> None:
