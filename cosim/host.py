@@ -67,7 +67,7 @@ class ServerHost:
                              else processors.softirq_context("softirq", steering)),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
-            notification=driver_notification(spec.system, spec.machine, processors),
+            notification=driver_notification(spec.system, spec.machine, lambda: processors.trigger_states(steering)),
             background_account=processors.process_context("ksoftirqd", spec.system.interrupts_on),
             multiprocessor=spec.machine.processors > 1)
         for mac, ip in self._neighbours:

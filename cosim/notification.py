@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from cosim.errors import InputError
 from cosim.machine import Machine, Moderation
 from cosim.options import TIMES, parse_quantity
-from cosim.processor import Processors
 from cosim.systems import System
-from host_driver.notification import NAPI_POLL_WEIGHT, Interrupts, Napi, Notification, Polling, SoftTimers
+from host_driver.notification import (
+    NAPI_POLL_WEIGHT,
+    Interrupts,
+    Napi,
+    Notification,
+    Polling,
+    SoftTimers,
+    TriggerStates,
+)
 
 NS = 1000
 
@@ -41,13 +50,13 @@ def with_notification(system: System, text: str) -> System:
     return msgspec.structs.replace(system, notification="interrupt", moderation=EACH if kind == "each" else None)
 
 
-def driver_notification(system: System, machine: Machine, processors: Processors) -> Notification:
-    """The driver's setting for a system on a machine."""
+def driver_notification(system: System, machine: Machine, states: Callable[[], TriggerStates]) -> Notification:
+    """The driver's setting for a system on a machine; `states` gives trigger states where it has soft timers."""
     period_ps = system.poll_period_ns * NS
     if system.notification == "polling":
         return Polling(period_ps=period_ps, by_clock=not system.has_dedicated_processors(machine.processors))
     if system.notification == "soft_timers":
-        return SoftTimers(states=processors.trigger_states, period_ps=period_ps)
+        return SoftTimers(states=states(), period_ps=period_ps)
     moderation = system.moderation or machine.moderation
     interrupts = Interrupts(
         rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames, tx_usecs=moderation.tx_usecs,

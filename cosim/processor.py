@@ -146,7 +146,7 @@ class Processors:
         self._processors = [_Processor(index) for index in range(machine.processors)]
         self._ready: deque[_Job] = deque()
         self._steering = Steering(self._processors, self._routing)
-        self.trigger_states = TriggerStates(kernel, self._processors, self._steering)
+        self._trigger_states: list[TriggerStates[_Processor]] = []
         self.quantum_ps = machine.quantum_us * 10**6
         self.prices = prices_ps(machine, application)
         self.booked_ps: Counter[Item] = Counter()
@@ -160,6 +160,12 @@ class Processors:
         if processors is None:
             return self._steering
         return Steering([self._processors[index] for index in sorted(self._checked(processors))], self._routing)
+
+    def trigger_states(self, steering: Steering[_Processor] | None = None) -> TriggerStates[_Processor]:
+        """Trigger states of the processors of a steering, by default of all."""
+        states = TriggerStates(self._kernel, steering or self._steering)
+        self._trigger_states.append(states)
+        return states
 
     def interrupt_context(self, name: str, steering: Steering[_Processor] | None = None) -> Context:
         """An account for an interrupt handler: each entry runs where its steering sends it."""
@@ -261,7 +267,7 @@ class Processors:
         queue = next(filter(None, processor.waiting), None)
         job = queue.popleft() if queue is not None else self._next_ready(processor)
         if job is None:
-            self.trigger_states.reached(processor)
+            self._reach_trigger_state(processor)
             return
         processor.reserved_for = None
         processor.running = job
@@ -272,6 +278,10 @@ class Processors:
         if job.context.level is Level.PROCESS:
             processor.last_process = job.context
         self._arm(processor)
+
+    def _reach_trigger_state(self, processor: _Processor) -> None:
+        for states in self._trigger_states:
+            states.reached(processor)
 
     def _begin(self, job: _Job, processor: _Processor) -> None:
         """What depends on where and when a job begins: which kind of switch it pays, and whom its polls disturb."""
@@ -378,7 +388,7 @@ class Processors:
         if context.level is Level.PROCESS and not (context.quantum_left_ps <= 0 and self._waits_for(processor)):
             processor.reserved_for = context
         if job.is_trigger:
-            self.trigger_states.reached(processor)
+            self._reach_trigger_state(processor)
         job.future.set_result(None)
         # The task that waited runs before this: it may charge on without losing the processor.
         self._kernel.call_soon(lambda: self._release(processor))

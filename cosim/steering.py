@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
-from host_driver.runtime import Future, Kernel
+from host_driver.runtime import Future, Kernel, Timer
 
 
 class Target(Protocol):
@@ -39,40 +39,41 @@ class Steering(Generic[P]):
 
 
 class TriggerStates(Generic[P]):
-    """When a processor is at a point where it may look for something else to do without an interrupt.
-
-    Implements `host_driver.notification.TriggerStates`.
+    """When one of a steering's processors is at a point where it may look for other work without an interrupt; what is
+    then to be done goes there. Implements `host_driver.notification.TriggerStates`.
 
     Ref: Aron, Druschel, "Soft timers" (2000), section 3: the ends of system calls, of exceptions and of interrupts, and
     the idle loop.
     """
 
-    def __init__(self, kernel: Kernel, processors: Sequence[P], steering: Steering[P]) -> None:
+    def __init__(self, kernel: Kernel, steering: Steering[P]) -> None:
         self._kernel = kernel
-        self._processors = processors
         self._steering = steering
-        self._waiter: Future[bool] | None = None
+        self._waiters: list[tuple[Future[bool], Timer]] = []
 
     def next(self, tick_ps: int) -> Future[bool]:
         """A future of the next such point; False: none came before the clock's next tick, a multiple of `tick_ps`."""
         waiter: Future[bool] = Future("a trigger state")
-        idle = next((processor for processor in self._processors if processor.urgency == 0), None)
+        idle = next((processor for processor in self._steering.targets if processor.urgency == 0), None)
         if idle is not None:
             self._steering.current = idle
             waiter.set_result(True)
-            return waiter
-        self._waiter = waiter
-        self._kernel.call_at((self._kernel.now // tick_ps + 1) * tick_ps, lambda: self._tick(waiter))
+        else:
+            tick = self._kernel.call_at((self._kernel.now // tick_ps + 1) * tick_ps, self._tick)
+            self._waiters.append((waiter, tick))
         return waiter
 
     def reached(self, processor: P) -> None:
         """A processor is at such a point."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
+        if self._waiters and processor in self._steering.targets:
             self._steering.current = processor
-            waiter.set_result(True)
+            self._tell(True)
 
-    def _tick(self, waiter: Future[bool]) -> None:
-        if self._waiter is waiter:
-            self._waiter = None
-            waiter.set_result(False)
+    def _tick(self) -> None:
+        self._tell(False)
+
+    def _tell(self, by_work: bool) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter, tick in waiters:
+            tick.cancel()
+            waiter.set_result(by_work)

@@ -104,7 +104,7 @@ def flood(kind: str, rate_per_s: int, duration_ps: int = DURATION_PS) -> Overloa
             interrupt_account=processors.interrupt_context("interrupts"),
             softirq_account=processors.softirq_context("softirq"),
             background_account=processors.process_context("ksoftirqd"), offloads=Offloads(rx_checksum=True),
-            notification=driver_notification(system, machine, processors))
+            notification=driver_notification(system, machine, processors.trigger_states))
         kernel.spawn(compute(), "process")
         kernel.spawn(send(), "flood")
         for wait_ps in (WARM_UP_PS, duration_ps):

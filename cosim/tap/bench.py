@@ -199,7 +199,7 @@ class TapBench:
             softirq_account=processors.softirq_context("softirq"),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
-            notification=driver_notification(spec.system, spec.machine, processors),
+            notification=driver_notification(spec.system, spec.machine, processors.trigger_states),
             background_account=processors.process_context("ksoftirqd"), multiprocessor=spec.machine.processors > 1)
         if self._replayer is not None:
             await self._serve(interface)
@@ -229,7 +229,7 @@ class TapBench:
             self._memory = memory = await MemNetMemory.register(memnet, MAX_CONNECTIONS, MEMNET_SENDS)
 
         def thread(number: int) -> Thread:
-            account = processors.process_context(f"{spec.application.name}, thread {number}")
+            account = first.thread(f"{spec.application.name}, thread {number}")
             if spec.system.api == "sockets":
                 return socket_thread(interface, listening, account)
             return memnet_thread(memnet, socket, memory, account)

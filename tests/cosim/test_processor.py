@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -224,13 +224,15 @@ def test_two_who_poll_wait_for_each_other() -> None:
 class Triggered:
     """Waits for a trigger state at a time, and logs when it came, where, and whether the clock had to help."""
 
-    def __init__(self, bench: Bench, start_us: int) -> None:
+    def __init__(self, bench: Bench, start_us: int, processors: Sequence[int] | None = None) -> None:
         self.seen: list[tuple[float, bool, int]] = []
+        steering = bench.processors.steering(processors)
+        states = bench.processors.trigger_states(steering)
 
         async def run() -> None:
             await bench.kernel.sleep_until(start_us * US)
-            by_work = await bench.processors.trigger_states.next(1000 * US)
-            self.seen.append((bench.kernel.now / US, by_work, bench.processors.steering().current.index))
+            by_work = await states.next(1000 * US)
+            self.seen.append((bench.kernel.now / US, by_work, steering.current.index))
         bench.kernel.spawn(run(), "soft timer")
 
 
@@ -252,6 +254,15 @@ def test_an_idle_processor_is_in_a_trigger_state() -> None:
     bench.run()
     assert before.seen == [(20, True, 1)]
     assert after.seen == [(50, True, 1)]
+
+
+def test_trigger_states_of_some_processors_are_not_those_of_others() -> None:
+    bench = Bench(processors=2)
+    bench.work(bench.processors.process_context("a", [0]), 0, 100)
+    bench.work(bench.processors.process_context("b", [1]), 0, 20)
+    first, second, both = Triggered(bench, 5, [0]), Triggered(bench, 5, [1]), Triggered(bench, 5)
+    bench.run()
+    assert (first.seen, second.seen, both.seen) == ([(100, True, 0)], [(20, True, 1)], [(20, True, 1)])
 
 
 def test_the_clock_helps_where_there_is_no_trigger_state() -> None:
