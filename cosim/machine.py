@@ -123,8 +123,13 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 def load_machine(name_or_path: str) -> Machine:
-    """The machine of a shipped name or of a TOML file. Raises MachineError, naming file and field."""
+    """The machine of a shipped name or of a TOML file. Raises MachineError, naming file and field.
+
+    A file may begin with `like`, another machine; what it then says itself goes before what that one says.
+    """
     path, raw = _read(name_or_path, "machines", "machine")
+    if "like" in raw:
+        raw = _like(path, raw)
     costs = raw.pop("costs", None)
     if not isinstance(costs, dict):
         raise MachineError(f"{path}: missing table `costs`")
@@ -181,6 +186,32 @@ def _read(name_or_path: str, folder: str, kind: str) -> tuple[Path, dict[str, An
         raise MachineError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MachineError(f"{path}: no valid TOML: {error}") from error
+
+
+def _like(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """A machine file over the one that it is like, which is like no other."""
+    name = raw.pop("like")
+    if not isinstance(name, str):
+        raise MachineError(f"{path}: `like` must be the name of a machine, or a TOML file, not {name!r}")
+    try:
+        other, base = _read(name, "machines", "machine")
+    except MachineError as error:
+        raise MachineError(f"{path}: `like`: {error}") from error
+    if "like" in base:
+        raise MachineError(f"{path}: `like`: {other} is itself like another machine")
+    return _over(base, raw)
+
+
+def _over(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables one over the other; a cost, which has its source, is replaced whole."""
+    merged = dict(base)
+    for key, value in raw.items():
+        below = base.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and "cycles" not in value:
+            merged[key] = _over(below, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _convert(path: Path, raw: object, kind: type[T], where: str = "") -> T:

@@ -136,6 +136,19 @@ def test_the_baseline_copies_twice_and_the_offload_not_at_all() -> None:
     assert tso.dma_read_bytes > 16384
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_dedicated_processor_that_polls_has_a_best_period(seed: int) -> None:
+    """Rangarajan et al. 2002, section 4: looking too often does harm, looking too seldom cannot handle all events."""
+    def rate(period_ns: int) -> float:
+        system = msgspec.structs.replace(SYSTEMS["nic-dumb"], notification="polling", poll_period_ns=period_ns,
+                                         interrupts_on=(1,), processes_on=(0,))
+        return in_process.run(spec(system, synthetic(40).requests, seed=seed), nothing).requests_per_s
+
+    often, well, seldom = rate(2_000), rate(100_000), rate(2_000_000)
+    assert often < 0.95 * well
+    assert seldom < 0.7 * well
+
+
 @pytest.mark.parametrize("interrupts_on", [None, (1, 3)])
 def test_each_processor_that_takes_interrupts_has_its_bottom_half(interrupts_on: tuple[int, ...] | None) -> None:
     system = msgspec.structs.replace(SYSTEMS["nic-dumb"], interrupts_on=interrupts_on)
