@@ -35,6 +35,7 @@ from nic_model.flags import IPV4_CHECKSUM, L4_CHECKSUM, TIMESTAMP, VLAN_INSERT
 from nic_model.pause import claims_pause
 from nic_model.receive_parser import passes_filter
 from nic_model.submission import Piece, Submission
+from nic_model.timed_coalescing import TimedCoalescer
 from nic_model.timing import stages
 from nic_model.timing.machine import Machine
 from nic_model.timing.parameters import DeviceModel
@@ -43,6 +44,10 @@ from nic_model.timing.state import BusModel, MacModel
 PUSH_BLOCK_BYTES = 64
 NOT_KEPT = -1
 """Channel of a frame that the receive buffer drops."""
+
+LOOK_AHEAD = 3
+"""Cycles in which `RxRings` looks at the next buffer for a segment that does not fit the one that is held: READ, KEEP
+and JUDGE."""
 
 
 
@@ -92,10 +97,11 @@ class _Work:
 class _Doing(Device):
     """The untimed device, which notes what it does instead of telling the host."""
 
-    def __init__(self, config: Any, memory_read: Any, memory_write: Any) -> None:
-        super().__init__(config, memory_read, memory_write)
+    def __init__(self, model: DeviceModel, memory_read: Any, memory_write: Any) -> None:
+        super().__init__(model.config, memory_read, memory_write)
+        self._coalescer = self.coalescer = TimedCoalescer(model)
         self.work = _Work()
-        self.lives = [0] * config.channels
+        self.lives = [0] * model.config.channels
         self.submitted: Callable[[_Channel, Submission, int], None] = lambda channel, submission, status: None
 
     def _carry_out(self, channel: _Channel, submission: Submission) -> None:
@@ -117,13 +123,6 @@ class _Doing(Device):
 
     _telling: Any = None
 
-    def _append(self, channel: _Channel, aggregate: Aggregate, verdict: Any, frame: bytes, info: Any) -> str | None:
-        self.coalesced = False
-        return super()._append(channel, aggregate, verdict, frame, info)
-
-    coalesced: bool | None = None
-    """Of the frame that was delivered last: whether it opened an aggregate, or None for one by itself."""
-
     def _take_slots(self, channel: _Channel, length_bytes: int) -> list[_Slot] | str:
         found = super()._take_slots(channel, length_bytes)
         if isinstance(found, list):
@@ -135,8 +134,6 @@ class _Doing(Device):
         before += [(slot, 0) for slot in slots]
         good = super()._write(receive, data, slots)
         self.work.receive = receive
-        if receive.mss and receive.segments == 1:
-            self.coalesced = True
         for slot, used in before:
             if slot.used > used:
                 _, address = self._keys.check(receive.channel.number, slot.key, slot.offset + used, slot.used - used,
@@ -169,7 +166,7 @@ class TimedDevice:
                  memory_read: Callable[[int, int], bytes | None], memory_write: Callable[[int, bytes], bool]) -> None:
         self.model = model
         self.config = model.config
-        self.doing = _Doing(model.config, memory_read, memory_write)
+        self.doing = _Doing(model, memory_read, memory_write)
         self.machine = Machine(model, bus, mac, asks=True)
         self.on_frame: Callable[[bytes, int], None] = lambda data, edge: None
         self.now = 0
@@ -417,7 +414,7 @@ class TimedDevice:
         doing = self.doing
         doing.work = work = _Work()
         doing.now_cycles = arrived.first_edge
-        doing.ended, doing.coalesced = None, None
+        doing.ended, doing.coalescer.cycles, doing.coalescer.appends = None, 0, False
         drop = doing._deliver(arrived.data, arrived.bad)
         doing.ended = self._tell_ended
         doing.now_cycles = self.now
@@ -428,6 +425,10 @@ class TimedDevice:
         self._tell([entry for receive, entry in work.entries if receive is not own or own is None],
                    self.now - int(self.machine.p.keep_delay))
         numbers["answered"][0] = 1
+        numbers["answer_delay"][0] = doing.coalescer.cycles
+        if doing.coalescer.appends and work.buffers:
+            # each further buffer is looked at before the rest of the one that is held is given
+            numbers["answer_looks"][0] = LOOK_AHEAD + self.model.timing.match_further * (work.buffers - 1)
         if own is None:
             numbers["answer_buffers"][0] = NOT_KEPT
             return
@@ -440,9 +441,6 @@ class TimedDevice:
             answers["at"][place] = address % stages.BURST
             answers["length"][place] = length
         numbers["answer_tells"][0] = len(mine)
-        if doing.coalesced is not None:
-            timing = self.model.timing
-            numbers["answer_delay"][0] = timing.coalesce_open if doing.coalesced else timing.coalesce_append
         if mine:
             self._receives[number] = deque(mine)
             self._begun += len(mine)

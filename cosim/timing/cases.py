@@ -334,6 +334,7 @@ def frame_bytes(length: int, flow: int, sequence: int = -1) -> bytes:
     whole[16:18] = (length - ETHERNET_HEADER_BYTES).to_bytes(2, "big")
     whole = whole.ljust(length, b"\x55")[:length]
     if sequence >= 0:
+        whole[_IP + 6] = 0x40  # don't fragment: the identification may stay as it is from segment to segment
         whole[_TCP + 4 : _TCP + 8] = (sequence & 0xFFFF_FFFF).to_bytes(4, "big")
         whole[_TCP + TCP_FLAGS_OFFSET] = TcpFlags.ACK
         whole[_IP + 10 : _IP + 12] = internet_checksum(bytes(whole[_IP:_TCP])).to_bytes(2, "big")

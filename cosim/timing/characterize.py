@@ -391,6 +391,7 @@ def _furthest(begin: int, end: int, same: Callable[[int], bool]) -> int:
 
 def rtl_queues(config: NicConfig) -> dict[str, int]:
     """What the RTL's sources say of its queues."""
+    from rtl.coalescer import WAYS
     from rtl.dma_read import DESCRIPTOR_READS, RECEIVE_READS
     from rtl.dma_write import RECEIVE_BURSTS_BUFFERED, RECEIVE_WRITES, completion_writes
     from rtl.fetch import fetches_of_a_channel
@@ -403,8 +404,8 @@ def rtl_queues(config: NicConfig) -> dict[str, int]:
         queue_slots=queue_slots(config), channel_fetches=fetches_of_a_channel(config),
         descriptor_reads=DESCRIPTOR_READS, receive_reads=RECEIVE_READS, prefetch_slots=prefetch_slots(config),
         receive_writes=RECEIVE_WRITES, completion_writes=completion_writes(config),
-        rows_buffered=RECEIVE_BURSTS_BUFFERED * BURST_BYTES // config.host_bytes, frames_ready=FRAMES - 1,
-        commands_ahead=6))
+        rows_buffered=RECEIVE_BURSTS_BUFFERED * BURST_BYTES // config.host_bytes, coalesce_ways=WAYS,
+        frames_ready=FRAMES - 1, commands_ahead=6))
 
 
 def moved(before: DeviceFile, now: DeviceFile) -> list[str]:

@@ -136,7 +136,7 @@ def _model(file: DeviceFile, where: str) -> DeviceModel:
     least = {"queue_slots": 32, "prefetch_slots": 32}
     most = {"queue_slots": 4096, "prefetch_slots": 256, "segmenters": 16, "channel_fetches": 16, "commands_ahead": 128,
             "frames_ready": 128, "descriptor_reads": 128, "receive_reads": 128, "receive_writes": 128,
-            "completion_writes": 128, "rows_buffered": 4096}
+            "completion_writes": 128, "rows_buffered": 4096, "coalesce_ways": 64}
     for field in Queues.names():
         value = file.queues[field]
         if not least.get(field, 1) <= value <= most[field]:

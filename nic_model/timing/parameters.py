@@ -137,6 +137,8 @@ class Queues:
     """DMA writes in flight."""
     rows_buffered: int
     """Received rows that wait for the bus."""
+    coalesce_ways: int
+    """Open aggregates that are searched in a cycle."""
     frames_ready: int
     """Frames with their headers written, at most."""
     commands_ahead: int

@@ -1330,11 +1330,15 @@ def match(p: Any, s: Any, q: Any) -> bool:
     if p.asks:
         if not s.answered:
             return True
-        s.answered = 0
         needed = s.answer_buffers
-        # what the coalescer takes to find the frame's place comes before
-        now += s.answer_delay
-        s.answer_delay = 0
+        if s.answer_delay >= 0:
+            # what the coalescer takes to find the frame's place, frame after frame
+            waiting.edge = max(waiting.edge, s.coalesce_free) + s.answer_delay
+            s.coalesce_free = waiting.edge + 1
+            s.answer_delay = -1
+        s.answered = 0
+        now = max(now, waiting.edge) + s.answer_looks
+        s.answer_looks = 0
     if needed < 0 or own.rx_posted - own.rx_used < needed:
         put(s, q, DROPPED, waiting.number, now, NO_BUFFER, 0, 0)
         order_rows(s, q, now + ahead, GONE, waiting.rows, 0, 0, 0)

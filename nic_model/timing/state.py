@@ -127,7 +127,7 @@ _NUMBERS = (
     "match_waits part_done part_began write_ready "
     "gathered starved_channel prefetch_free prefetch_last "
     "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
-    "answer_tells answer_delay piece_tail entered arrived waits port_tail "
+    "answer_tells answer_delay answer_looks coalesce_free piece_tail entered arrived waits port_tail "
     "rows_kept kept_at rows_missed missed_at rows_done part_rows order_head order_tail row_follows row_now "
     "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
     "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "

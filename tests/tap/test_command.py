@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cosim import cli
+from cosim.benches import BenchOptions, measure
 from cosim.tap.bench import TapStatus
 from cosim.tap.report import status_line
 from tests.tap.harness import MEMNIC, Tap, assert_at_rest, needs_tap, url
@@ -103,3 +104,9 @@ def test_under_cocotb_a_simulator_process_serves_and_ctrl_c_ends_it_with_a_resul
         result = tap.finish()
         assert result.server.statuses == {"200": 2}
         assert_at_rest(result)
+
+
+def test_the_bench_says_why_it_measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosim.benches.tap.why_not", lambda: "there is no TAP")
+    rows = measure("tap", BenchOptions(log=None, say=print))
+    assert [(row.value, row.reached, row.note) for row in rows] == [(None, False, "not measured: there is no TAP")] * 3
