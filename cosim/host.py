@@ -59,7 +59,7 @@ class ServerHost:
         spec, processors = self._spec, self._processors
         nic = await Nic.probe(self._port)
         steering = processors.steering(spec.system.interrupts_on)
-        is_parallel = spec.machine.parallel_softirqs and spec.system.notification == "interrupt"
+        is_parallel = spec.machine.parallel_softirqs and spec.system.told_by(spec.machine) == "interrupt"
         interface = await NetworkInterface.open(
             nic, mac=self._mac, ip=self._ip, profile=LINUX24, rng=random.Random(f"server of {spec.seed}"),
             interrupt_account=processors.interrupt_context("interrupts", steering),

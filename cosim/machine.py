@@ -96,6 +96,8 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     interrupt_routing: Literal["first", "rotate", "idle"]
     """Interrupts and bottom halves run on the first of the processors that may take them, on each in turn, or on one
     whose work is least urgent: idle, else a process."""
+    interrupts: Literal["handler", "napi"] = "handler"
+    """What an interrupt does in its operating system: the handler takes packets, or NAPI's softirq does."""
     parallel_softirqs: bool = False
     """Each processor that takes interrupts has a bottom half and a backlog of its own, as in Linux 2.4; else the
     interface has one, which runs on one of them at a time, as with NAPI."""

@@ -61,6 +61,6 @@ def driver_notification(system: System, machine: Machine, states: Callable[[], T
     interrupts = Interrupts(
         rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames, tx_usecs=moderation.tx_usecs,
         tx_frames=moderation.tx_frames, adaptive_rx=moderation.adaptive_rx, adaptive_tx=moderation.adaptive_tx)
-    if system.notification == "napi":
+    if system.told_by(machine) == "napi":
         return Napi(interrupts=interrupts, poll_weight=system.napi_weight)
     return interrupts

@@ -192,7 +192,7 @@ def _told(systems: list[System], machine: Machine, notification: str | None, dir
     if directions is None:
         return systems
     for system in systems:
-        if system.notification not in ("interrupt", "napi"):
+        if system.told_by(machine) not in ("interrupt", "napi"):
             raise InputError(f"--adaptive needs interrupts, and {system.name} has none with --notification "
                              f"{notification}")
     wanted = {name.strip() for name in directions.split(",")}

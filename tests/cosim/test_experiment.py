@@ -16,6 +16,7 @@ from cosim.engines.base import RunError, RunSpec, Wave
 from cosim.errors import InputError
 from cosim.experiment import Experiment, percentile
 from cosim.machine import load_application, load_machine
+from cosim.notification import with_notification
 from cosim.report import FIGURE_1, share_percent
 from cosim.systems import SYSTEMS, System
 from cosim.workload import Request, parse_log, synthetic
@@ -134,6 +135,16 @@ def test_the_baseline_copies_twice_and_the_offload_not_at_all() -> None:
     assert dumb.items["user"]["request"].count == tso.items["user"]["request"].count == 1
     assert tso.requests_per_s > dumb.requests_per_s
     assert tso.dma_read_bytes > 16384
+
+
+@pytest.mark.parametrize(("name", "polls"), [("p2-300-smp2", False), ("x86-server", True)])
+def test_interrupts_are_served_as_the_machines_system_does(name: str, polls: bool) -> None:
+    result = in_process.run(spec(SYSTEMS["nic-tso"], synthetic(10).requests, machine=load_machine(name)), nothing)
+    assert result.interrupts > 0
+    assert ("poll" in result.cycles) == polls
+    handler = with_notification(SYSTEMS["nic-tso"], "moderated")
+    result = in_process.run(spec(handler, synthetic(10).requests, machine=load_machine(name)), nothing)
+    assert "poll" not in result.cycles
 
 
 @pytest.mark.parametrize("seed", [1, 2])
