@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from cosim.memory import HostMemory
 from cosim.pcapng import PcapngWriter
 from cosim.peers import Client, client_addresses
 from cosim.processor import Item, Processors
+from cosim.shares import ShareRecorder, shares
 from cosim.wire import Wire
 from cosim.workload import Request
 from host_driver.port import Port
@@ -45,7 +46,7 @@ class _Books(NamedTuple):
     time_ps: int
     booked_ps: Counter[Item]
     counts: Counter[Item]
-    busy_ps: list[int]
+    busy_ps: list[Mapping[str, int]]
     device: DeviceCounts
     frames_from_device: int
     frames_to_device: int
@@ -54,8 +55,8 @@ class _Books(NamedTuple):
 class Experiment:
     """A run as `spec` says. A context manager: its end closes the capture.
 
-    Attributes: `kernel`, `memory` and `wire` (the device's MAC) for the engine's port; `processors`; `done`. Raises
-    OSError when the capture cannot be written.
+    Attributes: `kernel`, `memory` and `wire` (the device's MAC) for the engine's port; `processors`; `done`; `host`,
+    once a device is attached. Raises OSError when the capture cannot be written.
     """
 
     def __init__(self, spec: RunSpec, on_progress: Progress) -> None:
@@ -64,6 +65,7 @@ class Experiment:
         self.kernel = Kernel()
         self.memory = HostMemory(memory_bytes(spec))
         self.processors = Processors(self.kernel, spec.machine, spec.application)
+        self._recorder = ShareRecorder(self.kernel, self.processors)
         self._capture = None if spec.capture_path is None else PcapngWriter(Path(spec.capture_path), spec.system.name)
         self.wire = Wire(self.kernel, bit_rate=spec.link_bit_rate, capture=self._capture,
                          impairments=spec.impairments)
@@ -84,7 +86,10 @@ class Experiment:
     def attach(self, port: Port, device_counts: Callable[[], DeviceCounts]) -> None:
         """Begin, over a device that is out of reset; `device_counts` is asked whenever the books are looked at."""
         self._device_counts = device_counts
-        self.kernel.spawn(self._main(port), "experiment")
+        spec = self.spec
+        self.host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
+                               neighbours=[client_addresses(number) for number in range(spec.clients)])
+        self.kernel.spawn(self._main(), "experiment")
 
     def result(self) -> SystemResult:
         """What was measured. Raises RuntimeError before the run is done."""
@@ -122,8 +127,13 @@ class Experiment:
             requests_per_s=requests * PS_PER_SECOND / duration_ps,
             cycles=cycles,
             items=items,
-            utilisation=[(busy - before) / duration_ps
+            utilisation=[(sum(busy.values()) - sum(before.values())) / duration_ps
                          for busy, before in zip(end.busy_ps, start.busy_ps, strict=True)],
+            processors=shares(start.busy_ps, end.busy_ps, duration_ps),
+            processor_categories=[{category: (ps - before.get(category, 0)) / duration_ps
+                                   for category, ps in sorted(busy.items()) if ps > before.get(category, 0)}
+                                  for busy, before in zip(end.busy_ps, start.busy_ps, strict=True)],
+            over_time=self._recorder.intervals(end.time_ps, end.busy_ps),
             interrupts=(rest.device.interrupts - start.device.interrupts) / requests,
             dma_read_bytes=(rest.device.dma_read_bytes - start.device.dma_read_bytes) / requests,
             dma_write_bytes=(rest.device.dma_write_bytes - start.device.dma_write_bytes) / requests,
@@ -140,13 +150,12 @@ class Experiment:
         waiting = ", ".join(sorted(f"{task.name} for {task.waits_for}" for task in self.kernel.tasks))
         return f"nothing goes on at {self.kernel.now} ps; waiting: {waiting}"
 
-    async def _main(self, port: Port) -> None:
+    async def _main(self) -> None:
         spec, kernel = self.spec, self.kernel
-        host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
-                          neighbours=[client_addresses(number) for number in range(spec.clients)])
-        await host.start()
+        await self.host.start()
         await kernel.sleep(SETTLE_PS)
         self._look()
+        self._recorder.start()
         requests = iter(enumerate(spec.requests))
         tasks = [kernel.spawn(self._client(number).run(requests, self._answered), f"client {number}")
                  for number in range(spec.clients)]
@@ -154,6 +163,7 @@ class Experiment:
         for task in tasks:
             await task
         watchdog.cancel()
+        self._recorder.stop()
         self._look()
         await kernel.sleep(SETTLE_PS)
         self._look()
@@ -180,7 +190,7 @@ class Experiment:
         processors = self.processors
         self._books.append(_Books(
             time_ps=self.kernel.now, booked_ps=processors.booked_ps.copy(), counts=processors.counts.copy(),
-            busy_ps=[sum(busy.values()) for busy in processors.busy_ps], device=self._device_counts(),
+            busy_ps=processors.busy_ps, device=self._device_counts(),
             frames_from_device=self.wire.frames_from_device, frames_to_device=self.wire.frames_to_device))
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
 
 from cosim.engines.base import RunSpec
-from cosim.machine import Machine
 from cosim.memory import PAGE_BYTES
+from cosim.notification import driver_notification
+from cosim.pool import MAX_SPAWN_RATE, ProcessPool
 from cosim.processor import Context, Processors
-from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, Transport, longest_response_bytes
-from cosim.systems import System
+from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, longest_response_bytes
 from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.host_tcp import HostTcp
-from host_driver.interface import Interrupts, NetworkInterface, Offloads, Polling
+from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets, Socket
 from host_driver.memnet import ChannelSettings, Job, MemNet, MemNetSocket, MemoryRegion, TcpServer, pool_bytes
 from host_driver.nic import Nic
@@ -36,11 +36,9 @@ CHANNELS = ChannelSettings(channels=16, send_bytes=4096, receive_bytes=4096)
 DRIVER_BYTES = 4 << 20
 """Host memory for the driver's rings and packet buffers, with room to spare."""
 
-NS = 1000
-
 
 class ServerHost:
-    """The server's machine. `start` brings it up; it then serves for ever.
+    """The server's machine. `start` brings it up; it then serves for ever, and has `interface` and `pool`.
 
     Parameters: `spec`, which names the system; `port`, the device; `processors`, which the work is charged to; the
     server's addresses; `neighbours`, MAC and IP address of each client.
@@ -60,49 +58,71 @@ class ServerHost:
         """Probe the device, bring the interface up, listen, and start the processes."""
         spec, processors = self._spec, self._processors
         nic = await Nic.probe(self._port)
+        steering = processors.steering(spec.system.interrupts_on)
+        is_parallel = spec.machine.parallel_softirqs and spec.system.told_by(spec.machine) == "interrupt"
         interface = await NetworkInterface.open(
             nic, mac=self._mac, ip=self._ip, profile=LINUX24, rng=random.Random(f"server of {spec.seed}"),
-            interrupt_account=processors.interrupt_context("interrupts"),
-            softirq_account=processors.softirq_context("softirq"),
+            interrupt_account=processors.interrupt_context("interrupts", steering),
+            softirq_account=(processors.softirq_contexts(steering) if is_parallel
+                             else processors.softirq_context("softirq", steering)),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
-            notification=notification(spec.system, spec.machine), multiprocessor=spec.machine.processors > 1)
+            notification=driver_notification(spec.system, spec.machine, lambda: processors.trigger_states(steering)),
+            background_account=processors.process_context("ksoftirqd", spec.system.interrupts_on),
+            multiprocessor=spec.machine.processors > 1)
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
-        contexts = [processors.process_context(f"{spec.application.name} {number}")
-                    for number in range(spec.application.processes)]
-        for context, transport in zip(contexts, await self._transports(interface, contexts), strict=True):
-            process = ServerProcess(transport, context, spec.requests)
-            self._port.kernel.spawn(process.run(), context.name)
+        parent = processors.process_context(f"{spec.application.name}'s parent", spec.system.processes_on)
+        self.interface = interface
+        self.pool = ProcessPool(self._port.kernel, spec.application, parent, most=most_processes(spec),
+                                make=self._transports(interface))
+        await self.pool.start()
 
-    async def _transports(self, interface: NetworkInterface, contexts: Sequence[Context]) -> list[Transport]:
-        """How each process reaches its clients, as the system says."""
-        if self._spec.system.api == "sockets":
-            sockets = [KernelSockets(interface, context) for context in contexts]
-            port = sockets[0].listen(self._server_port, BACKLOG)
-            return [SocketTransport(process, port) for process in sockets]
-        server = TcpServer(HostTcp(interface), rng=random.Random(f"capabilities of {self._spec.seed}"))
-        memnets = [MemNet(server, context, channels=CHANNELS) for context in contexts]
-        listening = memnets[0].listen(self._server_port, BACKLOG)
-        response_bytes = longest_response_bytes(self._spec.requests)
-        return [await MemNetTransport.open(memnet, listening, response_bytes) for memnet in memnets]
+    def _transports(self, interface: NetworkInterface) -> Callable[[int], Awaitable[ServerProcess]]:
+        """What makes processes with their way to the clients, as the system says. The first one listens for all."""
+        spec, processors = self._spec, self._processors
+        shared_port: Listening | None = None
+        shared_socket: MemNetSocket | None = None
+
+        def context(number: int) -> Context:
+            return processors.process_context(f"{spec.application.name} {number}", spec.system.processes_on)
+
+        async def with_sockets(number: int) -> ServerProcess:
+            nonlocal shared_port
+            account = context(number)
+            sockets = KernelSockets(interface, account)
+            shared_port = shared_port or sockets.listen(self._server_port, BACKLOG)
+            return ServerProcess(SocketTransport(sockets, shared_port), account, spec.requests)
+
+        async def with_memnet(number: int) -> ServerProcess:
+            nonlocal shared_socket
+            account = context(number)
+            memnet = MemNet(server, account, channels=CHANNELS)
+            shared_socket = shared_socket or memnet.listen(self._server_port, BACKLOG)
+            transport = await MemNetTransport.open(memnet, shared_socket, response_bytes)
+            return ServerProcess(transport, account, spec.requests)
+
+        if spec.system.api == "sockets":
+            return with_sockets
+        server = TcpServer(HostTcp(interface), rng=random.Random(f"capabilities of {spec.seed}"))
+        response_bytes = longest_response_bytes(spec.requests)
+        return with_memnet
+
+
+def most_processes(spec: RunSpec) -> int:
+    """Processes that the server may have at a time in this run: idle ones are forked only while too few are idle."""
+    application = spec.application
+    if application.most_processes is None:
+        return application.processes
+    needed = spec.clients + application.least_spare + MAX_SPAWN_RATE
+    return max(application.processes, min(application.most_processes, needed))
 
 
 def memory_bytes(spec: RunSpec) -> int:
     """Host memory that a run needs for what the device reads and writes, in whole pages."""
     process_bytes = (RECEIVE_BYTES + RESPONSE_BUFFERS * longest_response_bytes(spec.requests) + pool_bytes(CHANNELS)
                      + 2 * PAGE_BYTES)
-    return -(-(DRIVER_BYTES + spec.application.processes * process_bytes) // PAGE_BYTES) * PAGE_BYTES
-
-
-def notification(system: System, machine: Machine) -> Interrupts | Polling:
-    """How the host is told, as the system and the machine say."""
-    if system.notification == "polling":
-        return Polling(period_ps=system.poll_period_ns * NS)
-    moderation = system.moderation or machine.moderation
-    return Interrupts(rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames, tx_usecs=moderation.tx_usecs,
-                      tx_frames=moderation.tx_frames, adaptive_rx=moderation.adaptive_rx,
-                      adaptive_tx=moderation.adaptive_tx)
+    return -(-(DRIVER_BYTES + most_processes(spec) * process_bytes) // PAGE_BYTES) * PAGE_BYTES
 
 
 class SocketTransport:
@@ -115,6 +135,9 @@ class SocketTransport:
     async def accept(self) -> ServerConnection:
         """The next client."""
         return _SocketConnection(await self._sockets.accept(self._listening))
+
+    async def exit(self) -> None:
+        """Nothing is held."""
 
 
 class _SocketConnection:
@@ -157,13 +180,21 @@ class MemNetTransport:
     @classmethod
     async def open(cls, memnet: MemNet, listening: MemNetSocket, response_bytes: int) -> MemNetTransport:
         """Make the channels, register memory for requests, and for responses of up to `response_bytes`."""
-        await memnet.start()
-        return cls(memnet, listening, await memnet.register_mem(RECEIVE_BYTES),
-                   await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes)
+        try:
+            await memnet.start()
+            return cls(memnet, listening, await memnet.register_mem(RECEIVE_BYTES),
+                       await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes)
+        except MemoryError:
+            await memnet.exit(is_dead=True)
+            raise
 
     async def accept(self) -> ServerConnection:
         """The next client."""
         return _MemNetConnection(self, await self._memnet.accept(self._listening))
+
+    async def exit(self) -> None:
+        """Channels and memory go back."""
+        await self._memnet.exit(is_dead=True)
 
     async def receive(self, socket: MemNetSocket, max_bytes: int) -> bytes:
         """The next bytes of a client."""

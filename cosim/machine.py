@@ -93,8 +93,14 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     clock_hz: int
     quantum_us: int
     """Time after which a process gives way to a waiting one."""
-    interrupt_routing: Literal["first", "rotate"]
-    """Interrupts and bottom halves run on the first processor, or on each in turn."""
+    interrupt_routing: Literal["first", "rotate", "idle"]
+    """Interrupts and bottom halves run on the first of the processors that may take them, on each in turn, or on one
+    whose work is least urgent: idle, else a process."""
+    interrupts: Literal["handler", "napi"] = "handler"
+    """What an interrupt does in its operating system: the handler takes packets, or NAPI's softirq does."""
+    parallel_softirqs: bool = False
+    """Each processor that takes interrupts has a bottom half and a backlog of its own, as in Linux 2.4; else the
+    interface has one, which runs on one of them at a time, as with NAPI."""
     link_bit_rate: int
     bus: Bus
     moderation: Moderation
@@ -107,13 +113,25 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     name: str
     description: str
     processes: int
+    """At the start (Apache's StartServers)."""
+    most_processes: int | None = None
+    """It forks more, up to so many (MaxClients), while too few are idle; None: it does not."""
+    least_spare: int = 5
+    """Fewer idle ones are too few (MinSpareServers),"""
+    most_spare: int = 10
+    """and more are too many (MaxSpareServers)."""
     request: Cost
     connection: Cost
 
 
 def load_machine(name_or_path: str) -> Machine:
-    """The machine of a shipped name or of a TOML file. Raises MachineError, naming file and field."""
+    """The machine of a shipped name or of a TOML file. Raises MachineError, naming file and field.
+
+    A file may begin with `like`, another machine; what it then says itself goes before what that one says.
+    """
     path, raw = _read(name_or_path, "machines", "machine")
+    if "like" in raw:
+        raw = _like(path, raw)
     costs = raw.pop("costs", None)
     if not isinstance(costs, dict):
         raise MachineError(f"{path}: missing table `costs`")
@@ -135,6 +153,10 @@ def load_application(name_or_path: str) -> Application:
     path, raw = _read(name_or_path, "applications", "application")
     application = _convert(path, raw, Application)
     _check_number(path, "processes", application.processes, least=1)
+    _check_number(path, "least_spare", application.least_spare, least=1)
+    _check_number(path, "most_spare", application.most_spare, least=application.least_spare)
+    if application.most_processes is not None:
+        _check_number(path, "most_processes", application.most_processes, least=application.processes)
     for field in ("request", "connection"):
         _check_number(path, f"{field}.cycles", getattr(application, field).cycles, least=0)
     return application
@@ -166,6 +188,32 @@ def _read(name_or_path: str, folder: str, kind: str) -> tuple[Path, dict[str, An
         raise MachineError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MachineError(f"{path}: no valid TOML: {error}") from error
+
+
+def _like(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """A machine file over the one that it is like, which is like no other."""
+    name = raw.pop("like")
+    if not isinstance(name, str):
+        raise MachineError(f"{path}: `like` must be the name of a machine, or a TOML file, not {name!r}")
+    try:
+        other, base = _read(name, "machines", "machine")
+    except MachineError as error:
+        raise MachineError(f"{path}: `like`: {error}") from error
+    if "like" in base:
+        raise MachineError(f"{path}: `like`: {other} is itself like another machine")
+    return _over(base, raw)
+
+
+def _over(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables one over the other; a cost, which has its source, is replaced whole."""
+    merged = dict(base)
+    for key, value in raw.items():
+        below = base.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and "cycles" not in value:
+            merged[key] = _over(below, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _convert(path: Path, raw: object, kind: type[T], where: str = "") -> T:

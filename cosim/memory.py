@@ -35,6 +35,11 @@ class HostMemory:
         """What the device reads; its writes reach both."""
         return self.buffer
 
+    @property
+    def taken_bytes(self) -> int:
+        """What is allocated now."""
+        return sum(end - start for start, end in self._taken.items())
+
     def contains(self, address: int, length: int) -> bool:
         """Whether all of [address, address + length) is host memory."""
         return length >= 0 and self.base <= address and address + length <= self.base + self.size_bytes

@@ -3,7 +3,8 @@
 Code that would run on a processor charges an account (`host_driver.account.Account`) and waits in `settle` until a
 processor had the time. Interrupts suspend softirqs, both suspend processes; what was suspended resumes where it
 stood. Equal priorities take turns: interrupts and softirqs first come, first served; processes when one has
-used its quantum, which costs a context switch.
+used its quantum, which costs a context switch. A process may be held to some processors, and so may interrupts, whose
+bottom halves run where the last one was taken. A poll takes the bus away from processors that use it at that moment.
 
 All times are integer picoseconds. What is charged is booked by (category, item) at the charge, and by
 (processor, category) as the processor spends it; when nothing is waiting, both sums are equal.
@@ -12,11 +13,13 @@ All times are integer picoseconds. What is charged is booked by (category, item)
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 from cosim.machine import PS_PER_SECOND, Application, Machine, prices_ps
+from cosim.steering import Steering, TriggerStates
 from host_driver.runtime import Future, Kernel, Timer
+from host_driver.softirq import PerProcessor
 
 Item = tuple[str, str]
 """(category, item) of `host_driver.account.ITEMS`."""
@@ -24,6 +27,18 @@ Item = tuple[str, str]
 
 _INTERRUPT_ENTRY: Item = ("interrupt", "entry")
 _SWITCH: Item = ("context_switch", "switch")
+_THREAD_SWITCH: Item = ("context_switch", "thread_switch")
+_POLL: Item = ("poll", "batch")
+_BUS_WAIT: Item = ("poll", "bus_wait")
+
+BUS_USERS: frozenset[Item] = frozenset({
+    ("copy", "user_to_kernel_byte"), ("copy", "retransmit_byte"), ("copy", "kernel_to_user_byte"),
+    ("file_system", "read_byte"), ("tcp_send", "checksum_byte"), ("tcp_recv", "checksum_byte"),
+    ("driver", "mmio_read"), ("driver", "mmio_write"), ("driver", "block_write"), _POLL, _BUS_WAIT})
+"""Items that wait for memory or registers, and so for a poll of another processor."""
+
+TRIGGERS = frozenset({"syscall", "interrupt", "softirq"})
+"""Categories of work at whose end there is a trigger state (`cosim.steering.TriggerStates`)."""
 
 
 class Level(IntEnum):
@@ -37,22 +52,31 @@ class Level(IntEnum):
 class _Job:
     """Time that one `settle` waits for: what it is spent on, in order, and the future of its end."""
 
-    __slots__ = ("context", "future", "is_new_interrupt", "parts", "remaining_ps")
+    __slots__ = ("context", "future", "has_begun", "is_new_interrupt", "is_trigger", "parts", "remaining_ps")
 
     def __init__(self, context: Context, parts: dict[Item, int]) -> None:
         self.context = context
         self.is_new_interrupt = _INTERRUPT_ENTRY in parts
-        self.parts: deque[tuple[str, int]] = deque((category, ps) for (category, _), ps in parts.items())
+        self.is_trigger = any(category in TRIGGERS for category, _ in parts)
+        self.has_begun = False
+        self.parts: deque[tuple[Item, int]] = deque(parts.items())
         self.remaining_ps = sum(parts.values())
         self.future: Future[None] = Future(f"processor time of {context.name}")
 
 
 class Context:
-    """An account of one interrupt handler, softirq or process. Made by `Processors`."""
+    """An account of one interrupt handler, softirq, process or thread. Made by `Processors`."""
 
-    def __init__(self, processors: Processors, level: Level, name: str) -> None:
+    def __init__(self, processors: Processors, level: Level, name: str, *, steering: Steering[_Processor] | None = None,
+                 allowed: frozenset[int] | None = None, space: object = None) -> None:
         self.name = name
         self.level = level
+        self.steering = steering
+        """Of an interrupt handler or a softirq: where it is to run."""
+        self.allowed = allowed
+        """Of a process: the processors that it may run on; None: all."""
+        self.space = self if space is None else space
+        """Its address space: threads share one."""
         self.processor: int | None = None
         """Where it runs or ran last."""
         self.quantum_left_ps = processors.quantum_ps
@@ -67,6 +91,14 @@ class Context:
         self._processors.counts[key] += count
         self._debt[key] = self._debt.get(key, 0) + ps
 
+    def thread(self, name: str) -> Context:
+        """An account for another thread of this process: same address space, same processors."""
+        return Context(self._processors, self.level, name, allowed=self.allowed, space=self.space)
+
+    def may_run_on(self, processor: int) -> bool:
+        """Whether a process may run there."""
+        return self.allowed is None or processor in self.allowed
+
     async def settle(self) -> None:
         """Wait until a processor had the time for all that was charged so far."""
         debt, self._debt = self._debt, {}
@@ -79,7 +111,7 @@ class Context:
 class _Processor:
     """One processor: what runs on it, and what waits for it alone."""
 
-    __slots__ = ("busy_ps", "index", "reserved_for", "running", "since_ps", "timer", "waiting")
+    __slots__ = ("busy_ps", "index", "last_process", "reserved_for", "running", "since_ps", "timer", "waiting")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -90,7 +122,14 @@ class _Processor:
         """Jobs bound to this processor by level; of processes only the suspended one."""
         self.reserved_for: Context | None = None
         """The process that just finished a job and has the processor for the rest of this instant."""
+        self.last_process: Context | None = None
         self.busy_ps: Counter[str] = Counter()
+
+    @property
+    def urgency(self) -> int:
+        """How little what runs here likes to be interrupted: 0 idle, 1 a process, 2 a softirq, 3 an interrupt."""
+        running = self.running.context if self.running is not None else self.reserved_for
+        return 0 if running is None else Level.PROCESS - running.level + 1
 
 
 class Processors:
@@ -103,26 +142,56 @@ class Processors:
     def __init__(self, kernel: Kernel, machine: Machine, application: Application) -> None:
         self._kernel = kernel
         self._clock_hz = machine.clock_hz
-        self._rotate = machine.interrupt_routing == "rotate"
+        self._routing = machine.interrupt_routing
         self._processors = [_Processor(index) for index in range(machine.processors)]
         self._ready: deque[_Job] = deque()
-        self._interrupted = self._processors[-1 if self._rotate else 0]
+        self._steering = Steering(self._processors, self._routing)
+        self._trigger_states: list[TriggerStates[_Processor]] = []
         self.quantum_ps = machine.quantum_us * 10**6
         self.prices = prices_ps(machine, application)
         self.booked_ps: Counter[Item] = Counter()
         self.counts: Counter[Item] = Counter()
 
-    def interrupt_context(self, name: str) -> Context:
-        """An account for an interrupt handler: on the first processor, or on each in turn, entry by entry."""
-        return Context(self, Level.INTERRUPT, name)
+    def steering(self, processors: Iterable[int] | None = None) -> Steering[_Processor]:
+        """Interrupts go to these processors, as the machine routes them; None: to all, and all such are one.
 
-    def softirq_context(self, name: str) -> Context:
-        """An account for a bottom half: it runs where the last interrupt was taken."""
-        return Context(self, Level.SOFTIRQ, name)
+        Raises ValueError for a processor that there is not.
+        """
+        if processors is None:
+            return self._steering
+        return Steering([self._processors[index] for index in sorted(self._checked(processors))], self._routing)
 
-    def process_context(self, name: str) -> Context:
-        """An account for a process: it runs on any processor, and on the last one if that is free."""
-        return Context(self, Level.PROCESS, name)
+    def trigger_states(self, steering: Steering[_Processor] | None = None) -> TriggerStates[_Processor]:
+        """Trigger states of the processors of a steering, by default of all."""
+        states = TriggerStates(self._kernel, steering or self._steering)
+        self._trigger_states.append(states)
+        return states
+
+    def interrupt_context(self, name: str, steering: Steering[_Processor] | None = None) -> Context:
+        """An account for an interrupt handler: each entry runs where its steering sends it."""
+        return Context(self, Level.INTERRUPT, name, steering=steering or self._steering)
+
+    def softirq_context(self, name: str, steering: Steering[_Processor] | None = None) -> Context:
+        """An account for a bottom half: it runs where the last interrupt of that steering was taken."""
+        return Context(self, Level.SOFTIRQ, name, steering=steering or self._steering)
+
+    def softirq_contexts(self, steering: Steering[_Processor]) -> PerProcessor:
+        """Accounts for bottom halves that run at a time, one on each of the processors of a steering."""
+        targets = steering.targets
+        return PerProcessor(
+            [self.softirq_context(f"softirq {target.index}", self.steering([target.index])) for target in targets],
+            lambda: targets.index(steering.current))
+
+    def process_context(self, name: str, processors: Iterable[int] | None = None) -> Context:
+        """An account for a process: it runs on any of these processors (None: of all), and on the last one if that is
+        free. Raises ValueError for a processor that there is not."""
+        return Context(self, Level.PROCESS, name, allowed=None if processors is None else self._checked(processors))
+
+    def _checked(self, processors: Iterable[int]) -> frozenset[int]:
+        chosen, there = frozenset(processors), range(len(self._processors))
+        if not chosen or not chosen <= set(there):
+            raise ValueError(f"processors must be some of {list(there)}, not {sorted(chosen)}")
+        return chosen
 
     @property
     def busy_ps(self) -> list[Mapping[str, int]]:
@@ -145,9 +214,10 @@ class Processors:
         if context.level is Level.PROCESS:
             self._submit_process(job)
             return
-        if job.is_new_interrupt and self._rotate:
-            self._interrupted = self._processors[(self._interrupted.index + 1) % len(self._processors)]
-        processor = self._interrupted
+        assert context.steering is not None
+        if job.is_new_interrupt:
+            context.steering.route()
+        processor = context.steering.current
         context.processor = processor.index
         processor.waiting[context.level].append(job)
         running = processor.running
@@ -165,46 +235,111 @@ class Processors:
             last.waiting[Level.PROCESS].appendleft(job)
             self._dispatch(last)
             return
-        if context.quantum_left_ps <= 0 and self._ready:
+        if context.quantum_left_ps <= 0 and last is not None and self._waits_for(last):
             self._charge_switch(job)
         context.quantum_left_ps = self.quantum_ps
         self._ready.append(job)
-        order = self._processors if last is None else [last, *self._processors]
-        for processor in order:
-            if processor.running is None and processor.reserved_for is None:
+        if not self._fill_idle(context, last):
+            self._arm_quanta(context)
+
+    def _fill_idle(self, context: Context, last: _Processor | None) -> bool:
+        """Let an idle processor take a job of this process, the last one first; False: none is idle."""
+        for processor in self._processors if last is None else [last, *self._processors]:
+            if processor.running is None and processor.reserved_for is None and context.may_run_on(processor.index):
                 self._dispatch(processor)
-                return
-        if len(self._ready) == 1:
-            self._arm_quanta()
+                return True
+        return False
+
+    def _waits_for(self, processor: _Processor) -> bool:
+        """Whether a process waits that may run there."""
+        return any(job.context.may_run_on(processor.index) for job in self._ready)
+
+    def _next_ready(self, processor: _Processor) -> _Job | None:
+        """The process that goes first there, taken from the run queue."""
+        for at, job in enumerate(self._ready):
+            if job.context.may_run_on(processor.index):
+                del self._ready[at]
+                return job
+        return None
 
     def _dispatch(self, processor: _Processor) -> None:
         """Let a free processor take the job that goes first, if there is one."""
-        for queue in (*processor.waiting, self._ready):
-            if queue:
-                job = queue.popleft()
-                break
-        else:
+        queue = next(filter(None, processor.waiting), None)
+        job = queue.popleft() if queue is not None else self._next_ready(processor)
+        if job is None:
+            self._reach_trigger_state(processor)
             return
         processor.reserved_for = None
         processor.running = job
         processor.since_ps = self._kernel.now
         job.context.processor = processor.index
+        if not job.has_begun:
+            self._begin(job, processor)
+        if job.context.level is Level.PROCESS:
+            processor.last_process = job.context
         self._arm(processor)
+
+    def _reach_trigger_state(self, processor: _Processor) -> None:
+        for states in self._trigger_states:
+            states.reached(processor)
+
+    def _begin(self, job: _Job, processor: _Processor) -> None:
+        """What depends on where and when a job begins: which kind of switch it pays, and whom its polls disturb."""
+        job.has_begun = True
+        before, context = processor.last_process, job.context
+        if before is not None and before is not context and before.space is context.space:
+            self._make_thread_switch(job)
+        polls = self._units(job, _POLL)
+        if polls:
+            self._take_bus(processor, polls)
+
+    def _units(self, job: _Job, item: Item) -> int:
+        price = self.prices[item]
+        return sum(ps for key, ps in job.parts if key == item) // price if price else 0
+
+    def _make_thread_switch(self, job: _Job) -> None:
+        """The switch was from a thread of the same process: the address space stays."""
+        switches = self._units(job, _SWITCH)
+        if not switches:
+            return
+        paid_ps, price_ps = switches * self.prices[_SWITCH], switches * self.prices[_THREAD_SWITCH]
+        job.parts = deque((_THREAD_SWITCH, price_ps) if item == _SWITCH else (item, ps) for item, ps in job.parts)
+        job.remaining_ps += price_ps - paid_ps
+        self.booked_ps[_SWITCH] -= paid_ps
+        self.booked_ps[_THREAD_SWITCH] += price_ps
+        self.counts[_SWITCH] -= switches
+        self.counts[_THREAD_SWITCH] += switches
+
+    def _take_bus(self, poller: _Processor, polls: int) -> None:
+        """Polls have the bus: processors that use it at this moment wait for so long."""
+        wait_ps = polls * self.prices[_BUS_WAIT]
+        for processor in self._processors:
+            if processor is poller or processor.running is None or not wait_ps:
+                continue
+            self._book(processor)
+            job = processor.running
+            if job.parts and job.parts[0][0] in BUS_USERS:
+                self._charge_first(job, _BUS_WAIT, wait_ps, polls)
+                self._arm(processor)
 
     def _arm(self, processor: _Processor) -> None:
         """Set the timer of the running job: its end, or its quantum's when another process waits."""
         job = processor.running
         assert job is not None
         slice_ps = job.remaining_ps
-        if job.context.level is Level.PROCESS and self._ready:
+        if job.context.level is Level.PROCESS and self._waits_for(processor):
             slice_ps = min(slice_ps, max(job.context.quantum_left_ps, 0))
         if processor.timer is not None:
             processor.timer.cancel()
         processor.timer = self._kernel.call_at(processor.since_ps + slice_ps, lambda: self._expire(processor))
 
-    def _arm_quanta(self) -> None:
+    def _arm_quanta(self, newcomer: Context) -> None:
+        """A process waits: those that run where it may have only their quantum left, if nobody waited before."""
         for processor in self._processors:
-            if processor.running is not None and processor.running.context.level is Level.PROCESS:
+            running, index = processor.running, processor.index
+            if running is None or running.context.level is not Level.PROCESS or not newcomer.may_run_on(index):
+                continue
+            if sum(job.context.may_run_on(index) for job in self._ready) == 1:
                 self._book(processor)
                 self._arm(processor)
 
@@ -218,12 +353,12 @@ class Processors:
         job.remaining_ps -= spent_ps
         job.context.quantum_left_ps -= spent_ps
         while spent_ps:
-            category, part_ps = job.parts.popleft()
+            item, part_ps = job.parts.popleft()
             ps = min(spent_ps, part_ps)
-            processor.busy_ps[category] += ps
+            processor.busy_ps[item[0]] += ps
             spent_ps -= ps
             if ps < part_ps:
-                job.parts.appendleft((category, part_ps - ps))
+                job.parts.appendleft((item, part_ps - ps))
 
     def _suspend(self, processor: _Processor) -> deque[_Job]:
         """Take the running job off the processor; the queue in which it waits to resume there."""
@@ -241,25 +376,32 @@ class Processors:
         assert job is not None
         processor.timer = None
         processor.running = None
+        context = job.context
         if job.remaining_ps:
-            if self._ready:
+            if self._waits_for(processor):
                 self._charge_switch(job)
-            job.context.quantum_left_ps = self.quantum_ps
+            context.quantum_left_ps = self.quantum_ps
             self._ready.append(job)
             self._dispatch(processor)
+            self._fill_idle(context, None)
             return
-        if job.context.level is Level.PROCESS and not (self._ready and job.context.quantum_left_ps <= 0):
-            processor.reserved_for = job.context
+        if context.level is Level.PROCESS and not (context.quantum_left_ps <= 0 and self._waits_for(processor)):
+            processor.reserved_for = context
+        if job.is_trigger:
+            self._reach_trigger_state(processor)
         job.future.set_result(None)
         # The task that waited runs before this: it may charge on without losing the processor.
         self._kernel.call_soon(lambda: self._release(processor))
 
     def _charge_switch(self, job: _Job) -> None:
         """A process that has used its quantum goes behind those that wait, and pays for the switch back."""
-        ps = self.prices[_SWITCH]
-        self.booked_ps[_SWITCH] += ps
-        self.counts[_SWITCH] += 1
-        job.parts.appendleft((_SWITCH[0], ps))
+        self._charge_first(job, _SWITCH, self.prices[_SWITCH], 1)
+
+    def _charge_first(self, job: _Job, item: Item, ps: int, count: int) -> None:
+        """Book more time to a job, before what is left of it."""
+        self.booked_ps[item] += ps
+        self.counts[item] += count
+        job.parts.appendleft((item, ps))
         job.remaining_ps += ps
 
     def _release(self, processor: _Processor) -> None:

@@ -11,11 +11,13 @@ from rich.table import Table
 
 from cosim.engines.base import SystemResult
 from cosim.results import Configuration
+from cosim.shares import drawn
 from cosim.systems import BASELINE
 from cosim.workload import SYNTHETIC_FILE_BYTES, Workload
 from host_driver.account import ITEMS
 
 PS_PER_US = 10**6
+DRAWN_COLUMNS = 60
 EXPECTED_POINTS = 3.0
 """Percentage points within which a figure counts as the paper's."""
 
@@ -33,6 +35,7 @@ class PaperRow(NamedTuple):
     """Whether the shipped costs were chosen so that this row comes out; if so, it proves nothing."""
 
 
+_URGENT = ("interrupt", "softirq")
 _SEND = ("tcp_send", "copy.user_to_kernel_byte", "copy.retransmit_byte", "syscall.write")
 _INTERRUPT = ("interrupt", "driver")
 _RECEIVE = ("tcp_recv", "syscall.read")
@@ -86,6 +89,7 @@ def print_report(console: Console, configuration: Configuration, results: Sequen
     if not results:
         return
     console.print(comparison(console, results))
+    console.print(processor_table(console, results))
     baseline = next((result for result in results if result.system == BASELINE), None)
     if baseline is None:
         return
@@ -127,6 +131,20 @@ def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
     row("latency p50, us", [result.latency_p50_ps / PS_PER_US for result in results], ",.0f")
     row("latency p99, us", [result.latency_p99_ps / PS_PER_US for result in results], ",.0f")
     row("processors busy, %", [100 * sum(result.utilisation) / len(result.utilisation) for result in results], ",.1f")
+    return table
+
+
+def processor_table(console: Console, results: Sequence[SystemResult]) -> Table:
+    """Whom each processor worked for."""
+    table = _table(console, "Processors, % of the time under load", "", "user", "system", "of it interrupt, softirq",
+                   "idle")
+    table.add_column("busy over time, blank to @", justify="left", no_wrap=True)
+    for result in results:
+        for number, (share, categories) in enumerate(zip(result.processors, result.processor_categories, strict=True)):
+            urgent = sum(categories.get(category, 0.0) for category in _URGENT)
+            busy = [interval.processors[number].busy for interval in result.over_time]
+            table.add_row(f"{result.system}, {number}", *(f"{100 * value:.1f}" for value in (
+                share.user, share.system, urgent, share.idle)), drawn(busy, DRAWN_COLUMNS))
     return table
 
 

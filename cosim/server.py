@@ -36,6 +36,9 @@ class Transport(Protocol):
     async def accept(self) -> ServerConnection:
         """The next client."""
 
+    async def exit(self) -> None:
+        """Give everything back, of a process that was killed."""
+
 
 def longest_response_bytes(requests: Sequence[Request]) -> int:
     """Bytes of the longest response, head included."""
@@ -46,18 +49,21 @@ class ServerProcess:
     """One process of a web server that has all its files in memory.
 
     Parameters: `transport`; `account`, which it charges for its own work and the file system's; `requests`, which say
-    how each request is answered.
+    how each request is answered. Implements `cosim.pool.PooledProcess`.
     """
 
     def __init__(self, transport: Transport, account: Account, requests: Sequence[Request]) -> None:
         self._transport = transport
         self._account = account
         self._requests = requests
+        self.is_idle = True
 
     async def run(self) -> None:
         """Serve for ever, one client at a time."""
         while True:
+            self.is_idle = True
             connection = await self._transport.accept()
+            self.is_idle = False
             self._account.charge("user", "connection")
             try:
                 await self._serve(connection)
@@ -65,6 +71,10 @@ class ServerProcess:
             except NetworkError:
                 # The client has gone; it says so itself if it still wanted something.
                 continue
+
+    async def exit(self) -> None:
+        """It was killed."""
+        await self._transport.exit()
 
     async def _serve(self, connection: ServerConnection) -> None:
         """Read one request and send its response. Raises HttpError for what is no request of the workload."""

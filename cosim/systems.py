@@ -7,7 +7,8 @@ from typing import Literal
 import msgspec
 
 from cosim.errors import InputError
-from cosim.machine import Moderation
+from cosim.machine import Machine, Moderation
+from host_driver.notification import NAPI_POLL_WEIGHT
 
 
 class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -21,11 +22,31 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The device cuts large sends into segments and fills in their checksums."""
     rx_checksum: bool
     """The device verifies the checksums of what arrives."""
-    notification: Literal["interrupt", "polling"] = "interrupt"
+    notification: Literal["machine", "interrupt", "polling", "soft_timers", "napi"] = "machine"
+    """`machine`: by interrupts, as its operating system serves them."""
     poll_period_ns: int = 0
-    """Time between two looks, if the host polls."""
+    """Time between two looks of polling; the least such time of soft timers."""
+    napi_weight: int = NAPI_POLL_WEIGHT
+    """Packets that a poll of NAPI takes at most."""
+    interrupts_on: tuple[int, ...] | None = None
+    """Processors that take interrupts, run bottom halves and poll; None: all, as the machine routes them."""
+    processes_on: tuple[int, ...] | None = None
+    """Processors that the application's processes may run on; None: all."""
     moderation: Moderation | None = None
     """Interrupt moderation; None: the machine's adapter's."""
+
+
+    def told_by(self, machine: Machine) -> str:
+        """How the host is told on a machine."""
+        if self.notification != "machine":
+            return self.notification
+        return "napi" if machine.interrupts == "napi" else "interrupt"
+
+    def has_dedicated_processors(self, processors: int) -> bool:
+        """Whether the processors that interrupts go to run no process of the application."""
+        everywhere = tuple(range(processors))
+        interrupts_on = everywhere if self.interrupts_on is None else self.interrupts_on
+        return not set(interrupts_on) & set(everywhere if self.processes_on is None else self.processes_on)
 
 
 BASELINE = "nic-dumb"

@@ -31,9 +31,10 @@ from cosim.processor import Processors
 from cosim.wire import Wire
 from host_driver.account import Account, NullAccount
 from host_driver.host_tcp import HostTcp
-from host_driver.interface import Interrupts, NetworkInterface, Offloads
+from host_driver.interface import NetworkInterface, Offloads
 from host_driver.memnet import AdmissionPolicy, Application, MemNet, MemNetCounters, Outcome, TcpServer
 from host_driver.nic import Nic
+from host_driver.notification import Interrupts
 from host_driver.port import Port
 from host_driver.runtime import Event, Kernel, TaskFailed
 from host_driver.tcp import LINUX, Profile

@@ -16,6 +16,7 @@ ITEMS: dict[str, dict[str, str]] = {
         "memnet_call": "a MemNet library call that stays in user space",
     },
     "syscall": {
+        "fork": "a process forked",
         "accept": "an accept call",
         "read": "a read call on a socket, without its copy",
         "write": "a write or send call on a socket, without copies and TCP",
@@ -68,10 +69,12 @@ ITEMS: dict[str, dict[str, str]] = {
     },
     "context_switch": {
         "switch": "a processor given to another process",
+        "thread_switch": "a processor given to another thread of the same process, instead of a switch",
         "wake": "a sleeping process made runnable",
     },
     "poll": {
         "batch": "a look at a completion ring by polling",
+        "bus_wait": "a processor that used the bus waited for another's poll; booked by the processor model",
     },
     "san": {},
     "file_system": {

@@ -1,9 +1,9 @@
 """A network interface: channel 0's raw frames bound to a TCP stack of the host.
 
-Receive, in packet order: interrupt (or a look by polling), completion ring, the softirq's queue, `Stack.receive`,
-and at once `Stack.transmit`, since an arriving acknowledgement is what mostly lets segments go. Send: segments of the
-stack wait in the transmit queue until the ring has room; each becomes a segmented send, a frame with its checksums
-inserted by the device, or a copy in a packet buffer, as the offloads allow.
+Receive, in packet order: what `host_driver.notifier` does when the device has something, completion ring, the softirq's
+queue, `Stack.receive`, and at once `Stack.transmit`, since an arriving acknowledgement is what mostly lets segments go.
+Send: segments of the stack wait in the transmit queue until the ring has room; each becomes a segmented send, a frame
+with its checksums inserted by the device, or a copy in a packet buffer, as the offloads allow.
 
 Each piece of work is charged to the account of whom it is done for: interrupt, softirq, or the process that called.
 """
@@ -18,11 +18,14 @@ from typing import Any
 
 from host_driver.account import Account
 from host_driver.channel import Channel
-from host_driver.dim import RX_PROFILES, TX_PROFILES, Dim, Moderation, PeriodMode, Sample
+from host_driver.dim import Moderation
 from host_driver.nic import DeviceError, Nic
+from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
+from host_driver.notifier import notifier
 from host_driver.packet_buffers import PacketBuffer, PacketBuffers
 from host_driver.rings import Completion, Descriptor, Piece
-from host_driver.runtime import Event, Task, Timer
+from host_driver.runtime import Task, Timer
+from host_driver.softirq import PerProcessor, Softirq, WaitingFrame
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.frames import OutFrame, OutSegment
@@ -44,7 +47,6 @@ from nic_model.contract import (
     Status,
     register,
     slots_needed,
-    vector_register,
 )
 from nic_model.contract.protocols import (
     ETHERNET_HEADER_BYTES,
@@ -53,9 +55,6 @@ from nic_model.contract.protocols import (
     VLAN_TAG_BYTES,
 )
 from nic_model.segmentation import segment as cut_into_segments
-
-MAX_BACKLOG_FRAMES = 300
-"""Frames between interrupt and softirq: Linux 2.4's netdev_max_backlog."""
 
 LARGEST_SEND_BYTES = 0xFFFF - 120
 """Payload of the largest segmented send: 64 KB less the largest IP and TCP headers."""
@@ -93,53 +92,6 @@ class Offloads:
         if self.coalescing_usecs:
             needed |= Feature.COALESCE
         return needed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interrupts:
-    """Told by interrupts, moderated as ethtool names it."""
-
-    rx_usecs: float = 0
-    rx_frames: int = 1
-    tx_usecs: float = 0
-    tx_frames: int = 1
-    adaptive_rx: bool = False
-    """ethtool's adaptive-rx: `host_driver.dim` decides on rx_usecs and rx_frames; those above do not count."""
-    adaptive_tx: bool = False
-    """adaptive-tx, likewise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Polling:
-    """Told by looking at the completion ring every `period_ps`."""
-
-    period_ps: int
-
-
-class _Adaptive:
-    """One direction's adaptive moderation: what was counted, and how it is set."""
-
-    def __init__(self, profiles: tuple[Moderation, ...], apply: Callable[..., None]) -> None:
-        self.dim = Dim(profiles)
-        self.packets = 0
-        self.bytes = 0
-        self._apply = apply
-
-    def count(self, length_bytes: int) -> None:
-        """A completion."""
-        self.packets += 1
-        self.bytes += length_bytes
-
-    def start(self, vector: int) -> None:
-        """Set the moderation that it begins with."""
-        self._apply(vector, usecs=self.dim.profile.usecs, frames=self.dim.profile.frames)
-
-    def look(self, vector: int, now_ps: int, interrupts: int) -> bool:
-        """Behind an interrupt; whether the moderation was changed."""
-        profile = self.dim.look(Sample(now_ps, interrupts, self.packets, self.bytes))
-        if profile is not None:
-            self.start(vector)
-        return profile is not None
 
 
 class CurrentAccount:
@@ -209,8 +161,8 @@ class NetworkInterface:
     """
 
     def __init__(self, nic: Nic, channel: Channel, stack: Stack, account: CurrentAccount, *, offloads: Offloads,
-                 notification: Interrupts | Polling, interrupt_account: Account, softirq_account: Account,
-                 multiprocessor: bool, mtu: int) -> None:
+                 notification: Notification, interrupt_account: Account, softirqs: PerProcessor,
+                 background_account: Account | None, multiprocessor: bool, mtu: int) -> None:
         self.nic = nic
         self.channel = channel
         self.stack = stack
@@ -222,33 +174,34 @@ class NetworkInterface:
         self.interrupts = 0
         self._port = nic.port
         self._offloads = offloads
-        self._notification = notification
-        self._interrupt_account = interrupt_account
-        self._softirq_account = softirq_account
+        self.interrupt_account = interrupt_account
+        self.softirqs = softirqs.softirqs()
+        self._current_softirq = softirqs.current
+        self.background_account = background_account
+        self._notifier = notifier(notification, self)
         frame_bytes = mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES
         buffer_bytes = -(-frame_bytes // BUFFER_GRANULE_BYTES) * BUFFER_GRANULE_BYTES
         self._rx_buffers = PacketBuffers(nic, channel.number, channel.buffers.entries, buffer_bytes, KeyRight.WRITE)
         self._tx_buffers = PacketBuffers(nic, channel.number, TX_PACKET_BUFFERS, buffer_bytes, KeyRight.READ)
-        self._backlog: deque[tuple[bytes, bool | None, int]] = deque()
-        self._softirq = Event("softirq")
         self._timer: Timer | None = None
         self._timer_due = False
         self._transmit_queue: deque[_Outgoing] = deque()
         self._on_ring: set[_Outgoing] = set()
         self._tasks: list[Task[Any]] = []
-        self._adaptive_rx: _Adaptive | None = None
-        self._adaptive_tx: _Adaptive | None = None
 
     @classmethod
     async def open(cls, nic: Nic, *, mac: bytes, ip: OwnAddress | Sequence[OwnAddress], profile: Profile,
-                   rng: random.Random, interrupt_account: Account, softirq_account: Account,
-                   gateways: Sequence[IpAddress | str] = (),
-                   offloads: Offloads | None = None, notification: Interrupts | Polling | None = None,
-                   mtu: int = 1500, multiprocessor: bool = False, vector: int = 0, tx_log2: int = 9,
-                   rx_log2: int = 8) -> NetworkInterface:
-        """Bring the interface up. The default is no offload, and an interrupt for each frame.
+                   rng: random.Random, interrupt_account: Account,
+                   softirq_account: Account | PerProcessor, gateways: Sequence[IpAddress | str] = (),
+                   offloads: Offloads | None = None, notification: Notification | None = None,
+                   background_account: Account | None = None, mtu: int = 1500, multiprocessor: bool = False,
+                   vector: int = 0, tx_log2: int = 9, rx_log2: int = 8) -> NetworkInterface:
+        """Bring the interface up. The default is no offload, and an interrupt for each frame; `background_account` is
+        of the process that goes on for a softirq that took too long, where there is one. `softirq_account` may have one
+        for each processor: then what interrupts leave to them is served by all of them at a time.
 
-        Raises DeviceError if the device lacks an offload, ValueError as `Nic.open_channel`.
+        Raises DeviceError if the device lacks an offload, ValueError as `Nic.open_channel` and for several softirqs
+        with another notification than interrupts.
         """
         offloads = offloads or Offloads()
         missing = offloads.needed_features & ~nic.capabilities.features
@@ -260,12 +213,16 @@ class NetworkInterface:
             nic.set_coalescing(offloads.coalescing_usecs)
         channel = await nic.open_channel(RAW_CHANNEL, operations=operations, vector=vector, tx_log2=tx_log2,
                                          rx_log2=rx_log2)
-        account = CurrentAccount(softirq_account)
+        softirqs = softirq_account if isinstance(softirq_account, PerProcessor) else PerProcessor.one(softirq_account)
+        if len(softirqs.accounts) > 1 and isinstance(notification, (Polling, SoftTimers, Napi)):
+            raise ValueError(f"{type(notification).__name__} has one softirq, not {len(softirqs.accounts)}")
+        account = CurrentAccount(softirqs.accounts[0])
         stack = Stack(mac=mac, ip=ip, gateways=gateways, profile=profile, mtu=mtu, account=account, rng=rng,
                       max_segment_bytes=LARGEST_SEND_BYTES if offloads.segmentation else None)
         interface = cls(nic, channel, stack, account, offloads=offloads,
                         notification=notification or Interrupts(), interrupt_account=interrupt_account,
-                        softirq_account=softirq_account, multiprocessor=multiprocessor, mtu=mtu)
+                        softirqs=softirqs, background_account=background_account,
+                        multiprocessor=multiprocessor, mtu=mtu)
         nic.set_mac_address(mac)
         nic.set_filter(RxFilter.BROADCAST | (RxFilter.MULTICAST if stack.has_ipv6 else RxFilter(0)))
         interface._start()
@@ -275,24 +232,9 @@ class NetworkInterface:
     def _start(self) -> None:
         while self._rx_buffers.free:
             self._post(self._rx_buffers.free.pop())
-        self.channel.ring_doorbell(self._softirq_account)
-        notification, vector = self._notification, self.channel.vector
-        loops = [(self._watch_errors(), "device errors")]
-        if isinstance(notification, Interrupts):
-            self.nic.set_moderation(vector, rx_usecs=notification.rx_usecs, rx_frames=notification.rx_frames,
-                                    tx_usecs=notification.tx_usecs, tx_frames=notification.tx_frames)
-            # The device's time counts from the first event after arming.
-            if notification.adaptive_rx:
-                self._adaptive_rx = _Adaptive(RX_PROFILES[PeriodMode.EQE], self.nic.set_rx_moderation)
-                self._adaptive_rx.start(vector)
-            if notification.adaptive_tx:
-                self._adaptive_tx = _Adaptive(TX_PROFILES[PeriodMode.EQE], self.nic.set_tx_moderation)
-                self._adaptive_tx.start(vector)
-            self.nic.mask(vector, False)
-            loops.append((self._serve_interrupts(), f"interrupt handler of vector {vector}"))
-            loops.append((self._serve_softirq(), "softirq"))
-        else:
-            loops.append((self._poll(notification.period_ps), "polling"))
+        self.channel.ring_doorbell(self.softirqs[0].account)
+        self._notifier.start()
+        loops = [(self._watch_errors(), "device errors"), *self._notifier.loops()]
         self._tasks = [self._port.kernel.spawn(loop, name) for loop, name in loops]
 
     async def close(self) -> None:
@@ -314,37 +256,11 @@ class NetworkInterface:
 
     # ------------------------------------------------------------------------------------------ being told
 
-    async def _serve_interrupts(self) -> None:
-        """The interrupt handler: takes what is there, arms the ring, and leaves packets to the softirq."""
-        account, channel = self._interrupt_account, self.channel
-        channel.arm(account)
-        while True:
-            await self._port.interrupt(channel.vector)
-            self.interrupts += 1
-            account.charge("interrupt", "entry")
-            await account.settle()
-            while channel.completed.has_completion:
-                self._take_completions(account)
-                await account.settle()
-            self._moderate(account)
-            channel.arm(account)
-            # Arming lowers the line, but it is a posted write: a read behind it sees to it that the line has fallen
-            # before it is looked at again, or one interrupt would be taken twice.
-            account.charge("driver", "mmio_read")
-            flushed = self._port.read32(vector_register("VECTOR_MASK", channel.vector))
-            await account.settle()
-            await flushed
-
-    def _moderate(self, account: Account) -> None:
-        """Let adaptive moderation look at what came, and change it."""
-        for adaptive in (self._adaptive_rx, self._adaptive_tx):
-            if adaptive is not None and adaptive.look(self.channel.vector, self._port.now(), self.interrupts):
-                account.charge("driver", "mmio_write", 2)
-
     @property
     def left_over(self) -> dict[str, int]:
         """What an interface at rest has none of, by name: frames and sends under way, buffers that somebody holds."""
-        return {"backlog": len(self._backlog), "transmit_queue": len(self._transmit_queue),
+        return {"backlog": sum(len(softirq.backlog) for softirq in self.softirqs),
+                "transmit_queue": len(self._transmit_queue),
                 "sends_on_ring": self.channel.sends_in_flight,
                 "transmit_buffers": TX_PACKET_BUFFERS - len(self._tx_buffers.free),
                 "receive_buffers": len(self._rx_buffers.free)}
@@ -352,19 +268,7 @@ class NetworkInterface:
     @property
     def moderation(self) -> dict[str, Moderation]:
         """What adaptive moderation decided on, by "rx" and "tx"; without those that do not adapt."""
-        found = {"rx": self._adaptive_rx, "tx": self._adaptive_tx}
-        return {name: adaptive.dim.profile for name, adaptive in found.items() if adaptive is not None}
-
-    async def _poll(self, period_ps: int) -> None:
-        """Looks at the completion ring now and then, and carries on what it finds; timers wait for the next look."""
-        account = self._softirq_account
-        while True:
-            await self._port.sleep(period_ps)
-            account.charge("poll", "batch")
-            self._take_completions(account)
-            await account.settle()
-            if self._softirq.is_set():
-                await self._run_softirq()
+        return self._notifier.moderation
 
     async def _watch_errors(self) -> None:
         """Ends the run when a channel stops: the driver gave it something that no working driver gives."""
@@ -373,8 +277,12 @@ class NetworkInterface:
         stopped = await self.nic.take_channel_errors()
         raise DeviceError("; ".join(f"channel {n} stopped: {error.name}" for n, error in stopped.items()))
 
-    def _take_completions(self, account: Account) -> None:
-        """Empty the completion ring: received frames go to the backlog, their buffers back to the device."""
+    def take_completions(self, account: Account, most_received: int | None = None) -> int:
+        """Empty the completion ring, up to so many received frames (None: all); how many there were.
+
+        They go to the backlog, their buffers back to the device.
+        """
+        received, softirq = 0, self.softirqs[self._current_softirq()]
         for completion, handle, more in self.channel.completions():
             if isinstance(handle, _Outgoing):
                 account.charge("driver", "transmit_reclaim")
@@ -382,38 +290,37 @@ class NetworkInterface:
                 self.send_errors += completion.status is not Status.OK
                 self.account.target = account
                 handle.over()
-                self._count(self._adaptive_tx, completion.length)
+                self._notifier.count_sent(completion.length)
             elif isinstance(handle, _SentBuffer):
                 account.charge("driver", "transmit_reclaim")
                 self.send_errors += completion.status is not Status.OK
                 self._tx_buffers.free.append(handle.buffer)
-                self._count(self._adaptive_tx, completion.length)
+                self._notifier.count_sent(completion.length)
             else:
                 account.charge("driver", "receive_frame")
                 parts = [(completion, handle), *((c, h) for c, h, _ in more)]
-                self._take_frame(parts)
-                self._count(self._adaptive_rx, sum(part.length for part, _ in parts))
+                self._take_frame(parts, softirq)
+                self._notifier.count_received(sum(part.length for part, _ in parts))
+                received += 1
+                if received == most_received:
+                    break
         self.channel.ring_doorbell(account)
-        if self._backlog or self._transmit_queue:
-            self._softirq.set()
+        if softirq.backlog or self._transmit_queue:
+            softirq.pending.set()
+        return received
 
-    @staticmethod
-    def _count(adaptive: _Adaptive | None, length_bytes: int) -> None:
-        if adaptive is not None:
-            adaptive.count(length_bytes)
-
-    def _take_frame(self, parts: list[tuple[Completion, PacketBuffer]]) -> None:
+    def _take_frame(self, parts: list[tuple[Completion, PacketBuffer]], softirq: Softirq) -> None:
         head = parts[0][0]
         if head.status is not Status.OK:
             self.receive_errors += 1
-        elif len(self._backlog) >= MAX_BACKLOG_FRAMES:
+        elif softirq.is_full:
             self.backlog_drops += 1
         else:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
             received = b"".join(buffer.view[: part.length] for part, buffer in parts)
             frame = as_one_packet(received, head.segments, head.info)
             merged_bytes = head.mss if head.segments > 1 else 0
-            self._backlog.append((frame, self._checksum_verdict(head.info), merged_bytes))
+            softirq.backlog.append(WaitingFrame(frame, self._checksum_verdict(head.info), merged_bytes))
         for _, buffer in parts:
             self._post(buffer)
 
@@ -430,22 +337,19 @@ class NetworkInterface:
 
     # ------------------------------------------------------------------------------------------ softirq
 
-    async def _serve_softirq(self) -> None:
-        while True:
-            await self._softirq.wait()
-            self._softirq_account.charge("softirq", "run")
-            await self._run_softirq()
+    async def run_softirq(self, softirq: Softirq, account: Account | None = None) -> None:
+        """Run timers that are due, carry the backlog to the stack, and send what waited for room on the ring.
 
-    async def _run_softirq(self) -> None:
-        """Run timers that are due, carry the backlog to the stack, and send what waited for room on the ring."""
-        account = self._softirq_account
-        self._softirq.clear()
+        On behalf of `account`, if it is not the softirq's own.
+        """
+        account = account or softirq.account
+        softirq.pending.clear()
         if self._timer_due:
             self._timer_due = False
             self.account.target = account
             self.stack.poll(self._port.now())
-        while self._backlog:
-            frame, checksum_ok, merged_bytes = self._backlog.popleft()
+        while softirq.backlog:
+            frame, checksum_ok, merged_bytes = softirq.backlog.popleft()
             account.charge("softirq", "packet")
             if self.multiprocessor:
                 account.charge("softirq", "smp_packet")
@@ -468,7 +372,7 @@ class NetworkInterface:
     def _timer_fired(self) -> None:
         self._timer = None
         self._timer_due = True
-        self._softirq.set()
+        self.softirqs[self._current_softirq()].pending.set()
 
     # ------------------------------------------------------------------------------------------ sending
 

@@ -26,6 +26,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "rtl": ("cosim.benches.rtl:measure", "what the device does in how many cycles"),
     "model": ("cosim.benches.model:measure", "how fast the timed model is"),
     "tcp": ("cosim.benches.tcp:measure", "how fast the software TCP is, and what it makes of loss"),
+    "overload": ("cosim.benches.overload:measure", "what a flood of packets leaves of a host, by how it is told"),
     "accuracy": ("cosim.benches.accuracy:measure", "how near the timed model comes to the RTL"),
     "tap": ("cosim.benches.tap:measure", "goodput beside the Linux kernel's, over the same bad wire"),
 }

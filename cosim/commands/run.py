@@ -18,6 +18,7 @@ from cosim.engines.base import Engine, Interrupted, RunError, RunSpec, Wave
 from cosim.engines.registry import check_engine, prepare_engine, select_engine
 from cosim.errors import InputError, ToolError
 from cosim.machine import Machine, load_application, load_machine
+from cosim.notification import CHOICES, with_notification
 from cosim.options import (
     BINARY,
     DECIMAL,
@@ -80,6 +81,14 @@ def run(
              "(icarus)")] = None,
     device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}; or, for --engine "
                                               "model, a device file: then the device takes its time")] = "default",
+    notification: Annotated[str | None, typer.Option(
+        help=f"how the host is told: {CHOICES}; default: the system's, mostly the machine's moderated interrupts"
+    )] = None,
+    interrupts_on: Annotated[str | None, typer.Option(
+        help="processors that take interrupts, run bottom halves and poll, such as 1 or 0,2; default: the system's, "
+             "mostly all")] = None,
+    processes_on: Annotated[str | None, typer.Option(
+        help="processors that the application's processes run on, likewise")] = None,
     adaptive: Annotated[str | None, typer.Option(
         help="rx, tx or rx,tx: directions whose interrupt moderation adapts as Linux's DIM does; default: the "
              "machine's moderation")] = None,
@@ -117,7 +126,8 @@ def run(
         wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format or "vcd", jump=jump)
     configuration = Configuration(
         workload=_workload(log, requests, parse_quantity("--max-size", max_size, BINARY)),
-        systems=_adaptive(select_systems(systems), chosen_machine, adaptive),
+        systems=_told(_placed(select_systems(systems), chosen_machine, interrupts_on, processes_on), chosen_machine,
+                      notification, adaptive),
         machine=chosen_machine,
         application=load_application(application),
         clients=clients,
@@ -158,10 +168,33 @@ def _workload(log: Path | None, requests: int, max_size_bytes: int) -> Workload:
     return read_log(log, limit=requests, max_size_bytes=max_size_bytes)
 
 
-def _adaptive(systems: list[System], machine: Machine, directions: str | None) -> list[System]:
-    """The systems, with adaptive moderation for some of "rx" and "tx"; as they are for None."""
+def _placed(systems: list[System], machine: Machine, interrupts_on: str | None,
+            processes_on: str | None) -> list[System]:
+    """The systems, with interrupts and processes held to some processors; as they are for None."""
+    changes = {name: _processors(f"--{name.replace('_', '-')}", text, machine)
+               for name, text in (("interrupts_on", interrupts_on), ("processes_on", processes_on))
+               if text is not None}
+    return [msgspec.structs.replace(system, **changes) for system in systems]
+
+
+def _processors(option: str, text: str, machine: Machine) -> tuple[int, ...]:
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdecimal() and int(number) < machine.processors for number in numbers):
+        raise InputError(f"{option} must be some of the processors 0 to {machine.processors - 1} of {machine.name}, "
+                         f"separated by commas, not {text!r}")
+    return tuple(sorted({int(number) for number in numbers}))
+
+
+def _told(systems: list[System], machine: Machine, notification: str | None, directions: str | None) -> list[System]:
+    """The systems, told as `notification` says, and with adaptive moderation for some of "rx" and "tx"."""
+    if notification is not None:
+        systems = [with_notification(system, notification) for system in systems]
     if directions is None:
         return systems
+    for system in systems:
+        if system.told_by(machine) not in ("interrupt", "napi"):
+            raise InputError(f"--adaptive needs interrupts, and {system.name} has none with --notification "
+                             f"{notification}")
     wanted = {name.strip() for name in directions.split(",")}
     if not wanted <= {"rx", "tx"}:
         raise InputError(f"--adaptive must be rx, tx or rx,tx, not {directions!r}")

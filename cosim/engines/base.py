@@ -10,6 +10,7 @@ import msgspec
 
 from cosim.impairments import BothWays, PathCounts
 from cosim.machine import Application, Machine
+from cosim.shares import Interval, Share
 from cosim.systems import System
 from cosim.workload import Request
 from host_driver.runtime import TaskFailed
@@ -92,6 +93,12 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     """The same by category and item."""
     utilisation: list[float]
     """Busy share of `duration_ps`, for each processor."""
+    processors: list[Share] = []
+    """What that was for, for each processor."""
+    processor_categories: list[dict[str, float]] = []
+    """The same by category of the account: share of `duration_ps`, for each processor."""
+    over_time: list[Interval] = []
+    """The same as `processors`, interval by interval."""
     interrupts: float
     dma_read_bytes: float
     dma_write_bytes: float

@@ -17,10 +17,10 @@ import msgspec
 from cosim.engines.bench import CountingPort, bus_timing
 from cosim.engines.bus import Bus
 from cosim.file_server import BODY_RECEIVE_BYTES, SEND_BYTES, FileServer, ServerCounts, Thread
-from cosim.host import notification
 from cosim.impairments import BothWays, PathCounts
 from cosim.machine import Application, Machine
 from cosim.memory import PAGE_BYTES, HostMemory
+from cosim.notification import driver_notification
 from cosim.pcapng import PcapngWriter
 from cosim.processor import Processors
 from cosim.systems import System
@@ -199,7 +199,8 @@ class TapBench:
             softirq_account=processors.softirq_context("softirq"),
             offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
                               segmentation=spec.system.segmentation),
-            notification=notification(spec.system, spec.machine), multiprocessor=spec.machine.processors > 1)
+            notification=driver_notification(spec.system, spec.machine, processors.trigger_states),
+            background_account=processors.process_context("ksoftirqd"), multiprocessor=spec.machine.processors > 1)
         if self._replayer is not None:
             await self._serve(interface)
             await self._replay(interface, self._replayer)
@@ -228,7 +229,7 @@ class TapBench:
             self._memory = memory = await MemNetMemory.register(memnet, MAX_CONNECTIONS, MEMNET_SENDS)
 
         def thread(number: int) -> Thread:
-            account = processors.process_context(f"{spec.application.name}, thread {number}")
+            account = first.thread(f"{spec.application.name}, thread {number}")
             if spec.system.api == "sockets":
                 return socket_thread(interface, listening, account)
             return memnet_thread(memnet, socket, memory, account)

@@ -67,6 +67,64 @@ def test_adaptive_moderation_is_asked_for_by_direction(tmp_path: Path, capsys: p
     assert "--adaptive must be rx, tx or rx,tx" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "fields", "charged", "not_charged"), [
+    ("each", {"notification": "interrupt"}, ("interrupt", "driver"), ("poll",)),
+    ("moderated", {"notification": "interrupt", "moderation": None}, ("interrupt",), ("poll",)),
+    ("poll:100us", {"notification": "polling", "poll_period_ns": 100_000}, ("interrupt", "poll"), ()),
+    ("soft:20us", {"notification": "soft_timers", "poll_period_ns": 20_000}, ("poll",), ()),
+    ("napi", {"notification": "napi", "napi_weight": 64}, ("interrupt", "poll"), ()),
+    ("napi:8", {"notification": "napi", "napi_weight": 8}, ("interrupt", "poll"), ()),
+])
+def test_the_host_is_told_as_the_user_says(text: str, fields: dict[str, object], charged: tuple[str, ...],
+                                           not_charged: tuple[str, ...], tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*RUN, "--systems", "nic-tso", "--notification", text, "--json", "--out", str(tmp_path)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    system = data["configuration"]["systems"][0]
+    assert {name: system[name] for name in fields} == fields
+    cycles = data["systems"]["nic-tso"]["cycles"]
+    assert set(charged) <= set(cycles)
+    assert not set(not_charged) & set(cycles)
+    assert (data["systems"]["nic-tso"]["interrupts"] > 0) == (fields["notification"] in ("interrupt", "napi"))
+
+
+@pytest.mark.parametrize(("notification", "clock"), [("moderated", True), ("poll:20us", False)])
+def test_a_processor_may_be_dedicated_to_the_network(notification: str, clock: bool, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*RUN, "--systems", "nic-tso", "--interrupts-on", "1", "--processes-on", "0", "--notification",
+                    notification, "--json", "--out", str(tmp_path)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    system, result = data["configuration"]["systems"][0], data["systems"]["nic-tso"]
+    assert (system["interrupts_on"], system["processes_on"]) == ([1], [0])
+    host, network = result["processor_categories"]
+    assert {"user", "file_system", "tcp_send"} <= set(host)
+    assert not {"softirq", "interrupt"} & set(host)
+    assert ("poll" in host) == (not clock), "it waits for the bus while the other one polls"
+    assert {"softirq", "tcp_recv"} <= set(network)
+    assert not {"user", "file_system"} & set(network)
+    # A processor that does nothing else looks by itself.
+    assert ("interrupt" in network) == clock
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--interrupts-on", "2"], "--interrupts-on must be some of the processors 0 to 1 of p2-300-smp2"),
+    (["--processes-on", "0,x"], "--processes-on must be some of the processors 0 to 1 of p2-300-smp2"),
+    (["--notification", "pigeon"], "--notification must be each, moderated, poll:PERIOD, soft:PERIOD, napi or"),
+    (["--notification", "each:1"], "--notification must be each, "),
+    (["--notification", "poll"], "--notification poll needs a period, such as poll:50us"),
+    (["--notification", "soft:fast"], "--notification soft must be a positive number with"),
+    (["--notification", "poll:5ps"], "--notification poll must be at least 1ns, not '5ps'"),
+    (["--notification", "napi:0"], "--notification napi must have a weight of at least 1 packet, not '0'"),
+    (["--notification", "soft:1ms", "--adaptive", "rx"], "--adaptive needs interrupts, and nic-dumb has none"),
+])
+def test_a_notification_that_there_is_not_is_one_line(options: list[str], said: str, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*RUN, *options, "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
 def test_json_is_the_result_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*RUN, "--systems", "nic-dumb", "--json", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == (tmp_path / RESULT_NAME).read_text()

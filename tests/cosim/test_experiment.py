@@ -16,6 +16,7 @@ from cosim.engines.base import RunError, RunSpec, Wave
 from cosim.errors import InputError
 from cosim.experiment import Experiment, percentile
 from cosim.machine import load_application, load_machine
+from cosim.notification import with_notification
 from cosim.report import FIGURE_1, share_percent
 from cosim.systems import SYSTEMS, System
 from cosim.workload import Request, parse_log, synthetic
@@ -103,6 +104,23 @@ def test_cycles_are_what_the_processors_were_busy_with() -> None:
     assert 0.98 * result.total_cycles < busy_cycles <= result.total_cycles
 
 
+@pytest.mark.parametrize("requests", [1, 30])
+def test_shares_of_each_processor_add_up_over_time_and_categories(requests: int) -> None:
+    result = in_process.run(spec(SYSTEMS["nic-dumb"], synthetic(requests).requests), nothing)
+    assert len(result.processors) == len(result.processor_categories) == 2
+    ends_ps = [0, *(interval.until_ps for interval in result.over_time)]
+    assert ends_ps == sorted(set(ends_ps))
+    assert ends_ps[-1] == result.duration_ps
+    for number, (share, categories) in enumerate(zip(result.processors, result.processor_categories, strict=True)):
+        assert share.busy + share.idle == pytest.approx(1)
+        assert share.busy == pytest.approx(result.utilisation[number])
+        assert share.user == pytest.approx(categories.get("user", 0))
+        assert share.busy == pytest.approx(sum(categories.values()))
+        user_ps = sum(interval.processors[number].user * (interval.until_ps - start_ps)
+                      for start_ps, interval in zip(ends_ps[:-1], result.over_time, strict=True))
+        assert user_ps == pytest.approx(share.user * result.duration_ps)
+
+
 def test_the_baseline_copies_twice_and_the_offload_not_at_all() -> None:
     requests = synthetic(10).requests
     dumb, tso = (in_process.run(spec(SYSTEMS[name], requests), nothing) for name in ("nic-dumb", "nic-tso"))
@@ -119,6 +137,41 @@ def test_the_baseline_copies_twice_and_the_offload_not_at_all() -> None:
     assert tso.dma_read_bytes > 16384
 
 
+@pytest.mark.parametrize(("name", "polls"), [("p2-300-smp2", False), ("x86-server", True)])
+def test_interrupts_are_served_as_the_machines_system_does(name: str, polls: bool) -> None:
+    result = in_process.run(spec(SYSTEMS["nic-tso"], synthetic(10).requests, machine=load_machine(name)), nothing)
+    assert result.interrupts > 0
+    assert ("poll" in result.cycles) == polls
+    handler = with_notification(SYSTEMS["nic-tso"], "moderated")
+    result = in_process.run(spec(handler, synthetic(10).requests, machine=load_machine(name)), nothing)
+    assert "poll" not in result.cycles
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_dedicated_processor_that_polls_has_a_best_period(seed: int) -> None:
+    """Rangarajan et al. 2002, section 4: looking too often does harm, looking too seldom cannot handle all events."""
+    def rate(period_ns: int) -> float:
+        system = msgspec.structs.replace(SYSTEMS["nic-dumb"], notification="polling", poll_period_ns=period_ns,
+                                         interrupts_on=(1,), processes_on=(0,))
+        return in_process.run(spec(system, synthetic(40).requests, seed=seed), nothing).requests_per_s
+
+    often, well, seldom = rate(2_000), rate(100_000), rate(2_000_000)
+    assert often < 0.95 * well
+    assert seldom < 0.7 * well
+
+
+@pytest.mark.parametrize("interrupts_on", [None, (1, 3)])
+def test_each_processor_that_takes_interrupts_has_its_bottom_half(interrupts_on: tuple[int, ...] | None) -> None:
+    system = msgspec.structs.replace(SYSTEMS["nic-dumb"], interrupts_on=interrupts_on)
+    run = spec(system, synthetic(40).requests, machine=load_machine("xeon-550-smp4"), clients=16)
+    result = in_process.run(run, nothing)
+    there = [number for number, categories in enumerate(result.processor_categories) if "softirq" in categories]
+    assert there == list(interrupts_on or range(4))
+    if interrupts_on is None:
+        # One bottom half at a time would leave processors idle.
+        assert min(result.utilisation) > 0.85
+
+
 def test_the_papers_breakdown_comes_out_under_load() -> None:
     """User, interrupt and all network within 3 points of Rangarajan et al. 2002, Fig. 1, with the host saturated."""
     result = in_process.run(spec(SYSTEMS["nic-dumb"], synthetic(60).requests), nothing)
@@ -133,8 +186,13 @@ def test_polling_serves_as_well_and_takes_no_interrupt(system: System) -> None:
     polling = msgspec.structs.replace(system, notification="polling", poll_period_ns=50_000)
     result = in_process.run(spec(polling, synthetic(6).requests, clients=2), nothing)
     assert result.items["poll"]["batch"].count > 1
-    assert "interrupt" not in result.cycles
+    # Without a processor for it alone, the clock makes the host look.
+    assert result.items["interrupt"]["entry"].count == pytest.approx(result.items["poll"]["batch"].count, rel=0.01)
     assert result.interrupts == 0
+    dedicated = msgspec.structs.replace(polling, interrupts_on=(1,), processes_on=(0,))
+    result = in_process.run(spec(dedicated, synthetic(6).requests, clients=2), nothing)
+    assert "interrupt" not in result.cycles
+    assert result.items["poll"]["bus_wait"].count > 0
 
 
 @pytest.mark.parametrize("seed", range(3))

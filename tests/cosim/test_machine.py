@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import msgspec
@@ -129,6 +130,42 @@ def test_a_scripted_fault_meets_the_device(tiny_compiled: Path) -> None:
         machine.bus, faults=[Fault(direction="read", first=1)]))
     with pytest.raises(RunError, match=r"at \d+ ps raised DeviceError: channel 0 stopped: \w+"):
         compiled.run(spec(SYSTEMS["nic-tso"], synthetic(1).requests, machine=faulty), nothing)
+
+
+def test_a_machine_like_another_says_only_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('like = "p2-300-smp2"\nname = "mine"\nprocessors = 3\n[bus]\nmmio_read_ns = 900\n'
+                    '[costs.poll]\nbatch = { cycles = 7, source = "mine" }\n')
+    mine, other = load_machine(str(path)), load_machine("p2-300-smp2")
+    assert (mine.name, mine.processors, mine.bus.mmio_read_ns) == ("mine", 3, 900)
+    assert (mine.costs["poll"]["batch"].cycles, mine.costs["poll"]["batch"].source) == (7, "mine")
+    assert msgspec.structs.replace(mine.bus, mmio_read_ns=other.bus.mmio_read_ns) == other.bus
+    assert mine.costs["poll"]["bus_wait"] == other.costs["poll"]["bus_wait"]
+    assert {**mine.costs, "poll": {}} == {**other.costs, "poll": {}}
+
+
+def test_the_documents_example_is_a_machine(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "processors.md").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(textwrap.dedent(text[text.index("    like = ") : text.index("## What is not there")]))
+    assert load_machine(str(path)).costs["interrupt"]["entry"].cycles == 9_000
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("like = 3", "`like` must be the name of a machine"), ('like = "cray"', "`like`: no machine 'cray'"),
+    ('like = "p2-300-via"', "is itself like another machine"),
+    ('like = "p2-300-smp2"\n[costs.poll]\nbunch = { cycles = 7, source = "" }', "unknown field `costs.poll.bunch`"),
+    ('like = "p2-300-smp2"\n[costs.poll]\nbatch = { cycles = 7 }', "`source` in `costs.poll.batch`"),
+    ('like = "p2-300-smp2"\n[bus]\ncolour = 1', "`colour`"),
+])
+def test_a_bad_likeness_is_one_line_with_its_file(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(MachineError) as caught:
+        load_machine(str(path))
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_cost_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,16 +15,18 @@ from host_driver.runtime import Kernel
 
 US = 10**6
 ITEM = ("user", "memnet_call")
+ENTRY = ("interrupt", "entry")
 
 
 class Bench:
     """A kernel, processors with round prices, and a log of (microsecond, what)."""
 
-    def __init__(self, processors: int = 1, quantum_us: int = 1000, routing: str = "first") -> None:
+    def __init__(self, processors: int = 1, quantum_us: int = 1000, routing: str = "first",
+                 prices: Mapping[tuple[str, str], float] | None = None) -> None:
         machine = load_machine("p2-300-smp2")
-        cycles_us = machine.clock_hz // 10**6
-        costs = {category: {item: msgspec.structs.replace(cost, cycles=cycles_us) for item, cost in items.items()}
-                 for category, items in machine.costs.items()}
+        cycles_us, prices = machine.clock_hz // 10**6, prices or {}
+        costs = {category: {item: msgspec.structs.replace(cost, cycles=cycles_us * prices.get((category, item), 1))
+                            for item, cost in items.items()} for category, items in machine.costs.items()}
         machine = msgspec.structs.replace(machine, processors=processors, quantum_us=quantum_us, costs=costs,
                                           interrupt_routing=routing)
         self.kernel = Kernel()
@@ -141,6 +143,136 @@ def test_interrupts_in_turn_take_their_softirq_with_them() -> None:
     bench.run()
 
 
+def test_interrupts_go_to_an_idle_processor_else_to_one_with_a_process() -> None:
+    bench = Bench(processors=3, routing="idle")
+    interrupt, other = bench.processors.interrupt_context("i"), bench.processors.interrupt_context("j")
+    bench.work(bench.processors.process_context("a", [0]), 0, 100)
+    bench.work(bench.processors.process_context("b", [1]), 0, 30)
+    bench.work(interrupt, 10, 5, item=ENTRY)
+    bench.work(other, 12, 50, item=ENTRY)  # 2 has the first interrupt, so a process makes way
+    bench.kernel.run_until(13 * US)
+    assert (interrupt.processor, other.processor) == (2, 0)
+    bench.run()
+
+
+def test_a_steering_of_its_own_keeps_interrupts_and_their_softirq_to_its_processors() -> None:
+    bench = Bench(processors=3, routing="rotate")
+    steering = bench.processors.steering([1, 2])
+    interrupt = bench.processors.interrupt_context("i", steering)
+    softirq = bench.processors.softirq_context("s", steering)
+    seen = []
+    for number in range(4):
+        bench.work(interrupt, 100 * number, 3, item=ENTRY)
+        bench.work(softirq, 100 * number + 4, 5)
+        bench.kernel.run_until((100 * number + 50) * US)
+        seen.append((interrupt.processor, softirq.processor))
+    assert seen == [(1, 1), (2, 2), (1, 1), (2, 2)]
+    bench.run()
+
+
+def test_a_process_stays_on_its_processors_though_another_is_idle() -> None:
+    bench = Bench(processors=2)
+    bench.work(bench.processors.process_context("a", [0]), 0, 50)
+    bench.work(bench.processors.process_context("b", [0]), 10, 20)
+    assert bench.run() == [(50, "a"), (70, "b")]
+    assert [sum(busy.values()) for busy in bench.processors.busy_ps] == [70 * US, 0]
+
+
+def test_a_process_that_is_held_nowhere_leaves_the_processor_to_one_that_is() -> None:
+    bench = Bench(processors=2, quantum_us=20)
+    bench.work(bench.processors.process_context("a"), 0, 100)
+    bench.work(bench.processors.process_context("b", [0]), 10, 30)
+    # a: 0-20 on 0; b: 20-50 on 0; a goes on at once on 1, with a switch of 1 us.
+    assert bench.run() == [(50, "b"), (101, "a")]
+
+
+@pytest.mark.parametrize("processors", [[], [2], [0, -1]])
+def test_processors_that_are_not_there_are_refused(processors: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"processors must be some of \[0, 1\], not"):
+        Bench(processors=2).processors.process_context("a", processors)
+
+
+def test_a_switch_between_threads_of_a_process_costs_less_and_is_booked_as_such() -> None:
+    bench = Bench(prices={("context_switch", "thread_switch"): 0.25})
+    process = bench.processors.process_context("a")
+    thread, stranger = process.thread("a2"), bench.processors.process_context("b")
+    for start_us, context in ((0, process), (10, thread), (20, stranger), (30, thread)):
+        bench.work(context, start_us, 4, item=("context_switch", "switch"))
+    assert bench.run() == [(4, "a"), (11, "a2"), (24, "b"), (34, "a2")]
+    counts, booked = bench.processors.counts, bench.processors.booked_ps
+    assert (counts["context_switch", "switch"], counts["context_switch", "thread_switch"]) == (12, 4)
+    assert (booked["context_switch", "switch"], booked["context_switch", "thread_switch"]) == (12 * US, US)
+
+
+def test_a_poll_takes_the_bus_from_who_copies_and_not_from_who_computes() -> None:
+    bench = Bench(processors=3)
+    bench.work(bench.processors.process_context("copies", [0]), 0, 10, item=("copy", "retransmit_byte"))
+    bench.work(bench.processors.process_context("computes", [1]), 0, 10)
+    bench.work(bench.processors.process_context("polls", [2]), 5, 2, item=("poll", "batch"))
+    assert bench.run() == [(7, "polls"), (10, "computes"), (12, "copies")]
+    assert bench.processors.counts["poll", "bus_wait"] == 2
+    assert bench.processors.busy_ps[0] == {"copy": 10 * US, "poll": 2 * US}
+
+
+def test_two_who_poll_wait_for_each_other() -> None:
+    bench = Bench(processors=2)
+    for index in range(2):
+        bench.work(bench.processors.process_context(f"p{index}", [index]), index, 5, item=("poll", "batch"))
+    assert bench.run() == [(6, "p1"), (10, "p0")]
+
+
+class Triggered:
+    """Waits for a trigger state at a time, and logs when it came, where, and whether the clock had to help."""
+
+    def __init__(self, bench: Bench, start_us: int, processors: Sequence[int] | None = None) -> None:
+        self.seen: list[tuple[float, bool, int]] = []
+        steering = bench.processors.steering(processors)
+        states = bench.processors.trigger_states(steering)
+
+        async def run() -> None:
+            await bench.kernel.sleep_until(start_us * US)
+            by_work = await states.next(1000 * US)
+            self.seen.append((bench.kernel.now / US, by_work, steering.current.index))
+        bench.kernel.spawn(run(), "soft timer")
+
+
+def test_the_end_of_a_system_call_is_a_trigger_state_and_that_of_a_computation_is_not() -> None:
+    bench = Bench()
+    bench.work(bench.processors.process_context("a"), 0, 10, 10)
+    bench.work(bench.processors.process_context("b"), 0, 30, item=("syscall", "read"))
+    bench.work(bench.processors.process_context("c"), 0, 100)
+    triggered = Triggered(bench, 5)
+    bench.run()
+    assert triggered.seen == [(50, True, 0)]
+
+
+def test_an_idle_processor_is_in_a_trigger_state() -> None:
+    bench = Bench(processors=2)
+    bench.work(bench.processors.process_context("a"), 0, 100)
+    bench.work(bench.processors.process_context("b"), 0, 20)
+    before, after = Triggered(bench, 5), Triggered(bench, 50)
+    bench.run()
+    assert before.seen == [(20, True, 1)]
+    assert after.seen == [(50, True, 1)]
+
+
+def test_trigger_states_of_some_processors_are_not_those_of_others() -> None:
+    bench = Bench(processors=2)
+    bench.work(bench.processors.process_context("a", [0]), 0, 100)
+    bench.work(bench.processors.process_context("b", [1]), 0, 20)
+    first, second, both = Triggered(bench, 5, [0]), Triggered(bench, 5, [1]), Triggered(bench, 5)
+    bench.run()
+    assert (first.seen, second.seen, both.seen) == ([(100, True, 0)], [(20, True, 1)], [(20, True, 1)])
+
+
+def test_the_clock_helps_where_there_is_no_trigger_state() -> None:
+    bench = Bench()
+    bench.work(bench.processors.process_context("a"), 0, 3000)
+    triggered = Triggered(bench, 1500)
+    bench.run()
+    assert triggered.seen == [(2000, False, 0)]
+
+
 def test_unknown_item_is_an_error() -> None:
     with pytest.raises(KeyError):
         Bench().processors.process_context("a").charge("user", "coffee")
@@ -150,10 +282,19 @@ def test_unknown_item_is_an_error() -> None:
 def test_bookkeeping_is_exact_for_any_mixture(seed: int) -> None:
     rng = random.Random(seed)
     bench = Bench(processors=rng.choice((1, 2, 4)), quantum_us=rng.choice((3, 40)),
-                  routing=rng.choice(("first", "rotate")))
-    items = [ITEM, ("syscall", "read"), ("copy", "retransmit_byte"), ("driver", "mmio_read")]
-    makers: list[Callable[[str], Context]] = [bench.processors.interrupt_context, bench.processors.softirq_context,
-                                              bench.processors.process_context, bench.processors.process_context]
+                  routing=rng.choice(("first", "rotate", "idle")),
+                  prices={("context_switch", "thread_switch"): 0.5})
+    items = [ITEM, ("syscall", "read"), ("copy", "retransmit_byte"), ("driver", "mmio_read"), ("poll", "batch"),
+             ("interrupt", "entry"), ("context_switch", "switch")]
+    there = range(len(bench.processors.busy_ps))
+    threaded = bench.processors.process_context("threaded")
+
+    def held(name: str) -> Context:
+        return bench.processors.process_context(name, rng.sample(there, rng.randint(1, len(there))))
+
+    makers: list[Callable[[str], Context]] = [
+        bench.processors.interrupt_context, bench.processors.softirq_context, bench.processors.process_context, held,
+        threaded.thread]
     ended = 0
 
     def task(context: Context) -> Coroutine[Any, None, None]:
@@ -163,9 +304,10 @@ def test_bookkeeping_is_exact_for_any_mixture(seed: int) -> None:
                 await bench.kernel.sleep(rng.randrange(30 * US))
                 earliest = bench.kernel.now
                 for _ in range(rng.randrange(3)):
-                    count = rng.randrange(20)
-                    context.charge(*rng.choice(items), count)
-                    earliest += count * US
+                    count, item = rng.randrange(20), rng.choice(items)
+                    context.charge(*item, count)
+                    # A switch may turn out to be one between threads, at half the price.
+                    earliest += count * US // (2 if item == ("context_switch", "switch") else 1)
                 await context.settle()
                 assert bench.kernel.now >= earliest
             ended += 1

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from host_driver.interface import Interrupts, Offloads
+from host_driver.interface import Offloads
+from host_driver.notification import Interrupts
 from tests.device.rig import MS, US, Rig, RigSpec, on_model, on_rtl
 from tests.device.transfers import Host
 from tests.host_driver.bench import HOST_MAC, PEER_MAC

@@ -20,6 +20,9 @@ CASES = [
 ] + [
     {"api": "sockets", "length": 100_000, "notification": "moderated", "version": version, "offloads": True,
      "coalescing_usecs": 20} for version in (4, 6)
+] + [
+    {"api": api, "length": length, "notification": "napi", "version": 4, "offloads": api == "memnet"}
+    for length, api in itertools.product([1, 100_000], ["sockets", "memnet"])
 ]
 
 

@@ -9,10 +9,11 @@ from ipaddress import ip_address
 from typing import Any
 
 from host_driver.host_tcp import HostTcp
-from host_driver.interface import Interrupts, NetworkInterface, Offloads, Polling
+from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import MemNet
 from host_driver.nic import Nic
+from host_driver.notification import Interrupts, Napi, Notification, Polling
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.profile import RFC
 from tests.device.faults import HIT, User, start
@@ -21,10 +22,11 @@ from tests.host_driver.bench import ADDRESSES, HOST_MAC, PEER_MAC, CountingAccou
 
 PORT = 80
 ALL_OFFLOADS = Offloads(rx_checksum=True, tx_checksum=True, segmentation=True)
-NOTIFICATIONS: dict[str, Interrupts | Polling] = {
+NOTIFICATIONS: dict[str, Notification] = {
     "interrupts": Interrupts(),
     "moderated": Interrupts(rx_usecs=60, rx_frames=15, tx_usecs=200, tx_frames=35),
     "polling": Polling(period_ps=20 * US),
+    "napi": Napi(interrupts=Interrupts(rx_usecs=60, rx_frames=15, tx_usecs=200, tx_frames=35), poll_weight=8),
 }
 
 
@@ -39,7 +41,7 @@ class Host:
         self.peer = Peer(rig.kernel, rig.mac, version, 1, 1500)  # type: ignore[arg-type]
         self._rig = rig
 
-    async def interface(self, offloads: Offloads, notification: Interrupts | Polling) -> NetworkInterface:
+    async def interface(self, offloads: Offloads, notification: Notification) -> NetworkInterface:
         nic = await Nic.probe(self._rig.port)
         interface = await NetworkInterface.open(
             nic, mac=HOST_MAC, ip=ip_address(self.host_ip), profile=RFC, rng=random.Random(1),

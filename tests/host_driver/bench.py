@@ -12,10 +12,12 @@ from cosim.engines.model import ModelPort
 from cosim.mac import MacTiming, SentFrame
 from cosim.memory import HostMemory
 from host_driver.account import ITEMS, NullAccount
-from host_driver.interface import Interrupts, NetworkInterface, Offloads, Polling
+from host_driver.interface import NetworkInterface, Offloads
 from host_driver.nic import Nic
+from host_driver.notification import Notification
 from host_driver.port import Port
 from host_driver.runtime import Kernel
+from host_driver.softirq import PerProcessor
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import RFC, Profile
 from host_driver.tcp.stack import Stack
@@ -143,14 +145,17 @@ class Bench:
         self.peer = Peer(self.kernel, self.wire, version, seed, peer_mtu, static_neighbours=static_neighbours)
         self.interrupt = CountingAccount(self.kernel)
         self.softirq = CountingAccount(self.kernel)
+        self.background = CountingAccount(self.kernel)
         self.process = CountingAccount(self.kernel)
 
     async def interface(self, offloads: Offloads | None = None,
-                        notification: Interrupts | Polling | None = None, mtu: int = 1500) -> NetworkInterface:
+                        notification: Notification | None = None, mtu: int = 1500,
+                        softirqs: PerProcessor | None = None) -> NetworkInterface:
         nic = await Nic.probe(self.port)
         interface = await NetworkInterface.open(
             nic, mac=HOST_MAC, ip=ip_address(self.host_ip), profile=self.profile, rng=random.Random(self.seed),
-            interrupt_account=self.interrupt, softirq_account=self.softirq, offloads=offloads,
+            interrupt_account=self.interrupt, softirq_account=softirqs or self.softirq,
+            background_account=self.background, offloads=offloads,
             notification=notification, mtu=mtu)
         if self.static_neighbours:
             interface.stack.add_neighbour(ip_address(self.peer_ip), PEER_MAC)
@@ -170,4 +175,4 @@ class Bench:
     @property
     def charged(self) -> Counter[tuple[str, str]]:
         """Everything that was charged, whoever paid."""
-        return self.interrupt.counts + self.softirq.counts + self.process.counts
+        return self.interrupt.counts + self.softirq.counts + self.background.counts + self.process.counts

@@ -16,19 +16,35 @@ from host_driver.errors import (
     SocketClosed,
 )
 from host_driver.host_tcp import HostTcp
-from host_driver.interface import Interrupts, Offloads, Polling
+from host_driver.interface import Offloads
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import MemNet
 from host_driver.nic import DeviceError
-from host_driver.runtime import TaskFailed
+from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
+from host_driver.runtime import Future, TaskFailed
+from host_driver.softirq import PerProcessor
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.profile import LINUX24
 from host_driver.tcp.states import State
-from tests.host_driver.bench import MS, Bench
+from tests.host_driver.bench import MS, Bench, CountingAccount
 
 ALL_OFFLOADS = Offloads(rx_checksum=True, tx_checksum=True, segmentation=True)
 MODERATED = Interrupts(rx_usecs=60, rx_frames=15, tx_usecs=200, tx_frames=35)
 POLLING = Polling(period_ps=20_000_000)
+
+
+class AlwaysIdle:
+    """Trigger states of a host that idles."""
+
+    def next(self, tick_ps: int) -> Future[bool]:
+        future: Future[bool] = Future("a trigger state")
+        future.set_result(True)
+        return future
+
+
+SOFT = SoftTimers(states=AlwaysIdle(), period_ps=20_000_000)
+NOTIFICATIONS = {"each": Interrupts(), "moderated": MODERATED, "polling": POLLING, "soft": SOFT,
+                 "napi": Napi(interrupts=MODERATED), "napi by one": Napi(poll_weight=1)}
 
 
 def data(length: int, seed: int = 5) -> bytes:
@@ -94,17 +110,60 @@ def test_neighbours_are_found_on_the_wire(version: int, offloads: Offloads) -> N
     assert bench.wire.frames[0][12:14] == asked, "the host's first frame answers who asked for its address"
 
 
+def test_bottom_halves_of_several_processors_serve_what_each_was_left() -> None:
+    bench, down, up = Bench(), data(100_000), data(100_000, 6)
+    accounts = [CountingAccount(bench.kernel) for _ in range(3)]
+    rng = random.Random(5)
+    softirqs = PerProcessor(accounts, lambda: rng.randrange(3))
+
+    async def server() -> bytes:
+        interface = await bench.interface(softirqs=softirqs)
+        sockets = KernelSockets(interface, bench.process)
+        listening = sockets.listen(80)
+        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+        connection.send(Chunk(up))
+        bench.peer.push()
+        socket = await sockets.accept(listening)
+        read = bytearray()
+        while len(read) < len(up):
+            read += await socket.read(4096)
+        assert bytes(read) == up
+        await socket.write(down)
+        await socket.close()
+        got = await bench.peer.read_all(connection)
+        await bench.kernel.sleep(MS)
+        assert interface.left_over["backlog"] == interface.backlog_drops == 0
+        return got
+
+    assert bench.run(server()) == down
+    packets = [account.counts["softirq", "packet"] for account in accounts]
+    assert sum(packets) == bench.interrupt.counts["driver", "receive_frame"]
+    assert min(packets) > 10
+
+
+@pytest.mark.parametrize("notification", [POLLING, SOFT, Napi()], ids=["polling", "soft", "napi"])
+def test_who_polls_has_one_bottom_half(notification: Notification) -> None:
+    bench = Bench()
+    softirqs = PerProcessor([bench.softirq, bench.softirq], lambda: 0)
+
+    async def opening() -> None:
+        with pytest.raises(ValueError, match="has one softirq, not 2"):
+            await bench.interface(notification=notification, softirqs=softirqs)
+
+    bench.run(opening())
+
+
 def test_coalescing_needs_checksums() -> None:
     with pytest.raises(ValueError, match="coalescing"):
         Offloads(coalescing_usecs=5)
 
 
 @pytest.mark.parametrize("barriers", [False, True])
-@pytest.mark.parametrize("notification", [Interrupts(), MODERATED, POLLING], ids=["each", "moderated", "polling"])
+@pytest.mark.parametrize("notification", NOTIFICATIONS.values(), ids=NOTIFICATIONS)
 @pytest.mark.parametrize(("offloads", "version"), [(Offloads(), 4), (ALL_OFFLOADS, 4), (ALL_OFFLOADS, 6)],
                          ids=["dumb", "offloads", "offloads6"])
 @pytest.mark.parametrize("length", [1, 100_000])
-def test_sockets_both_ways(barriers: bool, notification: Interrupts | Polling, offloads: Offloads, version: int,
+def test_sockets_both_ways(barriers: bool, notification: Notification, offloads: Offloads, version: int,
                            length: int) -> None:
     bench = Bench(barriers=barriers, version=version)
     down, up = data(length), data(length, 6)
@@ -141,16 +200,16 @@ def test_sockets_both_ways(barriers: bool, notification: Interrupts | Polling, o
     assert charged["driver", "transmit_frame"] == charged["driver", "transmit_reclaim"] == len(bench.wire.frames)
     assert charged["driver", "receive_frame"] == charged["softirq", "packet"] == charged["ip", "receive"]
     assert (charged["tcp_recv", "checksum_byte"] > 0) == (not offloads.rx_checksum)
-    assert (charged["interrupt", "entry"] == 0) == (notification is POLLING)
-    assert (charged["poll", "batch"] > 0) == (notification is POLLING)
+    assert (charged["interrupt", "entry"] == 0) == (notification in (POLLING, SOFT))
+    assert (charged["poll", "batch"] == 0) == isinstance(notification, Interrupts)
     assert charged["interrupt", "entry"] == bench.model.interrupts, "an interrupt was taken twice, or not at all"
 
 
 @pytest.mark.parametrize("barriers", [False, True])
-@pytest.mark.parametrize("notification", [Interrupts(), MODERATED, POLLING], ids=["each", "moderated", "polling"])
+@pytest.mark.parametrize("notification", NOTIFICATIONS.values(), ids=NOTIFICATIONS)
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("length", [1, 100_000])
-def test_memnet_both_ways(barriers: bool, notification: Interrupts | Polling, version: int, length: int) -> None:
+def test_memnet_both_ways(barriers: bool, notification: Notification, version: int, length: int) -> None:
     bench = Bench(barriers=barriers, version=version)
     down, up = data(length), data(length, 6)
 
