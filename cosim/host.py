@@ -14,11 +14,12 @@ from cosim.notification import driver_notification
 from cosim.pool import MAX_SPAWN_RATE, ProcessPool
 from cosim.processor import Context, Processors
 from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, longest_response_bytes
+from cosim.socket_transport import SocketTransport
 from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.host_tcp import HostTcp
 from host_driver.interface import NetworkInterface, Offloads
-from host_driver.kernel_sockets import KernelSockets, Socket
+from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import ChannelSettings, Job, MemNet, MemNetSocket, MemoryRegion, TcpServer, pool_bytes
 from host_driver.nic import Nic
 from host_driver.port import Port
@@ -123,42 +124,6 @@ def memory_bytes(spec: RunSpec) -> int:
     process_bytes = (RECEIVE_BYTES + RESPONSE_BUFFERS * longest_response_bytes(spec.requests) + pool_bytes(CHANNELS)
                      + 2 * PAGE_BYTES)
     return -(-(DRIVER_BYTES + most_processes(spec) * process_bytes) // PAGE_BYTES) * PAGE_BYTES
-
-
-class SocketTransport:
-    """Ordinary sockets: a response is put together in memory of the process, and the kernel copies it."""
-
-    def __init__(self, sockets: KernelSockets, listening: Listening) -> None:
-        self._sockets = sockets
-        self._listening = listening
-
-    async def accept(self) -> ServerConnection:
-        """The next client."""
-        return _SocketConnection(await self._sockets.accept(self._listening))
-
-    async def exit(self) -> None:
-        """Nothing is held."""
-
-
-class _SocketConnection:
-    """Implements `cosim.server.ServerConnection`."""
-
-    def __init__(self, socket: Socket) -> None:
-        self._socket = socket
-        self._response = memoryview(bytearray())
-
-    async def receive(self, max_bytes: int) -> bytes:
-        return await self._socket.read(max_bytes)
-
-    async def buffer(self, length: int) -> memoryview:
-        self._response = memoryview(bytearray(length))
-        return self._response
-
-    async def send(self) -> None:
-        await self._socket.write(self._response)
-
-    async def close(self) -> None:
-        await self._socket.close()
 
 
 class MemNetTransport:

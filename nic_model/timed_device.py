@@ -36,7 +36,7 @@ from nic_model.pause import claims_pause
 from nic_model.receive_parser import passes_filter
 from nic_model.submission import Piece, Submission
 from nic_model.timed_coalescing import TimedCoalescer
-from nic_model.timing import stages
+from nic_model.timing import rules, stages
 from nic_model.timing.machine import Machine
 from nic_model.timing.parameters import DeviceModel
 from nic_model.timing.state import BusModel, MacModel
@@ -182,7 +182,7 @@ class TimedDevice:
         self._begun = self._over = 0
         self._drain_at = 0
         self._drains = False
-        self._deadline, self._deadline_unknown = stages.NEVER, True
+        self._deadline, self._deadline_unknown = rules.NEVER, True
         self._asked = self.machine.numbers["asked"].data
         self._tables, self._channels = self.machine.tables, self.machine.tables["channels"]
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
@@ -196,7 +196,7 @@ class TimedDevice:
         edge, acts = self._next_event(), self.machine.next_edge()
         if acts < edge:
             edge = acts
-        if edge >= stages.NEVER:
+        if edge >= rules.NEVER:
             return None
         return edge if edge > self.now else self.now
 
@@ -204,7 +204,7 @@ class TimedDevice:
         """When the host would see something that is known of, or moderation does something."""
         if self._deadline_unknown:
             deadline = self.doing.next_deadline()
-            self._deadline = stages.NEVER if deadline is None else deadline
+            self._deadline = rules.NEVER if deadline is None else deadline
             self._deadline_unknown = False
         events = self._events
         return events[0][0] if events and events[0][0] < self._deadline else self._deadline
@@ -270,15 +270,15 @@ class TimedDevice:
     def _take_out(self) -> None:
         """What the stages say."""
         for kind, a, b, c, d, e in self.machine.taken():
-            if kind == stages.FRAME:
+            if kind == rules.FRAME:
                 sent = self._sent[a, b]
                 if sent.frames:
                     self._at(d, self.on_frame, sent.frames.popleft(), d)
                 if sent.stamped and sent.entry is not None and not sent.frames:
                     sent.entry.fields["timestamp"] = c
-            elif kind == stages.COMPLETED:
+            elif kind == rules.COMPLETED:
                 self._completed(a, b, d, e)
-            elif kind == stages.DROPPED and c == stages.FIFO_FULL and self._arrived.pop(a, None) is not None:
+            elif kind == rules.DROPPED and c == rules.FIFO_FULL and self._arrived.pop(a, None) is not None:
                 self.doing.counters["rx_fifo_full"] += 1
 
     # ------------------------------------------------------------------------------------------ registers
@@ -438,7 +438,7 @@ class TimedDevice:
         answers = tables["answers"]
         answers["length"][0] = answers["at"][0] = 0
         for place, (address, length) in enumerate(work.parts):
-            answers["at"][place] = address % stages.BURST
+            answers["at"][place] = address % rules.BURST
             answers["length"][place] = length
         numbers["answer_tells"][0] = len(mine)
         if mine:

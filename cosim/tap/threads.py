@@ -7,11 +7,12 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from cosim.file_server import BODY_RECEIVE_BYTES, SEND_BYTES, FileConnection, Thread
+from cosim.socket_transport import SocketTransport
 from host_driver.account import Account
 from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.interface import NetworkInterface
-from host_driver.kernel_sockets import KernelSockets, Socket
+from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import Direction, Job, MemNet, MemNetSocket, MemoryRegion
 from host_driver.runtime import Queue
 
@@ -21,43 +22,7 @@ SENDS_OF_A_CONNECTION = 2
 
 def socket_thread(interface: NetworkInterface, listening: Listening, account: Account) -> Thread:
     """A thread that uses ordinary sockets."""
-    return Thread(account, _SocketTransport(KernelSockets(interface, account), listening))
-
-
-class _SocketTransport:
-    """Implements `cosim.file_server.FileTransport`."""
-
-    def __init__(self, sockets: KernelSockets, listening: Listening) -> None:
-        self._sockets = sockets
-        self._listening = listening
-
-    async def accept(self) -> FileConnection:
-        """The next client."""
-        return _SocketConnection(await self._sockets.accept(self._listening))
-
-
-class _SocketConnection:
-    """Implements `cosim.file_server.FileConnection`: the kernel copies both ways."""
-
-    def __init__(self, socket: Socket) -> None:
-        self._socket = socket
-        self._response = memoryview(b"")
-
-    async def receive(self, max_bytes: int) -> bytes:
-        return await self._socket.read(max_bytes)
-
-    async def buffer(self, length: int) -> memoryview:
-        self._response = memoryview(bytearray(length))
-        return self._response
-
-    async def send(self) -> None:
-        await self._socket.write(self._response)
-
-    async def shutdown(self) -> None:
-        await self._socket.shutdown()
-
-    async def close(self) -> None:
-        await self._socket.close()
+    return Thread(account, SocketTransport(KernelSockets(interface, account), listening))
 
 
 class Slots:

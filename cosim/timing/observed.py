@@ -20,7 +20,7 @@ from cosim.timing.cases import HEADER_BYTES, Case, drive, receive_ring_log2, sta
 from host_driver.rings import CompletionRing
 from host_driver.runtime import Kernel, Task
 from nic_model.contract import COMPLETION_BYTES, NicConfig
-from nic_model.timing import stages
+from nic_model.timing import rules
 from nic_model.timing.machine import Machine
 from nic_model.timing.parameters import DeviceModel
 
@@ -28,7 +28,7 @@ MEMORY_BYTES = 1 << 26
 QUIET_CYCLES = 20_000
 """Before a case's start, when the rules run without a host: receive slots are fetched in them."""
 
-PAYLOAD, SLOTS, BUFFERS = stages.PAYLOAD, stages.SLOTS, stages.BUFFERS
+PAYLOAD, SLOTS, BUFFERS = rules.PAYLOAD, rules.SLOTS, rules.BUFFERS
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Observed:
     """Frames that arrived and were not delivered; of the rules only."""
     waited: dict[tuple[str, str], int] = field(default_factory=dict)
     worked: dict[str, int] = field(default_factory=dict)
-    """Cycles that stages have waited for another, and worked; of the rules only: `nic_model.timing.stages.WAITS`."""
+    """Cycles that stages have waited for another, and worked; of the rules only: `nic_model.timing.rules.WAITS`."""
 
 
 class CaseBench:
@@ -248,7 +248,7 @@ def on_rules(model: DeviceModel, case: Case) -> Observed:
             machine.call("push", edge + 64 // model.config.host_bytes - 1, channel, slots)
         else:
             machine.call("ring_bell", edge, channel, slots)
-    advance(stages.NEVER - 1)
+    advance(rules.NEVER - 1)
     found = _observed(out + machine.taken(), begin)
     found.waited, found.worked = machine.shares()
     return found
@@ -258,13 +258,13 @@ def _observed(events: list[list[int]], begin: int) -> Observed:
     """What came out of the rules, from a case's start on."""
     found = Observed(reads={PAYLOAD: [], SLOTS: [], BUFFERS: []})
     for kind, a, b, c, d, _ in events:
-        if kind == stages.FRAME:
+        if kind == rules.FRAME:
             found.frames.append((c - begin, d - begin))
-        elif kind == stages.READ and a >= begin:
+        elif kind == rules.READ and a >= begin:
             found.reads[b].append(a - begin)
-        elif kind == stages.COMPLETED and b >= 0:
+        elif kind == rules.COMPLETED and b >= 0:
             found.completions.setdefault(a, []).append(c - begin)
-        elif kind == stages.DROPPED:
+        elif kind == rules.DROPPED:
             found.dropped += 1
     return found
 

@@ -11,14 +11,14 @@ from typing import Any
 import numba
 from numba import carray, cfunc, types
 
-from nic_model.timing import entering, stages, state
+from nic_model.timing import entering, rules, stages, state
 
 _P, _S, _Q = (types.CPointer(numba.from_dtype(layout)) for layout in (state.P_LAYOUT, state.S_LAYOUT, state.Q_LAYOUT))
 _ROWS = types.CPointer(numba.from_dtype(state.INPUT))
 _INT = types.int64
 
 
-@stages.rule
+@rules.rule
 def _look(s: Any) -> int:
     """Note when something happens next."""
     carray(s, 1)[0].next_at = stages.next_edge(carray(s, 1)[0])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nic_model.timing import stages
-from nic_model.timing.stages import rule, step
+from nic_model.timing import rules, stages
+from nic_model.timing.rules import rule, step
 
 SEND, ARRIVE = 0, 1
 """Kinds of rows of `nic_model.timing.state.INPUT`."""
@@ -74,7 +74,7 @@ def feed(p: Any, s: Any, q: Any, rows: Any, count: int, at: int) -> int:
             stages.ring_bell(p, s, q, edge, channel, slots)
             continue
         s.waits = 1 + channel
-        goes_on = stages.advance(p, s, q, stages.NEVER - 1)
+        goes_on = stages.advance(p, s, q, rules.NEVER - 1)
         if s.waits:
             s.waits = 0
             return -1 if goes_on else at

@@ -16,7 +16,7 @@ import numpy as np
 
 from nic_model.contract import MAX_INLINE_BYTES, MAX_PIECE_BYTES, slots_needed
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, IPV4_HEADER_BYTES, TCP_HEADER_BYTES
-from nic_model.timing import stages
+from nic_model.timing import rules
 from nic_model.timing.entering import ARRIVE, SEND
 from nic_model.timing.machine import Machine
 from nic_model.timing.parameters import DeviceModel
@@ -27,7 +27,7 @@ TEMPLATE_BYTES = ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES + TCP_HEADER_BYTES
 _SLOTS = np.array([slots_needed(inline, pieces) for inline in range(MAX_INLINE_BYTES + 1) for pieces in (0, 1)])
 
 OUTPUT = ("kind", "a", "b", "c", "d", "e")
-"""See `nic_model.timing.stages.put`."""
+"""See `nic_model.timing.rules.put`."""
 
 
 def sends(edges: Any, channels: Any, payload: Any, *, mss: Any = 0, inline: Any = 0, sums: Any = 0,
@@ -82,18 +82,18 @@ class Kernel:
                 if at < 0:
                     raise ValueError("a send has more slots than its ring")
                 yield machine.taken_rows()
-        while not machine.advance(stages.NEVER - 1):
+        while not machine.advance(rules.NEVER - 1):
             yield machine.taken_rows()
         yield machine.taken_rows()
 
 
 def frames(events: np.ndarray) -> np.ndarray:
     """Rows of frames that were sent: channel, send, first beat, last beat, number in its send."""
-    return events.take(np.flatnonzero(events[:, 0] == stages.FRAME), axis=0)[:, 1:]
+    return events.take(np.flatnonzero(events[:, 0] == rules.FRAME), axis=0)[:, 1:]
 
 
 def completions(events: np.ndarray) -> np.ndarray:
     """Rows of completions: channel, send or frame, the write's last beat, when it is in memory, when it is told. A
     receive's number has `stages.RECEIVE` in it."""
-    found = events[events[:, 0] == stages.COMPLETED, 1:]
+    found = events[events[:, 0] == rules.COMPLETED, 1:]
     return found[found[:, 1] >= 0]

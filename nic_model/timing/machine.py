@@ -8,7 +8,7 @@ from typing import Any, cast
 import numba
 import numpy as np
 
-from nic_model.timing import entering, stages, state
+from nic_model.timing import entering, rules, stages, state
 from nic_model.timing.parameters import DeviceModel
 from nic_model.timing.state import BusModel, MacModel
 
@@ -79,7 +79,7 @@ class Machine:
         return int(self._functions["feed"](*self._records, rows.ctypes.data, len(rows), at))
 
     def next_edge(self) -> int:
-        """When something happens by itself; `stages.NEVER`: not until something enters."""
+        """When something happens by itself; `rules.NEVER`: not until something enters."""
         return self._next_at[0]
 
     def taken(self) -> list[list[int]]:
@@ -91,10 +91,10 @@ class Machine:
         return cast(list[list[int]], self._out[:count].tolist())
 
     def shares(self) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
-        """Cycles that each has waited for another, as `stages.WAITS` names them, and that each stage has worked. They
+        """Cycles that each has waited for another, as `rules.WAITS` names them, and that each stage has worked. They
         are counted if the machine is `traced`."""
         waited, worked = self.q.waited.tolist(), self.q.worked.tolist()
-        return dict(zip(stages.WAITS, waited, strict=True)), dict(zip(stages.BUSY, worked, strict=True))
+        return dict(zip(rules.WAITS, waited, strict=True)), dict(zip(rules.BUSY, worked, strict=True))
 
     def taken_rows(self) -> np.ndarray:
         """The same as an array of rows."""

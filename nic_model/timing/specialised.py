@@ -21,7 +21,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from nic_model.timing import compiled, entering, stages
+from nic_model.timing import compiled, entering, receive_rows, rules, stages
 
 
 class _Numbers(ast.NodeTransformer):
@@ -47,11 +47,12 @@ class _Numbers(ast.NodeTransformer):
         return node if node.names else None
 
 
-_TOGETHER = ("stages", "entering")
+_TOGETHER = ("rules", "receive_rows", "stages", "entering")
 
 
 def _text(numbers: dict[str, int]) -> str:
-    trees = [_Numbers(numbers).visit(ast.parse(inspect.getsource(module))) for module in (stages, entering, compiled)]
+    trees = [_Numbers(numbers).visit(ast.parse(inspect.getsource(module)))
+             for module in (rules, receive_rows, stages, entering, compiled)]
     return "\n".join(["from __future__ import annotations", *map(ast.unparse, trees)])
 
 

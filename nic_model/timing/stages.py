@@ -15,152 +15,78 @@ A frame, a burst or a descriptor is one step, never a beat.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
-from nic_model.contract.config import BURST_BYTES
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-NEVER = 1 << 60
-FRACTION_BITS = 20
-PS_PER_S = 10**12
-
-FETCH_SLOTS = 64
-SLOT_BYTES = 32
-RX_SLOT_BYTES = 16
-RX_FETCH_SLOTS = BURST_BYTES // RX_SLOT_BYTES
-COMPLETION_BYTES = 32
-BATCH_BYTES = 128
-MAX_FRAME_BYTES = 9216
-BURST = BURST_BYTES
-
-FRAME, READ, COMPLETED, MATCHED, DROPPED, JOB = range(6)
-"""Kinds of what comes out, see `put`."""
-
-NO_BUFFER, FIFO_FULL = range(2)
-
-PAYLOAD, SLOTS, BUFFERS = range(3)
-"""Who reads."""
-
-OUTS = 1 << 14
-"""Places for what comes out between two calls."""
-
-OUT_ROOM = 512
-"""Places for what comes out that must be free before a stage acts."""
-
-
-def rule(function: F) -> F:
-    """A function of this module: compiled."""
-    return cast(F, numba.njit(cache=True, inline="never")(function))
-
-
-def step(function: F) -> F:
-    """A part of a rule: compiled as if it stood where it is called, since a call costs as much as what most do."""
-    return cast(F, numba.njit(cache=True, inline="always")(function))
-
-
-# ---------------------------------------------------------------------------------------------- what all stages use
-
-
-@step
-def put(s: Any, q: Any, kind: int, a: int, b: int, c: int, d: int, e: int) -> None:
-    """Say what comes out. FRAME: channel, descriptor, first beat, last beat, number in its send. READ: edge, who
-    reads. COMPLETED: channel, token, the write's last beat, when it is in memory, when it is retired. MATCHED: frame,
-    edge. DROPPED: frame, edge, why. JOB: channel, descriptor, edge."""
-    row = q.out[s.out_count]
-    row[0] = kind
-    row[1] = a
-    row[2] = b
-    row[3] = c
-    row[4] = d
-    row[5] = e
-    s.out_count += 1
-
-
-WAITS = (
-    ("descriptor fetch", "room for its slots"),
-    ("FrameScheduler", "a job"),
-    ("FrameScheduler", "bytes ahead of the wire"),
-    ("FrameScheduler", "frames under way"),
-    ("FrameScheduler", "reads of frames before"),
-    ("payload reads", "a read in flight that ends"),
-    ("payload stream", "data from host memory"),
-    ("payload stream", "room in the transmit buffer"),
-    ("HeaderWriter", "payload and its sums"),
-    ("HeaderWriter", "frames that leave"),
-    ("MAC", "a header"),
-    ("MAC", "the wire"),
+from nic_model.timing.receive_rows import (
+    GIVEN,
+    GONE,
+    NOTHING,
+    ORDERS,
+    OVER_TO_DECIDE,
+    PARTS,
+    PORT_BURSTS,
+    TOKENS_IN_FLIGHT,
+    follow_rows,
+    move_rows,
+    note_burst,
+    order_rows,
+    orders_done,
 )
-"""Who waits for whom, on the way out."""
-
-(FETCH_ROOM, DECIDE_JOB, DECIDE_AHEAD, DECIDE_FRAMES, DECIDE_READS, READ_SLOT, STREAM_DATA, STREAM_ROOM, HEADER_SUMS,
- HEADER_LEAVES, MAC_HEADER, MAC_WIRE) = range(len(WAITS))
-
-BUSY = ("FrameScheduler", "payload stream", "HeaderWriter", "MAC")
-DECIDING, STREAMING, WRITING, LEAVING = range(len(BUSY))
-"""Stages of which it is counted how long they work."""
-
-
-@step
-def wait(p: Any, q: Any, who: int, cycles: int) -> None:
-    """Somebody has waited so long (if positive)."""
-    if p.traced and cycles > 0:
-        q.waited[who] += cycles
-
-
-@step
-def work(p: Any, q: Any, who: int, cycles: int) -> None:
-    """A stage works so long."""
-    if p.traced:
-        q.worked[who] += cycles
-
-
-@step
-def time_of(p: Any, edge: int) -> int:
-    """Picoseconds of an edge, rounded down."""
-    return edge * p.period_ps + (edge * p.period_rest // p.clock_hz if p.period_rest else 0)
-
-
-@step
-def edge_from(p: Any, time_ps: int) -> int:
-    """The first edge at or after a time."""
-    if p.period_rest == 0:
-        return (time_ps + p.period_ps - 1) // p.period_ps
-    edge = int(time_ps / PS_PER_S * p.clock_hz)
-    while time_of(p, edge) < time_ps:
-        edge += 1
-    while edge > 0 and time_of(p, edge - 1) >= time_ps:
-        edge -= 1
-    return edge
-
-
-@step
-def paced(count: int, cycles_100: int) -> int:
-    """Cycles of so many beats, a hundred of which take so many."""
-    return count if cycles_100 == 100 else (count * cycles_100 + 99) // 100
-
-
-@step
-def parts(length: int, most: int) -> int:
-    """Parts of so many bytes at most."""
-    return (length + most - 1) // most
-
-
-@step
-def beats(length: int, log2: int) -> int:
-    """Beats of 2^log2 bytes that so many take from a beat's first lane on."""
-    return (length + (1 << log2) - 1) >> log2
-
-
-@step
-def rows_between(address: int, length: int, log2: int) -> int:
-    """Rows of 2^log2 bytes that bytes at an address touch."""
-    return ((address & (1 << log2) - 1) + length + (1 << log2) - 1) >> log2
-
+from nic_model.timing.rules import (
+    BATCH_BYTES,
+    BUFFERS,
+    BURST,
+    COMPLETED,
+    COMPLETION_BYTES,
+    DECIDE_AHEAD,
+    DECIDE_FRAMES,
+    DECIDE_JOB,
+    DECIDE_READS,
+    DECIDING,
+    DROPPED,
+    FETCH_ROOM,
+    FETCH_SLOTS,
+    FIFO_FULL,
+    FRACTION_BITS,
+    FRAME,
+    HEADER_LEAVES,
+    HEADER_SUMS,
+    JOB,
+    LEAVING,
+    MAC_HEADER,
+    MAC_WIRE,
+    MATCHED,
+    MAX_FRAME_BYTES,
+    NEVER,
+    NO_BUFFER,
+    OUT_ROOM,
+    OUTS,
+    PAYLOAD,
+    PS_PER_S,
+    READ,
+    READ_SLOT,
+    RX_FETCH_SLOTS,
+    RX_SLOT_BYTES,
+    SLOT_BYTES,
+    SLOTS,
+    STREAM_DATA,
+    STREAM_ROOM,
+    STREAMING,
+    WRITING,
+    beats,
+    edge_from,
+    paced,
+    parts,
+    put,
+    rows_between,
+    rule,
+    step,
+    time_of,
+    wait,
+    work,
+)
 
 # ---------------------------------------------------------------------------------------------- the host bus
 # As cosim/transactors/bus.h has it.
@@ -332,8 +258,8 @@ def fetch(p: Any, s: Any, q: Any) -> None:
     """Ask for the slots of the next channel that has work: as many as there are, and room for."""
     now = s.at_fetch
     chosen = -1
-    for step in range(1, p.channels + 1):
-        channel = (s.fetch_last + step) & p.channels - 1
+    for turn in range(1, p.channels + 1):
+        channel = (s.fetch_last + turn) & p.channels - 1
         own = q.channels[channel]
         if own.pending <= now and own.under_way < p.channel_fetches:
             chosen = channel
@@ -695,8 +621,8 @@ def decide(p: Any, s: Any, q: Any) -> None:
     if s.ahead - s.gone_ahead >= p.bytes_ahead or s.has_job == 0:
         plan_decision(p, s, q)
         return
-    for step in range(1, p.channels + 1):
-        channel = (s.decide_last + step) & p.channels - 1
+    for turn in range(1, p.channels + 1):
+        channel = (s.decide_last + turn) & p.channels - 1
         own = q.channels[channel]
         if own.jobs > 0:
             break
@@ -1298,18 +1224,12 @@ def plan_match(p: Any, s: Any, q: Any) -> None:
             s.at_match = max(s.at_match, over + OVER_TO_MATCH) if over < NEVER else NEVER
 
 
-TOKENS_IN_FLIGHT, OVER_TO_DECIDE = 35, 2
-"""Parts of frames between `RxDeliver`'s decision and the bus's response to their last burst: 34 in a FIFO, one before
-it. And from that response to the decision on another."""
-
 PARTS_NOT_OVER, OVER_TO_MATCH = TOKENS_IN_FLIGHT + 11, OVER_TO_DECIDE
 """Likewise between match and response."""
 
 PARTS_AHEAD, PARTS_UNREAD = 15, 13
 """Parts of frames between match and port: one behind `RxRings`, 10 in `RxDeliver`'s FIFO, 4 commands between it and the
 burst that is up next. And between match and the last row that has left the receive buffer: those 11, and 2 orders."""
-
-PARTS = 256
 
 SEEN_BEHIND, WOKEN_BEHIND = 2, 4
 """A slot that lands so much later than a frame's turn would be is not seen at its first look any more; then the frame
@@ -1438,8 +1358,8 @@ def prefetch(p: Any, s: Any, q: Any) -> None:
     """Ask for a burst of receive slots for the next channel that has room for all that it may bring."""
     now = s.at_prefetch
     channel = 0
-    for step in range(1, p.channels + 1):
-        channel = (s.prefetch_last + step) & p.channels - 1
+    for turn in range(1, p.channels + 1):
+        channel = (s.prefetch_last + turn) & p.channels - 1
         own = q.channels[channel]
         if own.rx_want <= now:
             break
@@ -1504,223 +1424,6 @@ def stream_buffers(p: Any, s: Any, q: Any) -> None:
             q.channels[s.starved_channel - 1].rx_want = min(q.channels[s.starved_channel - 1].rx_want, s.r_out_free)
             s.starved_channel = 0
             plan_prefetch(p, s, q)
-
-
-# rtl/rx_deliver.py, rx_buffer.py, align.py, dma_write.py: the rows on their way to the port
-# They decide when a full receive buffer has room again, to the cycle. So while it is more than half full, and only
-# then, they are followed cycle by cycle.
-
-ORDERS, PORT_BURSTS = 8192, 512
-GIVEN, GONE, NOTHING = range(3)
-"""Kinds of orders: rows that are written, rows that are dropped, the end of an aggregate."""
-
-DECIDED_TO_WRITE = 13
-"""Cycles from `RxDeliver`'s decision on an order to the first beat of its rows at the port: its register, the order
-that is taken, the buffer's memory and output, `Aligner` 4, `StreamFifo` 3, `DmaWrite`'s output and its handshake."""
-
-TAKEN_TO_PORT = 2
-"""The last two of these: from a row that leaves `StreamFifo` to its beat."""
-
-LINK_ROOM = 2
-"""Commands between `RxDeliver` and `DmaWrite`: a `SkidBuffer`."""
-
-
-@step
-def order_rows(s: Any, q: Any, edge: int, kind: int, rows: int, reads: int, at: int, length: int) -> int:
-    """What the receive buffer is to do with its next rows, behind what it was told before. Returns its number. `edge`:
-    when its first burst could be written if nothing were in its way; `rows` that are done with then, `reads` of rows,
-    which go to `length` bytes at `at`."""
-    order = q.orders[s.order_tail & ORDERS - 1]
-    order.edge = edge - DECIDED_TO_WRITE
-    order.over = NEVER
-    order.kind = kind
-    order.rows = rows
-    order.reads = reads
-    order.at = at
-    order.length = length
-    s.order_tail += 1
-    return int(s.order_tail - 1)
-
-
-@step
-def orders_done(s: Any, q: Any, number: int) -> None:
-    """All up to an order is written."""
-    while s.order_head <= number:
-        s.rows_done += q.orders[s.order_head & ORDERS - 1].rows
-        s.order_head += 1
-    s.part_rows = 0
-
-
-@step
-def note_burst(s: Any, q: Any, first: int, last: int, room: int, receives: int) -> None:
-    """A burst has the write port from one edge to another; it could not have had it before `room`."""
-    burst = q.port_bursts[s.port_tail & PORT_BURSTS - 1]
-    burst.first = first
-    burst.last = last
-    burst.room = room
-    burst.receives = receives
-    s.port_tail += 1
-
-
-@rule
-def follow_rows(s: Any, q: Any, now: int) -> None:
-    """Follow all rows from an edge on. Those that are on their way to the port count as if they were in the buffer: it
-    is half full, so they will have left it when it is full."""
-    s.row_follows = 1
-    s.row_now = now
-    s.row_head = s.rows_done
-    s.row_order = s.row_taken = s.row_cut = s.order_head
-    s.row_over = max(0, s.order_head - TOKENS_IN_FLIGHT - 1)
-    s.row_tokens = 0
-    for number in range(s.row_over, s.order_head):
-        s.row_tokens += q.orders[number & ORDERS - 1].kind != GONE
-    s.row_left = s.row_shares = s.row_spills = s.row_dropping = s.row_cut_left = s.row_cutting = 0
-    s.row_valid = s.row_command = s.row_link = s.row_burst = s.row_claimed = s.row_granted = 0
-    s.row_waiting = s.row_out = s.row_spill = s.row_stage1 = s.row_stage2 = s.row_stage3 = s.row_stage4 = 0
-    s.row_stored = s.row_fetched = s.row_given = s.row_owed = s.row_unclaimed = s.row_counts = 0
-    s.row_port = s.row_grant = s.port_tail
-    if s.part_rows > 0:
-        # an order that is half written
-        order = q.orders[s.order_head & ORDERS - 1]
-        part = q.parts[s.parts_head & PARTS - 1]
-        s.row_order += 1
-        s.row_taken += 1
-        s.row_cut += 1
-        s.row_head += min(s.part_rows, order.rows)
-        s.row_left = max(0, order.reads - s.part_rows)
-        s.row_shares = order.reads > order.rows
-        s.row_cut_at = part.at
-        s.row_cut_left = part.left
-        s.row_cutting = part.left > 0
-
-
-@step
-def _row_leaves(s: Any, q: Any, now: int) -> int:
-    """Whether the port takes a row in a cycle."""
-    while s.row_port < s.port_tail:
-        burst = q.port_bursts[s.row_port & PORT_BURSTS - 1]
-        if burst.receives and now <= burst.last - TAKEN_TO_PORT:
-            if now >= burst.first - TAKEN_TO_PORT:
-                s.row_owed += 1
-            break
-        s.row_port += 1
-    if s.row_given and s.row_owed > 0:
-        s.row_owed -= 1
-        return 1
-    return 0
-
-
-@step
-def _row_grant(s: Any, q: Any, now: int) -> int:
-    """Whether the next burst of received rows is granted in a cycle: a cycle before its first row leaves at the latest,
-    and while no more than one burst waits for the port."""
-    while s.row_grant < s.port_tail:
-        burst = q.port_bursts[s.row_grant & PORT_BURSTS - 1]
-        latest = burst.first - TAKEN_TO_PORT - 1
-        if burst.receives:
-            if not s.row_burst or not s.row_claimed:
-                return 0
-            free = q.port_bursts[s.row_grant - 2 & PORT_BURSTS - 1].last - TAKEN_TO_PORT
-            if now < latest and (now <= max(free, s.row_granted) or now < burst.room - TAKEN_TO_PORT - 1):
-                return 0
-            s.row_granted = now
-            s.row_grant += 1
-            return 1
-        s.row_granted = max(s.row_granted, latest)
-        s.row_grant += 1
-    return 0
-
-
-@rule
-def move_rows(p: Any, s: Any, q: Any) -> None:
-    """One cycle: what each register does, then all of them."""
-    now = s.row_now
-    leaves, grants = _row_leaves(s, q, now), _row_grant(s, q, now)
-    # the rows' FIFO, and what of it a burst has claimed
-    advances = s.row_fetched and (leaves or not s.row_given)
-    fetches = int(s.row_stored > 0 and (advances or not s.row_fetched))
-    has_room = s.row_stored < p.rows_buffered
-    enters = int(s.row_stage4 and has_room)
-    claims = s.row_burst > 0 and not s.row_claimed and s.row_unclaimed > 0
-    # the aligner, all stages at once; the buffer's output, its memory and the order that it follows
-    moves = has_room or not s.row_stage4
-    takes = s.row_out > 0 and moves and not s.row_spill
-    steps = s.row_waiting > 0 and (takes or not s.row_out)
-    reads = s.row_left > 0 and not s.row_dropping and (steps or not s.row_waiting)
-    ends = reads and s.row_left == 1
-    ordered = s.row_valid and not s.row_dropping and (ends or s.row_left == 0)
-    # the order that is decided on, and its command's way to the bursts
-    while s.row_over < s.row_order:
-        order = q.orders[s.row_over & ORDERS - 1]
-        if order.kind == GIVEN and order.over + OVER_TO_DECIDE > now:
-            break
-        s.row_tokens -= order.kind != GONE
-        s.row_over += 1
-    decides = (s.row_order < s.order_tail and not s.row_valid and not s.row_command
-               and s.row_tokens < TOKENS_IN_FLIGHT and q.orders[s.row_order & ORDERS - 1].edge <= now)
-    sends = int(s.row_command and s.row_link < LINK_ROOM)
-    cuts = int(s.row_link > 0 and not s.row_cutting)
-    free = grants or not s.row_burst
-
-    s.row_unclaimed += enters - s.row_counts
-    s.row_counts = s.row_burst if claims else 0
-    s.row_claimed = claims or (s.row_claimed and not grants)
-    s.row_stored += enters - fetches
-    s.row_given = advances or (s.row_given and not leaves)
-    s.row_fetched = fetches or (s.row_fetched and not advances)
-    if moves:
-        s.row_stage4, s.row_stage3, s.row_stage2 = s.row_stage3, s.row_stage2, s.row_stage1
-        s.row_stage1 = s.row_out > 0 or s.row_spill
-        s.row_spill = takes and s.row_out == SPILLS
-    if steps:
-        s.row_out = s.row_waiting
-    elif takes:
-        s.row_out = 0
-    if reads:
-        s.row_waiting = SPILLS if ends and s.row_spills else 1
-        s.row_left -= 1
-        s.row_head += not (ends and s.row_shares)
-    elif steps:
-        s.row_waiting = 0
-    s.row_head += s.row_dropping
-    s.row_dropping = 0
-    if cuts:
-        while q.orders[s.row_cut & ORDERS - 1].kind != GIVEN:
-            s.row_cut += 1
-        s.row_cut_at = q.orders[s.row_cut & ORDERS - 1].at
-        s.row_cut_left = q.orders[s.row_cut & ORDERS - 1].length
-        s.row_cut += 1
-    if free:
-        s.row_burst = 0
-        if cuts or s.row_cutting:
-            length = min(s.row_cut_left, BURST - (s.row_cut_at & BURST - 1))
-            s.row_burst = rows_between(s.row_cut_at, length, p.host_log2)
-            s.row_cut_at += length
-            s.row_cut_left -= length
-    s.row_cutting = s.row_cut_left > 0
-    s.row_link += sends - cuts
-    s.row_command = s.row_command and not sends
-    s.row_valid = s.row_valid and not ordered
-    if ordered:
-        while q.orders[s.row_taken & ORDERS - 1].kind == NOTHING:
-            s.row_taken += 1
-        order = q.orders[s.row_taken & ORDERS - 1]
-        s.row_taken += 1
-        s.row_left = order.reads
-        s.row_shares = order.reads > order.rows
-        s.row_spills = rows_between(order.at, order.length, p.host_log2) > order.reads
-        s.row_dropping = order.rows if order.kind == GONE else 0
-    if decides:
-        kind = q.orders[s.row_order & ORDERS - 1].kind
-        s.row_valid = kind != NOTHING
-        s.row_command = kind == GIVEN
-        s.row_tokens += kind != GONE
-        s.row_order += 1
-    s.row_now += 1
-
-
-SPILLS = 2
-"""A row whose bytes spread over two in the host's lanes, of which the second has nothing behind it."""
 
 
 # rtl/rx_deliver.py, rtl/dma_write.py

@@ -8,7 +8,7 @@ import numpy as np
 
 from nic_model.contract import LARGEST_RING_LOG2, MAX_CHANNELS, MAX_DESCRIPTOR_SLOTS
 from nic_model.contract.config import BURST_BYTES
-from nic_model.timing import stages
+from nic_model.timing import receive_rows, rules, stages
 from nic_model.timing.parameters import DeviceModel, Queues, StageTiming
 
 DESCRIPTORS = 1 << LARGEST_RING_LOG2
@@ -79,10 +79,10 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
     values |= {
         "channels": config.channels, "mac_bytes": config.mac_bytes, "host_bytes": config.host_bytes,
         "mac_log2": config.mac_bytes.bit_length() - 1, "host_log2": config.host_bytes.bit_length() - 1,
-        "clock_hz": config.clock_hz, "period_ps": stages.PS_PER_S // config.clock_hz,
-        "period_rest": stages.PS_PER_S % config.clock_hz,
-        "slot_cycles": -(-stages.SLOT_BYTES // config.host_bytes),
-        "entry_rows": -(-stages.COMPLETION_BYTES // config.host_bytes), "buffer_bytes": buffer_bytes,
+        "clock_hz": config.clock_hz, "period_ps": rules.PS_PER_S // config.clock_hz,
+        "period_rest": rules.PS_PER_S % config.clock_hz,
+        "slot_cycles": -(-rules.SLOT_BYTES // config.host_bytes),
+        "entry_rows": -(-rules.COMPLETION_BYTES // config.host_bytes), "buffer_bytes": buffer_bytes,
         "payload_reads": config.payload_reads, "bytes_ahead": config.payload_reads * BURST_BYTES,
         "tx_rows": config.tx_buffer_bytes // config.host_bytes, "rx_rows": config.rx_buffer_bytes // config.host_bytes,
         "least_fetch": max(MAX_DESCRIPTOR_SLOTS, model.queue_slots // 4),
@@ -92,8 +92,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
         "overhead_fractions": bus.tlp_overhead_bytes * bus.fractions_per_byte,
         "max_payload": bus.max_payload_bytes, "max_read_request": bus.max_read_request_bytes, "tags": bus.tags,
         "reorder": bus.reorder_cycles,
-        "bit_rate": mac.bit_rate, "byte_ps": 8 * stages.PS_PER_S // mac.bit_rate,
-        "byte_rest": 8 * stages.PS_PER_S % mac.bit_rate, "fifo_bytes": mac.fifo_bytes,
+        "bit_rate": mac.bit_rate, "byte_ps": 8 * rules.PS_PER_S // mac.bit_rate,
+        "byte_rest": 8 * rules.PS_PER_S % mac.bit_rate, "fifo_bytes": mac.fifo_bytes,
         "frame_overhead_bytes": mac.overhead_bytes,
         "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
@@ -143,9 +143,9 @@ def numbers(bus: BusModel) -> np.ndarray:
     record = np.zeros(1, S_LAYOUT)
     for name in _NUMBERS.split():
         if name.startswith("at_") or name == "next_at":
-            record[name] = stages.NEVER
+            record[name] = rules.NEVER
     record["random"] = bus.seed
-    record["decide_why"] = stages.DECIDE_JOB
+    record["decide_why"] = rules.DECIDE_JOB
     for name in ("r_last", "w_first", "w_last", "w_last_before", "granted_last", "granted_receive", "d_ar_last",
                  "p_ar_last", "mac_last", "job_last", "part_began", "gathered", "kept_at", "missed_at"):
         record[name] = -1000
@@ -184,19 +184,19 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("matching", stages.INCOMING, "edge channel length number rows"),
     ("answers", 64, "at length"),
     ("buffer_bursts", stages.ENTRIES, "rows slot channel first count landed"),
-    ("parts", stages.PARTS, "edge at left begun last order end over channel number done tells"),
+    ("parts", receive_rows.PARTS, "edge at left begun last order end over channel number done tells"),
     ("under_way_reads", 256, "due order rows client entry"),
-    ("orders", stages.ORDERS, "edge over kind rows reads at length"),
-    ("port_bursts", stages.PORT_BURSTS, "first last room receives"),
+    ("orders", receive_rows.ORDERS, "edge over kind rows reads at length"),
+    ("port_bursts", receive_rows.PORT_BURSTS, "first last room receives"),
 )
 """Queues and tables of records: their size, by their index or modulo it, and what stands in each."""
 
 _COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
-    ("out", (stages.OUTS, 6)), ("tag_free", stages.TAGS_THAT_BIND), ("header_free", 16),
+    ("out", (rules.OUTS, 6)), ("tag_free", stages.TAGS_THAT_BIND), ("header_free", 16),
     ("d_release", stages.RELEASES), ("p_release", stages.RELEASES), ("r_release", stages.RELEASES),
     ("cw_release", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
     ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)), ("rx_shows", (MAX_CHANNELS, stages.RX_LANDED)),
-    ("cw_first", stages.RELEASES), ("waited", len(stages.WAITS)), ("worked", len(stages.BUSY)),
+    ("cw_first", stages.RELEASES), ("waited", len(rules.WAITS)), ("worked", len(rules.BUSY)),
 )
 
 
@@ -223,7 +223,7 @@ def queues(model: DeviceModel) -> np.ndarray:
     """The record `q`, empty; an array of one."""
     found = np.zeros(1, Q_LAYOUT)
     for name in ("pending", "rx_want"):
-        found["channels"][name] = stages.NEVER
+        found["channels"][name] = rules.NEVER
     found["channels"]["starved_at"] = -1
     for name in ("d_release", "p_release", "r_release", "cw_release", "cw_first", "rw_release"):
         found[name] = -1000

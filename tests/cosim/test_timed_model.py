@@ -24,7 +24,9 @@ from cosim.timing.device_file import DeviceFileError, load_device
 from cosim.timing.explore import Load, bounds, reached
 from cosim.timing.observed import on_model, on_rtl, on_rules
 from cosim.timing.random_cases import KINDS, large_sends, mixed_sends, out_of_order, random_case, receive, small_sends
+from nic_model.timing import receive_rows, stages
 from nic_model.timing.kernel import Kernel, completions, frames, sends
+from rtl import rx_deliver
 
 TINY, WIDE = DEVICES[64], DEVICES[512]
 SEED = 7
@@ -200,6 +202,14 @@ def test_moved_figures_are_named() -> None:
     said = moved(file, other)
     assert len(said) == 3
     assert any(line.startswith("timing.refetch") and "99" in line for line in said)
+
+
+def test_places_between_match_and_port_are_those_of_the_rtl() -> None:
+    """What the rules count there is made of the RTL's sizes: a `StreamFifo` holds two more than its depth."""
+    assert receive_rows.TOKENS_IN_FLIGHT == rx_deliver.PARTS_IN_FLIGHT + 2 + 1
+    assert stages.PARTS_AHEAD == rx_deliver.PARTS_ASKED + 2 + 1 + 4
+    assert stages.PARTS_UNREAD == rx_deliver.PARTS_ASKED + 2 + 1 + 2
+    assert stages.PARTS_NOT_OVER == rx_deliver.PARTS_ASKED + 2 + 1 + receive_rows.TOKENS_IN_FLIGHT
 
 
 # ---------------------------------------------------------------------------------------------- exploring

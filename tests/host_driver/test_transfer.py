@@ -16,14 +16,15 @@ from host_driver.errors import (
     SocketClosed,
 )
 from host_driver.host_tcp import HostTcp
-from host_driver.interface import Offloads
-from host_driver.kernel_sockets import KernelSockets
+from host_driver.interface import NetworkInterface, Offloads
+from host_driver.kernel_sockets import KernelSockets, Socket
 from host_driver.memnet import MemNet
 from host_driver.nic import DeviceError
 from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
 from host_driver.runtime import Future, TaskFailed
 from host_driver.softirq import PerProcessor
 from host_driver.tcp.buffers import Chunk
+from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import LINUX24
 from host_driver.tcp.states import State
 from tests.host_driver.bench import MS, Bench, CountingAccount
@@ -51,6 +52,21 @@ def data(length: int, seed: int = 5) -> bytes:
     return random.Random(seed).randbytes(length)
 
 
+async def uploaded(bench: Bench, interface: NetworkInterface, up: bytes, read_bytes: int) -> tuple[Connection, Socket]:
+    """The peer connects to port 80 and sends; all of it has been read, as it was sent."""
+    sockets = KernelSockets(interface, bench.process)
+    listening = sockets.listen(80)
+    connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
+    connection.send(Chunk(up))
+    bench.peer.push()
+    socket = await sockets.accept(listening)
+    read = bytearray()
+    while len(read) < len(up):
+        read += await socket.read(read_bytes)
+    assert bytes(read) == up
+    return connection, socket
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_coalesced_receives(version: int) -> None:
     """The device merges the peer's segments; the stack takes the large ones, and far fewer of them."""
@@ -61,16 +77,7 @@ def test_coalesced_receives(version: int) -> None:
 
     async def server() -> None:
         interface = await bench.interface(offloads, MODERATED)
-        sockets = KernelSockets(interface, bench.process)
-        listening = sockets.listen(80)
-        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
-        connection.send(Chunk(up))
-        bench.peer.push()
-        socket = await sockets.accept(listening)
-        read = bytearray()
-        while len(read) < length:
-            read += await socket.read(1 << 16)
-        assert bytes(read) == up
+        connection, socket = await uploaded(bench, interface, up, 1 << 16)
         connection.close(bench.kernel.now)
         bench.peer.push()
         assert await socket.read(10) == b""
@@ -118,16 +125,7 @@ def test_bottom_halves_of_several_processors_serve_what_each_was_left() -> None:
 
     async def server() -> bytes:
         interface = await bench.interface(softirqs=softirqs)
-        sockets = KernelSockets(interface, bench.process)
-        listening = sockets.listen(80)
-        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
-        connection.send(Chunk(up))
-        bench.peer.push()
-        socket = await sockets.accept(listening)
-        read = bytearray()
-        while len(read) < len(up):
-            read += await socket.read(4096)
-        assert bytes(read) == up
+        connection, socket = await uploaded(bench, interface, up, 4096)
         await socket.write(down)
         await socket.close()
         got = await bench.peer.read_all(connection)
@@ -170,16 +168,7 @@ def test_sockets_both_ways(barriers: bool, notification: Notification, offloads:
 
     async def server() -> bytes:
         interface = await bench.interface(offloads, notification)
-        sockets = KernelSockets(interface, bench.process)
-        listening = sockets.listen(80)
-        connection = bench.peer.stack.connect(bench.host_ip, 80, bench.kernel.now)
-        connection.send(Chunk(up))
-        bench.peer.push()
-        socket = await sockets.accept(listening)
-        read = bytearray()
-        while len(read) < length:
-            read += await socket.read(4096)
-        assert bytes(read) == up
+        connection, socket = await uploaded(bench, interface, up, 4096)
         await socket.write(down)
         await socket.close()
         got = await bench.peer.read_all(connection)
