@@ -348,10 +348,6 @@ class Queue(Generic[T]):
             self._getters.append(future)
         return future
 
-    def get_nowait(self) -> T | None:
-        """The next item, or None."""
-        return self._items.popleft() if self._items else None
-
 
 def first_of(*futures: Future[Any]) -> Future[int]:
     """A future of the index of the one that finishes first. The others go on."""

@@ -35,11 +35,6 @@ class ApplicationEnd:
         """Whether more bytes will come."""
         return Ended(self._channel.control.read(Word.ENDED))
 
-    @property
-    def is_all_sent(self) -> bool:
-        """Whether the peer has acknowledged all that was put in."""
-        return self._sends.credit_bytes == self._channel.settings.send_bytes
-
     def put(self, data: memoryview) -> int:
         """Copy as much into the send ring as there is credit; how much that was."""
         done = 0

@@ -38,11 +38,6 @@ class State(IntEnum):
     LAST_ACK = 9
     TIME_WAIT = 10
 
-    @property
-    def is_synchronized(self) -> bool:
-        """RFC 9293 §3.3.2: "a synchronized state", in which both ends know each other's sequence numbers."""
-        return self >= State.ESTABLISHED
-
 
 CLOSED, LISTEN, SYN_SENT, SYN_RECEIVED, TIME_WAIT = (
     State.CLOSED, State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, State.TIME_WAIT)

@@ -40,6 +40,17 @@ async def serve(host, port, stop):
     assert not server.is_serving()
     return seen
 
+async def serve_for_a_while(host, port):
+    """What is left when serving for ever is cancelled."""
+    async def handle(reader, writer):
+        writer.close()
+
+    server = await asyncio.start_server(handle, host, port)
+    try:
+        await asyncio.wait_for(server.serve_forever(), 0.01)
+    except TimeoutError:
+        return "cancelled", server.is_serving()
+
 async def fetch(host, port):
     """A client of it; every answer."""
     answers = []

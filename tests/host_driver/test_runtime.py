@@ -182,8 +182,8 @@ def test_a_queue_hands_items_over_in_order_to_who_waits_longest() -> None:
     kernel.run_until(2)
     assert log == [("a", 1), ("b", 2), ("c", 3)]
     assert len(queue) == 1
-    assert queue.get_nowait() == 4
-    assert queue.get_nowait() is None
+    assert queue.get().result() == 4
+    assert len(queue) == 0
 
 
 def test_first_of_tells_which_came_first_and_lets_the_others_go_on() -> None:

@@ -104,6 +104,16 @@ def test_errors_are_those_of_asyncio() -> None:
         "refused", "timeout", (b"abc", 4), "overrun", "long line", b"the next one\n", False, "cancelled"]
 
 
+def test_serving_for_ever_ends_with_whoever_waits_for_it() -> None:
+    theirs = asyncio.run(program(ASYNCIO).serve_for_a_while("127.0.0.1", free_port()))
+    world = World()
+    check = LeakCheck(world)
+    ours = world.start(world.server, lambda _: program(OURS).serve_for_a_while(world.server.ip, PORT), "server")
+    world.run()
+    check.check()
+    assert ours.result == theirs == ("cancelled", False)
+
+
 def test_many_clients_at_once() -> None:
     theirs, ours = over_asyncio("many", 25), over_ours("many", 25)
     assert theirs[0] == ours[0] == [True] * 25

@@ -82,7 +82,7 @@ WAYS: dict[State, Callable[[Dialogue], Connection]] = {
 }
 PEER_NEXT = {State.CLOSE_WAIT: 2, State.CLOSING: 2, State.LAST_ACK: 2, State.TIME_WAIT: 2}
 OWN_NEXT = {State.FIN_WAIT_1: 2, State.FIN_WAIT_2: 2, State.CLOSING: 2, State.LAST_ACK: 2, State.TIME_WAIT: 2}
-SYNCHRONIZED = [s for s in WAYS if s.is_synchronized]
+SYNCHRONIZED = [s for s in WAYS if s >= State.ESTABLISHED]
 
 
 @pytest.mark.parametrize("state", WAYS)
