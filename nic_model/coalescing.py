@@ -53,11 +53,15 @@ _NOT_COMPARED = TcpFlags.CWR | TcpFlags.PSH | TcpFlags.FIN
 _NO_HEAD = TcpFlags.URG | TcpFlags.PSH | TcpFlags.RST | TcpFlags.SYN | TcpFlags.FIN
 
 
+def has_plain_header(info: RxInfo, headers: Headers) -> bool:
+    """Whether checksums are right, and there are neither IPv4 options nor IPv6 extension headers."""
+    right = RxInfo.L4_CHECKSUM_OK in info and (headers.is_ipv6 or RxInfo.L3_CHECKSUM_OK in info)
+    return right and headers.l4 - headers.l3 == (IPV6_HEADER_BYTES if headers.is_ipv6 else IPV4_HEADER_BYTES)
+
+
 def is_candidate(frame: bytes, info: RxInfo, headers: Headers) -> bool:
     """Whether the frame may be part of an aggregate at all."""
-    right = RxInfo.L4_CHECKSUM_OK in info and (headers.is_ipv6 or RxInfo.L3_CHECKSUM_OK in info)
-    plain = headers.l4 - headers.l3 == (IPV6_HEADER_BYTES if headers.is_ipv6 else IPV4_HEADER_BYTES)
-    return (right and plain and headers.fragment & ~_IPV4_DF == 0
+    return (has_plain_header(info, headers) and headers.fragment & ~_IPV4_DF == 0
             and headers.end - headers.l4 >= TCP_HEADER_BYTES and headers.payload_bytes > 0
             and headers.l3 + headers.ip_bytes == len(frame))
 

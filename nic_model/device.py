@@ -204,6 +204,8 @@ class Device:
     def next_deadline(self) -> int | None:
         """Cycle at which `advance` will raise a vector or end an aggregate if nothing else happens, if any."""
         earliest = self._coalescer.next_deadline()
+        if earliest is not None and not self._may_age(earliest):
+            earliest = None
         for vector in self._vectors:
             if vector.deadline is not None and (earliest is None or vector.deadline < earliest):
                 earliest = vector.deadline
@@ -212,11 +214,20 @@ class Device:
     def advance(self, now_cycles: int) -> None:
         """Let time be `now_cycles`, and do what was due until then."""
         self.now_cycles = max(self.now_cycles, now_cycles)
-        self._end(self._coalescer.take_due(self.now_cycles))
+        self._end(self._aged())
         for vector in self._vectors:
             if vector.deadline is not None and vector.deadline <= self.now_cycles:
                 vector.rise()
         self._show_irq()
+
+    def _aged(self) -> Iterator[Aggregate]:
+        """Aggregates that end by their age now."""
+        while (due := self._coalescer.next_deadline()) is not None and due <= self.now_cycles and self._may_age(due):
+            yield from self._coalescer.take_due(due)
+
+    def _may_age(self, deadline_cycles: int) -> bool:
+        """Whether every frame that came before a deadline has been looked at. Here each is as it comes."""
+        return True
 
     # ------------------------------------------------------------------------------------------ registers
 

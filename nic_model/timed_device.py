@@ -12,10 +12,11 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby, zip_longest
 from typing import Any
 
 from nic_model import ring
-from nic_model.coalescing import Aggregate
+from nic_model.coalescing import Aggregate, Verdict
 from nic_model.contract import (
     COMPLETION,
     DOORBELL_STRIDE,
@@ -27,6 +28,7 @@ from nic_model.contract import (
     CompletionKind,
     KeyRight,
     Opcode,
+    RxInfo,
     Status,
 )
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, PAUSE_FRAME_BYTES, VLAN_TAG_BYTES
@@ -35,7 +37,16 @@ from nic_model.flags import IPV4_CHECKSUM, L4_CHECKSUM, TIMESTAMP, VLAN_INSERT
 from nic_model.pause import claims_pause
 from nic_model.receive_parser import passes_filter
 from nic_model.submission import Piece, Submission
-from nic_model.timed_coalescing import TimedCoalescer
+from nic_model.timed_coalescing import (
+    ALL_NEW,
+    APPENDS,
+    DUE,
+    GIVEN,
+    HEAD_AGAIN,
+    LOOKS_AHEAD,
+    NEXT_OLDEST,
+    TimedCoalescer,
+)
 from nic_model.timing import rules, stages
 from nic_model.timing.machine import Machine
 from nic_model.timing.parameters import DeviceModel
@@ -45,10 +56,8 @@ PUSH_BLOCK_BYTES = 64
 NOT_KEPT = -1
 """Channel of a frame that the receive buffer drops."""
 
-LOOK_AHEAD = 3
-"""Cycles in which `RxRings` looks at the next buffer for a segment that does not fit the one that is held: READ, KEEP
-and JUDGE."""
-
+CLOSE_BEFORE = 2
+"""An aggregate's end does not ask the key table, and so comes so many cycles earlier to `RxDeliver`."""
 
 
 @dataclass(slots=True)
@@ -92,6 +101,7 @@ class _Work:
     parts: list[tuple[int, int]] = field(default_factory=list)
     """(address, length) of what is written of a frame."""
     buffers: int = 0
+    appends: bool = False
 
 
 class _Doing(Device):
@@ -103,6 +113,10 @@ class _Doing(Device):
         self.work = _Work()
         self.lives = [0] * model.config.channels
         self.submitted: Callable[[_Channel, Submission, int], None] = lambda channel, submission, status: None
+        self.arrived: dict[int, _Arrived] = {}
+        """Frames that have not been looked at, in order."""
+        self.is_judged = False
+        """Whether one has, and does not have its buffers yet."""
 
     def _carry_out(self, channel: _Channel, submission: Submission) -> None:
         self.work = _Work()
@@ -129,6 +143,11 @@ class _Doing(Device):
             self.work.buffers += len(found)
         return found
 
+    def _append(self, channel: _Channel, aggregate: Aggregate, verdict: Verdict, frame: bytes,
+                info: RxInfo) -> str | None:
+        self.work.appends = True
+        return super()._append(channel, aggregate, verdict, frame, info)
+
     def _write(self, receive: _Receive, data: bytes, slots: list[_Slot]) -> bool:
         before = [(slot, slot.used) for slot in ([] if not receive.slots else [receive.slots[-1]])]
         before += [(slot, 0) for slot in slots]
@@ -152,6 +171,18 @@ class _Doing(Device):
 
     ended: Callable[[], None] | None = None
 
+    def end_aged(self) -> None:
+        """What ends by its age before the frame that is looked at now."""
+        self._end(self.coalescer.age(self.now_cycles))
+
+    def _may_age(self, deadline_cycles: int) -> bool:
+        """Not while a frame waits that came earlier. Once the deadline has passed like that, nothing ends but for a
+        frame, until none is on its way: see `rtl.arrivals.Arrivals`."""
+        if self.is_judged or not self.arrived:
+            return not self.is_judged
+        first_edge = next(iter(self.arrived.values())).first_edge
+        return deadline_cycles <= first_edge and (self.now_cycles <= deadline_cycles or self.now_cycles < first_edge)
+
 
 class TimedDevice:
     """One device, with bytes and in time.
@@ -174,7 +205,6 @@ class TimedDevice:
         self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._sent: dict[tuple[int, int], _Sent] = {}
-        self._arrived: dict[int, _Arrived] = {}
         self._receives: dict[int, deque[_Entry]] = {}
         self._arrivals = self._closes = 0
         self._written = [0] * model.config.channels
@@ -185,6 +215,9 @@ class TimedDevice:
         self._deadline, self._deadline_unknown = rules.NEVER, True
         self._asked = self.machine.numbers["asked"].data
         self._tables, self._channels = self.machine.tables, self.machine.tables["channels"]
+        self._coalescer_free = self._closed = self._before = -1000
+        self._stores = 0
+        self._ahead = int(self.machine.p.arrived_to_write - self.machine.p.keep_delay)
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
         self.doing.submitted = self._submitted
         self.doing.ended = self._tell_ended
@@ -278,8 +311,11 @@ class TimedDevice:
                     sent.entry.fields["timestamp"] = c
             elif kind == rules.COMPLETED:
                 self._completed(a, b, d, e)
-            elif kind == rules.DROPPED and c == rules.FIFO_FULL and self._arrived.pop(a, None) is not None:
+            elif kind == rules.MATCHED or (kind == rules.DROPPED and c == rules.NO_BUFFER):
+                self.doing.is_judged, self._deadline_unknown = False, True
+            elif kind == rules.DROPPED and c == rules.FIFO_FULL and self.doing.arrived.pop(a, None) is not None:
                 self.doing.counters["rx_fifo_full"] += 1
+                self._deadline_unknown = True
 
     # ------------------------------------------------------------------------------------------ registers
 
@@ -401,7 +437,8 @@ class TimedDevice:
                 channel = NOT_KEPT
         first = self.machine.call("arrive", self.now, channel, len(frame), number)
         if channel != NOT_KEPT:
-            self._arrived[number] = _Arrived(frame, bad, first)
+            doing.arrived[number] = _Arrived(frame, bad, int(first))
+            self._deadline_unknown = True
 
     def _match(self) -> None:
         """The stages ask which buffers a frame has."""
@@ -410,11 +447,13 @@ class TimedDevice:
         self._deadline_unknown = True
         wait = int(numbers["wait_head"][0]) & stages.INCOMING - 1
         number = int(tables["matching"]["number"][wait])
-        arrived = self._arrived.pop(number)
         doing = self.doing
+        arrived = doing.arrived.pop(number)
+        doing.is_judged = True
         doing.work = work = _Work()
         doing.now_cycles = arrived.first_edge
-        doing.ended, doing.coalescer.cycles, doing.coalescer.appends = None, 0, False
+        doing.ended = None
+        doing.end_aged()
         drop = doing._deliver(arrived.data, arrived.bad)
         doing.ended = self._tell_ended
         doing.now_cycles = self.now
@@ -422,13 +461,9 @@ class TimedDevice:
             doing.counters[drop] += 1
         own = work.receive
         mine = [entry for receive, entry in work.entries if receive is own and own is not None]
-        self._tell([entry for receive, entry in work.entries if receive is not own or own is None],
-                   self.now - int(self.machine.p.keep_delay))
+        self._tell_closed([(receive, entry) for receive, entry in work.entries if receive is not own or own is None],
+                          int(tables["matching"]["edge"][wait]), work)
         numbers["answered"][0] = 1
-        numbers["answer_delay"][0] = doing.coalescer.cycles
-        if doing.coalescer.appends and work.buffers:
-            # each further buffer is looked at before the rest of the one that is held is given
-            numbers["answer_looks"][0] = LOOK_AHEAD + self.model.timing.match_further * (work.buffers - 1)
         if own is None:
             numbers["answer_buffers"][0] = NOT_KEPT
             return
@@ -445,23 +480,64 @@ class TimedDevice:
             self._receives[number] = deque(mine)
             self._begun += len(mine)
 
-    def _tell_ended(self) -> None:
-        """Aggregates have ended by themselves, or by a register."""
-        entries = [entry for _, entry in self.doing.work.entries]
-        self.doing.work.entries = []
-        self._tell(entries, self.now)
+    def _tell_closed(self, entries: list[tuple[Any, _Entry]], edge: int, work: _Work) -> None:
+        """Aggregates have ended before the frame that was judged, whose edge this is; and when its own turn comes."""
+        coalescer, numbers = self.doing.coalescer, self.machine.numbers
+        numbers["answer_edge"][0] = -1
+        numbers["answer_skip"][0] = numbers["answer_appends"][0] = numbers["answer_merges"][0] = 0
+        # the rings have done with the frame before this one
+        self._closed = max(self._closed, int(numbers["match_ends"][0]) + GIVEN + self._stores)
+        self._stores = 0
+        if coalescer.is_alone:
+            self._coalescer_free = self._before = -1000
+            return
+        begins = max(edge, self._coalescer_free)
+        for its, cycles in zip_longest(_of_each(entries), coalescer.closes):
+            begins += self._close(its or [], begins + (cycles or 0))
+        told = begins + coalescer.cycles
+        told = max(told, self._before + 1)
+        looks = max(told, self._closed) + 1
+        given = looks - 1
+        if coalescer.appends and not work.appends:
+            given += HEAD_AGAIN
+        elif coalescer.appends:
+            given += APPENDS
+            if work.buffers:
+                given += LOOKS_AHEAD - APPENDS + self.model.timing.match_further * (work.buffers - 1)
+                given += ALL_NEW if len(work.parts) == work.buffers else 0
+            numbers["answer_skip"][0] = coalescer.skips
+        numbers["answer_edge"][0] = given
+        numbers["answer_appends"][0] = work.appends
+        numbers["answer_merges"][0] = coalescer.merges
+        self._coalescer_free = told + 1
+        self._stores = int(coalescer.keeps_open)
+        self._before = self._closed
 
-    def _tell(self, entries: list[_Entry], edge: int) -> None:
-        """Completions of aggregates that ended, behind what is on its way to memory."""
-        by_channel: dict[int, list[_Entry]] = {}
-        for entry in entries:
-            by_channel.setdefault(entry.channel.number, []).append(entry)
-        for channel, its in by_channel.items():
+    def _close(self, entries: list[_Entry], edge: int) -> int:
+        """The coalescer says at an edge that an aggregate has ended. Returns how long that had to wait."""
+        told = max(edge, self._before + 1)
+        self._before = self._closed
+        self._closed = max(told, self._closed) + 2
+        if entries:
             number = self._closes | 1 << 30
             self._closes += 1
-            self._receives[number] = deque(its)
-            self._begun += len(its)
-            self.machine.call("close_receive", edge, channel, number, len(its))
+            self._receives[number] = deque(entries)
+            self._begun += len(entries)
+            self.machine.call("close_receive", self._closed - GIVEN + self._ahead - CLOSE_BEFORE,
+                              entries[0].channel.number, number, len(entries))
+        return told - edge
+
+    def _tell_ended(self) -> None:
+        """Aggregates have ended by themselves, or by a register."""
+        work = self.doing.work
+        self._closed = max(self._closed, int(self.machine.numbers["match_ends"][0]) + GIVEN + self._stores)
+        self._stores = 0
+        edge = max(self.now + DUE, self._coalescer_free + DUE)
+        for its in _of_each(work.entries):
+            self._close(its, edge)
+            self._coalescer_free = edge + 1
+            edge += NEXT_OLDEST
+        work.entries = []
 
     # ------------------------------------------------------------------------------------------ completion, event
 
@@ -514,3 +590,8 @@ class TimedDevice:
     def _may_rise(self, channel: _Channel) -> bool:
         """Whether an event of a channel may move an interrupt line: its vector's, or the one for errors."""
         return channel.arming.armed or channel.arming.fired or self.doing._error_channels != 0
+
+
+def _of_each(entries: list[tuple[Any, _Entry]]) -> list[list[_Entry]]:
+    """The completions of each receive."""
+    return [[entry for _, entry in its] for _, its in groupby(entries, key=lambda pair: id(pair[0]))]

@@ -98,10 +98,13 @@ class Coalescer(wiring.Component):
     the aggregate with its hash, if there is one: so no segment overtakes those of its flow. The rules stand in
     `nic_model.coalescing`.
 
-    With 16 contexts and a bus of 16 bytes: a frame that is no TCP 1 cycle, a TCP frame without payload 8, a segment
-    that is appended 20, one that opens an aggregate 28. While coalescing is off and nothing is open, each takes 1.
+    With 16 contexts and a bus of 16 bytes: a frame that is no TCP 2 cycles, a TCP frame without payload 9, a segment
+    that is appended 20, one that opens an aggregate 28. While nothing is open, a frame by itself takes 1.
 
-    An aggregate ends `COALESCE_TICKS` after its first segment came. When all contexts are taken, the oldest ends.
+    An aggregate ends `COALESCE_TICKS` after its first segment came. What belongs to it is a matter of the times at
+    which frames came, not of when their turn is here: a segment that came earlier is appended, however long it waited;
+    one that came then or later finds it ended. So the same frames always become the same receives. When all contexts
+    are taken, the oldest ends.
 
     Parameters
     ----------
@@ -117,6 +120,8 @@ class Coalescer(wiring.Component):
     task : what is to be done.
     drain_request, flushed : end all aggregates and open none; none is open, and the end of each was taken.
     now : cycle count.
+    clear, clear_time : whether every frame that came before `now` has been offered and taken; every one that came
+        before `clear_time` has, unless one is offered. See `rtl.arrivals.Arrivals`.
     next_deadline, deadline_valid : when the oldest aggregate ends by its age.
     """
 
@@ -130,7 +135,8 @@ class Coalescer(wiring.Component):
             "header_release": Out(1),
             "task": Out(stream.Signature(rx_task(config))),
             "drain_request": In(1), "flushed": Out(1),
-            "now": In(TIME_BITS), "next_deadline": Out(TIME_BITS), "deadline_valid": Out(1),
+            "now": In(TIME_BITS), "clear": In(1), "clear_time": In(TIME_BITS),
+            "next_deadline": Out(TIME_BITS), "deadline_valid": Out(1),
             "active": Out(1),
         })
         self._rows = rows
@@ -173,8 +179,8 @@ class Coalescer(wiring.Component):
         m.submodules.headers = headers = Ram(shape=8 * config.host_bytes, depth=contexts * self._rows)
         opens, closes = Signal(), Signal()
         closing = Signal.like(context)
-        changes = Signal()  # of what is open
-        oldest, is_due, has_room, ages = self._keep_age(m, is_open, opens, changes, context, ticks)
+        ends = Signal()  # something that was open
+        oldest, is_due, is_known, has_room, ages = self._keep_age(m, is_open, opens, ends, context, ticks)
 
         # -- the segment's header
         tagged, ipv6 = has(RxInfo.VLAN), has(RxInfo.IPV6)
@@ -240,14 +246,30 @@ class Coalescer(wiring.Component):
                         m.d.comb += moves.eq(1)
                         end_context(oldest)
                 with m.Elif(self.frame.valid):
-                    with m.If(has(RxInfo.TCP) & any_open):
+                    with m.If(any_open):
                         m.d.comb += moves.eq(1)
-                        m.next = "SEARCH"
+                        m.next = "AGE"
+                        with m.If(has(RxInfo.TCP) & may_hold):
+                            m.next = "SEARCH"
                     with m.Elif(may_hold):
                         m.d.comb += [moves.eq(1), starts.eq(1)]
                         m.next = "COMPARE"
                     with m.Elif(free):
                         take_frame(kind_of=TaskKind.FRAME, stays=0)
+
+            # Whether the oldest has ended for this frame must be known before anything is said of it: of one that
+            # cannot be appended, here; of another, in COUNT at the latest.
+            with m.State("AGE"):
+                with m.If(is_due):
+                    m.d.comb += moves.eq(1)
+                    end_context(oldest)
+                with m.Elif(~is_known):
+                    m.d.comb += moves.eq(1)
+                with m.Elif(has(RxInfo.TCP)):
+                    m.d.comb += moves.eq(1)
+                    m.next = "SEARCH"
+                with m.Elif(free):
+                    take_frame(kind_of=TaskKind.FRAME, stays=0)
 
             # A row of tags is compared in one cycle and looked at in the next.
             with m.State("SEARCH"):
@@ -259,7 +281,9 @@ class Coalescer(wiring.Component):
                     search_row.eq(search_row + 1), match_row.eq(search_row),
                     match.eq(Cat(tag.read_data == frame.hash for tag in tags) & row_open),
                 ]
-                with m.If(match.any()):
+                with m.If(is_due):
+                    end_context(oldest)
+                with m.Elif(match.any()):
                     m.d.sync += [found.eq(1), context.eq(Cat(_first(match), match_row))]
                     m.next = "FOUND"
                 with m.Elif(search_row == contexts // WAYS):
@@ -279,7 +303,9 @@ class Coalescer(wiring.Component):
 
             with m.State("COMPARE"):
                 m.d.comb += moves.eq(1)
-                with m.If(header["done"]):
+                with m.If(is_due):
+                    end_context(oldest)
+                with m.Elif(header["done"]):
                     m.next = "LENGTHS"
             with m.State("LENGTHS"):
                 m.d.comb += moves.eq(1)
@@ -307,7 +333,10 @@ class Coalescer(wiring.Component):
                 m.d.sync += [
                     id_stays.eq(id_step == 0), id_counts.eq(id_step == state.segments), has_size.eq(total <= limit),
                 ]
-                m.next = "DECIDE"
+                with m.If(is_due):
+                    end_context(oldest)
+                with m.Elif(is_known | ~any_open):
+                    m.next = "DECIDE"
             with m.State("DECIDE"):
                 with m.If(appends):
                     with m.If(free):
@@ -361,7 +390,7 @@ class Coalescer(wiring.Component):
         m.d.comb += [
             # in a state that says something, unless it waits; and there something moves if there is room
             tasks.may_enter.eq((fsm.ongoing("IDLE") & self.frame.valid)
-                               | Cat(fsm.ongoing(state) for state in ("DECIDE", "OPEN", "PASS", "CLOSE")).any()),
+                               | Cat(fsm.ongoing(state) for state in ("AGE", "DECIDE", "OPEN", "PASS", "CLOSE")).any()),
             tasks.i.valid.eq(emits), task.kind.eq(kind), task.context.eq(emitted_context),
             task.keeps_open.eq(keeps_open), task.header_bytes.eq(header["end"]), task.payload_bytes.eq(payload),
             *(task.frame[name].eq(frame[name]) for name, _ in task.frame.shape()),
@@ -386,12 +415,12 @@ class Coalescer(wiring.Component):
                 tag.write_en.eq(opens & (context[:exact_log2(WAYS)] == way)),
                 tag.write_addr.eq(context[exact_log2(WAYS):]), tag.write_data.eq(frame.hash),
             ]
-        m.d.comb += changes.eq(opens | closes | (appended & ~keeps_open))
+        m.d.comb += ends.eq(closes | (appended & ~keeps_open))
         with m.If(opens):
             m.d.sync += [is_open.bit_select(context, 1).eq(1), any_open.eq(1)]
-        for ends, number in ((appended & ~keeps_open, context), (closes, closing)):
+        for event, number in ((appended & ~keeps_open, context), (closes, closing)):
             others = Cat(is_open[n] & (number != n) for n in range(contexts)).any()
-            with m.If(ends):
+            with m.If(event):
                 m.d.sync += [is_open.bit_select(number, 1).eq(0), any_open.eq(others)]
 
         # Tasks that say something of an aggregate and have not been taken; behind the last of them all have ended.
@@ -437,10 +466,10 @@ class Coalescer(wiring.Component):
             m.d.sync += limit.eq(Mux(write.data[16:].any(), MAX_COALESCED_BYTES, write.data))
         return ticks, limit, self.write.valid
 
-    def _keep_age(self, m, is_open, opens, changes, context, ticks):
-        """The oldest open aggregate, and when its time has come. Aggregates are noted as they open; those that have
-        ended otherwise are passed over. What is known of the oldest is a cycle old; so it is not used in the cycle
-        behind a change."""
+    def _keep_age(self, m, is_open, opens, ends, context, ticks):
+        """The oldest open aggregate; whether its time has come for the frame that is offered, or without one, for all
+        that may still come; whether that is known. Aggregates are noted as they open; those that have ended otherwise
+        are passed over. What is known of the oldest is a cycle old; so it is not used in the cycle behind an end."""
         m.submodules.openings = openings = StreamFifo(shape=_Opening, depth=OPENINGS)
         m.submodules.serials = serials = SmallRam(shape=_SERIAL_BITS, depth=self.config.coalesce_contexts)
         serial = Signal(_SERIAL_BITS)
@@ -456,15 +485,15 @@ class Coalescer(wiring.Component):
         # The sum in two steps.
         number, its_serial = Signal.like(context), Signal(_SERIAL_BITS)
         low, high = Signal(33), Signal(TIME_BITS - 32)
-        adds, stands, loads, lives, is_live, has_changed = (
-            Signal(name=n) for n in ("adds", "stands", "loads", "lives", "is_live", "has_changed"))
+        adds, stands, loads, lives, is_live, has_ended = (
+            Signal(name=n) for n in ("adds", "stands", "loads", "lives", "is_live", "has_ended"))
         m.d.comb += [
             loads.eq(openings.o.valid & ~adds & ~stands), openings.o.ready.eq(loads),
             serials.read_addr.eq(number),
             lives.eq(is_open.bit_select(number, 1) & (serials.read_data == its_serial)),
-            self.deadline_valid.eq(stands & is_live & ~has_changed),
+            self.deadline_valid.eq(stands & is_live & ~has_ended),
         ]
-        m.d.sync += [adds.eq(loads), is_live.eq(lives), has_changed.eq(changes)]
+        m.d.sync += [adds.eq(loads), is_live.eq(lives), has_ended.eq(ends)]
         with m.If(loads):
             m.d.sync += [
                 number.eq(oldest.context), its_serial.eq(oldest.serial), low.eq(oldest.time[:32] + ticks),
@@ -474,14 +503,17 @@ class Coalescer(wiring.Component):
             m.d.sync += [stands.eq(1), self.next_deadline.eq(Cat(low[:32], high + low[32]))]
         with m.Elif(stands & ~is_live):
             m.d.sync += stands.eq(0)
-        ahead = Signal(_ORDER_BITS)
-        m.d.comb += ahead.eq(self.now[:_ORDER_BITS] - self.next_deadline[:_ORDER_BITS])
-        comes_due, was_due = Signal(), Signal()
-        m.d.comb += comes_due.eq(stands & is_live & ~ahead[-1])
-        m.d.sync += was_due.eq(comes_due)
-        ages = (openings.active | loads | adds | (stands & ~is_live) | (lives != is_live) | changes | has_changed
-                | (comes_due != was_due))
-        return number, was_due & self.deadline_valid, openings.i.ready, ages
+        time, ahead = Signal(_ORDER_BITS), Signal(_ORDER_BITS)
+        comes_due, was_due, was_valid = (Signal(name=n) for n in ("comes_due", "was_due", "was_valid"))
+        m.d.comb += [
+            time.eq(Mux(self.frame.valid, self.frame.payload.time, Mux(self.clear, self.now, self.clear_time))),
+            ahead.eq(time - self.next_deadline[:_ORDER_BITS]),
+            comes_due.eq(stands & is_live & ~ahead[-1]),
+        ]
+        m.d.sync += [was_due.eq(comes_due), was_valid.eq(self.deadline_valid)]
+        ages = (openings.active | loads | adds | (stands & ~is_live) | (lives != is_live) | ends | has_ended
+                | (comes_due != was_due) | (was_valid != self.deadline_valid))
+        return (number, was_due & self.deadline_valid, was_valid & self.deadline_valid, openings.i.ready, ages)
 
     def _read_header(self, m, headers, context, variant, starts, copies):
         """Reads the oldest header row by row, and compares it with the context's, or copies it there.
@@ -533,7 +565,7 @@ class Coalescer(wiring.Component):
                     for name, offset in _fields(which).items():
                         at = offset % width
                         word = Cat(own.word_select(at + 1, 8), own.word_select(at, 8))
-                        with m.If(valid[1] & ~copying & (number[1] == offset // width)):
+                        with m.If(valid[1] & ~copying & ~begins & (number[1] == offset // width)):
                             m.d.sync += values[name].eq(word)
                             if name == "control":
                                 m.d.sync += is_known.eq(1)
@@ -572,8 +604,8 @@ class Coalescer(wiring.Component):
             m.d.sync += differs.eq(differs | (unequal & inside).any())
         m.d.comb += finishes.eq(Mux(
             copying, valid[1] & (number[1] == last_row), is_known & valid[3] & (number[3] >= last_row)))
-        m.d.sync += done.eq(finishes & ~done & reads)
-        with m.If(done):
+        m.d.sync += done.eq(finishes & ~done & reads & ~begins)
+        with m.If(done & ~begins):  # one that was given up may come to its end as the next begins
             m.d.sync += [reads.eq(0), compares.eq(0)]
         return {**values, "differs": differs, "end": end, "done": done}
 

@@ -37,6 +37,7 @@ class MacRx(wiring.Component):
     write : register writes, for RX_ENABLE.
     now : cycle count.
     row : rows of `rx_row`.
+    begins, skipped : see `rtl.arrivals.Arrivals`.
     """
 
     def __init__(self, config: NicConfig):
@@ -46,6 +47,7 @@ class MacRx(wiring.Component):
             "write": In(Strobe(RegisterWrite)),
             "now": In(TIME_BITS),
             "row": Out(Strobe(rx_row(config))),
+            "begins": Out(1), "skipped": Out(Strobe(TIME_BITS)),
             "active": Out(1),
         })
 
@@ -84,6 +86,10 @@ class MacRx(wiring.Component):
             is_told.eq(~self.drop | (beat.last & self.damaged)),
         ]
         m.d.sync += self.row.valid.eq(beat_valid & ends_row & is_told)
+        m.d.comb += [
+            self.begins.eq(taken & ~inside),
+            self.skipped.valid.eq(beat_valid & beat.last & ~is_told), self.skipped.payload.eq(beat_time),
+        ]
         with m.If(beat_valid):
             m.d.sync += [
                 place.eq(Mux(ends_row, 0, place + 1)),

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from nic_model.contract import NicConfig
+from rtl.arrivals import Arrivals
 from rtl.coalescer import Coalescer
 from rtl.interfaces import (
     TIME_BITS,
@@ -100,6 +101,7 @@ class Receive(wiring.Component):
         m.submodules.pause_rx = pause_rx = PauseReceive(self.config)
         m.submodules.parser = parser = Parser(self.config)
         m.submodules.buffer = buffer = RxBuffer(self.config)
+        m.submodules.arrivals = arrivals = Arrivals()
         m.submodules.coalescer = coalescer = Coalescer(self.config)
         m.submodules.rings = rings = RxRings(self.config)
         m.submodules.deliver = deliver = RxDeliver(self.config)
@@ -124,6 +126,12 @@ class Receive(wiring.Component):
             buffer.header_read.eq(coalescer.header_read), buffer.header_row.eq(coalescer.header_row),
             coalescer.header_data.eq(buffer.header_data), buffer.header_release.eq(coalescer.header_release),
         ]
+        m.d.comb += [
+            arrivals.begins.eq(mac_rx.begins), arrivals.ended.eq(buffer.ended), arrivals.offered.eq(buffer.offered),
+            coalescer.clear.eq(arrivals.clear), coalescer.clear_time.eq(arrivals.time),
+        ]
+        connect(m, mac_rx.skipped, arrivals.skipped)
+        connect(m, buffer.dropped, arrivals.dropped)
         connect(m, rings.matched, deliver.matched)
         connect(m, deliver.key_request, flipped(self.key_request))
         connect(m, flipped(self.key_answer), deliver.key_answer)
@@ -165,6 +173,6 @@ class Receive(wiring.Component):
             self.count_rx_oversize.valid.eq(Cat(oversize).any()),
             self.count_rx_oversize.payload.amount.eq(sum(oversize)),
             self.active.eq(Cat(block.active for block in (
-                mac_rx, pause_rx, parser, buffer, coalescer, rings, deliver, gather)).any()),
+                mac_rx, pause_rx, parser, buffer, arrivals, coalescer, rings, deliver, gather)).any()),
         ]
         return m

@@ -84,6 +84,7 @@ class RxBuffer(wiring.Component):
     order : what to do with them.
     o : rows of frames that were ordered.
     fill : rows in the buffer, those of the frame under way among them.
+    ended, dropped, offered : see `rtl.arrivals.Arrivals`.
     count_frames_in, count_bad_frames, count_oversize, count_filtered, count_fifo_full : strobes.
     """
 
@@ -97,6 +98,7 @@ class RxBuffer(wiring.Component):
             "order": In(stream.Signature(rx_order(config))),
             "o": Out(stream.Signature(buffered_row(config))),
             "fill": Out(exact_log2(config.rx_buffer_bytes // config.host_bytes) + 1),
+            "ended": Out(1), "dropped": Out(Strobe(TIME_BITS)), "offered": Out(1),
             **{f"count_{name}": Out(Strobe(CountAmount)) for name in
                ("frames_in", "bad_frames", "oversize", "filtered", "fifo_full")},
             "active": Out(1),
@@ -147,6 +149,7 @@ class RxBuffer(wiring.Component):
         m.d.comb += ends.eq(self.row.valid & row.last)
         counted = [ends]
         changes_room = Signal()
+        time = self._time_of_frame(m)
         self._count(m, "frames_in", ends)
         for name, reason in reasons.items():
             applies = Signal(name=f"drops_{name}")
@@ -159,9 +162,11 @@ class RxBuffer(wiring.Component):
             entries.i.valid.eq(keeps),
             entries.i.payload.channel.eq(row.channel), entries.i.payload.length.eq(row.length),
             entries.i.payload.info.eq(row.info), entries.i.payload.checksum.eq(row.checksum),
-            entries.i.payload.time.eq(self._time_of_frame(m)),
+            entries.i.payload.time.eq(time),
             entries.i.payload.hash.eq(row.hash), entries.i.payload.header.eq(self._keep_header(m, keeps)),
             changes_room.eq(has_room != has_room_next),
+            self.ended.eq(ends), self.dropped.valid.eq(ends & refused), self.dropped.payload.eq(time),
+            self.offered.eq(keeps | (entries.level != 0)),
         ]
         with m.If(keeps):
             m.d.sync += committed.eq(behind)

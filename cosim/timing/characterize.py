@@ -85,21 +85,6 @@ def _arrivals(count: int, length: int, period: float = 1) -> tuple[Arrival, ...]
     return tuple(Arrival(cycle=100 + round(number * period), length=length) for number in range(count))
 
 
-def _mixed(total_bytes: int, mac_bytes: int) -> tuple[Arrival, ...]:
-    """Frames of all sizes without a pause, of so many bytes together."""
-    found: list[Arrival] = []
-    cycle = 100
-    while total_bytes > 0:
-        length = MIXED_BYTES[len(found) % len(MIXED_BYTES)]
-        found.append(Arrival(cycle=cycle, length=length))
-        cycle += -(-length // mac_bytes)
-        total_bytes -= length
-    return tuple(found)
-
-
-MIXED_BYTES = (1514, 60, 200, 700, 64, 1000, 130, 1280, 400)
-
-
 def _first_frame(found: Observed) -> float:
     return found.frames[0][0]
 
@@ -134,7 +119,6 @@ def _reads(client: int) -> Callable[[Observed], list[float]]:
 
 def probes(config: NicConfig) -> Iterator[Probe]:
     """All that are solved by the rules, in packet order."""
-    from rtl.dma_write import RECEIVE_WRITES
 
     reads = config.payload_reads
     small = [_send(14)] * 60
@@ -208,11 +192,6 @@ def probes(config: NicConfig) -> Iterator[Probe]:
                 128)
     yield Probe("slots_to_write", case(arrivals=_arrivals(200, 60, 4), bus=bus(1000)), _all_done,
                 "200 frames of 60 bytes without a pause, 1,000 cycles of latency: their completions", 0, 128)
-    # half of what comes has found its place in memory when the next burst wants one
-    overload = case(arrivals=_mixed(6 * config.rx_buffer_bytes, config.mac_bytes),
-                    bus=bus(200, RECEIVE_WRITES * BURST_BYTES * 2 // config.mac_bytes))
-    yield Probe("beat_to_row", overload, _all_done,
-                f"{len(overload.arrivals)} frames of 60 to 1,514 bytes to a bus that takes half: completions", 8, 24)
 
 
 # Figures that the ports show directly.
@@ -329,7 +308,7 @@ def characterize(config: NicConfig, say: Say, library: Path | None = None) -> De
 
 
 START = {"header_to_frame": 16, "plain_to_frame": 16, "sent_to_write": 15, "arrived_to_write": 40,
-         "slot_to_payload": 20, "bell_to_fetch": 14, "used_to_fetch": 30, "slots_to_write": 30, "beat_to_row": 15,
+         "slot_to_payload": 20, "bell_to_fetch": 14, "used_to_fetch": 30, "slots_to_write": 30,
          "refetch": 12, "freed_to_fetch": 10, "piece_first": 3, "piece_further": 4,
          "freed_before_fetch": 4, "match_interval": 3, "burst_interval": 2, "decision_interval": 4,
          "match_further": 4, "gather_interval": 3, "response_to_room": 5, "fetch_overhead": 2, "slot_to_read": 4,

@@ -83,8 +83,6 @@ class StageTiming:
     arm_to_irq: int
     """`Doorbells`, `Events`: from an arm's beat to the interrupt line, if something came meanwhile."""
 
-    beat_to_row: int
-    """`MacRx`, `Parser`: from a frame's last beat to its last row in the receive buffer."""
     arrived_to_write: int
     """`MacRx`, `Parser`, `RxBuffer`, `Coalescer`, `RxRings`, `RxDeliver`, `DmaWrite`: from a frame's last beat to the
     first that is written of it."""

@@ -13,7 +13,7 @@ from nic_model.timing.rules import BURST, NEVER, rows_between, rule, step
 PARTS = 256
 """Places for parts of frames between match and port."""
 
-TOKENS_IN_FLIGHT, OVER_TO_DECIDE = 35, 2
+TOKENS_IN_FLIGHT, OVER_TO_DECIDE = 35, 4
 """Parts of frames between `RxDeliver`'s decision and the bus's response to their last burst: 34 in a FIFO, one before
 it. And from that response to the decision on another."""
 
@@ -25,24 +25,47 @@ DECIDED_TO_WRITE = 13
 """Cycles from `RxDeliver`'s decision on an order to the first beat of its rows at the port: its register, the order
 that is taken, the buffer's memory and output, `Aligner` 4, `StreamFifo` 3, `DmaWrite`'s output and its handshake."""
 
+FRAME_TO_WRITE = DECIDED_TO_WRITE + 9
+"""From a frame's turn at the coalescer, if nothing waits: 3 until the rings give it its buffer, 6 until the key table
+has answered and `RxDeliver` decides."""
+
+ROW_TO_WRITE = FRAME_TO_WRITE + 5
+"""From a frame's last row in the receive buffer: its entry, and the FIFO of entries. `rtl.mac_rx` and `rtl.parser` have
+the cycles before that, which depend on the widths."""
+
 TAKEN_TO_PORT = 2
 """The last two of these: from a row that leaves `StreamFifo` to its beat."""
+
+ROWS_SETTLE = 100
+"""Cycles after which the rows that are followed are where they are, all registers being empty at first."""
+
+ROWS_KNOWN = 7
+"""Cycles by which the rows are followed later than what happens, since a burst is granted so much before it is
+written."""
+
+ROW_HEADS = 16384
+"""Cycles of which it is kept how far the receive buffer was read: longer than a frame takes from a MAC that is ten
+times slower than the device."""
 
 LINK_ROOM = 2
 """Commands between `RxDeliver` and `DmaWrite`: a `SkidBuffer`."""
 
 
 @step
-def order_rows(s: Any, q: Any, edge: int, kind: int, rows: int, reads: int, at: int, length: int) -> int:
+def order_rows(s: Any, q: Any, edge: int, kind: int, rows: int, drops: int, reads: int, swallows: int, at: int,
+               length: int) -> int:
     """What the receive buffer is to do with its next rows, behind what it was told before. Returns its number. `edge`:
-    when its first burst could be written if nothing were in its way; `rows` that are done with then, `reads` of rows,
-    which go to `length` bytes at `at`."""
+    when its first burst could be written if nothing were in its way; `rows` that are done with then, `drops` of which
+    go before all others, `reads` of rows, which go to `length` bytes at `at`; `swallows`: the first of these fills no
+    row by itself."""
     order = q.orders[s.order_tail & ORDERS - 1]
     order.edge = edge - DECIDED_TO_WRITE
     order.over = NEVER
     order.kind = kind
     order.rows = rows
+    order.drops = drops
     order.reads = reads
+    order.swallows = swallows
     order.at = at
     order.length = length
     s.order_tail += 1
@@ -74,14 +97,16 @@ def follow_rows(s: Any, q: Any, now: int) -> None:
     """Follow all rows from an edge on. Those that are on their way to the port count as if they were in the buffer: it
     is half full, so they will have left it when it is full."""
     s.row_follows = 1
-    s.row_now = now
+    s.row_settled = NEVER
+    s.row_settles = now + ROWS_SETTLE
+    s.row_now = s.row_begins = now - TAKEN_TO_PORT  # then the first row of the next burst leaves at the earliest
     s.row_head = s.rows_done
     s.row_order = s.row_taken = s.row_cut = s.order_head
     s.row_over = max(0, s.order_head - TOKENS_IN_FLIGHT - 1)
     s.row_tokens = 0
     for number in range(s.row_over, s.order_head):
         s.row_tokens += q.orders[number & ORDERS - 1].kind != GONE
-    s.row_left = s.row_shares = s.row_spills = s.row_dropping = s.row_cut_left = s.row_cutting = 0
+    s.row_left = s.row_shares = s.row_spills = s.row_swallows = s.row_dropping = s.row_cut_left = s.row_cutting = 0
     s.row_valid = s.row_command = s.row_link = s.row_burst = s.row_claimed = s.row_granted = 0
     s.row_waiting = s.row_out = s.row_spill = s.row_stage1 = s.row_stage2 = s.row_stage3 = s.row_stage4 = 0
     s.row_stored = s.row_fetched = s.row_given = s.row_owed = s.row_unclaimed = s.row_counts = 0
@@ -93,12 +118,13 @@ def follow_rows(s: Any, q: Any, now: int) -> None:
         s.row_order += 1
         s.row_taken += 1
         s.row_cut += 1
-        s.row_head += min(s.part_rows, order.rows)
+        s.row_head += min(s.part_rows + order.drops, order.rows)
         s.row_left = max(0, order.reads - s.part_rows)
-        s.row_shares = order.reads > order.rows
+        s.row_shares = order.reads + order.drops > order.rows
         s.row_cut_at = part.at
         s.row_cut_left = part.left
         s.row_cutting = part.left > 0
+    q.row_heads[s.row_now & ROW_HEADS - 1] = s.row_head
 
 
 @step
@@ -177,14 +203,15 @@ def move_rows(p: Any, s: Any, q: Any) -> None:
     s.row_fetched = fetches or (s.row_fetched and not advances)
     if moves:
         s.row_stage4, s.row_stage3, s.row_stage2 = s.row_stage3, s.row_stage2, s.row_stage1
-        s.row_stage1 = s.row_out > 0 or s.row_spill
+        s.row_stage1 = (s.row_out > 0 and s.row_out != SWALLOWED) or s.row_spill
         s.row_spill = takes and s.row_out == SPILLS
     if steps:
         s.row_out = s.row_waiting
     elif takes:
         s.row_out = 0
     if reads:
-        s.row_waiting = SPILLS if ends and s.row_spills else 1
+        s.row_waiting = SPILLS if ends and s.row_spills else SWALLOWED if s.row_swallows else 1
+        s.row_swallows = 0
         s.row_left -= 1
         s.row_head += not (ends and s.row_shares)
     elif steps:
@@ -214,17 +241,23 @@ def move_rows(p: Any, s: Any, q: Any) -> None:
         order = q.orders[s.row_taken & ORDERS - 1]
         s.row_taken += 1
         s.row_left = order.reads
-        s.row_shares = order.reads > order.rows
-        s.row_spills = rows_between(order.at, order.length, p.host_log2) > order.reads
-        s.row_dropping = order.rows if order.kind == GONE else 0
+        s.row_shares = order.reads + order.drops > order.rows
+        s.row_swallows = order.swallows
+        s.row_spills = rows_between(order.at, order.length, p.host_log2) > order.reads - order.swallows
+        s.row_dropping = order.rows if order.kind == GONE else order.drops
     if decides:
         kind = q.orders[s.row_order & ORDERS - 1].kind
+        q.orders[s.row_order & ORDERS - 1].decided = now
         s.row_valid = kind != NOTHING
         s.row_command = kind == GIVEN
         s.row_tokens += kind != GONE
         s.row_order += 1
+    if s.row_settles == now:
+        s.row_settled = s.row_order
     s.row_now += 1
+    q.row_heads[s.row_now & ROW_HEADS - 1] = s.row_head
 
 
-SPILLS = 2
-"""A row whose bytes spread over two in the host's lanes, of which the second has nothing behind it."""
+SPILLS, SWALLOWED = 2, 3
+"""A row whose bytes spread over two in the host's lanes, of which the second has nothing behind it; and one that leaves
+room in the row where it begins, so that it goes with the next."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from nic_model.timing.receive_rows import (
+    DECIDED_TO_WRITE,
     GIVEN,
     GONE,
     NOTHING,
@@ -27,6 +28,8 @@ from nic_model.timing.receive_rows import (
     OVER_TO_DECIDE,
     PARTS,
     PORT_BURSTS,
+    ROW_HEADS,
+    ROWS_KNOWN,
     TOKENS_IN_FLIGHT,
     follow_rows,
     move_rows,
@@ -1163,6 +1166,7 @@ def keep_frame(p: Any, s: Any, q: Any) -> None:
         stored = _rows_stored(p, s, q, now, last, frame.length, rows)
     else:
         s.row_follows = 0
+        s.row_settled = NEVER
     if stored < rows or frame.channel < 0:
         s.rows_missed, s.missed_at = stored, last
         if frame.channel >= 0:
@@ -1200,7 +1204,8 @@ def _rows_stored(p: Any, s: Any, q: Any, now: int, last: int, length: int, rows:
             seen -= 1
         if row == 0 and s.missed_at == cycle - 1:
             seen += s.rows_missed
-        if seen - s.row_head > p.rx_rows - 2:
+        kept = max(s.row_begins, s.row_now - ROW_HEADS + 1)
+        if seen - q.row_heads[max(cycle - 1, kept) & ROW_HEADS - 1] > p.rx_rows - 2:
             return row
         before = cycle
     return rows
@@ -1214,6 +1219,13 @@ def plan_match(p: Any, s: Any, q: Any) -> None:
     """When the next frame looks for a buffer."""
     if s.wait_head == s.wait_tail:
         s.at_match = NEVER
+    elif s.order_tail - PARTS_ASKED >= s.row_settled:
+        s.at_match = max(q.matching[s.wait_head & INCOMING - 1].edge, s.match_free)
+        if s.order_tail - PARTS_ASKED >= s.row_order:
+            s.at_match = max(s.at_match, s.row_now + ROWS_KNOWN)
+            s.match_waits = s.at_match > s.w_last + ROWS_REST
+            if s.match_waits:
+                s.at_match = NEVER  # nothing moves until the port takes another row
     elif s.parts_tail - s.parts_up >= PARTS_AHEAD or s.parts_tail - s.parts_read >= PARTS_UNREAD:
         s.at_match = NEVER
         s.match_waits = 1
@@ -1231,6 +1243,13 @@ PARTS_AHEAD, PARTS_UNREAD = 15, 13
 """Parts of frames between match and port: one behind `RxRings`, 10 in `RxDeliver`'s FIFO, 4 commands between it and the
 burst that is up next. And between match and the last row that has left the receive buffer: those 11, and 2 orders."""
 
+ROWS_REST = 50
+"""Cycles after which all rows stand still if the port takes none."""
+
+PARTS_ASKED, DECIDED_TO_MATCH = 11, 2
+"""Parts between match and `RxDeliver`'s decision, as above; and from a decision back to the edge of the match that it
+makes room for: the rings give a buffer a cycle behind it, and 3 behind that edge."""
+
 SEEN_BEHIND, WOKEN_BEHIND = 2, 4
 """A slot that lands so much later than a frame's turn would be is not seen at its first look any more; then the frame
 is matched so much later at least: `RxRings`'s states LOOK, KEEP and JUDGE, and READ, WAIT, LOOK_AGAIN and READ between
@@ -1241,6 +1260,15 @@ them."""
 def match(p: Any, s: Any, q: Any) -> bool:
     """Give the oldest frame its buffers, or drop it. True: the host must say which they are."""
     now = s.at_match
+    if s.order_tail - PARTS_ASKED >= s.row_settled:
+        asked = s.order_tail - PARTS_ASKED
+        while asked >= s.row_order and s.row_now + ROWS_KNOWN <= now:
+            move_rows(p, s, q)
+        if asked >= s.row_order:
+            plan_match(p, s, q)
+            return False
+        now = max(q.matching[s.wait_head & INCOMING - 1].edge, s.match_free)
+        now = max(now, q.orders[asked & ORDERS - 1].decided - DECIDED_TO_MATCH)
     wait = s.wait_head & INCOMING - 1
     waiting = q.matching[wait]
     ahead = p.arrived_to_write - p.keep_delay
@@ -1251,17 +1279,14 @@ def match(p: Any, s: Any, q: Any) -> bool:
         if not s.answered:
             return True
         needed = s.answer_buffers
-        if s.answer_delay >= 0:
-            # what the coalescer takes to find the frame's place, frame after frame
-            waiting.edge = max(waiting.edge, s.coalesce_free) + s.answer_delay
-            s.coalesce_free = waiting.edge + 1
-            s.answer_delay = -1
+        # what the coalescer takes to find the frame's place
+        waiting.edge = max(waiting.edge, s.answer_edge)
         s.answered = 0
-        now = max(now, waiting.edge) + s.answer_looks
-        s.answer_looks = 0
+        now = max(now, waiting.edge)
+    s.match_ends = now
     if needed < 0 or own.rx_posted - own.rx_used < needed:
         put(s, q, DROPPED, waiting.number, now, NO_BUFFER, 0, 0)
-        order_rows(s, q, now + ahead, GONE, waiting.rows, 0, 0, 0)
+        order_rows(s, q, now + ahead, GONE, waiting.rows, 0, 0, 0, 0, 0)
         s.match_free = now + p.match_interval
         s.wait_head += 1
         plan_match(p, s, q)
@@ -1280,7 +1305,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
     parts_now = s.answer_parts if p.asks else needed
     left = waiting.length
     edge = now
-    if needed > 1:
+    if needed > 1 and not s.answer_appends:
         edge += needed * p.match_further
     if needed > 0:
         shows = edge - p.keep_delay + p.used_to_fetch
@@ -1290,7 +1315,8 @@ def match(p: Any, s: Any, q: Any) -> bool:
         own.rx_want = min(own.rx_want, shows)
         plan_prefetch(p, s, q)
     put(s, q, MATCHED, waiting.number, edge - p.keep_delay, channel, 0, 0)
-    begin = 0
+    begin = s.answer_skip
+    merges = (p.asks and s.answer_merges) or parts_now > 1
     for part in range(parts_now):
         place = s.parts_tail & PARTS - 1
         at = q.answers[part].at if p.asks else 0
@@ -1298,17 +1324,22 @@ def match(p: Any, s: Any, q: Any) -> bool:
         left -= p.buffer_bytes
         last = part == parts_now - 1
         # a row that a part leaves off in is read again for the next
-        reads = rows_between(begin, length, p.host_log2)
-        begin = (begin & p.host_bytes - 1) + length
-        rows = waiting.rows if last else begin >> p.host_log2
+        reads, drops = rows_between(begin, length, p.host_log2), begin >> p.host_log2
+        begin &= p.host_bytes - 1
+        swallows = int(reads > 1 and begin > at & p.host_bytes - 1)
+        begin += length
+        rows = waiting.rows if last else drops + (begin >> p.host_log2)
+        begin &= p.host_bytes - 1
         waiting.rows -= rows
-        q.parts[place].edge = edge + ahead
+        q.parts[place].late = swallows + (drops > 0)
+        q.parts[place].edge = edge + ahead + q.parts[place].late
+        q.parts[place].kind = MERGED if merges else ALONE
         q.parts[place].at = at
         q.parts[place].left = length
         q.parts[place].begun = 0
         q.parts[place].over = NEVER
         q.parts[place].last = last
-        q.parts[place].order = order_rows(s, q, edge + ahead, GIVEN, rows, reads, at, length)
+        q.parts[place].order = order_rows(s, q, edge + ahead, GIVEN, rows, drops, reads, swallows, at, length)
         s.rows_to_leave += rows_between(at, length, p.host_log2)
         q.parts[place].end = s.rows_to_leave
         q.parts[place].channel = channel
@@ -1316,6 +1347,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
         q.parts[place].done = 0
         q.parts[place].tells = s.answer_tells if p.asks else needed
         s.parts_tail += 1
+        s.match_ends = edge
         edge += p.match_interval
     s.match_free = max(now + p.match_interval, edge)
     s.wait_head += 1
@@ -1440,10 +1472,19 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
         s.at_write = NEVER
         return
     place = s.parts_head & PARTS - 1
+    if q.parts[place].kind == CLOSE:
+        # nothing is written
+        s.write_ready = s.at_write = max(q.parts[place].edge, s.part_began)
+        return
     s.write_ready = q.rw_release[s.receive_writes - p.receive_writes & RELEASES - 1] + p.response_to_room
+    s.row_first = s.row_ready
     if not q.parts[place].begun:
-        s.write_ready = max(s.write_ready, max(q.parts[place].edge, s.part_began + PART_CYCLES))
-    s.at_write = max(max(granted(s, s.write_ready, 1), s.rows_free), port_free(p, s))
+        s.row_first = max(max(q.parts[place].edge, s.part_began + PART_CYCLES), s.row_ready + q.parts[place].late)
+        if s.parts_head >= TOKENS_IN_FLIGHT:
+            over = q.parts[s.parts_head - TOKENS_IN_FLIGHT & PARTS - 1].over
+            s.row_first = max(s.row_first, over + OVER_TO_DECIDE + DECIDED_TO_WRITE)
+    s.write_ready = max(s.write_ready, s.row_first)
+    s.at_write = max(granted(s, s.write_ready, 1), port_free(p, s))
 
 
 @rule
@@ -1453,17 +1494,18 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     place = s.parts_head & PARTS - 1
     part = q.parts[place]
     at, left = part.at, part.left
-    if port_free(p, s) > now:
+    if port_free(p, s) > now and part.kind != CLOSE:
         plan_write(p, s, q)
         return
-    if not part.begun:
+    if not part.begun and part.kind != CLOSE:
         part.begun = 1
-        s.part_began = now
+        s.part_began = s.row_first
     length = min(left, BURST - (at & BURST - 1))
     if length > 0:
         rows = rows_between(at, length, p.host_log2)
         take_port(s, now, rows, s.write_ready, 1)
-        s.rows_free = now + rows
+        # the next row is there a cycle behind the last, or was before, if they had to wait
+        s.row_ready = max(s.row_first + rows, s.w_last + 1 - p.rows_buffered)
         s.part_rows += rows
         s.rows_left += rows
         note_burst(s, q, now, s.w_last, s.write_ready, 1)
@@ -1475,15 +1517,10 @@ def write_burst(p: Any, s: Any, q: Any) -> None:
     part.at = at + length
     part.left = left - length
     if left == length:
-        s.part_done = max(s.part_done, part.done + p.response_to_write)
-        s.part_over = max(s.part_over, part.done)
-        part.over = s.part_over
-        q.orders[part.order & ORDERS - 1].over = s.part_over
+        part.over = gather(p, s, q, part)
+        q.orders[part.order & ORDERS - 1].over = part.over
         s.parts_head += 1
         orders_done(s, q, part.order)
-        if part.last:
-            for buffer in range(part.tells):
-                tell_receive(p, s, q, part.channel, part.number, s.part_done + buffer * p.gather_interval)
     _let_match(p, s, q, now)
     plan_write(p, s, q)
 
@@ -1506,9 +1543,11 @@ def _let_match(p: Any, s: Any, q: Any, now: int) -> None:
         if unread and s.parts_tail - s.parts_read < PARTS_UNREAD:
             unread = False
             free = max(free, now + max(0, row - 1))
-    if s.match_waits and s.parts_tail - s.parts_up < PARTS_AHEAD and s.parts_tail - s.parts_read < PARTS_UNREAD:
+    if s.match_waits and (s.order_tail - PARTS_ASKED >= s.row_settled or (
+            s.parts_tail - s.parts_up < PARTS_AHEAD and s.parts_tail - s.parts_read < PARTS_UNREAD)):
         s.match_waits = 0
-        s.match_free = max(s.match_free, free)
+        if s.order_tail - PARTS_ASKED < s.row_settled:
+            s.match_free = max(s.match_free, free)
         plan_match(p, s, q)
 
 
@@ -1527,20 +1566,51 @@ def close_receive(p: Any, s: Any, q: Any, edge: int, channel: int, number: int, 
     part.left = 0
     part.begun = 0
     part.last = 1
-    part.order = order_rows(s, q, edge, NOTHING, 0, 0, 0, 0)
+    part.order = order_rows(s, q, edge, NOTHING, 0, 0, 0, 0, 0, 0)
+    part.late = 0
+    part.kind = CLOSE
     part.end = s.rows_to_leave
     part.over = NEVER
     part.channel = channel
     part.number = number
-    part.done = edge
+    part.done = edge + CLOSED_TO_OVER
     part.tells = tells
     s.parts_tail += 1
     if s.at_write == NEVER:
         plan_write(p, s, q)
 
 
-GATHER_CYCLES = 2
-"""From one receive that is told of to the next at least: `RxGather` tells of one in 2 cycles."""
+CLOSED_TO_OVER = -DECIDED_TO_WRITE + 2
+"""From the edge of an aggregate's end to its turn in `RxDeliver`, counted as if the bus answered: the decision, its
+register, and the FIFO of tokens."""
+
+
+# rtl/rx_gather.py
+
+ALONE, MERGED, CLOSE = range(3)
+"""Kinds of parts: a frame in one buffer; another part of a frame, or of an aggregate; an aggregate's end."""
+
+GATHER_CYCLES, GATHER_MERGED, READ_MERGED, READ_CLOSED = 2, 3, 5, 3
+"""Cycles of `RxGather`: from one receive that is told of to the next at least; of a part that is kept; from a part that
+closes to its first buffer, later than one that is alone; from an aggregate's end likewise."""
+
+
+@rule
+def gather(p: Any, s: Any, q: Any, part: Any) -> int:
+    """The bus has answered a part: what is told of, one buffer after the other. Returns when its token is over."""
+    over = max(part.done, s.gather_free)
+    s.gather_free = over + 1
+    if part.kind == MERGED:
+        s.gather_free = over + GATHER_MERGED
+    told = over + p.response_to_write
+    if part.last and part.tells > 0:
+        if part.kind != ALONE:
+            told += READ_MERGED if part.kind == MERGED else READ_CLOSED
+        for _ in range(part.tells):
+            tell_receive(p, s, q, part.channel, part.number, told)
+            s.gather_free = max(s.gather_free, s.gathered - p.response_to_write + 1)
+            told = s.gathered + p.gather_interval
+    return int(over)
 
 
 @rule

@@ -64,7 +64,8 @@ _SIZES = (
     "entry_rows buffer_bytes payload_reads "
     "bytes_ahead tx_rows rx_rows least_fetch slices read_latency write_latency fractions_per_byte duplex "
     "overhead_fractions max_payload max_read_request tags reorder bit_rate fifo_bytes frame_overhead_bytes "
-    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap keep_delay descriptors piece_places traced asks"
+    "min_frame_bytes sink_cycles_100 source_cycles_100 source_gap beat_to_row keep_delay descriptors piece_places "
+    "traced asks"
 )
 
 P_LAYOUT = np.dtype([(name, np.int64) for name in (*StageTiming.names(), *Queues.names(), *_SIZES.split())])
@@ -97,8 +98,8 @@ def parameters(model: DeviceModel, bus: BusModel, mac: MacModel, *, buffer_bytes
         "frame_overhead_bytes": mac.overhead_bytes,
         "min_frame_bytes": mac.min_frame_bytes, "sink_cycles_100": -(-10_000 // mac.sink_percent),
         "source_cycles_100": -(-10_000 // mac.source_percent), "source_gap": mac.source_gap_cycles,
-        # a burst is granted up to 5 cycles before its beats
-        "keep_delay": model.timing.beat_to_row + 5,
+        "beat_to_row": model.timing.arrived_to_write - receive_rows.ROW_TO_WRITE,
+        "keep_delay": model.timing.arrived_to_write - receive_rows.FRAME_TO_WRITE,
         "descriptors": 1 << config.max_ring_log2,
         # two to a slot, of those in the rings and of those that the device has taken out of them
         "piece_places": min(stages.PIECES, 4 * config.channels << config.max_ring_log2),
@@ -124,15 +125,17 @@ _NUMBERS = (
     "complete_free completion_ready "
     "token_was_tx batch_tail completion_writes source_free in_head in_tail wait_head "
     "wait_tail match_free parts_head parts_tail parts_up parts_read rows_left rows_to_leave "
-    "match_waits part_done part_began write_ready "
+    "match_waits part_began write_ready "
     "gathered starved_channel prefetch_free prefetch_last "
-    "r_out_free r_bursts r_streamed rows_free receive_writes asked answered answer_buffers answer_parts "
-    "answer_tells answer_delay answer_looks coalesce_free piece_tail entered arrived waits port_tail "
-    "rows_kept kept_at rows_missed missed_at rows_done part_rows order_head order_tail row_follows row_now "
+    "r_out_free r_bursts r_streamed row_ready row_first receive_writes asked answered answer_buffers answer_parts "
+    "answer_tells answer_edge answer_skip answer_merges answer_appends match_ends gather_free piece_tail entered "
+    "arrived waits port_tail "
+    "rows_kept kept_at rows_missed missed_at rows_done part_rows order_head order_tail row_follows row_settles "
+    "row_settled row_begins row_now "
     "row_head row_order row_taken row_cut row_cut_at row_cut_left row_cutting row_valid row_command row_link row_burst "
     "row_claimed row_counts row_unclaimed row_grant row_granted row_port row_owed row_left row_shares row_spills "
-    "row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored row_fetched "
-    "row_given row_over row_tokens part_over decide_why"
+    "row_swallows row_dropping row_waiting row_out row_spill row_stage1 row_stage2 row_stage3 row_stage4 row_stored "
+    "row_fetched row_given row_over row_tokens part_over decide_why"
 )
 
 S_LAYOUT = np.dtype([(name, np.int64) for name in _NUMBERS.split()] + [("random", np.uint64)])
@@ -145,9 +148,11 @@ def numbers(bus: BusModel) -> np.ndarray:
         if name.startswith("at_") or name == "next_at":
             record[name] = rules.NEVER
     record["random"] = bus.seed
+    record["answer_edge"] = -1
+    record["row_settled"] = rules.NEVER
     record["decide_why"] = rules.DECIDE_JOB
     for name in ("r_last", "w_first", "w_last", "w_last_before", "granted_last", "granted_receive", "d_ar_last",
-                 "p_ar_last", "mac_last", "job_last", "part_began", "gathered", "kept_at", "missed_at"):
+                 "p_ar_last", "mac_last", "job_last", "part_began", "gathered", "gather_free", "kept_at", "missed_at"):
         record[name] = -1000
     return record
 
@@ -184,9 +189,9 @@ _NUMBERS_OF: tuple[tuple[str, int | tuple[int, ...], str], ...] = (
     ("matching", stages.INCOMING, "edge channel length number rows"),
     ("answers", 64, "at length"),
     ("buffer_bursts", stages.ENTRIES, "rows slot channel first count landed"),
-    ("parts", receive_rows.PARTS, "edge at left begun last order end over channel number done tells"),
+    ("parts", receive_rows.PARTS, "edge at left begun last order end over channel number done tells late kind"),
     ("under_way_reads", 256, "due order rows client entry"),
-    ("orders", receive_rows.ORDERS, "edge over kind rows reads at length"),
+    ("orders", receive_rows.ORDERS, "edge over kind rows drops reads swallows at length decided"),
     ("port_bursts", receive_rows.PORT_BURSTS, "first last room receives"),
 )
 """Queues and tables of records: their size, by their index or modulo it, and what stands in each."""
@@ -196,7 +201,8 @@ _COLUMNS: tuple[tuple[str, int | tuple[int, ...]], ...] = (
     ("d_release", stages.RELEASES), ("p_release", stages.RELEASES), ("r_release", stages.RELEASES),
     ("cw_release", stages.RELEASES), ("rw_release", stages.RELEASES), ("batch_token", stages.TOKENS),
     ("rx_landed", (MAX_CHANNELS, stages.RX_LANDED)), ("rx_shows", (MAX_CHANNELS, stages.RX_LANDED)),
-    ("cw_first", stages.RELEASES), ("waited", len(rules.WAITS)), ("worked", len(rules.BUSY)),
+    ("row_heads", receive_rows.ROW_HEADS), ("cw_first", stages.RELEASES),
+    ("waited", len(rules.WAITS)), ("worked", len(rules.BUSY)),
 )
 
 

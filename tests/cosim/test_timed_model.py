@@ -51,7 +51,8 @@ MIXED = (1514, 60, 200, 700, 64, 1000, 130, 1280, 400)
 
 
 @pytest.mark.parametrize(("config", "sizes"), [
-    (TINY, (60,)), (TINY, (60, 90)), (TINY, (61, 257, 1514)), (TINY, MIXED), (WIDE, (61, 257, 1514)), (WIDE, MIXED)])
+    (TINY, (60,)), (TINY, (60, 90)), (TINY, (61, 257, 1514)), (TINY, MIXED), (WIDE, (61, 257, 1514)), (WIDE, MIXED),
+    (WIDE, (60,)), (WIDE, (60, 90))])
 def test_the_same_frames_are_dropped(config, sizes: tuple[int, ...]) -> None:
     """More arrives than memory takes: the full receive buffer drops those frames that it drops in the RTL."""
     rng, arrivals, cycle = random.Random(f"{SEED} {sizes}"), [], 100
@@ -66,6 +67,16 @@ def test_the_same_frames_are_dropped(config, sizes: tuple[int, ...]) -> None:
     assert 10 < delivered < len(arrivals) - 10, "none was dropped, or nearly all"
     assert rtl.rings == timed.rings
     assert rtl.memory == timed.memory
+
+
+@pytest.mark.parametrize(("number", "seed"), [(11, 2), (11, 4), (23, 4), (19, 2)])
+def test_full_buffers_of_segments_and_waiting_frames(number: int, seed: int) -> None:
+    """Workloads that fill the widest device's receive buffer, with segments that are coalesced, or while slots are
+    fetched: each cycle counts for who is dropped, and nearly all times are those of the RTL."""
+    case = random_case(number, WIDE, seed)
+    found = compare(WIDE, load_device(WIDE.name), build(WIDE), case, "")
+    assert found.same, f"{case.name}: {found.why} differ"
+    assert percentile(found.errors, 90) <= 0.05, f"{case.name}: times are off"
 
 
 @pytest.mark.parametrize("config", [TINY, WIDE], ids=["64", "512"])

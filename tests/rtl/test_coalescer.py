@@ -1,9 +1,11 @@
 """The coalescer by itself against Linux's rules."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
+from nic_model.coalescing import Coalescer as ModelCoalescer
 from nic_model.contract import NicConfig, OperationMask, RxInfo, channel_register, register
 from nic_model.receive_parser import parse_received
 from rtl.coalescer import OPENINGS, Coalescer
@@ -47,6 +49,7 @@ class Surroundings:
 
     async def set_up(self, ctx, *, ticks=FAR, limit=0xFFFF, operations=OperationMask.COALESCE):
         dut = self.dut
+        ctx.set(dut.clear, 1)
         for address, value in ((register("COALESCE_TICKS"), ticks), (register("COALESCE_BYTES"), limit),
                                (channel_register("CHANNEL_OPERATIONS", 0), operations)):
             await self.bench.strobe(ctx, dut.write, {"address": address, "data": value})
@@ -205,6 +208,92 @@ def test_age_is_a_deadline_of_the_first_segment():
     base = 1 << 32
     assert told == [(base - 500, 0, None), (base + 499, 0, base + 500), (base + 500, 1, base + 900),
                     (base + 600, 2, base + 1000), (base + 1000, 3, None)]
+
+
+def test_without_a_frame_age_waits_for_what_is_on_its_way():
+    """The deadline passes while a frame may be on its way that came before it; so nothing ends, until it is known that
+    none is: because another was dropped that came later, or because all is clear."""
+    around = Surroundings(MIDDLE)
+    dut = around.dut
+    told = []
+
+    async def main(ctx):
+        async def ends():
+            await around.settle(ctx)
+            told.append(len([event for event in around.events() if event[0] == "end"]))
+
+        await around.set_up(ctx, ticks=1000)
+        for flow, time in ((1, 0), (2, 600)):
+            await around.send(ctx, Segment(flow, payload=bytes(40)), time=time)
+        ctx.set(dut.clear, 0)
+        ctx.set(dut.now, 5000)
+        await ends()
+        ctx.set(dut.clear_time, 999)
+        await ends()
+        ctx.set(dut.clear_time, 1000)
+        await ends()
+        ctx.set(dut.clear, 1)
+        await ends()
+
+    around.bench.add(main)
+    around.bench.run()
+    assert told == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("config", "seed"), [(NARROW, 1), (MIDDLE, 2), (WIDE, 3)],
+                         ids=lambda v: getattr(v, "name", v))
+def test_the_times_of_frames_decide_and_not_when_they_are_offered(config, seed):
+    """Frames come at times of their own, and are offered later, each by another delay, while nothing is clear. The
+    model ends what is due when a frame came, and then looks at the frame."""
+    rng = random.Random(f"times {seed}")
+    streams = Streams(rng, 10, deviation=0.05)
+    ticks, frames, time = 900, [], 1000
+    for _ in range(250):
+        time += rng.choice((1, 20, 100, 100, 400))
+        frames.append((streams.segment() if rng.random() < 0.9 else None, time))
+    around = Surroundings(config, seed=seed, stall=0.1)
+    dut = around.dut
+
+    async def main(ctx):
+        await around.set_up(ctx, ticks=ticks)
+        ctx.set(dut.clear, 0)
+        for segment, came in frames:
+            ctx.set(dut.now, came + rng.randrange(5000))
+            if rng.random() < 0.3:
+                await idle(ctx, rng.randrange(30))
+            if segment is None:
+                await around.bench.send(ctx, dut.frame, {"channel": 0, "length": 60, "info": 0, "time": came})
+            else:
+                await around.send(ctx, segment, time=came)
+        await around.settle(ctx)
+
+    around.bench.add(main)
+    around.bench.run(max_cycles=80_000)
+
+    model = ModelCoalescer(config.coalesce_contexts)
+    model.ticks = ticks
+    expected = []
+    for number, (segment, came) in enumerate(frames):
+        expected += [("end", ended.receive) for ended in model.take_due(came)]
+        if segment is None:
+            expected.append(("alone", number))
+            continue
+        frame = segment.frame()
+        verdict = model.judge(frame, parse_received(frame).info, came, may_open=True)
+        expected += [("end", ended.receive) for ended in verdict.ended]
+        if verdict.aggregate is None:
+            expected.append(("alone", number))
+        elif verdict.opens:
+            verdict.aggregate.receive = number
+            expected.append(("open", number))
+        else:
+            expected.append(("append", number, verdict.aggregate.receive))
+            if verdict.is_last:
+                expected.append(("end", verdict.aggregate.receive))
+    assert around.events() == expected, f"seed {seed}"
+    by_age = sum(a[0] == "end" and b[0] == "end" for a, b in pairwise(expected))
+    assert by_age > 10
+    assert sum(event[0] == "append" for event in expected) > 40
 
 
 @pytest.mark.parametrize("how", ["drain", "ticks", "operations"])
