@@ -22,6 +22,7 @@ ITEMS: dict[str, dict[str, str]] = {
         "write": "a write or send call on a socket, without copies and TCP",
         "close": "a close call",
         "connect": "a connect call",
+        "poll": "a poll call on a socket, to see whether it can be read",
         "smp_connection": "locks, line bouncing and migration for a connection on a multiprocessor",
     },
     "copy": {
@@ -76,7 +77,13 @@ ITEMS: dict[str, dict[str, str]] = {
         "batch": "a look at a completion ring by polling",
         "bus_wait": "a processor that used the bus waited for another's poll; booked by the processor model",
     },
-    "san": {},
+    "san": {
+        "post": "a descriptor written for an adapter of the system area network, and its doorbell rung",
+        "poll": "a look at an adapter's completion queue",
+        "wait": "the system's part of a wait for a completion that slept, beside interrupt, waking and switch",
+        "register_memory": "memory registered with an adapter, or taken back",
+        "create_vi": "a VI created, and connected or accepted",
+    },
     "file_system": {
         "open": "a cached file looked up",
         "read_byte": "a byte copied from the file cache to the application",
