@@ -230,6 +230,13 @@ class HostTcp:
         await self._interface.nic.deregister_memory(key)
         await account.settle()
 
+    async def open_channels(self, wanted: int, account: Account) -> int:
+        """Channels are memory alone: all."""
+        return wanted
+
+    async def close_channels(self, count: int, account: Account) -> None:
+        """Nothing to give back."""
+
     # ------------------------------------------------------------------------------------------ connections
 
     @property
@@ -324,6 +331,10 @@ class HostTcp:
         """The waking of a process is work of whoever runs the stack."""
         charge_waking(self._interface)
 
+    def charge_sleep(self, account: Account) -> None:
+        """The switch back to it."""
+        account.charge("context_switch", "switch")
+
     # ------------------------------------------------------------------------------------------ ends
 
     async def shutdown(self, connection: HostTcpConnection, direction: Direction, account: Account) -> None:
@@ -352,12 +363,9 @@ class HostTcp:
         connection.close()
         await connection.endpoint.abort(account)
 
-    def is_at_rest(self, connection: HostTcpConnection) -> bool:
-        """Whether the peer has acknowledged all that was sent and the end, or the connection is gone."""
-        return connection.is_at_rest
-
     async def wait_for_rest(self, connection: HostTcpConnection, timeout_ps: int | None, account: Account) -> bool:
-        """Sleep until `is_at_rest`; False if that is not so in time."""
+        """Sleep until the peer has acknowledged all that was sent and the end, or the connection is gone; False if that
+        is not so in time."""
         kernel, late = self.kernel, False
 
         def expire() -> None:
