@@ -248,6 +248,10 @@ class Adapter:
         self._vis[number] = _Vi(self, number, sends, receives)
         return number
 
+    def disconnect(self, vi: int) -> None:
+        """Break the connection."""
+        self._vis[vi].break_up("the connection was broken off")
+
     def destroy_vi(self, vi: int) -> None:
         """Disconnect it and forget it."""
         gone = self._vis.pop(vi)

@@ -117,6 +117,9 @@ class SanPort(Protocol):
     def create_vi(self, sends: CompletionQueue, receives: CompletionQueue) -> int:
         """A VI whose work queues complete in these."""
 
+    def disconnect(self, vi: int) -> None:
+        """Break the connection: what was posted at either end completes with an error."""
+
     def destroy_vi(self, vi: int) -> None:
         """Disconnect it, if need be, and forget it: nothing that was posted completes any more."""
 
