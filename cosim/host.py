@@ -138,11 +138,13 @@ def memory_bytes(spec: RunSpec) -> int:
 class MemNetTransport:
     """MemNet: a response is put together in registered memory and sent from there; the process goes on at once.
 
-    Each process has a few response buffers. When all are still being sent it waits for the oldest.
+    Each process has a few response buffers. When all are still being sent it waits for the oldest. `is_sync`: it waits
+    for each.
     """
 
     def __init__(self, memnet: MemNet, listening: MemNetSocket, requests: MemoryRegion, responses: MemoryRegion,
-                 response_bytes: int) -> None:
+                 response_bytes: int, *, is_sync: bool) -> None:
+        self._is_sync = is_sync
         self._memnet = memnet
         self._listening = listening
         self._requests = requests
@@ -152,12 +154,13 @@ class MemNetTransport:
         self._sending: deque[tuple[Job, int]] = deque()
 
     @classmethod
-    async def open(cls, memnet: MemNet, listening: MemNetSocket, response_bytes: int) -> MemNetTransport:
+    async def open(cls, memnet: MemNet, listening: MemNetSocket, response_bytes: int, *,
+                   is_sync: bool = False) -> MemNetTransport:
         """Make the channels, register memory for requests, and for responses of up to `response_bytes`."""
         try:
             await memnet.start()
             return cls(memnet, listening, await memnet.register_mem(RECEIVE_BYTES),
-                       await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes)
+                       await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes, is_sync=is_sync)
         except MemoryError:
             await memnet.exit(is_dead=True)
             raise
@@ -194,6 +197,12 @@ class MemNetTransport:
 
     async def send(self, socket: MemNetSocket, offset: int, length: int) -> None:
         """Post the send of a response buffer, which comes back when its job is done."""
+        if self._is_sync:
+            try:
+                await self._memnet.sync_send(socket, self._responses, offset, length)
+            finally:
+                self._free.append(offset)
+            return
         try:
             job = await self._memnet.async_send(socket, self._responses, offset, length)
         except NetworkError:

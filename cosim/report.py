@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cosim.engines.base import SystemResult
+from cosim.engines.base import NodeResult, SystemResult
 from cosim.results import Configuration
 from cosim.shares import drawn
 from cosim.systems import BASELINES
@@ -129,6 +129,10 @@ def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
         values = [result.cycles.get(category, 0.0) for result in results]
         if any(values):
             row(f"  {category}", values, ",.0f")
+    if any(result.nodes for result in results):
+        row("TCP server nodes' cycles a request",
+            [sum(sum(node.cycles.values()) for node in result.nodes) for result in results], ",.0f")
+        row("TCP server nodes busy, %", [_busy_percent(result.nodes) for result in results], ",.1f")
     row("interrupts a request", [result.interrupts for result in results], ",.2f")
     row("DMA bytes read a request", [result.dma_read_bytes for result in results], ",.0f")
     row("DMA bytes written a request", [result.dma_write_bytes for result in results], ",.0f")
@@ -140,17 +144,27 @@ def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
     return table
 
 
+def _busy_percent(nodes: Sequence[NodeResult]) -> float:
+    """Of all processors of all nodes; 0 without any."""
+    busy = [share.busy for node in nodes for share in node.processors]
+    return 100 * sum(busy) / len(busy) if busy else 0.0
+
+
 def processor_table(console: Console, results: Sequence[SystemResult]) -> Table:
     """Whom each processor worked for."""
     table = _table(console, "Processors, % of the time under load", "", "user", "system", "of it interrupt, softirq",
                    "idle")
     table.add_column("busy over time, blank to @", justify="left", no_wrap=True)
     for result in results:
-        for number, (share, categories) in enumerate(zip(result.processors, result.processor_categories, strict=True)):
-            urgent = sum(categories.get(category, 0.0) for category in _URGENT)
-            busy = [interval.processors[number].busy for interval in result.over_time]
-            table.add_row(f"{result.system}, {number}", *(f"{100 * value:.1f}" for value in (
-                share.user, share.system, urgent, share.idle)), drawn(busy, DRAWN_COLUMNS))
+        machines: list[tuple[str, SystemResult | NodeResult]] = [(result.system, result)]
+        machines += [(f"{result.system}, node {number}", node) for number, node in enumerate(result.nodes)]
+        for name, machine in machines:
+            for number, (share, categories) in enumerate(zip(machine.processors, machine.processor_categories,
+                                                             strict=True)):
+                urgent = sum(categories.get(category, 0.0) for category in _URGENT)
+                busy = [interval.processors[number].busy for interval in machine.over_time]
+                table.add_row(f"{name}, {number}", *(f"{100 * value:.1f}" for value in (
+                    share.user, share.system, urgent, share.idle)), drawn(busy, DRAWN_COLUMNS))
     return table
 
 

@@ -70,6 +70,8 @@ def run(
         help=f"{' or '.join(WAVE_FORMATS)}; default: vcd; FST needs liblz4-dev and zlib1g-dev")] = None,
     out: Annotated[Path, typer.Option(help="results folder; files of an earlier run are replaced")] = Path("results"),
     clients: Annotated[int, typer.Option(help="clients, each with one request at a time")] = 8,
+    rate: Annotated[float | None, typer.Option(help="requests a second that are due; a client that is not free in time "
+                                                    "is late; default: as many as are served")] = None,
     link_rate: Annotated[str | None, typer.Option(help="bits a second, such as 1G; default: the machine's")] = None,
     max_size: Annotated[str, typer.Option(help="sizes in the log above this are cut to it")] = "256K",
     machine: Annotated[str, typer.Option(help="name of a shipped machine, or a TOML file")] = "p2-300-smp2",
@@ -111,6 +113,8 @@ def run(
     _check_at_least("--clients", clients, 1)
     if clients > MAX_CLIENTS:
         raise InputError(f"--clients must be at most {MAX_CLIENTS}, not {clients}")
+    if rate is not None and not 0 < rate < float("inf"):
+        raise InputError(f"--rate must be above 0, not {rate:g}")
     chosen_machine = load_machine(machine)
     engine_name, run_engine = select_engine(engine)
     if is_device_file(device):
@@ -132,6 +136,7 @@ def run(
         machine=chosen_machine,
         application=load_application(application),
         clients=clients,
+        offered_rate=rate,
         link_bit_rate=(chosen_machine.link_bit_rate if link_rate is None
                        else parse_quantity("--link-rate", link_rate, DECIMAL)),
         device=device,
@@ -240,6 +245,7 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
     plain = RunSpec(
         system=configuration.systems[0], machine=configuration.machine, application=configuration.application,
         requests=configuration.workload.requests, clients=configuration.clients,
+        offered_rate=configuration.offered_rate,
         link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
         jump=configuration.jump, impairments=configuration.impairments, wave=wave,
         simulator=configuration.simulator or DEFAULT_SIMULATOR, transactors=configuration.transactors)

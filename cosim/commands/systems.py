@@ -45,7 +45,7 @@ def systems_table(console: Console, chosen: list[System]) -> Table:
         table.add_column(heading, no_wrap=True)
     for system in chosen:
         table.add_row(system.name, *system.runs_on.parts.values(), _processes(system), _told(system), _device(system),
-                      {"sockets": "sockets", "memnet": "MemNet"}[system.api])
+                      {"sockets": "sockets", "memnet": "MemNet", "memnet-sync": "MemNet, sync"}[system.api])
     return table
 
 

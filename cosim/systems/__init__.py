@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from cosim.errors import InputError
-from cosim.systems.system import Dedicated, DeviceWork, Place, Placed, Policy, RunsOn, System, Told, load_system
+from cosim.systems.system import Dedicated, DeviceWork, Node, Place, Placed, Policy, RunsOn, System, Told, load_system
 
-__all__ = ["BASELINES", "DEFAULT_SYSTEMS", "SYSTEMS", "Dedicated", "DeviceWork", "Place", "Placed", "Policy", "RunsOn",
-           "System", "Told", "load_system", "select_systems", "system_file"]
+__all__ = ["BASELINES", "DEFAULT_SYSTEMS", "SYSTEMS", "Dedicated", "DeviceWork", "Node", "Place", "Placed", "Policy",
+           "RunsOn", "System", "Told", "load_system", "select_systems", "system_file"]
 
 _SHIPPED = (
     # TCP on the host's processors, and on some of them alone
     "uniproc", "smp",
+    # TCP on the host of a machine with a SAN, and on a node behind it
+    "reg-tcp", "tcps-sock", "tcps-sync", "tcps-async", "tcps-async-eacc", "tcps-async-ercv",
     # what the device does
     "nic-dumb", "nic-tso",
 )
 """Names of the files, in the order in which systems are shown."""
 
-BASELINES = ("nic-dumb", "smp")
+BASELINES = ("nic-dumb", "smp", "reg-tcp")
 """What the others in a run are compared with: the first of these that is there."""
 
 DEFAULT_SYSTEMS = ("nic-dumb", "nic-tso")

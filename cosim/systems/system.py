@@ -20,6 +20,11 @@ Place = Literal["host", "dedicated", "node", "device"]
 """The host's processors, processors of it that do nothing else, another node behind a SAN, or the network adapter."""
 
 
+MAX_NODES = 7
+"""Beside the host, at a switch of 8 ports."""
+MAX_AHEAD_BYTES = 16384
+
+
 class RunsOn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the four parts of TCP/IP run, in the order of Rangarajan et al. 2002, section 4.1."""
 
@@ -42,6 +47,20 @@ class Dedicated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Processors of the host that do TCP/IP's work and run no process: the machine's last ones."""
 
     processors: int = 1
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Nodes behind a system area network that run all of TCP/IP: machines as the host is, each with a device."""
+
+    nodes: int = 1
+    """Connections are spread over them."""
+    socket_provider: Literal["sockets", "shared", "kernel"] = "sockets"
+    """How they make socket calls: in user space over ordinary sockets, in user space with buffers shared with the
+    kernel, or in the kernel."""
+    eager_accept: int = 0
+    """Connections that a node accepts ahead of the application, at most; 0: none."""
+    eager_receive_bytes: int = 0
+    """Bytes that a node receives ahead of the application, for each connection at most; 0: none."""
 
 
 class DeviceWork(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -82,12 +101,13 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     name: str
     description: str
-    api: Literal["sockets", "memnet"]
-    """Ordinary sockets with their copies, or MemNet's asynchronous sends from registered memory."""
+    api: Literal["sockets", "memnet", "memnet-sync"]
+    """Ordinary sockets with their copies, or MemNet's sends from registered memory: asynchronous, or synchronous."""
     processors: int | None = None
     """How many of the machine's processors are used, the first ones; None: all."""
     runs_on: RunsOn = RunsOn()
     dedicated: Dedicated | None = None
+    node: Node | None = None
     device: DeviceWork = DeviceWork()
     notification: Told = Told()
     policy: Policy | None = None
@@ -106,6 +126,8 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def placed_on(self, machine: Machine) -> Placed:
         """Which processors of a machine do what. Raises InputError if it has too few."""
+        if self.node is not None and machine.san is None:
+            raise InputError(f"system {self.name} needs a machine with a `[san]`, and {machine.name} has none")
         used = machine.processors if self.processors is None else self.processors
         if used > machine.processors:
             raise InputError(f"system {self.name} uses {used} processors, and {machine.name} has {machine.processors}")
@@ -194,8 +216,12 @@ def _problems(system: System, raw: dict[str, Any]) -> list[tuple[str, str]]:
 def _check_parts(system: System, check: Any) -> None:
     """Where the parts run, and what that needs."""
     runs_on, dedicated = system.runs_on, system.dedicated
+    if system.node is not None:
+        _check_node(system, system.node, check)
+        return
     for part, place in runs_on.parts.items():
-        check(place in ("host", "dedicated"), f"runs_on.{part}", f"cannot be {place!r} yet: host or dedicated")
+        check(place != "node", f"runs_on.{part}", "is \"node\", which needs a table `node`")
+        check(place != "device", f"runs_on.{part}", f"cannot be {place!r} yet: host, dedicated or node")
         check(place != "dedicated" or dedicated is not None, f"runs_on.{part}",
               "is \"dedicated\", which needs a table `dedicated` with `processors`")
     check(runs_on.bottom_half == runs_on.receive, "runs_on.receive",
@@ -214,6 +240,18 @@ def _check_parts(system: System, check: Any) -> None:
         check(dedicated is not None, "policy", "needs `dedicated` processors to choose")
         check(system.policy.offload_below >= 1, "policy.offload_below",
               f"must be at least 1, not {system.policy.offload_below}")
+
+
+def _check_node(system: System, node: Node, check: Any) -> None:
+    """What nodes need: all of TCP, and numbers that can be."""
+    for part, place in system.runs_on.parts.items():
+        check(place == "node", f"runs_on.{part}", f"must be \"node\", since a table `node` is there, not {place!r}")
+    for field in ("dedicated", "policy"):
+        check(getattr(system, field) is None, field, "and `node` exclude each other")
+    check(1 <= node.nodes <= MAX_NODES, "node.nodes", f"must be 1 to {MAX_NODES}, not {node.nodes}")
+    check(node.eager_accept >= 0, "node.eager_accept", f"must be at least 0, not {node.eager_accept}")
+    check(0 <= node.eager_receive_bytes <= MAX_AHEAD_BYTES, "node.eager_receive_bytes",
+          f"must be 0 to {MAX_AHEAD_BYTES}, not {node.eager_receive_bytes}")
 
 
 def _check_told(system: System, given: dict[str, Any], check: Any) -> None:
