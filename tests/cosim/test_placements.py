@@ -1,4 +1,4 @@
-"""TCP on the host, on dedicated processors, with what the device does: every system serves, and what runs where is so."""
+"""TCP on the host, on dedicated processors, with what the device does: all serve, and what runs where is so."""
 
 from __future__ import annotations
 
