@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
+from typing import Any
 
 from cosim.engines.base import RunSpec
 from cosim.memory import PAGE_BYTES
@@ -22,8 +23,12 @@ from host_driver.host_tcp import HostTcp
 from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import ChannelSettings, Job, MemNet, MemNetSocket, MemoryRegion, TcpServer, pool_bytes
+from host_driver.multiprocessor import Multiprocessor, SharedWork
 from host_driver.nic import Nic
+from host_driver.placement import OffloadBelow
 from host_driver.port import Port
+from host_driver.queued_tcp import QueuedTcp
+from host_driver.softirq import PerProcessor
 from host_driver.tcp import LINUX24
 
 BACKLOG = 511
@@ -62,17 +67,17 @@ class ServerHost:
         spec, processors, placed = self._spec, self._processors, self._placed
         nic = await Nic.probe(self._port)
         steering = processors.steering(placed.interrupts_on)
-        is_parallel = spec.machine.parallel_softirqs and spec.system.told_by(spec.machine) == "interrupt"
+        softirqs = self._softirqs(steering)
         interface = await NetworkInterface.open(
             nic, mac=self._mac, ip=self._ip, profile=LINUX24, rng=random.Random(f"server of {spec.seed}"),
             interrupt_account=processors.interrupt_context("interrupts", steering),
-            softirq_account=(processors.softirq_contexts(steering) if is_parallel
-                             else processors.softirq_context("softirq", steering)),
+            softirq_account=softirqs,
             offloads=offloads(spec.system),
             notification=driver_notification(spec.system, spec.machine, placed,
                                              lambda: processors.trigger_states(steering)),
-            background_account=processors.process_context("ksoftirqd", placed.interrupts_on),
-            multiprocessor=placed.processors > 1)
+            background_account=(None if spec.system.dedicated is not None
+                                else processors.process_context("ksoftirqd", placed.interrupts_on)),
+            multiprocessor=multiprocessor(spec, len(softirqs.accounts)))
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
         parent = processors.process_context(f"{spec.application.name}'s parent", placed.processes_on)
@@ -81,9 +86,32 @@ class ServerHost:
                                 make=self._transports(interface))
         await self.pool.start()
 
+    @property
+    def connections_on(self) -> dict[str, int]:
+        """How many connections each dedicated processor got, and how many the host kept; empty without such."""
+        placement = self.interface.placement
+        if placement is None:
+            return {}
+        processors = self._placed.interrupts_on or ()
+        counts = {f"processor {index}": placement.placed[number] for number, index in enumerate(processors)}
+        return counts if self._spec.system.policy is None else {**counts, "the host": placement.placed[None]}
+
+    def _softirqs(self, steering: Any) -> PerProcessor:
+        """The bottom halves: one for each dedicated processor, as the machine has them, or a single one."""
+        spec, processors = self._spec, self._processors
+        if spec.system.dedicated is not None:
+            policy = spec.system.policy
+            return processors.softirq_contexts(
+                steering, by_connection=True, policy=None if policy is None else OffloadBelow(policy.offload_below),
+                others=processors.steering(self._placed.processes_on))
+        if spec.machine.parallel_softirqs and spec.system.told_by(spec.machine) == "interrupt":
+            return processors.softirq_contexts(steering)
+        return PerProcessor.one(processors.softirq_context("softirq", steering))
+
     def _transports(self, interface: NetworkInterface) -> Callable[[int], Awaitable[ServerProcess]]:
         """What makes processes with their way to the clients, as the system says. The first one listens for all."""
         spec, processors = self._spec, self._processors
+        runs_on = spec.system.runs_on
         shared_port: Listening | None = None
         shared_socket: MemNetSocket | None = None
 
@@ -93,7 +121,7 @@ class ServerHost:
         async def with_sockets(number: int) -> ServerProcess:
             nonlocal shared_port
             account = context(number)
-            sockets = KernelSockets(interface, account)
+            sockets = KernelSockets(interface, account, leaves_sends=runs_on.transmit == "dedicated")
             shared_port = shared_port or sockets.listen(self._server_port, BACKLOG)
             return ServerProcess(SocketTransport(sockets, shared_port), account, spec.requests)
 
@@ -107,9 +135,28 @@ class ServerHost:
 
         if spec.system.api == "sockets":
             return with_sockets
-        server = TcpServer(HostTcp(interface), rng=random.Random(f"capabilities of {spec.seed}"))
+        provider = (QueuedTcp(interface, copies=not spec.system.device.tx_checksum)
+                    if runs_on.send == "dedicated" else HostTcp(interface))
+        server = TcpServer(provider, rng=random.Random(f"capabilities of {spec.seed}"))
         response_bytes = longest_response_bytes(spec.requests)
         return with_memnet
+
+
+def multiprocessor(spec: RunSpec, bottom_halves: int) -> Multiprocessor | None:
+    """Among whom the work of the kernel is shared. Where the processors that interrupts go to and those that run
+    processes are the same in part, all do everything."""
+    placed, machine = spec.system.placed_on(spec.machine), spec.machine.processors
+    if placed.processors == 1:
+        return None
+    everywhere = tuple(range(placed.processors))
+    network, host = placed.interrupts_on or everywhere, placed.processes_on or everywhere
+    if not placed.has_dedicated:
+        network = host = tuple({*network, *host})
+    works = [SharedWork(len(network), machine)] * bottom_halves
+    if spec.system.dedicated is not None:
+        # The bottom half of each has its connections to itself; a further one is of the host.
+        works = [SharedWork(1 if number < len(network) else len(host), machine) for number in range(bottom_halves)]
+    return Multiprocessor(bottom_halves=works, processes=SharedWork(len(host), machine))
 
 
 def offloads(system: System) -> Offloads:

@@ -24,6 +24,7 @@ from cosim.systems import Node, Placed
 from cosim.tcp_node import start_node
 from cosim.wire import Wire
 from host_driver.memnet import ChannelSettings, MemNet, MemNetSocket, TcpServer, pool_bytes
+from host_driver.multiprocessor import Multiprocessor, SharedWork
 from host_driver.port import Port
 from host_driver.runtime import Kernel
 from host_driver.san.node import ARENA_VIS, NodeSettings, TcpServerNode
@@ -61,6 +62,14 @@ def host_memory_bytes(spec: RunSpec) -> int:
     vis = _pages(CHANNELS.channels * VI_BYTES) * spec.system.node.nodes
     process_bytes = _pages(buffers) + pool_bytes(CHANNELS) + vis + 4 * PAGE_BYTES
     return _pages(VI_BYTES) * spec.system.node.nodes + most_processes(spec) * process_bytes
+
+
+def _multiprocessor(processors: int) -> Multiprocessor | None:
+    """All processors of a node share all of its work."""
+    if processors == 1:
+        return None
+    work = SharedWork(processors, processors)
+    return Multiprocessor(bottom_halves=[work], processes=work)
 
 
 class SanServerHost:
@@ -108,6 +117,13 @@ class SanServerHost:
                                 make=self._transports(server))
         await self.pool.start()
 
+    @property
+    def connections_on(self) -> dict[str, int]:
+        """How many connections each node got; empty for a single one."""
+        if len(self.nodes) == 1:
+            return {}
+        return {f"node {number}": node.connections for number, node in enumerate(self.nodes)}
+
     async def _start_node(self, number: int) -> TcpNode:
         spec, (mac, ip), port = self._spec, self._addresses[number], self._port
         adapter = self._first
@@ -123,7 +139,7 @@ class SanServerHost:
             notification=driver_notification(spec.system, spec.machine, Placed(spec.machine.processors, None, None),
                                              processors.trigger_states),
             background_account=processors.process_context("ksoftirqd"),
-            multiprocessor=spec.machine.processors > 1)
+            multiprocessor=_multiprocessor(spec.machine.processors))
         for client_mac, client_ip in self._neighbours:
             interface.stack.add_neighbour(client_ip, client_mac)
         self.nodes.append(node)

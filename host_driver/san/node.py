@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from host_driver.account import Account
@@ -75,7 +74,7 @@ class TcpServerNode:
     processor that was in use lately.
 
     Attributes: `provider`, `settings`, `server` (counters), `vis` (granted, and not given back), `interrupts`,
-    `messages` taken, `listening` by port, `closed` connections that may not be at rest.
+    `messages` taken, `connections` so far, `listening` by port, `closed` connections that may not be at rest.
     """
 
     def __init__(self, port: SanPort, provider: HostTcp, *, make_account: Callable[[str], Account],
@@ -92,7 +91,7 @@ class TcpServerNode:
         self.listening: dict[int, Any] = {}
         self.eager: dict[int, EagerAccept] = {}
         self.closed: dict[int, HostTcpConnection] = {}
-        self.numbers = count(1)
+        self.connections = 0
         self._arenas: list[Arena] = []
         self.server = TcpServer(provider, account=make_account("accepting ahead"), rng=rng)
         self.make_account = make_account

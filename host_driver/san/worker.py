@@ -269,7 +269,8 @@ class Worker:
 
     def _open(self, connection: HostTcpConnection) -> Opened:
         node = self._node
-        self._connection, self._number = connection, next(node.numbers)
+        node.connections += 1
+        self._connection, self._number = connection, node.connections
         if self.is_over:
             self._abort(connection)
         elif node.settings.eager_receive_bytes:

@@ -85,6 +85,7 @@ def test_connections_are_spread_over_nodes(nodes: int) -> None:
     one = in_process.run(spec(SYSTEMS["tcps-async"], synthetic(60).requests, clients=30), nothing)
     several = in_process.run(spec(with_node("tcps-async", nodes=nodes), synthetic(60).requests, clients=30), nothing)
     assert several.requests == 60
+    assert sum(several.connections_on.values()) >= 60
     work = [sum(node.cycles.values()) for node in several.nodes]
     assert len(work) == nodes
     assert min(work) > 0.6 * max(work)
