@@ -24,7 +24,7 @@ from cosim.systems import Node, Placed
 from cosim.tcp_node import start_node
 from cosim.wire import Wire
 from host_driver.memnet import ChannelSettings, MemNet, MemNetSocket, TcpServer, pool_bytes
-from host_driver.multiprocessor import Multiprocessor, SharedWork
+from host_driver.multiprocessor import Multiprocessor
 from host_driver.port import Port
 from host_driver.runtime import Kernel
 from host_driver.san.node import ARENA_VIS, NodeSettings, TcpServerNode
@@ -62,14 +62,6 @@ def host_memory_bytes(spec: RunSpec) -> int:
     vis = _pages(CHANNELS.channels * VI_BYTES) * spec.system.node.nodes
     process_bytes = _pages(buffers) + pool_bytes(CHANNELS) + vis + 4 * PAGE_BYTES
     return _pages(VI_BYTES) * spec.system.node.nodes + most_processes(spec) * process_bytes
-
-
-def _multiprocessor(processors: int) -> Multiprocessor | None:
-    """All processors of a node share all of its work."""
-    if processors == 1:
-        return None
-    work = SharedWork(processors, processors)
-    return Multiprocessor(bottom_halves=[work], processes=work)
 
 
 class SanServerHost:
@@ -139,7 +131,7 @@ class SanServerHost:
             notification=driver_notification(spec.system, spec.machine, Placed(spec.machine.processors, None, None),
                                              processors.trigger_states),
             background_account=processors.process_context("ksoftirqd"),
-            multiprocessor=_multiprocessor(spec.machine.processors))
+            multiprocessor=Multiprocessor.of(spec.machine.processors))
         for client_mac, client_ip in self._neighbours:
             interface.stack.add_neighbour(client_ip, client_mac)
         self.nodes.append(node)

@@ -370,6 +370,8 @@ class SanListening:
         self.ready: deque[SanConnection] = deque()
         self.asked = dict.fromkeys(range(len(san.nodes)), 0)
         """Accepts under way at each node."""
+        self.wanted = 0
+        """Processes that want a connection and have none yet."""
         self.waiting = WaitQueue(san.charge_waking, f"a connection to port {port}")
 
 
@@ -696,22 +698,25 @@ class SanTcp:
         if listening.error is not None:
             raise listening.error
         if not listening.ready and not listening.is_closed:
-            await self._ask(listening, account)
-            if not listening.ready:
-                account.charge("san", "wait")
-            await listening.waiting.sleep(lambda: bool(listening.ready) or listening.is_closed, account)
+            listening.wanted += 1
+            try:
+                await self._ask(listening, account)
+                if not listening.ready:
+                    account.charge("san", "wait")
+                await listening.waiting.sleep(lambda: bool(listening.ready) or listening.is_closed, account)
+            finally:
+                listening.wanted -= 1
         if not listening.ready:
             raise SocketClosed(f"accept on port {listening.port}: nobody listens any more")
         return listening.ready.popleft()
 
     async def _ask(self, listening: SanListening, account: Account) -> None:
         """Have an accept under way at each node for each process that waits for one, as far as there are VIs."""
-        wanted = len(listening.waiting) + 1
         if not any(listening.asked.values()) and not any(self._free):
             vi = await self._take_vi(account)
             await self._ask_on(vi, listening, account)
         for node, free in enumerate(self._free):
-            while listening.asked[node] < wanted and free:
+            while listening.asked[node] < listening.wanted and free:
                 await self._ask_on(free.popleft(), listening, account)
 
     async def _ask_on(self, vi: SocketVi, listening: SanListening, account: Account) -> None:
