@@ -119,7 +119,7 @@ class Request(NamedTuple):
 
     call: Call
     number: int = 0
-    """A port (LISTEN, STOP_LISTENING, ACCEPT, CONNECT), directions (SHUTDOWN), a connection (REST, DROP)."""
+    """A port (LISTEN, STOP_LISTENING, ACCEPT, CONNECT), directions (SHUTDOWN), a connection (ABORT, REST, DROP)."""
     length: int = 0
     """Bytes that fit (RECEIVE), the backlog (LISTEN), bytes freed that the host has seen (WANT_CREDIT)."""
     address: int = 0

@@ -238,6 +238,12 @@ class TcpServerNode:
         self.closed = {other: kept for other, kept in self.closed.items() if not kept.is_at_rest}
         self.closed[number] = connection
 
+    async def drop(self, number: int, account: Account) -> None:
+        """Abort a closed connection, if it is not forgotten."""
+        closed = self.closed.pop(number, None)
+        if closed is not None:
+            await self.provider.abort(closed, account)
+
     def is_at_rest(self, number: int) -> bool:
         """Whether a closed connection is."""
         kept = self.closed.get(number)

@@ -849,11 +849,13 @@ class SanTcp:
 
     async def shutdown(self, connection: SanConnection, direction: Direction, account: Account) -> None:
         """A FIN behind all sends; or no more receives."""
-        if connection.vi is None:
+        vi = connection.vi
+        if vi is None:
             return
         if Direction.RECEIVE in direction:
             connection.receive_ended = True
-        await self._call(connection.vi, Request(Call.SHUTDOWN, direction.value), account)
+        await self._call(vi, Request(Call.SHUTDOWN, direction.value), account,
+                         lambda _answer: self._end_if_over(connection, vi))
 
     async def close(self, connection: SanConnection, account: Account) -> None:
         """A tunnelled call, as all are; but it waits for no sends that wait for credit."""
@@ -878,7 +880,7 @@ class SanTcp:
             await self._call(self._control[connection.node], Request(Call.DROP, connection.opened.number), account)
             return
         vi.drop_sends(SocketClosed(f"send on {connection!r}: the connection was aborted"))
-        await self._call(vi, Request(Call.ABORT), account,
+        await self._call(vi, Request(Call.ABORT, connection.opened.number), account,
                          lambda _answer: self._end_if_over(connection, vi, is_end=True))
 
     def _end_if_over(self, connection: SanConnection, vi: SocketVi, *, is_end: bool = False) -> None:

@@ -160,7 +160,7 @@ class Worker:
         if isinstance(message, Request):
             if message.call is Call.RECEIVE:
                 thread = self._receives
-            elif message.call is Call.ABORT and self._connection is not None:
+            elif message.call is Call.ABORT and self._connection is not None and message.number == self._number:
                 self._abort(self._connection)
         thread.messages.append(message)
         thread.wake(account)
@@ -222,8 +222,7 @@ class Worker:
         elif call is Call.REST:
             return int(node.is_at_rest(request.number))
         elif call is Call.DROP:
-            if (closed := node.closed.pop(request.number, None)) is not None:
-                await node.provider.abort(closed, account)
+            await node.drop(request.number, account)
         else:
             await self._call_connection(request, account)
         return 0
@@ -235,6 +234,8 @@ class Worker:
                 await self._aborting
                 self._aborting = None
             self._end_connection()
+            # It may have been closed in the meantime.
+            await self._node.drop(request.number, account)
             return
         if connection is None:
             raise SocketClosed(f"{call.name}: the connection has ended")
