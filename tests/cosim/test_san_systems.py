@@ -10,20 +10,18 @@ import msgspec
 import pytest
 
 from cosim import cli
+from cosim.benches import BenchOptions, san
+from cosim.benches.san import SEEDS, idle_share, send_us, served
 from cosim.engines import compiled, in_process
 from cosim.engines.base import RunSpec, SystemResult
 from cosim.machine import load_application, load_machine
 from cosim.results import RESULT_NAME
 from cosim.systems import SYSTEMS, System
 from cosim.workload import Request, parse_log, synthetic
-from cosim.world import World
-from host_driver.memnet import MemNet
 from tests.cosim.test_experiment import LOG, nothing
-from tests.host_driver.test_san import SAN, sender
 
 TUNNELLED = ["tcps-sock", "tcps-sync", "tcps-async", "tcps-async-eacc", "tcps-async-ercv"]
 NETWORK = {"tcp_send", "tcp_recv", "ip", "driver", "softirq"}
-SEEDS = (1, 2, 3)
 
 
 def spec(system: System, requests: list[Request], **changes: object) -> RunSpec:
@@ -106,15 +104,6 @@ def test_the_same_seed_gives_the_same_result() -> None:
 # ---------------------------------------------------------------------------------------------- the paper's shapes
 
 
-def idle_share(result: SystemResult) -> float:
-    """The host's, without the first and the last fifth of the run, in which not all clients have a request."""
-    times = [interval.until_ps for interval in result.over_time]
-    spent = [(until - since, interval.processors[0].idle)
-             for since, until, interval in zip([0, *times], times, result.over_time, strict=False)
-             if 0.2 * times[-1] < since < until < 0.8 * times[-1]]
-    return sum(length * idle for length, idle in spent) / sum(length for length, _ in spent)
-
-
 def test_the_host_s_idle_time_at_the_load_that_saturates_regular_tcp() -> None:
     """Fig. 12: about 40 % with sync and async, about 29 % with the copies of ordinary sockets, over three seeds.
 
@@ -122,14 +111,10 @@ def test_the_host_s_idle_time_at_the_load_that_saturates_regular_tcp() -> None:
     """
     idle: dict[str, list[float]] = {name: [] for name in TUNNELLED[:3]}
     for seed in SEEDS:
-        def run(name: str, rate: float | None, seed: int = seed) -> SystemResult:
-            return in_process.run(spec(SYSTEMS[name], synthetic(64).requests, clients=40, seed=seed,
-                                       offered_rate=rate), nothing)
-
-        regular = run("reg-tcp", None)
+        regular = served("reg-tcp", seed, None, requests=64)
         assert regular.processors[0].idle < 0.05
         for name, found in idle.items():
-            result = run(name, regular.requests_per_s)
+            result = served(name, seed, regular.requests_per_s, requests=64)
             assert result.requests_per_s > 0.9 * regular.requests_per_s
             found.append(idle_share(result))
     print({name: [f"{share:.1%}" for share in found] for name, found in idle.items()})
@@ -140,38 +125,31 @@ def test_the_host_s_idle_time_at_the_load_that_saturates_regular_tcp() -> None:
     assert 0.40 < mean(idle["tcps-async"]) < 0.56
 
 
-def latency_us(how: str, length: int = 16384) -> float:
-    """What one send takes its caller, on a host with nothing else to do."""
-    san = how != "host"
-    world = World(machine="p2-300-via", **(SAN if san else {}))  # type: ignore[arg-type]
-    times: list[int] = []
-
-    async def serve(memnet: MemNet) -> None:
-        await sender(memnet, world, how, length, times)
-
-    async def ask(memnet: MemNet) -> None:
-        await world.kernel.sleep(50 * 10**9)
-        socket = await memnet.create_connection(world.server.ip, 7)
-        region = await memnet.register_mem(1 << 16)
-        while await memnet.sync_recv(socket, region):
-            pass
-
-    world.start(world.server, serve, "server")
-    world.start(world.client, ask, "client")
-    world.run()
-    return mean(times) / 1e6
-
-
 @pytest.mark.parametrize("length", [1024, 16384, 65536])
 def test_an_async_send_takes_less_than_8_us_whatever_its_length(length: int) -> None:
     """Fig. 10: close to the cost of posting."""
-    assert latency_us("async", length) < 8
+    assert send_us("async", length) < 8
 
 
 def test_a_sync_send_costs_more_than_a_send_of_the_host() -> None:
-    host, sync = latency_us("host"), latency_us("sync")
+    host, sync = send_us("host"), send_us("sync")
     print(f"a send of 16 KB: host {host:.0f} us, sync_send {sync:.0f} us")
     assert sync > 1.1 * host
+
+
+def test_the_bench_has_the_median_and_the_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = in_process.run(spec(SYSTEMS["reg-tcp"], synthetic(3).requests), nothing)
+
+    def fake(system: str, seed: int, _rate: float | None) -> SystemResult:
+        rate = 600.0 + 10 * seed
+        return msgspec.structs.replace(result, requests_per_s=rate if system == "reg-tcp" else 1.25 * rate)
+
+    monkeypatch.setattr(san, "served", fake)
+    monkeypatch.setattr(san, "SHAPES", san.SHAPES[:3])
+    rows = san.measure(BenchOptions(log=None, say=lambda _what: None))
+    assert [(r.value, r.reached) for r in rows[2:]] == [(620.0, False), (25.0, True), (25.0, True)]
+    assert rows[2].note.startswith("610.0 to 630.0 over 3 seeds")
+    assert [r.reached for r in rows[:2]] == [True, True]
 
 
 # ---------------------------------------------------------------------------------------------- what cannot be

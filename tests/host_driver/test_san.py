@@ -18,7 +18,6 @@ from host_driver.errors import (
     PeerReset,
     SocketClosed,
 )
-from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import AdmitByLoad, ChannelSettings, MemNet, Outcome
 from host_driver.memnet.credits import Word
 from host_driver.san.messages import (
@@ -38,7 +37,6 @@ from host_driver.san.node import NodeSettings
 from host_driver.san.provider import SanTcp
 from tests.host_driver.worlds import MS, SECOND, accepted, connected, data, receive_all
 
-SAN: dict[str, Any] = {"tcp_nodes": TcpNodes()}
 DESIGNS = ("sockets", "shared", "kernel")
 
 
@@ -74,35 +72,6 @@ def run(world: World, serve: Any, ask: Any, **memnet: Any) -> tuple[Any, Any]:
     world.run()
     check_left(world)
     return server.result, client.result
-
-
-async def sender(memnet: MemNet, world: World, how: str, length: int, times: list[int]) -> None:
-    """Accept a connection and send on it five times; what each call took its caller is added to `times`."""
-    kernel = world.kernel
-    if how == "host":
-        account = memnet.account
-        sockets = KernelSockets(world.server.interface, account)
-        plain = await sockets.accept(sockets.listen(7))
-        for _ in range(5):
-            await kernel.sleep(20 * MS)
-            start_ps = kernel.now
-            await plain.write(bytes(length))
-            times.append(kernel.now - start_ps)
-        await plain.close()
-        return
-    socket = await accepted(memnet)
-    region = await memnet.register_mem(length)
-    for _ in range(5):
-        await kernel.sleep(20 * MS)
-        start_ps = kernel.now
-        if how == "sync":
-            await memnet.sync_send(socket, region)
-            times.append(kernel.now - start_ps)
-        else:
-            job = await memnet.async_send(socket, region)
-            times.append(kernel.now - start_ps)
-            await job
-    await memnet.close(socket)
 
 
 # ---------------------------------------------------------------------------------------------- bytes
