@@ -118,6 +118,7 @@ def test_dedicated_processors_that_nothing_runs_on_are_refused(tmp_path: Path) -
     (["run", "--systems", "{tmp}/nic-dumb.toml,nic-dumb"], "two systems are named nic-dumb"),
     (["run", "--systems", "{tmp}/nic-dumb.toml"], "system nic-dumb needs 3 processors at least"),
     (["run", "--systems", "{tmp}/nic-dumb.toml", "--interrupts-on", "1"], "--interrupts-on: nic-dumb has processors"),
+    (["run", "--systems", "ded2", "--machine", "xeon-550-smp4", "--notification", "soft:1ms"], "ded2 has several dedi"),
     (["run", "--systems", "uniproc", "--processes-on", "1"], "system uniproc: `processes_on` must be some of the"),
 ])
 def test_a_system_that_cannot_run_is_one_line_and_exit_code_2(arguments: list[str], said: str, tmp_path: Path,
