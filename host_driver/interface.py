@@ -332,6 +332,8 @@ class NetworkInterface:
         head = parts[0][0]
         if head.status is not Status.OK:
             self.receive_errors += 1
+        elif self.placement is None and softirq.is_full:
+            self.backlog_drops += 1
         else:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
             received = b"".join(buffer.view[: part.length] for part, buffer in parts)
