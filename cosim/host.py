@@ -131,7 +131,8 @@ class ServerHost:
             account = context(number)
             memnet = MemNet(server, account, channels=CHANNELS)
             shared_socket = shared_socket or memnet.listen(self._server_port, BACKLOG)
-            transport = await MemNetTransport.open(memnet, shared_socket, response_bytes)
+            transport = await MemNetTransport.open(memnet, shared_socket, response_bytes,
+                                                   is_sync=spec.system.api == "memnet-sync")
             return ServerProcess(transport, account, spec.requests)
 
         if spec.system.api == "sockets":

@@ -14,9 +14,10 @@ from cosim.benches import BenchOptions, san
 from cosim.benches.san import SEEDS, idle_share, send_us, served
 from cosim.engines import compiled, in_process
 from cosim.engines.base import RunSpec, SystemResult
+from cosim.errors import SystemFileError
 from cosim.machine import load_application, load_machine
 from cosim.results import RESULT_NAME
-from cosim.systems import SYSTEMS, System
+from cosim.systems import SYSTEMS, System, load_system, system_file
 from cosim.workload import Request, parse_log, synthetic
 from tests.cosim.test_experiment import LOG, nothing
 
@@ -153,6 +154,28 @@ def test_the_bench_has_the_median_and_the_spread(monkeypatch: pytest.MonkeyPatch
 
 
 # ---------------------------------------------------------------------------------------------- what cannot be
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("[node]\nnodes = 1\n", "", '`runs_on.bottom_half` is "node", which needs a table `node`'),
+    ('send = "node"', 'send = "host"', '`runs_on.send` must be "node", since a table `node` is there'),
+    ("nodes = 1", "nodes = 0", "`node.nodes` must be 1 to 7, not 0"),
+    ("nodes = 1", "nodes = 8", "`node.nodes` must be 1 to 7, not 8"),
+    ("nodes = 1", "eager_accept = -1", "`node.eager_accept` must be at least 0, not -1"),
+    ("nodes = 1", "eager_receive_bytes = 16385", "`node.eager_receive_bytes` must be 0 to 16384, not 16385"),
+    ("nodes = 1", 'socket_provider = "magic"', "Invalid enum value 'magic' - at `$.node.socket_provider`"),
+    ("[node]", "[dedicated]\nprocessors = 1\n[node]", "`dedicated` and `node` exclude each other"),
+])
+def test_a_bad_table_node_is_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = system_file("tcps-async").read_text()
+    assert old in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(SystemFileError) as caught:
+        load_system(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("options", "said"), [
