@@ -28,7 +28,8 @@ from host_driver.multiprocessor import Multiprocessor
 from host_driver.port import Port
 from host_driver.runtime import Kernel
 from host_driver.san.node import ARENA_VIS, NodeSettings, TcpServerNode
-from host_driver.san.provider import VI_BYTES, SanTcp, TcpNode
+from host_driver.san.provider import SanTcp, TcpNode
+from host_driver.san.socket_vi import VI_BYTES
 from host_driver.san.sockets import PIECE_BYTES, PIECES, READ_BYTES, SanSockets
 from host_driver.tcp import LINUX24
 from nic_model.contract import CONFIGS

@@ -21,21 +21,16 @@ from host_driver.errors import (
     AddressInUse,
     AddressNotAvailable,
     ChannelRefused,
-    CreditError,
     NetworkError,
     PeerReset,
     SocketClosed,
 )
-from host_driver.memnet.credits import CONTROL_BYTES, ControlRegion, FillingEnd, Word
 from host_driver.memnet.options import Option
 from host_driver.memnet.provider import Direction, Transfer
 from host_driver.port import HostMemory
 from host_driver.runtime import Cancelled, Event, Future, Kernel
 from host_driver.san.messages import (
-    HOST_RECEIVES,
     MAX_LENGTH_BYTES,
-    MESSAGE_BYTES,
-    WINDOW,
     Answer,
     Answered,
     Call,
@@ -43,25 +38,19 @@ from host_driver.san.messages import (
     Lane,
     Opened,
     Request,
-    Welcome,
-    data_immediate,
     error_of,
     format_control,
-    format_request,
-    parse_answer,
     parse_opened,
     parse_welcome,
 )
-from host_driver.san.port import Receive, Remote, SanCompletion, SanPort, Segment, Send
+from host_driver.san.port import SanPort, Segment
+from host_driver.san.socket_vi import VI_BYTES, Block, Pending, SocketVi
 from host_driver.tcp.stack import FIRST_EPHEMERAL_PORT, LAST_EPHEMERAL_PORT
 from host_driver.waiting import WaitQueue
 
 PAGE_BYTES = 4096
 PS_PER_MS = 10**9
 LONGEST_REST_LOOK_PS = 100 * PS_PER_MS
-
-VI_BYTES = CONTROL_BYTES + (WINDOW + 1 + HOST_RECEIVES) * MESSAGE_BYTES
-"""Host memory of a VI: control region, requests, a want of credit, answers."""
 
 
 class TcpNode(NamedTuple):
@@ -80,267 +69,6 @@ class SanKey(NamedTuple):
     address: int
 
 
-class _Pending(NamedTuple):
-    """What an answer is waited for with."""
-
-    account: Account
-    is_waited: Callable[[], bool]
-    finish: Callable[[Answer], None]
-
-
-class _Entry:
-    """A request or a send on its way to the VI. `is_ready`: its processor time was spent; the first post is paid."""
-
-    __slots__ = ("account", "is_paid", "is_ready", "offset_bytes", "pending", "request", "transfer")
-
-    def __init__(self, account: Account, request: Request | None, transfer: Transfer | None,
-                 pending: _Pending | None) -> None:
-        self.account = account
-        self.request = request
-        self.transfer = transfer
-        self.pending = pending
-        self.offset_bytes = 0
-        """Bytes of the transfer that were posted."""
-        self.is_ready = False
-        self.is_paid = True
-
-
-class _Untold:
-    """The filling end of a send ring tells by immediate data: implements `credits.RemoteWords`."""
-
-    def write(self, word: Word, value: int) -> None:
-        """The node knows."""
-
-
-class _Block:
-    """Memory of VIs that were made together."""
-
-    __slots__ = ("address", "handle", "left")
-
-    def __init__(self, address: int, handle: int, vis: int) -> None:
-        self.address = address
-        self.handle = handle
-        self.left = vis
-        """VIs that are not destroyed."""
-
-
-class SocketVi:
-    """The host's end of one VI, with all that waits for it."""
-
-    def __init__(self, san: SanTcp, node: int, address: int, block: _Block) -> None:
-        memory = san.port.memory
-        self.node = node
-        self.block = block
-        self.connection: SanConnection | None = None
-        """Whose it is, until all of that is over."""
-        self.error: str | None = None
-        """Why it is broken."""
-        self.number = san.port.create_vi(san.sends_done, san.receives_done)
-        self.lanes: dict[Lane, deque[_Pending]] = {Lane.CALLS: deque(), Lane.RECEIVES: deque()}
-        self._san = san
-        self.sends_under_way = 0
-        self._account: Account = san.account
-        self._handle = block.handle
-        self._requests_at = address + CONTROL_BYTES
-        self._want_at = self._requests_at + WINDOW * MESSAGE_BYTES
-        self._answers_at = self._want_at + MESSAGE_BYTES
-        self._wants_credit = False
-        self.control = ControlRegion(memory.view(address, CONTROL_BYTES))
-        self._window = FillingEnd(WINDOW, WINDOW, self.control, Word.TAKEN, _Untold(), Word.QUEUED)
-        self._ring: FillingEnd | None = None
-        self._welcome = Welcome(0, 0, 0)
-        self._calls: deque[_Entry] = deque()
-        self._receives: deque[_Entry] = deque()
-
-    def __repr__(self) -> str:
-        return f"<VI {self.number} to node {self.node}>"
-
-    def post_answers(self) -> None:
-        """Post all receives."""
-        for slot in range(HOST_RECEIVES):
-            self._post_answer(slot)
-
-    def connected(self, welcome: Welcome) -> None:
-        """The node has accepted it."""
-        self._welcome = welcome
-        self._ring = FillingEnd(welcome.ring_bytes, welcome.ring_bytes, self.control, Word.SENT, _Untold(), Word.QUEUED)
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing is under way."""
-        return not (self._calls or self._receives or any(self.lanes.values()))
-
-    @property
-    def is_stalled(self) -> bool:
-        """Whether sends or requests wait for credit."""
-        return bool(self._calls)
-
-    async def request(self, request: Request, pending: _Pending) -> None:
-        """Post a request, behind those before it; the post is charged to the pending's account."""
-        await self._enter(_Entry(pending.account, request, None, pending))
-
-    async def send(self, transfer: Transfer, pending: _Pending) -> None:
-        """Post a send, which is over with its last bytes' completion, or with the answer if it is to be confirmed."""
-        await self._enter(_Entry(pending.account, None, transfer, pending))
-
-    async def _enter(self, entry: _Entry) -> None:
-        is_receive = entry.request is not None and entry.request.call is Call.RECEIVE
-        self._account = entry.account
-        (self._receives if is_receive else self._calls).append(entry)
-        entry.account.charge("san", "post")
-        try:
-            await entry.account.settle()
-        finally:
-            entry.is_ready = True
-            self.pump()
-        await entry.account.settle()
-
-    def pump(self) -> None:
-        """Post what there is credit for."""
-        if self.error is not None:
-            self.fail(self.error)
-            return
-        try:
-            self._post_queued()
-        except CreditError as error:
-            self._san.credit_errors += 1
-            self.fail(str(error))
-
-    def _post_queued(self) -> None:
-        while self._receives and self._receives[0].is_ready:
-            if not self._window.credit_bytes:
-                self._want_credit()
-                return
-            self._post_request(self._receives.popleft(), Lane.RECEIVES)
-        while self._calls and self._calls[0].is_ready:
-            entry = self._calls[0]
-            if self._window.credit_bytes and entry.transfer is None:
-                self._post_request(self._calls.popleft(), Lane.CALLS)
-            elif not self._window.credit_bytes or not self._post_bytes(entry, entry.transfer):
-                self._want_credit()
-                return
-
-    def _want_credit(self) -> None:
-        """Ask to be told of more than was seen, once for each time that there is none."""
-        if self._wants_credit:
-            return
-        self._wants_credit = True
-        data = format_request(Request(Call.WANT_CREDIT, length=self.control.read(Word.SENT),
-                                      address=self.control.read(Word.TAKEN)))
-        self._san.port.memory.view(self._want_at, len(data))[:] = data
-        self._account.charge("san", "post")
-        self.sends_under_way += 1
-        self._san.port.post_send(self.number, Send(segments=(Segment(self._handle, self._want_at, len(data)),)))
-
-    def _post_request(self, entry: _Entry, lane: Lane) -> None:
-        assert entry.request is not None
-        assert entry.pending is not None
-        data = format_request(entry.request)
-        if len(data) > MESSAGE_BYTES:
-            raise ValueError(f"a request of {len(data)} bytes, and a message has {MESSAGE_BYTES}")
-        address = self._requests_at + self._window.position % WINDOW * MESSAGE_BYTES
-        self._san.port.memory.view(address, len(data))[:] = data
-        self.lanes[lane].append(entry.pending)
-        self._post(entry, Send(segments=(Segment(self._handle, address, len(data)),)))
-
-    def _post_bytes(self, entry: _Entry, transfer: Transfer | None) -> bool:
-        """Post the next bytes of a send; False if there is no credit for them."""
-        assert transfer is not None
-        assert entry.pending is not None
-        at, length = self._room(transfer, entry)
-        if not length:
-            return False
-        before = 0
-        if length < transfer.length_bytes - entry.offset_bytes and at + length == self._welcome.ring_bytes:
-            # It wraps round the ring's end, and is told of as a whole: two of TCP's small segments would not do.
-            before = length
-            self._write(entry, transfer, at, length, None, None)
-            at, length = self._room(transfer, entry)
-            if not length:
-                at, length = 0, 0
-        is_last = entry.offset_bytes + length == transfer.length_bytes
-        if is_last:
-            self._calls.popleft()
-        is_confirmed = is_last and transfer.is_confirmed
-        if is_confirmed:
-            self.lanes[Lane.CALLS].append(entry.pending)
-        self._write(entry, transfer, at, length, data_immediate(before + length, is_confirmed=is_confirmed),
-                    entry.pending if is_last and not is_confirmed else None)
-        return True
-
-    def _room(self, transfer: Transfer, entry: _Entry) -> tuple[int, int]:
-        """Where the next bytes of a send may go, and how many in one piece."""
-        assert self._ring is not None
-        return self._ring.room(min(transfer.length_bytes - entry.offset_bytes, MAX_LENGTH_BYTES // 2))
-
-    def _write(self, entry: _Entry, transfer: Transfer, at: int, length: int, immediate: int | None,
-               tag: _Pending | None) -> None:
-        """Write the next bytes of a send to a place in the ring."""
-        assert self._ring is not None
-        segments = tuple(self._san.segments(transfer, entry.offset_bytes, length))
-        entry.offset_bytes += length
-        self._ring.fill(length)
-        remote = Remote(self._welcome.ring_handle, self._welcome.ring_address + at)
-        self._post(entry, Send(segments=segments, remote=remote, immediate=immediate, tag=tag))
-
-    def _post(self, entry: _Entry, send: Send) -> None:
-        if not entry.is_paid:
-            entry.account.charge("san", "post")
-        entry.is_paid = False
-        if send.remote is None or send.immediate is not None:
-            self._window.fill(1)
-        self.sends_under_way += 1
-        self._san.port.post_send(self.number, send)
-
-    # ------------------------------------------------------------------------------------------ answers
-
-    def take(self, slot: int, completion: SanCompletion) -> tuple[_Pending, Answer] | None:
-        """A message of the node; what it answers, if anything."""
-        if completion.error is not None:
-            self.fail(completion.error)
-            return None
-        assert completion.immediate is not None
-        view = self._san.port.memory.view(self._answers_at + slot * MESSAGE_BYTES, completion.length_bytes)
-        answer = parse_answer(completion.immediate, bytes(view))
-        self._account.charge("san", "post")
-        self._post_answer(slot)
-        if answer.lane is Lane.CREDIT:
-            self._account.charge("san", "poll")
-            self._wants_credit = False
-            if answer.answered is not Answered.OK and self.connection is not None:
-                self.connection.failed = answer.answered
-            self.pump()
-            return None
-        return self.lanes[answer.lane].popleft(), answer
-
-    def _post_answer(self, slot: int) -> None:
-        segment = Segment(self._handle, self._answers_at + slot * MESSAGE_BYTES, MESSAGE_BYTES)
-        self._san.port.post_receive(self.number, Receive(segment, (self, slot)))
-
-    def drop_sends(self, error: NetworkError) -> None:
-        """Sends that are not with the node fail."""
-        dropped = [entry for entry in self._calls if entry.transfer is not None]
-        self._calls = deque(entry for entry in self._calls if entry.transfer is None)
-        for entry in dropped:
-            assert entry.transfer is not None
-            entry.transfer.done(0, error)
-
-    def fail(self, why: str) -> None:
-        """It is broken: whatever waits for it fails."""
-        if self.error is None:
-            self.error = why
-            self._san.vi_broke(self)
-        entries = [*self._calls, *self._receives]
-        self._calls.clear()
-        self._receives.clear()
-        pendings = [entry.pending for entry in entries if entry.pending is not None]
-        for lane in self.lanes.values():
-            pendings += lane
-            lane.clear()
-        for pending in pendings:
-            self._san.deliver(pending, Answer(Lane.CALLS, Answered.RESET, 0))
-
-
 class SanConnection:
     """A connection that a node has for the host."""
 
@@ -351,8 +79,6 @@ class SanConnection:
         self.opened = opened
         self.is_closed = False
         self.receive_ended = False
-        self.failed: Answered | None = None
-        """How a send failed that nobody waited for."""
 
     def __repr__(self) -> str:
         (local_ip, local_port), (remote_ip, remote_port) = self.opened.local, self.opened.remote
@@ -394,7 +120,7 @@ class SanTcp:
         self._interrupt_account = interrupt_account
         self._runs = interrupt_account
         """Whoever runs the library at this moment."""
-        self._due: list[tuple[_Pending, Answer]] = []
+        self._due: list[tuple[Pending, Answer]] = []
         """Answers that processes sleep for, since the last interrupt."""
         self._control: list[SocketVi] = []
         self._free: list[deque[SocketVi]] = [deque() for _ in nodes]
@@ -446,7 +172,7 @@ class SanTcp:
         """Create VIs and have the node accept them; those that it did."""
         address = self.memory.allocate(wanted * VI_BYTES, PAGE_BYTES)
         account.charge("san", "register_memory")
-        block = _Block(address, self.port.register(address, wanted * VI_BYTES), wanted)
+        block = Block(address, self.port.register(address, wanted * VI_BYTES), wanted)
         accepted: list[SocketVi] = []
         made: list[SocketVi] = []
         try:
@@ -527,14 +253,14 @@ class SanTcp:
 
     def _release(self, connection: SanConnection | None, vi: SocketVi) -> None:
         """The socket does not need its VI any more; it is free when nothing is under way on it."""
-        if vi.connection is not connection:
+        if vi.owner is not connection:
             return
         if connection is not None and connection.vi is not None:
             connection.vi = None
             self._count_port(connection.opened.local[1], -1)
         if not vi.is_quiet:
             return
-        vi.connection = None
+        vi.owner = None
         if vi.error is None:
             self._free[vi.node].append(vi)
             self._trim(vi.node)
@@ -586,7 +312,7 @@ class SanTcp:
 
     def _look_for_sends(self) -> None:
         while (completion := self.sends_done.take()) is not None:
-            pending: _Pending | None = completion.tag
+            pending: Pending | None = completion.tag
             vi = self._by_number.get(completion.vi)
             if vi is not None:
                 vi.sends_under_way -= 1
@@ -604,7 +330,7 @@ class SanTcp:
                 self.deliver(*found)
         self.receives_done.call_at_entry(self._look_for_answers)
 
-    def deliver(self, pending: _Pending, answer: Answer) -> None:
+    def deliver(self, pending: Pending, answer: Answer) -> None:
         """Something is over: interrupt whoever sleeps for it, or leave it to his next look."""
         if not pending.is_waited():
             pending.account.charge("san", "poll")
@@ -637,7 +363,7 @@ class SanTcp:
             self.charge_waking()
             answered.set_result(answer)
 
-        await vi.request(request, _Pending(account, lambda: True, finish))
+        await vi.request(request, Pending(account, lambda: True, finish))
         answer = await answered
         self.charge_sleep(account)
         await account.settle()
@@ -737,10 +463,11 @@ class SanTcp:
             listening.waiting.wake(only_one=True)
 
         await vi.request(Request(Call.ACCEPT, listening.port),
-                         _Pending(account, lambda: len(listening.waiting) > 0, finish))
+                         Pending(account, lambda: len(listening.waiting) > 0, finish))
 
     def _opened(self, vi: SocketVi, answer: Answer) -> SanConnection:
-        connection = vi.connection = SanConnection(vi, parse_opened(answer.message))
+        vi.failed = None
+        connection = vi.owner = SanConnection(vi, parse_opened(answer.message))
         self._count_port(connection.opened.local[1], 1)
         return connection
 
@@ -796,7 +523,7 @@ class SanTcp:
         vi = connection.vi
         if vi is not None:
             request = Request(Call.SET_OPTIONS, more={"options": _plain(options)})
-            pending = _Pending(account, lambda: False, lambda _answer: self._end_if_over(connection, vi))
+            pending = Pending(account, lambda: False, lambda _answer: self._end_if_over(connection, vi))
             self.kernel.spawn(vi.request(request, pending), f"options of {connection!r}")
 
     # ------------------------------------------------------------------------------------------ data
@@ -813,7 +540,7 @@ class SanTcp:
                 transfer.done(0, error_of(answer.answered, f"send on {connection!r}"))
             self._end_if_over(connection, vi)
 
-        await vi.send(transfer, _Pending(account, transfer.is_waited, finish))
+        await vi.send(transfer, Pending(account, transfer.is_waited, finish))
 
     async def receive(self, connection: SanConnection, transfer: Transfer, account: Account) -> None:
         """Ask for bytes, which the node writes into the first range that has room for any."""
@@ -833,14 +560,14 @@ class SanTcp:
 
         request = Request(Call.RECEIVE, length=min(part.length_bytes, MAX_LENGTH_BYTES),
                           address=self._bases[part.key] + part.offset, handle=part.key)
-        await vi.request(request, _Pending(account, transfer.is_waited, finish))
+        await vi.request(request, Pending(account, transfer.is_waited, finish))
 
     def _usable(self, connection: SanConnection, doing: str) -> SocketVi:
         vi = connection.vi
         if connection.is_closed or vi is None:
             raise SocketClosed(f"{doing} on {connection!r}: the connection is closed")
-        if connection.failed is not None:
-            raise error_of(connection.failed, f"{doing} on {connection!r}")
+        if vi.failed is not None:
+            raise error_of(vi.failed, f"{doing} on {connection!r}")
         if vi.error is not None:
             raise PeerReset(f"{doing} on {connection!r}: the TCP server has gone ({vi.error})")
         return vi
@@ -868,7 +595,7 @@ class SanTcp:
             self._end_if_over(connection, vi, is_end=True)
 
         if vi.is_stalled:
-            await vi.request(Request(Call.CLOSE), _Pending(account, lambda: False, over))
+            await vi.request(Request(Call.CLOSE), Pending(account, lambda: False, over))
         else:
             await self._call(vi, Request(Call.CLOSE), account, over)
 

@@ -102,6 +102,7 @@ class Worker:
         self.address = address
         self.handle = handle
         self.is_over = False
+        self._has_left = False
         self._node = node
         self._remote = Remote(control.handle, control.address)
         self._receive_at = address + settings.ring_bytes
@@ -422,8 +423,6 @@ class Worker:
         if self._calls.is_over and self._receives.is_over and not self._unfreed and not self._has_left:
             self._has_left = True
             await self._node.forget(self)
-
-    _has_left = False
 
 
 async def _ended(future: Future[Any]) -> None:

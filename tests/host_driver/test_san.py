@@ -421,3 +421,45 @@ def test_messages_are_what_they_were() -> None:
         answer = Answer(rng.choice(list(Lane)), rng.choice(list(Answered)), length, b"more")
         assert parse_answer(answer_immediate(answer.lane, answer.answered, length), b"more") == answer
         assert answer_immediate(answer.lane, answer.answered, length) < 1 << 32
+
+
+def test_a_node_that_has_gone_ends_its_connections_and_gives_no_more() -> None:
+    world = san_world()
+
+    async def serve(memnet: MemNet) -> None:
+        socket = await accepted(memnet)
+        region = await memnet.register_mem(1000)
+        waiting = await memnet.async_recv(socket, region)
+        port = world.nodes[0].port
+        for worker in list(world.nodes[0].workers):
+            port.disconnect(worker.vi)
+        with pytest.raises(PeerReset):
+            await waiting
+        with pytest.raises(PeerReset):
+            await memnet.sync_send(socket, region)
+        with pytest.raises(ChannelRefused):
+            await memnet.create_connection(world.client.ip, 7)
+
+    async def ask(memnet: MemNet) -> None:
+        socket = await connected(memnet, world)
+        with pytest.raises(PeerReset):
+            await receive_all(memnet, socket)
+
+    server = world.start(world.server, serve, "server")
+    world.start(world.client, ask, "client")
+    world.run()
+    assert server.result is None
+    assert [node.vis for node in world.nodes] == [0]
+    assert world.memory.taken_bytes == world_without_nodes_bytes()
+
+
+def world_without_nodes_bytes() -> int:
+    """Memory of a host's driver alone."""
+    world = World()
+
+    async def nothing(_memnet: MemNet) -> None:
+        pass
+
+    world.start(world.server, nothing, "nothing")
+    world.run()
+    return world.memory.taken_bytes
