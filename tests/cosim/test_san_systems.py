@@ -19,6 +19,8 @@ from cosim.machine import load_application, load_machine
 from cosim.results import RESULT_NAME
 from cosim.systems import SYSTEMS, System, load_system, system_file
 from cosim.workload import Request, parse_log, synthetic
+from cosim.world import TcpNodes, World
+from host_driver.memnet import AdmitByLoad, ChannelSettings, MemNet
 from tests.cosim.test_experiment import LOG, nothing
 
 TUNNELLED = ["tcps-sock", "tcps-sync", "tcps-async", "tcps-async-eacc", "tcps-async-ercv"]
@@ -151,6 +153,42 @@ def test_the_bench_has_the_median_and_the_spread(monkeypatch: pytest.MonkeyPatch
     assert [(r.value, r.reached) for r in rows[2:]] == [(620.0, False), (25.0, True), (25.0, True)]
     assert rows[2].note.startswith("610.0 to 630.0 over 3 seeds")
     assert [r.reached for r in rows[:2]] == [True, True]
+
+
+def test_a_busy_node_grants_no_more_channels() -> None:
+    """Its load is the share of its processor that was in use lately."""
+    world = World(machine="p2-300-via", tcp_nodes=TcpNodes(), admission=AdmitByLoad(max_busy=0.5))
+    ms = 10**9
+
+    async def serve(memnet: MemNet) -> int:
+        await memnet.start()
+        assert memnet.pool is not None
+        at_first = len(memnet.pool.channels)
+        listening = memnet.listen(7)
+        sockets = [await memnet.accept(listening) for _ in range(at_first)]
+        work = world.node_processors[0].process_context("other work")
+        for _ in range(100):
+            work.charge("user", "request", 10)  # 0.9 ms
+            await work.settle()
+        extra = world.kernel.spawn(memnet.accept(listening), "one more")
+        await world.kernel.sleep(20 * ms)
+        assert len(memnet.pool.channels) == at_first
+        for socket in sockets:
+            await memnet.close(socket)
+        await memnet.close(await extra)
+        await memnet.close(listening)
+        return world.nodes[0].server.counters.channels_rejected
+
+    async def ask(memnet: MemNet) -> None:
+        await world.kernel.sleep(20 * ms)
+        for socket in [await memnet.create_connection(world.server.ip, 7) for _ in range(5)]:
+            await memnet.sync_recv(socket, await memnet.register_mem(10))
+            await memnet.close(socket)
+
+    server = world.start(world.server, serve, "server", channels=ChannelSettings(channels=4))
+    world.start(world.client, ask, "client")
+    world.run()
+    assert server.result == 4
 
 
 # ---------------------------------------------------------------------------------------------- what cannot be
