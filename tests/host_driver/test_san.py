@@ -81,12 +81,13 @@ def run(world: World, serve: Any, ask: Any, **memnet: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("design", "count", "ring_bytes"), [("sockets", 1, 65536), ("sockets", 2, 1024),
                                                              ("shared", 1, 4096), ("kernel", 2, 65536)])
 def test_many_jobs_both_ways_over_a_lossy_wire(design: str, count: int, ring_bytes: int, seed: int) -> None:
-    """Random lengths and parts, some of them longer than the send ring; every byte is compared."""
+    """Random lengths and parts, some longer than the send ring, and more than may be under way; every byte is
+    compared."""
     rng = random.Random(seed)
     lossy = BothWays(outbound=Impairments(loss=0.02), inbound=Impairments(loss=0.02), seed=seed)
     world = san_world(design, count, NodeSettings(ring_bytes=ring_bytes, receive_bytes=2048), impairments=lossy,
                       seed=seed)
-    lengths = [rng.choice([1, 100, 1460, rng.randrange(1, 30000)]) for _ in range(12)]
+    lengths = [rng.choice([1, 1, 7, 100, 1460, rng.randrange(1, 20000)]) for _ in range(40)]
     there, back = data(sum(lengths), seed), data(50000, seed + 100)
 
     async def serve(memnet: MemNet) -> bytes:
