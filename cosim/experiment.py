@@ -16,13 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from cosim.engines.base import DeviceCounts, ItemFigure, Progress, RunError, RunSpec, SystemResult
+import msgspec
+
+from cosim.engines.base import DeviceCounts, ItemFigure, NodeResult, Progress, RunError, RunSpec, SystemResult
 from cosim.host import ServerHost, memory_bytes
 from cosim.machine import PS_PER_SECOND
 from cosim.memory import HostMemory
 from cosim.pcapng import PcapngWriter
 from cosim.peers import Client, client_addresses
 from cosim.processor import Item, Processors
+from cosim.san_host import SanServerHost, node_memory_bytes
 from cosim.shares import ShareRecorder, shares
 from cosim.wire import Wire
 from cosim.workload import Request
@@ -40,13 +43,20 @@ WATCH_PS = 300 * PS_PER_SECOND
 """A load in which no frame moved for so long will not go on: no retransmission waits so long."""
 
 
+class _ProcessorBooks(NamedTuple):
+    """What is counted of the processors of one machine."""
+
+    booked_ps: Counter[Item]
+    counts: Counter[Item]
+    busy_ps: list[Mapping[str, int]]
+
+
 class _Books(NamedTuple):
     """Everything that is counted, at one moment."""
 
     time_ps: int
-    booked_ps: Counter[Item]
-    counts: Counter[Item]
-    busy_ps: list[Mapping[str, int]]
+    host: _ProcessorBooks
+    nodes: list[_ProcessorBooks]
     device: DeviceCounts
     frames_from_device: int
     frames_to_device: int
@@ -55,17 +65,22 @@ class _Books(NamedTuple):
 class Experiment:
     """A run as `spec` says. A context manager: its end closes the capture.
 
-    Attributes: `kernel`, `memory` and `wire` (the device's MAC) for the engine's port; `processors`; `done`; `host`,
-    once a device is attached. Raises OSError when the capture cannot be written.
+    Attributes: `kernel`, `memory` and `wire` (the device's MAC) for the engine's port; `processors`, and those of each
+    TCP server node; `done`; `host`, once a device is attached. Raises OSError when the capture cannot be written.
     """
 
     def __init__(self, spec: RunSpec, on_progress: Progress) -> None:
         self.spec = spec
         self.done = False
         self.kernel = Kernel()
-        self.memory = HostMemory(memory_bytes(spec))
-        self.processors = Processors(self.kernel, spec.machine, spec.application)
-        self._recorder = ShareRecorder(self.kernel, self.processors)
+        nodes = spec.system.node.nodes if spec.system.node is not None else 0
+        self.memory = HostMemory(node_memory_bytes(spec) if nodes else memory_bytes(spec))
+        used = spec.system.placed_on(spec.machine).processors
+        self.processors = Processors(self.kernel, msgspec.structs.replace(spec.machine, processors=used),
+                                     spec.application)
+        self.node_processors = [Processors(self.kernel, spec.machine, spec.application) for _ in range(nodes)]
+        self._recorders = [ShareRecorder(self.kernel, processors) for processors in (
+            self.processors, *self.node_processors)]
         self._capture = None if spec.capture_path is None else PcapngWriter(Path(spec.capture_path), spec.system.name)
         self.wire = Wire(self.kernel, bit_rate=spec.link_bit_rate, capture=self._capture,
                          impairments=spec.impairments)
@@ -87,8 +102,15 @@ class Experiment:
         """Begin, over a device that is out of reset; `device_counts` is asked whenever the books are looked at."""
         self._device_counts = device_counts
         spec = self.spec
-        self.host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
-                               neighbours=[client_addresses(number) for number in range(spec.clients)])
+        neighbours = [client_addresses(number) for number in range(spec.clients)]
+        if self.node_processors:
+            self.host: ServerHost | SanServerHost = SanServerHost(
+                spec, port, self.memory, self.processors, self.node_processors, self.wire,
+                addresses=[_server_address(number) for number in range(len(self.node_processors))],
+                server_port=SERVER_PORT, neighbours=neighbours)
+        else:
+            self.host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
+                                   neighbours=neighbours)
         self.kernel.spawn(self._main(), "experiment")
 
     def result(self) -> SystemResult:
@@ -108,14 +130,7 @@ class Experiment:
     def _figures(self, start: _Books, end: _Books, rest: _Books) -> SystemResult:
         """From the start of the load to its end, and what came to rest behind it."""
         requests = len(self._latencies_ps)
-        cycles: dict[str, float] = {}
-        items: dict[str, dict[str, ItemFigure]] = {}
-        # Sorted, so that the sums and the result do not depend on the order in which items were first charged.
-        for (category, item), ps in sorted((rest.booked_ps - start.booked_ps).items()):
-            figure = ItemFigure(count=(rest.counts[category, item] - start.counts[category, item]) / requests,
-                                cycles=self.processors.cycles(ps) / requests)
-            items.setdefault(category, {})[item] = figure
-            cycles[category] = cycles.get(category, 0.0) + figure.cycles
+        cycles, items = self._cycles(start.host, rest.host)
         duration_ps = end.time_ps - start.time_ps
         ordered_ps = sorted(self._latencies_ps)
         return SystemResult(
@@ -128,12 +143,11 @@ class Experiment:
             cycles=cycles,
             items=items,
             utilisation=[(sum(busy.values()) - sum(before.values())) / duration_ps
-                         for busy, before in zip(end.busy_ps, start.busy_ps, strict=True)],
-            processors=shares(start.busy_ps, end.busy_ps, duration_ps),
-            processor_categories=[{category: (ps - before.get(category, 0)) / duration_ps
-                                   for category, ps in sorted(busy.items()) if ps > before.get(category, 0)}
-                                  for busy, before in zip(end.busy_ps, start.busy_ps, strict=True)],
-            over_time=self._recorder.intervals(end.time_ps, end.busy_ps),
+                         for busy, before in zip(end.host.busy_ps, start.host.busy_ps, strict=True)],
+            processors=shares(start.host.busy_ps, end.host.busy_ps, duration_ps),
+            processor_categories=_by_category(start.host, end.host, duration_ps),
+            over_time=self._recorders[0].intervals(end.time_ps, end.host.busy_ps),
+            nodes=[self._node_figures(number, start, end, rest) for number in range(len(self.node_processors))],
             interrupts=(rest.device.interrupts - start.device.interrupts) / requests,
             dma_read_bytes=(rest.device.dma_read_bytes - start.device.dma_read_bytes) / requests,
             dma_write_bytes=(rest.device.dma_write_bytes - start.device.dma_write_bytes) / requests,
@@ -141,9 +155,31 @@ class Experiment:
             frames_received=(rest.frames_to_device - start.frames_to_device) / requests,
             latency_p50_ps=percentile(ordered_ps, 50),
             latency_p99_ps=percentile(ordered_ps, 99),
+            connections_on=self.host.connections_on,
             outbound=self.wire.outbound.counts if self.wire.outbound else None,
             inbound=self.wire.inbound.counts if self.wire.inbound else None,
         )
+
+    def _cycles(self, start: _ProcessorBooks, rest: _ProcessorBooks
+                ) -> tuple[dict[str, float], dict[str, dict[str, ItemFigure]]]:
+        """Cycles a request of one machine's processors, by category, and by category and item."""
+        requests = len(self._latencies_ps)
+        cycles: dict[str, float] = {}
+        items: dict[str, dict[str, ItemFigure]] = {}
+        # Sorted, so that the sums and the result do not depend on the order in which items were first charged.
+        for (category, item), ps in sorted((rest.booked_ps - start.booked_ps).items()):
+            figure = ItemFigure(count=(rest.counts[category, item] - start.counts[category, item]) / requests,
+                                cycles=self.processors.cycles(ps) / requests)
+            items.setdefault(category, {})[item] = figure
+            cycles[category] = cycles.get(category, 0.0) + figure.cycles
+        return cycles, items
+
+    def _node_figures(self, number: int, start: _Books, end: _Books, rest: _Books) -> NodeResult:
+        before, after, duration_ps = start.nodes[number], end.nodes[number], end.time_ps - start.time_ps
+        cycles, items = self._cycles(before, rest.nodes[number])
+        return NodeResult(cycles=cycles, items=items, processors=shares(before.busy_ps, after.busy_ps, duration_ps),
+                          processor_categories=_by_category(before, after, duration_ps),
+                          over_time=self._recorders[1 + number].intervals(end.time_ps, after.busy_ps))
 
     def stall_report(self) -> str:
         """Why nothing goes on: the tasks that wait, and for what."""
@@ -155,24 +191,37 @@ class Experiment:
         await self.host.start()
         await kernel.sleep(SETTLE_PS)
         self._look()
-        self._recorder.start()
+        for recorder in self._recorders:
+            recorder.start()
         requests = iter(enumerate(spec.requests))
-        tasks = [kernel.spawn(self._client(number).run(requests, self._answered), f"client {number}")
+        due_ps = self._due_times_ps()
+        tasks = [kernel.spawn(self._client(number).run(requests, self._answered, lambda index: due_ps[index]),
+                              f"client {number}")
                  for number in range(spec.clients)]
         watchdog = kernel.spawn(self._watch(), "watchdog")
         for task in tasks:
             await task
         watchdog.cancel()
-        self._recorder.stop()
+        for recorder in self._recorders:
+            recorder.stop()
         self._look()
         await kernel.sleep(SETTLE_PS)
         self._look()
         self.done = True
 
+    def _due_times_ps(self) -> list[int]:
+        """When each request is due: now; or each somewhere in its own interval of an offered rate."""
+        rate, now = self.spec.offered_rate, self.kernel.now
+        if rate is None:
+            return [now] * len(self.spec.requests)
+        rng = random.Random(f"due times of {self.spec.seed}")
+        return [now + round((index + rng.random()) * PS_PER_SECOND / rate) for index in range(len(self.spec.requests))]
+
     def _client(self, number: int) -> Client:
         rng = random.Random(f"client {number} of {self.spec.seed}")
-        return Client(self.kernel, self.wire, number=number, server_mac=SERVER_MAC, server_ip=SERVER_IP,
-                      server_port=SERVER_PORT, rng=rng)
+        mac, ip = _server_address(number % max(1, len(self.node_processors)))
+        return Client(self.kernel, self.wire, number=number, server_mac=mac, server_ip=ip, server_port=SERVER_PORT,
+                      rng=rng)
 
     def _answered(self, request: Request, latency_ps: int) -> None:
         self._latencies_ps.append(latency_ps)
@@ -187,11 +236,26 @@ class Experiment:
         raise RunError(self.stall_report())
 
     def _look(self) -> None:
-        processors = self.processors
         self._books.append(_Books(
-            time_ps=self.kernel.now, booked_ps=processors.booked_ps.copy(), counts=processors.counts.copy(),
-            busy_ps=processors.busy_ps, device=self._device_counts(),
+            time_ps=self.kernel.now, host=_booked(self.processors),
+            nodes=[_booked(processors) for processors in self.node_processors], device=self._device_counts(),
             frames_from_device=self.wire.frames_from_device, frames_to_device=self.wire.frames_to_device))
+
+
+def _server_address(node: int) -> tuple[bytes, IPv4Address]:
+    """MAC and IP address of a TCP server node; the first one's are the server's wherever its TCP runs."""
+    return (SERVER_MAC, SERVER_IP) if not node else (SERVER_MAC[:-1] + bytes([1 + node]), SERVER_IP + node)
+
+
+def _booked(processors: Processors) -> _ProcessorBooks:
+    return _ProcessorBooks(processors.booked_ps.copy(), processors.counts.copy(), processors.busy_ps)
+
+
+def _by_category(start: _ProcessorBooks, end: _ProcessorBooks, duration_ps: int) -> list[dict[str, float]]:
+    """Shares of each processor's time by category."""
+    return [{category: (ps - before.get(category, 0)) / duration_ps for category, ps in sorted(busy.items())
+             if ps > before.get(category, 0)}
+            for busy, before in zip(end.busy_ps, start.busy_ps, strict=True)]
 
 
 def percentile(ordered: list[int], percent: int) -> int:

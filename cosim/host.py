@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
+from typing import Any
 
 from cosim.engines.base import RunSpec
 from cosim.memory import PAGE_BYTES
@@ -15,14 +16,20 @@ from cosim.pool import MAX_SPAWN_RATE, ProcessPool
 from cosim.processor import Context, Processors
 from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, longest_response_bytes
 from cosim.socket_transport import SocketTransport
+from cosim.steering import Steering
+from cosim.systems import System
 from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.host_tcp import HostTcp
 from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import ChannelSettings, Job, MemNet, MemNetSocket, MemoryRegion, TcpServer, pool_bytes
+from host_driver.multiprocessor import Multiprocessor, SharedWork
 from host_driver.nic import Nic
+from host_driver.placement import OffloadBelow
 from host_driver.port import Port
+from host_driver.queued_tcp import QueuedTcp
+from host_driver.softirq import PerProcessor
 from host_driver.tcp import LINUX24
 
 BACKLOG = 511
@@ -50,6 +57,7 @@ class ServerHost:
         self._spec = spec
         self._port = port
         self._processors = processors
+        self._placed = spec.system.placed_on(spec.machine)
         self._mac = mac
         self._ip = ip
         self._server_port = server_port
@@ -57,41 +65,64 @@ class ServerHost:
 
     async def start(self) -> None:
         """Probe the device, bring the interface up, listen, and start the processes."""
-        spec, processors = self._spec, self._processors
+        spec, processors, placed = self._spec, self._processors, self._placed
         nic = await Nic.probe(self._port)
-        steering = processors.steering(spec.system.interrupts_on)
-        is_parallel = spec.machine.parallel_softirqs and spec.system.told_by(spec.machine) == "interrupt"
+        steering = processors.steering(placed.interrupts_on)
+        softirqs = self._softirqs(steering)
         interface = await NetworkInterface.open(
             nic, mac=self._mac, ip=self._ip, profile=LINUX24, rng=random.Random(f"server of {spec.seed}"),
             interrupt_account=processors.interrupt_context("interrupts", steering),
-            softirq_account=(processors.softirq_contexts(steering) if is_parallel
-                             else processors.softirq_context("softirq", steering)),
-            offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
-                              segmentation=spec.system.segmentation),
-            notification=driver_notification(spec.system, spec.machine, lambda: processors.trigger_states(steering)),
-            background_account=processors.process_context("ksoftirqd", spec.system.interrupts_on),
-            multiprocessor=spec.machine.processors > 1)
+            softirq_account=softirqs,
+            offloads=offloads(spec.system),
+            notification=driver_notification(spec.system, spec.machine, placed,
+                                             lambda: processors.trigger_states(steering)),
+            background_account=(None if spec.system.dedicated is not None
+                                else processors.process_context("ksoftirqd", placed.interrupts_on)),
+            multiprocessor=multiprocessor(spec, len(softirqs.accounts)))
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
-        parent = processors.process_context(f"{spec.application.name}'s parent", spec.system.processes_on)
+        parent = processors.process_context(f"{spec.application.name}'s parent", placed.processes_on)
         self.interface = interface
         self.pool = ProcessPool(self._port.kernel, spec.application, parent, most=most_processes(spec),
                                 make=self._transports(interface))
         await self.pool.start()
 
+    @property
+    def connections_on(self) -> dict[str, int]:
+        """How many connections each dedicated processor got, and how many the host kept; empty without such."""
+        placement = self.interface.placement
+        if placement is None:
+            return {}
+        processors = self._placed.interrupts_on or ()
+        counts = {f"processor {index}": placement.placed[number] for number, index in enumerate(processors)}
+        return counts if self._spec.system.policy is None else {**counts, "the host": placement.placed[None]}
+
+    def _softirqs(self, steering: Steering[Any]) -> PerProcessor:
+        """The bottom halves: one for each dedicated processor, as the machine has them, or a single one."""
+        spec, processors = self._spec, self._processors
+        if spec.system.dedicated is not None:
+            policy = spec.system.policy
+            return processors.softirq_contexts(
+                steering, by_connection=True, policy=None if policy is None else OffloadBelow(policy.offload_below),
+                others=processors.steering(self._placed.processes_on))
+        if spec.machine.parallel_softirqs and spec.system.told_by(spec.machine) == "interrupt":
+            return processors.softirq_contexts(steering)
+        return PerProcessor.one(processors.softirq_context("softirq", steering))
+
     def _transports(self, interface: NetworkInterface) -> Callable[[int], Awaitable[ServerProcess]]:
         """What makes processes with their way to the clients, as the system says. The first one listens for all."""
         spec, processors = self._spec, self._processors
+        runs_on = spec.system.runs_on
         shared_port: Listening | None = None
         shared_socket: MemNetSocket | None = None
 
         def context(number: int) -> Context:
-            return processors.process_context(f"{spec.application.name} {number}", spec.system.processes_on)
+            return processors.process_context(f"{spec.application.name} {number}", self._placed.processes_on)
 
         async def with_sockets(number: int) -> ServerProcess:
             nonlocal shared_port
             account = context(number)
-            sockets = KernelSockets(interface, account)
+            sockets = KernelSockets(interface, account, leaves_sends=runs_on.transmit == "dedicated")
             shared_port = shared_port or sockets.listen(self._server_port, BACKLOG)
             return ServerProcess(SocketTransport(sockets, shared_port), account, spec.requests)
 
@@ -100,14 +131,41 @@ class ServerHost:
             account = context(number)
             memnet = MemNet(server, account, channels=CHANNELS)
             shared_socket = shared_socket or memnet.listen(self._server_port, BACKLOG)
-            transport = await MemNetTransport.open(memnet, shared_socket, response_bytes)
+            transport = await MemNetTransport.open(memnet, shared_socket, response_bytes,
+                                                   is_sync=spec.system.api == "memnet-sync")
             return ServerProcess(transport, account, spec.requests)
 
         if spec.system.api == "sockets":
             return with_sockets
-        server = TcpServer(HostTcp(interface), rng=random.Random(f"capabilities of {spec.seed}"))
+        provider = (QueuedTcp(interface, copies=not spec.system.device.tx_checksum)
+                    if runs_on.send == "dedicated" else HostTcp(interface))
+        server = TcpServer(provider, rng=random.Random(f"capabilities of {spec.seed}"))
         response_bytes = longest_response_bytes(spec.requests)
         return with_memnet
+
+
+def multiprocessor(spec: RunSpec, bottom_halves: int) -> Multiprocessor | None:
+    """Among whom the work of the kernel is shared. Where the processors that interrupts go to and those that run
+    processes are the same in part, all do everything."""
+    placed, machine = spec.system.placed_on(spec.machine), spec.machine.processors
+    if placed.processors == 1:
+        return None
+    everywhere = tuple(range(placed.processors))
+    network, host = placed.interrupts_on or everywhere, placed.processes_on or everywhere
+    if not placed.has_dedicated:
+        network = host = tuple({*network, *host})
+    works = [SharedWork(len(network), machine)] * bottom_halves
+    if spec.system.dedicated is not None:
+        # The bottom half of each has its connections to itself; a further one is of the host.
+        works = [SharedWork(1 if number < len(network) else len(host), machine) for number in range(bottom_halves)]
+    return Multiprocessor(bottom_halves=works, processes=SharedWork(len(host), machine))
+
+
+def offloads(system: System) -> Offloads:
+    """What the device of a system does instead of its host."""
+    device = system.device
+    return Offloads(rx_checksum=device.rx_checksum, tx_checksum=device.tx_checksum, segmentation=device.segmentation,
+                    coalescing_usecs=device.coalescing_usecs)
 
 
 def most_processes(spec: RunSpec) -> int:
@@ -129,11 +187,13 @@ def memory_bytes(spec: RunSpec) -> int:
 class MemNetTransport:
     """MemNet: a response is put together in registered memory and sent from there; the process goes on at once.
 
-    Each process has a few response buffers. When all are still being sent it waits for the oldest.
+    Each process has a few response buffers. When all are still being sent it waits for the oldest. `is_sync`: it waits
+    for each.
     """
 
     def __init__(self, memnet: MemNet, listening: MemNetSocket, requests: MemoryRegion, responses: MemoryRegion,
-                 response_bytes: int) -> None:
+                 response_bytes: int, *, is_sync: bool) -> None:
+        self._is_sync = is_sync
         self._memnet = memnet
         self._listening = listening
         self._requests = requests
@@ -143,12 +203,13 @@ class MemNetTransport:
         self._sending: deque[tuple[Job, int]] = deque()
 
     @classmethod
-    async def open(cls, memnet: MemNet, listening: MemNetSocket, response_bytes: int) -> MemNetTransport:
+    async def open(cls, memnet: MemNet, listening: MemNetSocket, response_bytes: int, *,
+                   is_sync: bool = False) -> MemNetTransport:
         """Make the channels, register memory for requests, and for responses of up to `response_bytes`."""
         try:
             await memnet.start()
             return cls(memnet, listening, await memnet.register_mem(RECEIVE_BYTES),
-                       await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes)
+                       await memnet.register_mem(RESPONSE_BUFFERS * response_bytes), response_bytes, is_sync=is_sync)
         except MemoryError:
             await memnet.exit(is_dead=True)
             raise
@@ -185,6 +246,12 @@ class MemNetTransport:
 
     async def send(self, socket: MemNetSocket, offset: int, length: int) -> None:
         """Post the send of a response buffer, which comes back when its job is done."""
+        if self._is_sync:
+            try:
+                await self._memnet.sync_send(socket, self._responses, offset, length)
+            finally:
+                self._free.append(offset)
+            return
         try:
             job = await self._memnet.async_send(socket, self._responses, offset, length)
         except NetworkError:

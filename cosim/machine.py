@@ -84,6 +84,26 @@ class Moderation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     source: str
 
 
+class San(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A system area network between nodes of such a machine: an adapter on a PCI bus in each, links, a switch."""
+
+    doorbell_ns: int
+    """A posted write, until the adapter sees it."""
+    latency_ns: int
+    """From the first byte on a link to the first byte out of the switch, adapters' own work included."""
+    link_bytes_per_s: int
+    """Of a link, in each direction."""
+    packet_bytes: int
+    """Of data in one packet, at most."""
+    bus_bytes_per_s: int
+    """Of a node's bus while a burst lasts; both directions share it."""
+    bus_burst_bytes: int
+    """Of one burst, at most."""
+    bus_transaction_ns: int
+    """What each burst costs beside its bytes: arbitration, address, wait, turn-around."""
+    source: str
+
+
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A host: processors, cost table, bus and the defaults of its network adapter."""
 
@@ -104,6 +124,8 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     link_bit_rate: int
     bus: Bus
     moderation: Moderation
+    san: San | None = None
+    """What connects it to a TCP server node; with it come the costs of category `san`."""
     costs: dict[str, dict[str, Cost]]
 
 
@@ -135,7 +157,7 @@ def load_machine(name_or_path: str) -> Machine:
     costs = raw.pop("costs", None)
     if not isinstance(costs, dict):
         raise MachineError(f"{path}: missing table `costs`")
-    machine = _convert(path, {**raw, "costs": _check_costs(path, costs)}, Machine)
+    machine = _convert(path, {**raw, "costs": _check_costs(path, costs, has_san="san" in raw)}, Machine)
     for field in ("processors", "clock_hz", "quantum_us", "link_bit_rate"):
         _check_number(path, field, getattr(machine, field), least=1)
     _check_fields(path, "bus", machine.bus)
@@ -145,6 +167,10 @@ def load_machine(name_or_path: str) -> Machine:
         for field in ("first", "count"):
             _check_number(path, f"bus.faults[{number}].{field}", getattr(fault, field), least=1)
     _check_fields(path, "moderation", machine.moderation)
+    if machine.san is not None:
+        _check_fields(path, "san", machine.san)
+        for field in ("link_bytes_per_s", "packet_bytes", "bus_bytes_per_s", "bus_burst_bytes"):
+            _check_number(path, f"san.{field}", getattr(machine.san, field), least=1)
     return machine
 
 
@@ -224,8 +250,9 @@ def _convert(path: Path, raw: object, kind: type[T], where: str = "") -> T:
         raise MachineError(f"{path}: {error}{place}") from error
 
 
-def _check_costs(path: Path, costs: Mapping[str, Any]) -> dict[str, dict[str, Cost]]:
-    wanted = {(category, item) for category, items in ITEMS.items() for item in items} - set(APPLICATION_ITEMS)
+def _check_costs(path: Path, costs: Mapping[str, Any], *, has_san: bool) -> dict[str, dict[str, Cost]]:
+    wanted = {(category, item) for category, items in ITEMS.items() for item in items
+              if category != "san" or has_san} - set(APPLICATION_ITEMS)
     checked: dict[str, dict[str, Cost]] = {}
     for category, items in costs.items():
         if not isinstance(items, dict):

@@ -50,9 +50,12 @@ class Client:
         self._link = wire.attach(mac, self._receive)
         self._timer: Timer | None = None
 
-    async def run(self, requests: Iterator[tuple[int, Request]], done: Callable[[Request, int], None]) -> None:
-        """Take requests until there are none left; `done(request, latency_ps)` after each. Raises VerificationError."""
+    async def run(self, requests: Iterator[tuple[int, Request]], done: Callable[[Request, int], None],
+                  due_ps: Callable[[int], int] = lambda _index: 0) -> None:
+        """Take requests until there are none left, each not before it is due; `done(request, latency_ps)` after each.
+        Raises VerificationError."""
         for index, request in requests:
+            await self._kernel.sleep_until(max(due_ps(index), self._kernel.now))
             done(request, await self.fetch(index, request))
 
     async def fetch(self, index: int, request: Request) -> int:

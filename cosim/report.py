@@ -9,15 +9,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cosim.engines.base import SystemResult
+from cosim.engines.base import NodeResult, SystemResult
 from cosim.results import Configuration
 from cosim.shares import drawn
-from cosim.systems import BASELINE
+from cosim.systems import BASELINES
 from cosim.workload import SYNTHETIC_FILE_BYTES, Workload
 from host_driver.account import ITEMS
 
 PS_PER_US = 10**6
 DRAWN_COLUMNS = 60
+MOST_SIDE_BY_SIDE = 3
+"""More systems are rows instead of columns."""
 EXPECTED_POINTS = 3.0
 """Percentage points within which a figure counts as the paper's."""
 
@@ -88,19 +90,34 @@ def print_report(console: Console, configuration: Configuration, results: Sequen
     _print_workload(console, configuration.workload)
     if not results:
         return
-    console.print(comparison(console, results))
+    is_wide = len(results) > MOST_SIDE_BY_SIDE
+    if is_wide:
+        console.print(overview(console, results))
+        console.print(category_table(console, results))
+    else:
+        console.print(comparison(console, results))
     console.print(processor_table(console, results))
-    baseline = next((result for result in results if result.system == BASELINE), None)
+    for result in results:
+        if result.connections_on:
+            console.print(f"Connections of {result.system}: " + ", ".join(
+                f"{count} on {place}" for place, count in result.connections_on.items()), soft_wrap=True)
+    baseline = baseline_of(results)
     if baseline is None:
         return
     for result in results:
-        if result is not baseline:
+        if result is not baseline and not is_wide:
             console.print(gain_sentence(baseline, result), soft_wrap=True)
     if is_figure_1(configuration):
         console.print()
         console.print(figure_1(console, baseline))
         for line in (*figure_1_reasons(baseline), figure_1_note(baseline)):
             console.print(line, soft_wrap=True)
+
+
+def baseline_of(results: Sequence[SystemResult]) -> SystemResult | None:
+    """What the others are compared with; None: nothing that is there."""
+    by_name = {result.system: result for result in results}
+    return next((by_name[name] for name in BASELINES if name in by_name), None)
 
 
 def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
@@ -123,6 +140,10 @@ def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
         values = [result.cycles.get(category, 0.0) for result in results]
         if any(values):
             row(f"  {category}", values, ",.0f")
+    if any(result.nodes for result in results):
+        row("TCP server nodes' cycles a request",
+            [sum(sum(node.cycles.values()) for node in result.nodes) for result in results], ",.0f")
+        row("TCP server nodes busy, %", [_busy_percent(result.nodes) for result in results], ",.1f")
     row("interrupts a request", [result.interrupts for result in results], ",.2f")
     row("DMA bytes read a request", [result.dma_read_bytes for result in results], ",.0f")
     row("DMA bytes written a request", [result.dma_write_bytes for result in results], ",.0f")
@@ -134,17 +155,52 @@ def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
     return table
 
 
+def _busy_percent(nodes: Sequence[NodeResult]) -> float:
+    """Of all processors of all nodes; 0 without any."""
+    busy = [share.busy for node in nodes for share in node.processors]
+    return 100 * sum(busy) / len(busy) if busy else 0.0
+
+
+def overview(console: Console, results: Sequence[SystemResult]) -> Table:
+    """Many systems, a row each, with their gain over the baseline, or the first."""
+    baseline = baseline_of(results) or results[0]
+    table = _table(console, "Systems", "", "served", "requests/s", f"over {baseline.system}", "cycles a request",
+                   "interrupts", "frames sent", "received", "p50, us", "p99, us", "processors busy, %")
+    for result in results:
+        gain = 100 * (result.requests_per_s / baseline.requests_per_s - 1)
+        table.add_row(
+            result.system if result.complete else f"{result.system} (interrupted)", f"{result.requests:,}",
+            f"{result.requests_per_s:,.1f}", "" if result is baseline else f"{gain:+.1f} %",
+            f"{result.total_cycles:,.0f}", f"{result.interrupts:.2f}", f"{result.frames_sent:.2f}",
+            f"{result.frames_received:.2f}", f"{result.latency_p50_ps / PS_PER_US:,.0f}",
+            f"{result.latency_p99_ps / PS_PER_US:,.0f}", " ".join(f"{100 * busy:.0f}" for busy in result.utilisation))
+    return table
+
+
+def category_table(console: Console, results: Sequence[SystemResult]) -> Table:
+    """Cycles a request by category, a row for each system, in thousands."""
+    there = [category for category in ITEMS if any(result.cycles.get(category, 0.0) for result in results)]
+    table = _table(console, "Host cycles a request, in thousands", "", *(name.replace("_", " ") for name in there))
+    for result in results:
+        table.add_row(result.system, *(f"{result.cycles.get(name, 0.0) / 1000:,.1f}" for name in there))
+    return table
+
+
 def processor_table(console: Console, results: Sequence[SystemResult]) -> Table:
     """Whom each processor worked for."""
     table = _table(console, "Processors, % of the time under load", "", "user", "system", "of it interrupt, softirq",
                    "idle")
     table.add_column("busy over time, blank to @", justify="left", no_wrap=True)
     for result in results:
-        for number, (share, categories) in enumerate(zip(result.processors, result.processor_categories, strict=True)):
-            urgent = sum(categories.get(category, 0.0) for category in _URGENT)
-            busy = [interval.processors[number].busy for interval in result.over_time]
-            table.add_row(f"{result.system}, {number}", *(f"{100 * value:.1f}" for value in (
-                share.user, share.system, urgent, share.idle)), drawn(busy, DRAWN_COLUMNS))
+        machines: list[tuple[str, SystemResult | NodeResult]] = [(result.system, result)]
+        machines += [(f"{result.system}, node {number}", node) for number, node in enumerate(result.nodes)]
+        for name, machine in machines:
+            for number, (share, categories) in enumerate(zip(machine.processors, machine.processor_categories,
+                                                             strict=True)):
+                urgent = sum(categories.get(category, 0.0) for category in _URGENT)
+                busy = [interval.processors[number].busy for interval in machine.over_time]
+                table.add_row(f"{name}, {number}", *(f"{100 * value:.1f}" for value in (
+                    share.user, share.system, urgent, share.idle)), drawn(busy, DRAWN_COLUMNS))
     return table
 
 

@@ -35,6 +35,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     application: Application
     clients: int
+    offered_rate: float | None = None
+    """Requests a second that were due; None: as many as were served."""
     link_bit_rate: int
     device: str
     engine: str

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from host_driver.endpoint import Listening
-from host_driver.kernel_sockets import KernelSockets, Socket
+from typing import Any, Protocol
+
+
+class ConnectedSocket(Protocol):
+    """A connected socket: `host_driver.kernel_sockets.Socket`, or `host_driver.san.sockets.SanSocket`."""
+
+    async def read(self, max_bytes: int) -> bytes: ...
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    async def shutdown(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Sockets(Protocol):
+    """The sockets of a process."""
+
+    async def accept(self, listening: Any) -> ConnectedSocket: ...
 
 
 class SocketTransport:
     """Implements `cosim.server.Transport` and `cosim.file_server.FileTransport`. A response is put together in memory
-    of the process, and the kernel copies it."""
+    of the process, and the kernel, or the sockets' library, copies it."""
 
-    def __init__(self, sockets: KernelSockets, listening: Listening) -> None:
+    def __init__(self, sockets: Sockets, listening: Any) -> None:
         self._sockets = sockets
         self._listening = listening
 
@@ -25,7 +42,7 @@ class SocketTransport:
 class SocketConnection:
     """Implements `cosim.file_server.FileConnection`."""
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: ConnectedSocket) -> None:
         self._socket = socket
         self._response = memoryview(b"")
 

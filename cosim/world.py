@@ -1,8 +1,9 @@
 """Hosts on one wire, and applications on them: for programs that use MemNet or its streams.
 
-One host, `server`, is over the device under study: the RTL compiled, or the untimed model. The others are over the
-untimed model, and their processor time costs nothing. `World.start` starts an application on a host, `World.run` lets
-time pass until all that were started in the foreground have ended.
+One host, `server`, is over the device under study: the RTL compiled, or the untimed model. With `TcpNodes` the device
+is in a node of its own, whose TCP the server reaches through a system area network; further such nodes are over the
+untimed model. The other hosts are over the untimed model too, and their processor time costs nothing. `World.start`
+starts an application on a host, `World.run` lets time pass until all that were started in the foreground have ended.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +24,14 @@ from cosim.engines.compiled import run_bench
 from cosim.engines.model import ModelPort
 from cosim.errors import InputError
 from cosim.impairments import BothWays
-from cosim.mac import Mac, SentFrame
+from cosim.mac import Mac
 from cosim.machine import load_application, load_machine
 from cosim.memory import HostMemory
 from cosim.pcapng import PcapngWriter
+from cosim.peer_mac import PeerMac
 from cosim.processor import Processors
+from cosim.san import Adapter, SanNetwork
+from cosim.tcp_node import SocketProvider, start_node
 from cosim.wire import Wire
 from host_driver.account import Account, NullAccount
 from host_driver.host_tcp import HostTcp
@@ -37,6 +41,8 @@ from host_driver.nic import Nic
 from host_driver.notification import Interrupts
 from host_driver.port import Port
 from host_driver.runtime import Event, Kernel, TaskFailed
+from host_driver.san.node import NodeSettings, TcpServerNode
+from host_driver.san.provider import SanTcp, TcpNode
 from host_driver.tcp import LINUX, Profile
 from nic_model.contract import CONFIGS
 
@@ -44,6 +50,8 @@ ENGINES = ("model", "compiled")
 
 DEFAULT_MEMORY_BYTES = 8 << 20
 FIRST_IP = IPv4Address("10.0.0.1")
+NODE_NUMBERS = 128
+"""Further TCP server nodes have addresses from here on."""
 
 Main = Callable[[MemNet], Coroutine[Any, Any, Any]]
 
@@ -94,20 +102,24 @@ class WorldHost:
             account=None if processors is None else self.process_account(f"TCP server of {self.name}"))
         self.up.set()
 
+    async def join(self, adapter: Adapter, nodes: Sequence[TcpNode]) -> None:
+        """Reach TCP on other nodes, which are up."""
+        processors = self.processors
+        library = self.process_account(f"MemNet of {self.name}")
+        san = await SanTcp.open(adapter, nodes, library,
+                                NullAccount() if processors is None else processors.interrupt_context("SAN adapter"))
+        self.ip = san.own_address
+        self.tcp_server = TcpServer(san, rng=random.Random(f"capabilities of {self.name} of {self._seed}"))
+        self.up.set()
 
-class _PeerMac:
-    """The MAC of a host that is not the server: implements `cosim.mac.Mac` at a link of the switch."""
 
-    def __init__(self, kernel: Kernel, wire: Wire, address: bytes) -> None:
-        self.timing = wire.timing
-        self.deliver: Callable[[bytes, bool, int], None] = lambda frame, bad, time_ps: None
-        self._kernel = kernel
-        self._link = wire.attach(address, lambda frame: self.deliver(frame, False, kernel.now))
+@dataclass(frozen=True, kw_only=True)
+class TcpNodes:
+    """Nodes that run the server's TCP behind a system area network."""
 
-    def transmitted(self, frames: Sequence[SentFrame]) -> None:
-        """The link takes the frame's time."""
-        for frame in frames:
-            self._kernel.call_at(frame.start_ps, partial(self._link.transmit, frame.data))
+    count: int = 1
+    design: SocketProvider = "sockets"
+    settings: NodeSettings = field(default_factory=NodeSettings)
 
 
 class World:
@@ -116,17 +128,19 @@ class World:
     Parameters: `engine` ("model" or "compiled") and `device`, of the server; `machine` and `application`, what its
     processor time costs (names or TOML files; without a machine it costs nothing); `profile` of every TCP;
     `link_bit_rate`, and `impairments` of the server's link; `capture`, a pcapng file of it; `memory_bytes` of each
-    host; `admission`, which decides on the server's channels; `seed`: the same gives the same run. Raises
-    InputError for an engine, a device or a machine that is not there.
+    host; `admission`, which decides on the server's channels; `tcp_nodes`, if the server's TCP runs on nodes of such
+    machines behind a SAN; `seed`: the same gives the same run. Raises InputError for an engine, a device or a machine
+    that is not there, or that has no SAN.
 
-    Attributes: `server`, `client`, `kernel`, `wire`; `applications`, all that were started; `is_over`, when `run` is.
+    Attributes: `server`, `client`, `kernel`, `wire`; `memory`, the device's; `nodes`, the TCP server nodes that are up,
+    and `node_processors`; `applications`, all that were started; `is_over`, when `run` is.
     """
 
     def __init__(self, *, engine: str = "model", device: str = "tiny", machine: str | None = None,
                  application: str = "simple", profile: Profile = LINUX, link_bit_rate: int = 10**9,
                  impairments: BothWays | None = None, capture: Path | None = None,
                  memory_bytes: int = DEFAULT_MEMORY_BYTES, admission: AdmissionPolicy | None = None,
-                 seed: int = 1) -> None:
+                 tcp_nodes: TcpNodes | None = None, seed: int = 1) -> None:
         if engine not in ENGINES:
             raise InputError(f"no engine {engine!r} for a world: choose from {', '.join(ENGINES)}")
         if device not in CONFIGS:
@@ -154,6 +168,15 @@ class World:
             notification = Interrupts(rx_usecs=moderation.rx_usecs, rx_frames=moderation.rx_frames,
                                       tx_usecs=moderation.tx_usecs, tx_frames=moderation.tx_frames)
         self.bus = Bus(bus_timing(chosen, self.config, seed))
+        self.nodes: list[TcpServerNode] = []
+        self.node_processors: list[Processors] = []
+        self._tcp_nodes = tcp_nodes
+        self._chosen = chosen if machine is not None else load_machine("p2-300-via")
+        self._application = application
+        self._notification = notification
+        self._admission = admission
+        if tcp_nodes is not None and self._chosen.san is None:
+            raise InputError(f"machine {chosen.name} has no `[san]`, which TCP server nodes need")
         self.server = self._new_host("server", processors, notification, admission)
         self.client = self.add_host("client")
 
@@ -168,9 +191,41 @@ class World:
         """One more host, over an untimed model of its own."""
         host = self._new_host(name, None, None, admission)
         port = ModelPort(CONFIGS["default"], self.kernel, HostMemory(self._memory_bytes),
-                         _PeerMac(self.kernel, self.wire, host.mac))
+                         PeerMac(self.kernel, self.wire, host.mac))
         self.kernel.spawn(host.bring_up(port), f"{name} coming up")
         return host
+
+    async def bring_up(self, port: Port) -> None:
+        """The server, over the device under study."""
+        wanted, san = self._tcp_nodes, self._chosen.san
+        if wanted is None:
+            await self.server.bring_up(port)
+            return
+        assert san is not None
+        network = SanNetwork(self.kernel, san)
+        adapter = network.attach(HostMemory(self._memory_bytes), "host")
+        addresses = []
+        for number in range(wanted.count):
+            mac = self.server.mac if not number else mac_of(NODE_NUMBERS + number)
+            ip = self.server.ip if not number else str(FIRST_IP + NODE_NUMBERS + number)
+            if number:
+                port = ModelPort(CONFIGS["default"], self.kernel, HostMemory(self._memory_bytes),
+                                 PeerMac(self.kernel, self.wire, mac))
+            processors = None
+            if self.server.processors is not None:
+                processors = Processors(self.kernel, self._chosen, load_application(self._application))
+                self.node_processors.append(processors)
+            own = network.attach(port.memory, f"TCP server node {number}")  # type: ignore[arg-type]
+            interface, node = await start_node(
+                port, own, processors=processors, design=wanted.design, settings=wanted.settings,
+                seed=f"node {number} of {self._seed}", admission=self._admission, mac=mac, ip=ip,
+                profile=self._profile, offloads=Offloads(rx_checksum=True, tx_checksum=True, segmentation=True),
+                notification=self._notification)
+            self.nodes.append(node)
+            addresses.append(TcpNode(own.node, ip))
+            if not number:
+                self.server.interface = interface
+        await self.server.join(adapter, addresses)
 
     def start(self, host: WorldHost, main: Main, name: str, *, background: bool = False,
               **memnet: Any) -> Started:
@@ -249,7 +304,7 @@ class _WorldBench:
 
     def start(self, port: CountingPort) -> None:
         """The server's device is out of reset."""
-        self.kernel.spawn(self._world.server.bring_up(port), "server coming up")
+        self.kernel.spawn(self._world.bring_up(port), "server coming up")
 
     def finished(self) -> bool:
         """Whether all is over."""

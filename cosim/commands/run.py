@@ -35,7 +35,7 @@ from cosim.options import (
 from cosim.progress import RunProgress
 from cosim.report import print_report
 from cosim.results import RESULT_NAME, Configuration, ResultsFolder
-from cosim.systems import SYSTEMS, System, select_systems
+from cosim.systems import DEFAULT_SYSTEMS, System, select_systems
 from cosim.timing.device_file import is_device_file, load_device
 from cosim.workload import Workload, read_log, synthetic
 from nic_model.contract import CONFIGS
@@ -57,7 +57,8 @@ def run(
     log: Annotated[Path | None, typer.Option(help="Common or Combined Log Format, also .gz; without it: the Synthetic "
                                                   "workload, 128 files of 16 KB")] = None,
     requests: Annotated[int, typer.Option(help="as many as the log has, at most")] = DEFAULT_REQUESTS,
-    systems: Annotated[str, typer.Option(help="systems to compare, separated by commas")] = ",".join(SYSTEMS),
+    systems: Annotated[str, typer.Option(help="systems to compare, separated by commas: names as `memnic systems` "
+                                                "lists them, or TOML files")] = ",".join(DEFAULT_SYSTEMS),
     wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system; each of the next three "
                                                       "options does so too")] = False,
     wave_from: Annotated[str | None, typer.Option(
@@ -69,6 +70,8 @@ def run(
         help=f"{' or '.join(WAVE_FORMATS)}; default: vcd; FST needs liblz4-dev and zlib1g-dev")] = None,
     out: Annotated[Path, typer.Option(help="results folder; files of an earlier run are replaced")] = Path("results"),
     clients: Annotated[int, typer.Option(help="clients, each with one request at a time")] = 8,
+    rate: Annotated[float | None, typer.Option(help="requests a second that are due; a client that is not free in time "
+                                                    "is late; default: as many as are served")] = None,
     link_rate: Annotated[str | None, typer.Option(help="bits a second, such as 1G; default: the machine's")] = None,
     max_size: Annotated[str, typer.Option(help="sizes in the log above this are cut to it")] = "256K",
     machine: Annotated[str, typer.Option(help="name of a shipped machine, or a TOML file")] = "p2-300-smp2",
@@ -110,6 +113,8 @@ def run(
     _check_at_least("--clients", clients, 1)
     if clients > MAX_CLIENTS:
         raise InputError(f"--clients must be at most {MAX_CLIENTS}, not {clients}")
+    if rate is not None and not 0 < rate < float("inf"):
+        raise InputError(f"--rate must be above 0, not {rate:g}")
     chosen_machine = load_machine(machine)
     engine_name, run_engine = select_engine(engine)
     if is_device_file(device):
@@ -131,6 +136,7 @@ def run(
         machine=chosen_machine,
         application=load_application(application),
         clients=clients,
+        offered_rate=rate,
         link_bit_rate=(chosen_machine.link_bit_rate if link_rate is None
                        else parse_quantity("--link-rate", link_rate, DECIMAL)),
         device=device,
@@ -174,7 +180,14 @@ def _placed(systems: list[System], machine: Machine, interrupts_on: str | None,
     changes = {name: _processors(f"--{name.replace('_', '-')}", text, machine)
                for name, text in (("interrupts_on", interrupts_on), ("processes_on", processes_on))
                if text is not None}
-    return [msgspec.structs.replace(system, **changes) for system in systems]
+    for system in systems:
+        if changes and system.dedicated is not None:
+            raise InputError(f"--{next(iter(changes)).replace('_', '-')}: {system.name} has processors of its own for "
+                             "TCP: choose another system")
+    placed = [msgspec.structs.replace(system, **changes) for system in systems]
+    for system in placed:
+        system.placed_on(machine)
+    return placed
 
 
 def _processors(option: str, text: str, machine: Machine) -> tuple[int, ...]:
@@ -198,9 +211,14 @@ def _told(systems: list[System], machine: Machine, notification: str | None, dir
     wanted = {name.strip() for name in directions.split(",")}
     if not wanted <= {"rx", "tx"}:
         raise InputError(f"--adaptive must be rx, tx or rx,tx, not {directions!r}")
-    return [msgspec.structs.replace(system, moderation=msgspec.structs.replace(
-        system.moderation or machine.moderation, adaptive_rx="rx" in wanted, adaptive_tx="tx" in wanted))
-        for system in systems]
+    return [_adaptive(system, machine, wanted) for system in systems]
+
+
+def _adaptive(system: System, machine: Machine, directions: set[str]) -> System:
+    told = system.notification
+    moderation = msgspec.structs.replace(told.moderation or machine.moderation, adaptive_rx="rx" in directions,
+                                         adaptive_tx="tx" in directions)
+    return msgspec.structs.replace(system, notification=msgspec.structs.replace(told, moderation=moderation))
 
 
 def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, *, jump: bool | None) -> Wave:
@@ -227,6 +245,7 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
     plain = RunSpec(
         system=configuration.systems[0], machine=configuration.machine, application=configuration.application,
         requests=configuration.workload.requests, clients=configuration.clients,
+        offered_rate=configuration.offered_rate,
         link_bit_rate=configuration.link_bit_rate, device=configuration.device, seed=configuration.seed,
         jump=configuration.jump, impairments=configuration.impairments, wave=wave,
         simulator=configuration.simulator or DEFAULT_SIMULATOR, transactors=configuration.transactors)

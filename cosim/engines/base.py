@@ -42,6 +42,9 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     application: Application
     requests: list[Request]
     clients: int = 8
+    offered_rate: float | None = None
+    """Requests a second that are due, each at a random place in its own interval; None: each client sends its next one
+    when it has its answer."""
     link_bit_rate: int
     device: str = "default"
     seed: int = 1
@@ -75,6 +78,21 @@ class ItemFigure(msgspec.Struct, frozen=True, kw_only=True):
     cycles: float
 
 
+class NodeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one TCP server node did."""
+
+    cycles: dict[str, float]
+    """Processor cycles for each request of the whole run, by category of the account."""
+    items: dict[str, dict[str, ItemFigure]]
+    """The same by category and item."""
+    processors: list[Share]
+    """Shares of the load's time, for each processor,"""
+    processor_categories: list[dict[str, float]]
+    """and by category."""
+    over_time: list[Interval]
+    """The same as `processors`, interval by interval."""
+
+
 class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one run measured. Everything but `requests` and times is for each request, or a share."""
 
@@ -99,6 +117,8 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     """The same by category of the account: share of `duration_ps`, for each processor."""
     over_time: list[Interval] = []
     """The same as `processors`, interval by interval."""
+    nodes: list[NodeResult] = []
+    """The TCP server nodes, where there are any; all else that is said of processors is of the application host."""
     interrupts: float
     dma_read_bytes: float
     dma_write_bytes: float
@@ -108,6 +128,9 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     latency_p50_ps: int
     """From a client's SYN to the end of its response."""
     latency_p99_ps: int
+    connections_on: dict[str, int] = {}
+    """Where connections have processors of their own: how many each got ("processor 3"), and how many "the host" kept.
+    """
     outbound: PathCounts | None = None
     """What an impaired wire did to frames from the device, and `inbound` to those for it, from the very beginning."""
     inbound: PathCounts | None = None

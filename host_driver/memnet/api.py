@@ -350,8 +350,12 @@ class MemNet:
 
         The bytes must not be changed until the job is done: the device reads them where they lie.
         """
-        parts, job = self._new_job(socket, what, offset, length_bytes, "async_send", is_send=True)
-        transfer = Transfer(parts, job.finish)
+        return await self._post_send(socket, what, offset, length_bytes, "async_send", is_confirmed=False)
+
+    async def _post_send(self, socket: MemNetSocket, what: Buffers, offset: int, length_bytes: int | None, call: str,
+                         *, is_confirmed: bool) -> Job:
+        parts, job = self._new_job(socket, what, offset, length_bytes, call, is_send=True)
+        transfer = Transfer(parts, job.finish, is_confirmed=is_confirmed, is_waited=lambda: job.is_waited)
         self.account.charge("user", "memnet_call")
         if not socket.sends.is_free:
             await socket.sends.take(_HeldSend(self._provider, socket, job, transfer), self.account)
@@ -376,7 +380,7 @@ class MemNet:
         if socket.end is not None:
             await self._receive_from_ring(socket, socket.end, job, parts)
             return job
-        transfer = Transfer(parts, job.finish)
+        transfer = Transfer(parts, job.finish, is_waited=lambda: job.is_waited)
         try:
             await self._provider.receive(socket.connection, transfer, self.account)
         except (Exception, Cancelled):
@@ -387,8 +391,9 @@ class MemNet:
 
     async def sync_send(self, socket: MemNetSocket, what: Buffers, offset: int = 0,
                         length_bytes: int | None = None) -> int:
-        """Send and return, with the bytes sent, when the memory may be used again."""
-        return await self.job_wait(await self.async_send(socket, what, offset, length_bytes))
+        """Send and return, with the bytes sent, when TCP has them and the memory may be used again."""
+        return await self.job_wait(await self._post_send(socket, what, offset, length_bytes, "sync_send",
+                                                         is_confirmed=True))
 
     async def sync_recv(self, socket: MemNetSocket, what: Buffers, offset: int = 0,
                         length_bytes: int | None = None) -> int:
@@ -588,7 +593,7 @@ class MemNet:
                     job.remove_waiter(waiter)
                 if timer is not None:
                     timer.cancel()
-                account.charge("context_switch", "switch")
+                self._provider.charge_sleep(account)
         await account.settle()
         return missing() <= 0
 

@@ -216,18 +216,19 @@ class ChannelPool:
         """Give all memory back, when the last channel is free."""
         self._is_closing = True
         await self._waiting.sleep(lambda: self.free == len(self.channels), account)
-        self._server.channels -= len(self.channels)
+        count = len(self.channels)
         self.channels.clear()
         self._free.clear()
         for address, key in self._arenas:
             await self._server.provider.deregister(key, account)
             self._server.provider.memory.free(address)
         self._arenas.clear()
+        await self._server.take_back(count, account)
 
     async def _grow(self, wanted: int, account: Account) -> int:
         """Ask for channels; how many were granted."""
         server, settings = self._server, self.settings
-        granted = sum(server.admit() for _ in range(wanted))
+        granted = await server.grant(wanted, account)
         if not granted:
             return 0
         memory, length = server.provider.memory, granted * settings.channel_bytes
@@ -239,7 +240,7 @@ class ChannelPool:
                 memory.free(address)
                 raise
         except (Exception, Cancelled):
-            server.channels -= granted
+            await server.take_back(granted, account)
             raise
         self._arenas.append((address, key))
         for offset in range(0, length, settings.channel_bytes):

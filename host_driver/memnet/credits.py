@@ -26,6 +26,8 @@ class Word(IntEnum):
     """Bytes stored in the receive ring."""
     ENDED = 16
     """1: nothing will be added to the receive ring, the peer has closed; 2: the connection has failed."""
+    TAKEN = 24
+    """Messages that a TCP server behind a SAN has taken from its receive queue."""
     QUEUED = LINE_BYTES
     """Written by the application: bytes put into the send ring."""
     CONSUMED = LINE_BYTES + 8

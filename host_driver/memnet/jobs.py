@@ -78,6 +78,11 @@ class Job:
         if self.on_over is not None:
             self.on_over()
 
+    @property
+    def is_waited(self) -> bool:
+        """Whether a process sleeps for it."""
+        return bool(self._waiters)
+
     def add_waiter(self, waiter: JobWaiter) -> None:
         """Tell it when the job is over."""
         self._waiters.append(waiter)

@@ -40,16 +40,21 @@ class Transfer:
     """One send or receive, of bytes in one or several ranges, as a provider carries it out.
 
     Attributes: `parts`; `length_bytes`, the sum; `done`, to be called once when it is over; `is_taken`, set by the
-    provider when it will call `done`, so that whoever was killed while he posted knows whether it will come.
+    provider when it will call `done`, so that whoever was killed while he posted knows whether it will come;
+    `is_confirmed`: of a send that is over only when TCP has it, where TCP is elsewhere; `is_waited`: whether a process
+    sleeps for it now, so that its end must interrupt somebody.
     """
 
-    __slots__ = ("done", "is_taken", "length_bytes", "parts")
+    __slots__ = ("done", "is_confirmed", "is_taken", "is_waited", "length_bytes", "parts")
 
-    def __init__(self, parts: Sequence[Range], done: Done) -> None:
+    def __init__(self, parts: Sequence[Range], done: Done, *, is_confirmed: bool = False,
+                 is_waited: Callable[[], bool] = lambda: True) -> None:
         self.parts = parts
         self.length_bytes = sum(part.length_bytes for part in parts)
         self.done = done
         self.is_taken = False
+        self.is_confirmed = is_confirmed
+        self.is_waited = is_waited
 
 
 class Direction(Flag):
@@ -75,6 +80,12 @@ class Provider(Protocol):
 
     async def deregister(self, key: Any, account: Account) -> None:
         """Take it back; on return nothing reads or writes it."""
+
+    async def open_channels(self, wanted: int, account: Account) -> int:
+        """Make what this provider needs for so many channels; for how many it could."""
+
+    async def close_channels(self, count: int, account: Account) -> None:
+        """Give that back, of channels that no socket has."""
 
     @property
     def own_address(self) -> str:
@@ -113,6 +124,9 @@ class Provider(Protocol):
     def charge_waking(self) -> None:
         """Charge whoever runs now for waking a process that waits."""
 
+    def charge_sleep(self, account: Account) -> None:
+        """Charge a process that slept for a transfer what going on costs it."""
+
     async def shutdown(self, connection: Any, direction: Direction, account: Account) -> None:
         """Send no more, behind all sends taken; or receive no more: receives give 0 bytes, what comes is dropped."""
 
@@ -122,8 +136,6 @@ class Provider(Protocol):
     async def abort(self, connection: Any, account: Account) -> None:
         """Drop a connection: the peer gets a reset, all transfers fail."""
 
-    def is_at_rest(self, connection: Any) -> bool:
-        """Whether all that was sent is acknowledged, the end of sending too."""
-
     async def wait_for_rest(self, connection: Any, timeout_ps: int | None, account: Account) -> bool:
-        """Sleep until `is_at_rest`, or the connection is gone; False if that is not so in time."""
+        """Sleep until all that was sent is acknowledged, the end of sending too, or the connection is gone; False if
+        that is not so in time."""

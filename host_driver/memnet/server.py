@@ -13,6 +13,7 @@ from host_driver.memnet.channels import AdmissionPolicy, AdmitByLoad, Load
 from host_driver.memnet.counters import MemNetCounters
 from host_driver.memnet.grants import GrantTable
 from host_driver.memnet.provider import Provider
+from host_driver.runtime import Cancelled
 
 
 class TcpServer:
@@ -39,11 +40,24 @@ class TcpServer:
         """What it has to do now."""
         return Load(self.channels, self._busy() if self._busy is not None else 0.0)
 
-    def admit(self) -> bool:
-        """Decide on one request for a channel."""
-        if not self._admission.admits(self.load):
-            self.counters.channels_rejected += 1
-            return False
-        self.counters.channels_granted += 1
-        self.channels += 1
-        return True
+    async def grant(self, wanted: int, account: Account) -> int:
+        """Decide on requests for so many channels; how many are granted, by the policy here and by the provider."""
+        admitted = 0
+        for _ in range(wanted):
+            if self._admission.admits(self.load):
+                admitted += 1
+                self.channels += 1
+        try:
+            granted = await self.provider.open_channels(admitted, account) if admitted else 0
+        except (Exception, Cancelled):
+            self.channels -= admitted
+            raise
+        self.channels -= admitted - granted
+        self.counters.channels_granted += granted
+        self.counters.channels_rejected += wanted - granted
+        return granted
+
+    async def take_back(self, channels: int, account: Account) -> None:
+        """Channels that no socket has go back."""
+        self.channels -= channels
+        await self.provider.close_channels(channels, account)

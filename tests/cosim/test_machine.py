@@ -36,10 +36,12 @@ def edited(tmp_path: Path, old: str, new: str) -> str:
 def test_shipped_machine_prices_every_item_and_names_its_sources(name: str) -> None:
     machine = load_machine(name)
     priced = {(category, item) for category, items in machine.costs.items() for item in items}
-    assert priced | set(APPLICATION_ITEMS) == {(c, i) for c, items in ITEMS.items() for i in items}
+    assert priced | set(APPLICATION_ITEMS) == {(c, i) for c, items in ITEMS.items() for i in items
+                                               if c != "san" or machine.san is not None}
     assert all(cost.source for items in machine.costs.values() for cost in items.values())
     assert machine.bus.source
     assert machine.moderation.source
+    assert machine.san is None or machine.san.source
 
 
 @pytest.mark.parametrize("name", shipped("machines"))
@@ -60,7 +62,8 @@ def test_a_sent_packet_costs_what_the_paper_leads_to() -> None:
     costs = load_machine("p2-300-smp2").costs
     sent = [costs["tcp_send"]["segment"], costs["ip"]["send"], costs["driver"]["transmit_frame"]]
     assert sum(cost.cycles for cost in sent) == 7_800
-    assert costs["tcp_send"]["smp_packet"].cycles == costs["softirq"]["smp_packet"].cycles == 600 + 3_700
+    for category in ("tcp_send", "softirq"):
+        assert (costs[category]["smp_lock"].cycles, costs[category]["smp_packet"].cycles) == (600, 3_700)
 
 
 @pytest.mark.parametrize(("old", "new", "field"), [
@@ -132,6 +135,31 @@ def test_a_scripted_fault_meets_the_device(tiny_compiled: Path) -> None:
         compiled.run(spec(SYSTEMS["nic-tso"], synthetic(1).requests, machine=faulty), nothing)
 
 
+@pytest.mark.parametrize(("change", "field"), [
+    ("[san]\npacket_bytes = 1024", "san.post"),
+    ("[costs.san]\npost = { cycles = 1, source = \"x\" }", "costs.san.post"),
+])
+def test_a_san_and_its_costs_come_together(tmp_path: Path, change: str, field: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'like = "p2-300-smp2"\nname = "mine"\n{change}\n')
+    with pytest.raises(MachineError, match=rf"mine\.toml: .*`(costs\.)?{field}`"):
+        load_machine(str(path))
+
+
+@pytest.mark.parametrize(("old", "new", "field"), [
+    ("packet_bytes = 1024", "packet_bytes = 0", "san.packet_bytes"),
+    ("latency_ns = 8_300", "latency_ns = -1", "san.latency_ns"),
+    ("doorbell_ns = 200", "doorbell_ns = 200\nwhat = 1", "what"),
+])
+def test_a_bad_field_of_a_san_is_named(tmp_path: Path, old: str, new: str, field: str) -> None:
+    text = SHIPPED.with_name("p2-300-via.toml").read_text()
+    assert old in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(MachineError, match=f"`{field}`"):
+        load_machine(str(path))
+
+
 def test_a_machine_like_another_says_only_what_differs(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('like = "p2-300-smp2"\nname = "mine"\nprocessors = 3\n[bus]\nmmio_read_ns = 900\n'
@@ -179,7 +207,7 @@ def test_missing_cost_is_named(tmp_path: Path) -> None:
 def test_unknown_names_list_what_there_is() -> None:
     with pytest.raises(MachineError, match=r"no machine 'cray'.*p2-300-smp2"):
         load_machine("cray")
-    with pytest.raises(MachineError, match=r"no application 'iis'.*apache, simple"):
+    with pytest.raises(MachineError, match=r"no application 'iis'.*apache, .*simple"):
         load_application("iis")
     with pytest.raises(MachineError, match=r"nowhere/m\.toml: No such file"):
         load_machine("nowhere/m.toml")

@@ -175,6 +175,15 @@ class Pipes:
             connection.into.receives.popleft().done(0, SocketClosed("closed"))
         await self.shutdown(connection, Direction.SEND, account)
 
+    async def open_channels(self, wanted: int, account: Account) -> int:
+        return wanted
+
+    def charge_sleep(self, account: Account) -> None:
+        account.charge("context_switch", "switch")
+
+    async def close_channels(self, count: int, account: Account) -> None:
+        pass
+
     async def abort(self, connection: End, account: Account) -> None:
         connection.is_closed = connection.out.ended = True
         connection.out.die()
