@@ -122,12 +122,14 @@ def run(
     if engine_name != "cocotb" and (simulator or transactors):
         raise InputError(f"--simulator and --transactors need the cocotb engine, not {engine_name}")
     check_engine(engine_name, simulator or DEFAULT_SIMULATOR, transactors)
+    chosen_systems = select_systems(systems)
+    _check_control_port(chosen_systems, engine_name, device, chosen_machine)
     wanted_wave = None
     if wave or wave_from or wave_length or wave_format:
         wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format or "vcd", jump=jump)
     configuration = Configuration(
         workload=_workload(log, requests, parse_quantity("--max-size", max_size, BINARY)),
-        systems=_told(_placed(select_systems(systems), chosen_machine, interrupts_on, processes_on), chosen_machine,
+        systems=_told(_placed(chosen_systems, chosen_machine, interrupts_on, processes_on), chosen_machine,
                       notification, adaptive),
         machine=chosen_machine,
         application=load_application(application),
@@ -156,6 +158,23 @@ def run(
         if not code:
             console.print(f"Results in {out}", highlight=False, soft_wrap=True)
     return code
+
+
+def _check_control_port(systems: list[System], engine: str, device: str, machine: Machine) -> None:
+    """Systems with TCP on the device need a control port, and a processor for the firmware."""
+    name = next((system.name for system in systems if system.is_on_device), None)
+    if name is None:
+        return
+    if is_device_file(device):
+        raise InputError(f"system {name} needs a control port, which device files do not have: name a device instead")
+    if engine != "model" and not CONFIGS[device].flows:
+        raise InputError(f"system {name} needs a control port, which the RTL of device {device} does not have: use "
+                         "--engine model")
+    if engine != "model":
+        raise InputError(f"system {name} cannot run on the {engine} engine yet: use --engine model")
+    if machine.device_processor is None:
+        raise InputError(f"system {name} does TCP on a device processor, and machine {machine.name} has no table "
+                         "`device_processor`")
 
 
 def _check_at_least(option: str, value: int, least: int) -> None:

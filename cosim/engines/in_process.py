@@ -5,6 +5,8 @@ Over `nic_model.device`, which takes no time; or, when the device is a device fi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cosim.engines.base import DeviceCounts, Interrupted, Progress, RunError, RunSpec, SystemResult, failed_task
 from cosim.engines.bench import bus_timing
 from cosim.engines.model import ModelPort
@@ -15,13 +17,19 @@ from cosim.timing.device_file import is_device_file, load_device
 from host_driver.runtime import TaskFailed
 from nic_model.contract import CONFIGS
 
+MODEL_FLOWS = 1024
+"""Connections of the flow table that the model of a device gets whose RTL has no control port yet."""
+
 
 def _port(spec: RunSpec, experiment: Experiment) -> ModelPort | TimedPort:
     if is_device_file(spec.device):
         model = load_device(spec.device)
         return TimedPort(model, experiment.kernel, experiment.memory, experiment.wire,
                          bus_timing(spec.machine, model.config, spec.seed))
-    return ModelPort(CONFIGS[spec.device], experiment.kernel, experiment.memory, experiment.wire,
+    config = CONFIGS[spec.device]
+    if spec.system.is_on_device and not config.flows:
+        config = replace(config, flows=MODEL_FLOWS)
+    return ModelPort(config, experiment.kernel, experiment.memory, experiment.wire,
                      read_latency_ps=spec.machine.bus.mmio_read_ns * 1000)
 
 
@@ -33,6 +41,11 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
         port = _port(spec, experiment)
         experiment.attach(port, lambda: DeviceCounts(
             dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts))
+        if spec.system.is_on_device:
+            if not isinstance(port, ModelPort):
+                raise InputError(f"system {spec.system.name} needs a control port, which device files do not have: "
+                                 "name a device instead")
+            experiment.attach_firmware(port.control, port.device.config.port_facts)
         try:
             if not experiment.kernel.run_while(lambda: not experiment.done):
                 raise RunError(experiment.stall_report())

@@ -14,7 +14,7 @@ _SHIPPED = (
     # TCP on the host's processors, and on some of them alone
     "uniproc", "smp",
     # what the device does
-    "nic-dumb", "nic-tso",
+    "nic-dumb", "nic-tso", "nic-tcp",
 )
 """Names of the files, in the order in which systems are shown."""
 

@@ -19,6 +19,17 @@ def _is_power_of_two(value: int) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PortFacts:
+    """What a decider at the control port is told of the device before anything happens: sizes, and the clock that
+    `time` counts."""
+
+    clock_hz: int
+    flows: int
+    listeners: int
+    emit_credits: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class NicConfig:
     """Parameters of one device. Raises ValueError, naming the field, for a device that cannot be built."""
 
@@ -117,6 +128,12 @@ class NicConfig:
     def pause_low_bytes(self) -> int:
         """Reset value of PAUSE_LOW."""
         return self.rx_buffer_bytes // 4
+
+    @property
+    def port_facts(self) -> PortFacts:
+        """What its decider is told."""
+        return PortFacts(clock_hz=self.clock_hz, flows=self.flows, listeners=self.listeners,
+                         emit_credits=self.emit_credits)
 
     @property
     def features(self) -> Feature:
