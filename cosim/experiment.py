@@ -184,6 +184,7 @@ class Experiment:
             frames_received=(rest.frames_to_device - start.frames_to_device) / requests,
             latency_p50_ps=percentile(ordered_ps, 50),
             latency_p99_ps=percentile(ordered_ps, 99),
+            connections_on=self.host.connections_on,
             outbound=self.wire.outbound.counts if self.wire.outbound else None,
             inbound=self.wire.inbound.counts if self.wire.inbound else None,
         )

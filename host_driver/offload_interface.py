@@ -14,6 +14,7 @@ from host_driver.interface import CurrentAccount
 from host_driver.nic import DeviceError, MemoryKey, Nic
 from host_driver.notification import Interrupts, Notification
 from host_driver.notifier import notifier
+from host_driver.placement import Placement
 from host_driver.runtime import Task
 from host_driver.socket_channel import Over, SocketChannel, SocketDescriptor
 from host_driver.softirq import Softirq
@@ -40,6 +41,7 @@ class OffloadInterface:
         self.channel = sockets.channel
         self.ip = [str(ip_interface(address).ip) for address in ip]
         self.interrupts = 0
+        self.placement: Placement | None = None
         self.interrupt_account = interrupt_account
         self.background_account = background_account
         self.account = CurrentAccount(softirq_account)
@@ -113,7 +115,13 @@ class OffloadInterface:
 
     # ------------------------------------------------------------------------------------------ being told
 
-    def take_completions(self, account: Account, most_received: int | None = None) -> int:
+    @property
+    def current_softirq(self) -> Softirq:
+        """There is one."""
+        return self.softirqs[0]
+
+    def take_completions(self, account: Account, most_received: int | None = None,
+                         softirq: Softirq | None = None) -> int:
         """Tell of what is over, on behalf of `account`; how many operations."""
         self.account.target = account
         taken = self.sockets.take_completions(account)

@@ -76,6 +76,9 @@ class OffloadListening:
         self.key: MemoryKey
         self.asked = 0
         """ACCEPTs under way."""
+        self.connections = 0
+        """That have one of its eager rings."""
+        self.is_closed = False
         self.ready: deque[OffloadConnection] = deque()
         self.waiting = WaitQueue(tcp.charge_waking, f"a connection to port {port}")
 
@@ -228,7 +231,15 @@ class OffloadTcp:
                 listening.waiting.wake()
             return
         ring = self.memory.view(listening.address + completion.length, self._ring_bytes)
-        listening.ready.append(self._connection(completion, ring))
+        connection = self._connection(completion, ring)
+        listening.connections += 1
+
+        def release() -> None:
+            listening.connections -= 1
+            self._release_rings(listening)
+
+        connection.release = release
+        listening.ready.append(connection)
         listening.waiting.wake(only_one=True)
 
     def _connection(self, completion: SocketCompletion, ring: memoryview) -> OffloadConnection:
@@ -244,11 +255,22 @@ class OffloadTcp:
         """Give a port back; connections that nobody accepted are aborted. Rings of those that were go with the last of
         them."""
         self._ports.pop(listening.port, None)
+        if listening.number is None and listening.error is None:
+            await listening.waiting.sleep(lambda: listening.number is not None or listening.error is not None, account)
         while listening.ready:
             await self.abort(listening.ready.popleft(), account)
-        await self._interface.post([SocketDescriptor(Opcode.SOCKET_CLOSE, listening.number or 0)],
-                                   lambda _completion: None, account)
+
+        def over(_completion: SocketCompletion) -> None:
+            listening.is_closed = True
+            self._release_rings(listening)
+
+        await self._interface.post([SocketDescriptor(Opcode.SOCKET_CLOSE, listening.number or 0)], over, account)
         await account.settle()
+
+    def _release_rings(self, listening: OffloadListening) -> None:
+        """When nobody listens, and the last connection is closed."""
+        if listening.is_closed and not listening.connections:
+            self.kernel.spawn(self._give_back(listening.address, listening.key), f"eager rings of {listening!r}")
 
     async def connect(self, ip: IPv4Address | IPv6Address | str, port: int, local_port: int | None,
                       options: dict[Option, Any], account: Account) -> OffloadConnection:
@@ -435,6 +457,7 @@ class OffloadTcp:
             if not connection.is_over:
                 connection.is_over = True
                 self._connections.discard(connection)
+                connection.ring.release()
                 connection.release()
             self._note_rest(connection)
 

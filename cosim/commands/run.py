@@ -103,6 +103,9 @@ def run(
     jump: Annotated[bool | None, typer.Option(
         "--jump/--no-jump", help="jump over idle time; the result is the same; default: but in waves of the compiled "
                                 "engine")] = None,
+    port_log: Annotated[bool, typer.Option("--port-log", help="keep all messages of the control port, of systems with "
+                                                              "TCP on the device; `memnic port-log` shows them")
+                        ] = False,
     json: Annotated[bool, typer.Option("--json", help=f"print {RESULT_NAME} instead of tables")] = False,
 ) -> int:
     """Serve a workload over HTTP/1.0, once for each system, and print what each took."""
@@ -149,7 +152,7 @@ def run(
         folder = ResultsFolder(out, configuration)
     except OSError as error:
         raise InputError(f"cannot write results to {out}: {error.strerror}") from error
-    code = _run_systems(configuration, folder, run_engine, wanted_wave)
+    code = _run_systems(configuration, folder, run_engine, wanted_wave, port_log=port_log)
     if json:
         sys.stdout.write((out / RESULT_NAME).read_text(encoding="utf-8"))
     else:
@@ -252,7 +255,8 @@ def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, 
                 jump=bool(jump))
 
 
-def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, wave: Wave | None) -> int:
+def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, wave: Wave | None, *,
+                 port_log: bool) -> int:
     """Run each system and keep its result; the exit code. What is done when it stops early stays in the folder."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     system_name, started_s = "", 0.0
@@ -268,8 +272,9 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
             for system in configuration.systems:
                 system_name = system.name
                 capture, wave_path = folder.prepare(system.name)
+                log_path = str(folder.port_log(system.name).absolute()) if port_log and system.is_on_device else None
                 spec = msgspec.structs.replace(
-                    plain, system=system, capture_path=str(capture.absolute()),
+                    plain, system=system, capture_path=str(capture.absolute()), port_log_path=log_path,
                     wave=wave and msgspec.structs.replace(wave, path=f"{wave_path.absolute()}.{wave.format}"))
                 progress.start(system.name)
                 started_s = time.monotonic()

@@ -126,6 +126,9 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     latency_p50_ps: int
     """From a client's SYN to the end of its response."""
     latency_p99_ps: int
+    connections_on: dict[str, int] = {}
+    """Where connections have processors of their own: how many each got ("processor 3"), and how many "the host" kept.
+    """
     outbound: PathCounts | None = None
     """What an impaired wire did to frames from the device, and `inbound` to those for it, from the very beginning."""
     inbound: PathCounts | None = None

@@ -5,20 +5,15 @@ Over `nic_model.device`, which takes no time; or, when the device is a device fi
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cosim.engines.base import DeviceCounts, Interrupted, Progress, RunError, RunSpec, SystemResult, failed_task
 from cosim.engines.bench import bus_timing
-from cosim.engines.model import ModelPort
+from cosim.engines.model import ModelPort, with_control_port
 from cosim.engines.timed import TimedPort
 from cosim.errors import InputError
 from cosim.experiment import Experiment
 from cosim.timing.device_file import is_device_file, load_device
 from host_driver.runtime import TaskFailed
 from nic_model.contract import CONFIGS
-
-MODEL_FLOWS = 1024
-"""Connections of the flow table that the model of a device gets whose RTL has no control port yet."""
 
 
 def _port(spec: RunSpec, experiment: Experiment) -> ModelPort | TimedPort:
@@ -27,8 +22,8 @@ def _port(spec: RunSpec, experiment: Experiment) -> ModelPort | TimedPort:
         return TimedPort(model, experiment.kernel, experiment.memory, experiment.wire,
                          bus_timing(spec.machine, model.config, spec.seed))
     config = CONFIGS[spec.device]
-    if spec.system.is_on_device and not config.flows:
-        config = replace(config, flows=MODEL_FLOWS)
+    if spec.system.is_on_device:
+        config = with_control_port(config)
     return ModelPort(config, experiment.kernel, experiment.memory, experiment.wire,
                      read_latency_ps=spec.machine.bus.mmio_read_ns * 1000)
 

@@ -205,6 +205,10 @@ class Stack:
         connection.open()
         return connection
 
+    def has_connection(self, remote: bytes, remote_port: int, local_port: int) -> bool:
+        """Whether there is a connection that is not CLOSED to this address and port."""
+        return (remote, remote_port, local_port) in self._connections
+
     @property
     def has_ipv6(self) -> bool:
         """Whether one of its addresses is IPv6, so that it must hear its groups."""

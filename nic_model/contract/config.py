@@ -148,6 +148,9 @@ class NicConfig:
         return COUNTERS + CONTROL_COUNTERS if self.flows else COUNTERS
 
 
+CONTROL_SIZES = ("flows", "listeners", "control_cells", "control_handles", "control_slots", "emit_credits")
+"""Parameters that are the control port's."""
+
 CONFIGS: dict[str, NicConfig] = {
     c.name: c
     for c in (

@@ -37,7 +37,8 @@ class _Flow:
     send_base: int | None = None
     receive_base: int = 0
     acknowledged: int = 0
-    places_unfenced: bool = False
+    unfenced: list[int] = field(default_factory=list)
+    """Sequence numbers of bytes that were placed since the last fence."""
     reading: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def position(self, sequence: int) -> int:
@@ -94,6 +95,7 @@ class Judge:
         self._credits = facts.emit_credits
         self._flows: dict[int, _Flow] = {}
         self._handles: dict[int, int] = {}
+        """Handle -> sequence number of its payload."""
         self._sockets: dict[int, _Socket] = {}
         self._jobs: dict[int, tuple[int, dict[str, int]]] = {}
         self._listening: dict[int, int] = {}
@@ -108,7 +110,7 @@ class Judge:
         kind, fields, further = unpack_message(message)
         self._credits += fields["emit_credits"]
         if kind in (ControlType.SEGMENT, ControlType.UNKNOWN):
-            self._handles[fields["handle"]] = fields["flow"]
+            self._handles[fields["handle"]] = fields["sequence"]
         if kind is ControlType.SEGMENT:
             flow = self._flows[fields["flow"]]
             assert flow.generation == fields["generation"], "rule 1: a segment of another generation"
@@ -206,9 +208,10 @@ class Judge:
             flow.send_base, flow.receive_base = fields["sequence"], fields["acknowledgement"]
         if fields["flags"] & OrderFlag.FENCE:
             self.fences += 1
-            flow.places_unfenced = False
-        assert not (flow.places_unfenced and fields["tcp_flags"] & TcpFlags.ACK), (
-            "rule 4: an acknowledgement that may precede its data")
+            flow.unfenced.clear()
+        if fields["tcp_flags"] & TcpFlags.ACK:
+            early = [s for s in flow.unfenced if 0 < (fields["acknowledgement"] - s) % _MODULUS < 1 << 31]
+            assert not early, "rule 4: an acknowledgement that may precede its data"
         if fields["length"]:
             position = flow.position(fields["sequence"])
             if fields["flags"] & OrderFlag.DONE:
@@ -224,7 +227,8 @@ class Judge:
     def _handle(self, kind: ControlType, fields: dict[str, int]) -> None:
         assert fields["handle"] in self._handles, f"rule 5: {kind.name} of a handle that has ended"
         if kind is ControlType.PLACE:
-            self._flows[fields["flow"]].places_unfenced = True
+            sequence = self._handles[fields["handle"]] + fields["skip"]
+            self._flows[fields["flow"]].unfenced.append(sequence % _MODULUS)
             if not fields["flags"] & OrderFlag.LAST:
                 return
         del self._handles[fields["handle"]]

@@ -40,7 +40,7 @@ def finish(b: Bench, socket: Socket, listening: Listening) -> None:
     socket.close()
     b.run(lambda: socket.closed, 60_000)
     listening.close()
-    b.settle(20)
+    b.settle(20 + 10 * b.lag_steps)
     b.check_end()
 
 
@@ -140,7 +140,7 @@ def carry_both_ways(b: Bench, rng: random.Random, connections: int) -> None:
         socket.close()
     b.run(lambda: all(socket.closed for socket in sockets), 200_000)
     listening.close()
-    b.settle(20)
+    b.settle(20 + 10 * b.lag_steps)
     b.check_end()
 
 
@@ -185,7 +185,7 @@ def test_an_abort_resets_the_peer() -> None:
     b.run(lambda: socket.closed and peer.connection.state is State.CLOSED)
     assert isinstance(peer.connection.error, ConnectionResetError)
     listening.close()
-    b.settle(20)
+    b.settle(20 + 10 * b.lag_steps)
     b.check_end()
 
 
@@ -228,7 +228,7 @@ def test_a_full_flow_table_refuses_and_goes_on() -> None:
             peer.connection.close(b.step * 100_000_000)
     b.run(lambda: all(s.closed for s in sockets), 60_000)
     listening.close()
-    b.settle(20)
+    b.settle(20 + 10 * b.lag_steps)
     b.check_end()
 
 
