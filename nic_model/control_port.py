@@ -227,8 +227,8 @@ class ControlPort:
     # ------------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> int | None:
-        """Cycle of the next TICK. An empty port has none."""
-        if not self.enabled or not (len(self._flows) or len(self._listeners)):
+        """Cycle of the next TICK. A port that is not enabled has none."""
+        if not self.enabled & ControlEnable.FLOWS:
             self._next_tick = None
         elif self._next_tick is None:
             self._next_tick = ((self._datapath.now_cycles >> TICK_SHIFT) + 1) << TICK_SHIFT

@@ -307,8 +307,8 @@ class OffloadSockets:
                  _now: int) -> None:
         assert socket is not None
         flags, length = fields["socket_flags"], fields["length"]
-        if not length:
-            self._completer.complete(job)  # it only told what was consumed
+        if not length or socket.buffer.is_discarding:
+            self._completer.complete(job)  # it only told what was consumed, or nobody is to receive any more
             return
         if socket.closing is not None:
             self._completer.complete(job, SocketStatus.CLOSED)

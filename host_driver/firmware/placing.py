@@ -113,6 +113,11 @@ class PlacingBuffer(ReceiveBuffer):
         self._posted.clear()
         self.fixed.clear()
 
+    @property
+    def is_discarding(self) -> bool:
+        """Whether nobody reads any more."""
+        return self._is_discarding
+
     def settle(self, *, is_at_end: bool) -> None:
         """End receives that are over, in order; at the stream's end all are, without bytes those behind the last."""
         self._begin()

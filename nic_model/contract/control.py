@@ -42,7 +42,7 @@ TIMESTAMP_SHIFT = 18
 that RFC 7323 §5.4 wants for clocks of 3.8 kHz to 262 MHz."""
 
 TICK_SHIFT = 17
-"""A TICK is due whenever this bit of `now` changes: every 0.84 ms at 156.25 MHz."""
+"""A TICK is due whenever this bit of `now` changes while ControlEnable.FLOWS is set: every 0.84 ms at 156.25 MHz."""
 
 HEADER_PREFIX_BYTES = 128
 """First bytes of a frame that an UNKNOWN carries, and header bytes that a RAW may have."""
@@ -76,7 +76,7 @@ class ControlType(IntEnum):
     DONE = 0x04
     """Up: an order is carried out, or refused."""
     TICK = 0x05
-    """Up: time passes, or credits come back."""
+    """Up: time passes (TICK_SHIFT), or credits come back."""
 
     PLACE = 0x10
     """Release: write a part of a handle's payload to registered memory."""
@@ -460,7 +460,8 @@ RULES: tuple[str, ...] = (
     " to abort the connection.",
     "A send is completed when it is acknowledged and no EMIT that reads it is under way. Deregistration of a key waits"
     " for the EMITs and PLACEs that passed its check.",
-    "The decider has no other input, and no clock but `time` and TICK: a recorded log of the three streams replays.",
+    "The decider has no other input, and no clock but `time` and TICK, which comes whenever bit 17 of `now` changes"
+    " while ControlEnable.FLOWS is set: a recorded log of the three streams replays.",
 )
 """What both sides keep, numbered from 1."""
 

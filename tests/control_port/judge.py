@@ -104,6 +104,11 @@ class Judge:
         self.fences = 0
         self.orders: dict[ControlType, int] = {}
 
+    @property
+    def flows(self) -> list[int]:
+        """Flows that are in the table."""
+        return sorted(self._flows)
+
     # what comes up
 
     def up(self, message: bytes) -> None:

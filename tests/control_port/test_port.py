@@ -509,18 +509,14 @@ def test_emits_need_credits_which_come_back_with_whatever_comes_up() -> None:
         bench.emit(flow=3, generation=5, tcp_flags=0x10)
 
 
-def test_a_tick_whenever_there_is_something_to_wait_for(bench: Bench) -> None:
-    assert bench.device.next_deadline() is None
-    bench.release(ControlType.LISTEN_ADD, flow=0, local_port=80)
-    bench.done(ControlType.LISTEN_ADD)
+def test_a_tick_as_long_as_the_port_is_enabled(bench: Bench) -> None:
     assert bench.device.next_deadline() == 1 << 17
     bench.device.advance((5 << 39) + (1 << 17) + 300)
     kind, fields, _ = bench.take()
     assert kind is ControlType.TICK
     assert (fields["time"], fields["epoch"]) == ((1 << 10) + 2, 5)
     assert bench.device.next_deadline() == (5 << 39) + (2 << 17)
-    bench.release(ControlType.LISTEN_DEL, flow=0)
-    bench.done(ControlType.LISTEN_DEL)
+    bench.device.write_register(register("CONTROL_ENABLE"), 0)
     assert bench.device.next_deadline() is None
 
 
