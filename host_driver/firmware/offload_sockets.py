@@ -74,7 +74,8 @@ class _Listening:
     number: int
     listener: Listener
     free_rings: deque[Ring]
-    port_listeners: list[int]
+    entries: list[int]
+    """Of the device's listener table."""
     accepts: deque[Job] = field(default_factory=deque)
 
 
@@ -238,16 +239,34 @@ class OffloadSockets:
         self._stack.channel = job.channel
         rings = deque(Ring(fields["key"], fields["offset"] + at, ring_bytes)
                       for at in range(0, fields["length"] - ring_bytes + 1, ring_bytes))
-        entries = [self._free_listeners.pop(0) for _ in versions]
+        entries = [heapq.heappop(self._free_listeners) for _ in versions]
         listening = _Listening(number, listener, rings, entries)
         self._listening[number] = self._by_port[port] = listening
         listener.on_event = lambda _listener: self._match(listening)
+        answers: list[DoneStatus] = []
+
+        def answered(status: DoneStatus) -> None:
+            answers.append(status)
+            if len(answers) == len(entries):
+                self._end_listen(job, listening, answers)
+
         for entry, version in zip(entries, versions, strict=True):
             self._orders.enter(
-                ControlType.LISTEN_ADD, answered=lambda _status: None, flow=entry, local_port=port,
+                ControlType.LISTEN_ADD, answered=answered, flow=entry, local_port=port,
                 local_address=int.from_bytes(self._own_address(version), "little"),
                 flags=OrderFlag.IPV6 if version == 6 else OrderFlag(0))
-        self._completer.complete(job, local_port=port, socket=number)
+
+    def _end_listen(self, job: Job, listening: _Listening, answers: list[DoneStatus]) -> None:
+        """The device has the listener's entries, or has no place for one of them."""
+        if all(status is DoneStatus.OK for status in answers):
+            self._completer.complete(job, local_port=listening.listener.port, socket=listening.number)
+            return
+        entered = [entry for entry, status in zip(listening.entries, answers, strict=True) if status is DoneStatus.OK]
+        for entry in set(listening.entries) - set(entered):
+            heapq.heappush(self._free_listeners, entry)
+        listening.entries = entered
+        self._stop_listening(listening, 0)
+        self._completer.complete(job, SocketStatus.NO_ROOM)
 
     def _own_address(self, version: int) -> bytes:
         return self._stack.local_address(version)
@@ -380,7 +399,7 @@ class OffloadSockets:
         self._numbers.give_back(listening.number)
         while listening.accepts:
             self._completer.complete(listening.accepts.popleft(), SocketStatus.CLOSED)
-        for entry in listening.port_listeners:
+        for entry in listening.entries:
             self._orders.enter(ControlType.LISTEN_DEL, answered=lambda _status: None, flow=entry)
             heapq.heappush(self._free_listeners, entry)
 

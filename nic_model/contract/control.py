@@ -55,8 +55,12 @@ CELL_BYTES = 256
 
 FLOW_PLACES = 2
 """Places in the flow table for each flow that it promises, so that four to a bucket are enough: where a flow may stand
-is as for a flow rule among FLOW_PLACES * FLOWS (`flow_rule_places`), by the same hash. FLOW_ADD takes the first free
-place of the bucket that has more of them, of the first table if both have as many."""
+is as for a flow rule among FLOW_PLACES * FLOWS (`flow_rule_places`), by the hash of `contract.flow_hash`. FLOW_ADD
+takes a place in the emptier of the two buckets that has one free, and no flow with the same fingerprint; of the first
+table if both have as many. DEVICE_RESET takes out all flows and listeners."""
+
+LISTENERS_PER_BUCKET = 4
+"""Places for listeners whose ports have the same `listener_bucket`: a further one finds none."""
 
 MAX_HANDLES = 1 << 12
 MAX_FLOWS = 1 << 14
@@ -464,6 +468,12 @@ RULES: tuple[str, ...] = (
     " while ControlEnable.FLOWS is set: a recorded log of the three streams replays.",
 )
 """What both sides keep, numbered from 1."""
+
+
+def listener_bucket(port: int, listeners: int) -> int:
+    """Where a listener to a port may stand, in a device of `listeners` places."""
+    bits = max(2, listeners // LISTENERS_PER_BUCKET).bit_length() - 1
+    return (port ^ port >> bits) & (1 << bits) - 1
 
 
 def units_of(header: int) -> int:

@@ -82,10 +82,11 @@ class Bench:
     ring_bytes: int = 2048
     peer_profile: Profile = LINUX
     flows: int = 16
+    listeners: int = 4
 
     def __post_init__(self) -> None:
         self.random = random.Random(f"bench {self.seed}")
-        self.config = NicConfig(name="bench", channels=4, vectors=2, keys=16, flows=self.flows, listeners=4,
+        self.config = NicConfig(name="bench", channels=4, vectors=2, keys=16, flows=self.flows, listeners=self.listeners,
                                 emit_credits=8)
         self.memory = bytearray(SIZE)
         self.broken: set[int] = set()

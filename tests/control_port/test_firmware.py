@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import random
+from functools import partial
 
 import pytest
 
 from host_driver.firmware import Firmware
 from host_driver.tcp import LINUX, LINUX24, RFC, Chunk, Profile, State
+from nic_model.contract import Opcode
 from nic_model.contract.config import PortFacts
-from nic_model.contract.control import ControlType
-from nic_model.contract.sockets import SocketFlag, SocketStatus
+from nic_model.contract.control import ControlType, listener_bucket
+from nic_model.contract.sockets import SOCKET_PARAMETERS, SocketFlag, SocketStatus
 from nic_model.control_log import Decider, PortLog, replay
 from tests.control_port.bench import DATA, OWN_IP, OWN_MAC, Bench, Listening, Peer, Socket, Wire
 
@@ -229,6 +231,27 @@ def test_a_full_flow_table_refuses_and_goes_on() -> None:
     b.run(lambda: all(s.closed for s in sockets), 60_000)
     listening.close()
     b.settle(20 + 10 * b.lag_steps)
+    b.check_end()
+
+
+@pytest.mark.parametrize(("listeners", "ports"), [
+    (4, list(range(82, 94, 2))), (16, [port for port in range(81, 200) if listener_bucket(port, 16) == 1][:6])],
+    ids=["all", "one bucket"])
+def test_a_listener_for_which_the_device_has_no_place(listeners: int, ports: list[int]) -> None:
+    b = bench(listeners=listeners)
+    pool = b.allocate(512)
+    answers: dict[int, int] = {}
+
+    def answered(port: int, fields: dict[str, int]) -> None:
+        answers[port] = fields["status"]
+
+    for port in ports:
+        b.post(Opcode.SOCKET_LISTEN, partial(answered, port),
+               SOCKET_PARAMETERS.pack(local_port=port, backlog=1, ring_bytes=512), offset=pool, length=512)
+    b.run(lambda: len(answers) == 6)
+    assert [answers[port] for port in ports] == [SocketStatus.OK] * 4 + [SocketStatus.NO_ROOM] * 2
+    refused = Peer(b, b"")  # to a port that nobody listens on
+    b.run(lambda: refused.connection.state is State.CLOSED)
     b.check_end()
 
 
