@@ -86,8 +86,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.random = random.Random(f"bench {self.seed}")
-        self.config = NicConfig(name="bench", channels=4, vectors=2, keys=16, flows=self.flows, listeners=self.listeners,
-                                emit_credits=8)
+        self.config = NicConfig(name="bench", channels=4, vectors=2, keys=16, flows=self.flows,
+                                listeners=self.listeners, emit_credits=8)
         self.memory = bytearray(SIZE)
         self.broken: set[int] = set()
         self.device = Device(self.config, self._read, self._write)
