@@ -1,8 +1,8 @@
 """Processors of the network adapter that run the firmware: messages of the control port in, orders out, in their time.
 
-Each has a short queue of messages. The head of the port's up stream goes to the processor that its connection belongs
-to (`host_driver.firmware.shards`), or waits there for a place; so one connection's messages are worked on in order. A
-message's orders leave when the processor had the time for all that it charged.
+Each has a queue of messages in its own memory. The head of the port's up stream goes to the processor that its
+connection belongs to (`host_driver.firmware.shards`), or waits there for a place; so one connection's messages are
+worked on in order. A message's orders leave when the processor had the time for all that it charged.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from nic_model.contract.config import PortFacts
 from nic_model.contract.control import EMIT_TYPES
 from nic_model.control_log import Decider, PortLog
 
-QUEUE_MESSAGES = 8
-"""Messages that wait in front of one processor."""
+QUEUE_MESSAGES = 256
+"""Messages that wait in a processor's own memory, at most 64 KB. What does not find a place there waits in the port,
+whose slots are few: a burst of SYNs takes four of them each."""
 
 
 class ControlStreams(Protocol):

@@ -37,7 +37,7 @@ from nic_model.contract import Opcode
 from nic_model.contract.sockets import EAGER_RESULT, SOCKET_PARAMETERS, SocketFlag, SocketOption, SocketStatus
 
 DEFAULT_RING_BYTES = 8192
-DEFAULT_RINGS = 128
+DEFAULT_RINGS = 512
 """Eager rings of a listening socket, at most as many as its backlog: connections that it may have at a time."""
 
 _ALIGNMENT_BYTES = 4096
