@@ -50,6 +50,7 @@ KEY = make_key(1, 77)
 CHANNEL = 2
 OWN_MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 OWN_IP, PEER_IP = "10.0.0.1", "10.0.0.2"
+OWN_IPV6, PEER_IPV6 = "fd00::1", "fd00::2"
 PORT = 80
 STEP_CYCLES = 15_625
 STEP_PS = 100_000_000
@@ -83,9 +84,11 @@ class Bench:
     peer_profile: Profile = LINUX
     flows: int = 16
     listeners: int = 4
+    ipv6: bool = False
 
     def __post_init__(self) -> None:
         self.random = random.Random(f"bench {self.seed}")
+        self.own_ip, self.peer_ip = (OWN_IPV6, PEER_IPV6) if self.ipv6 else (OWN_IP, PEER_IP)
         self.config = NicConfig(name="bench", channels=4, vectors=2, keys=16, flows=self.flows,
                                 listeners=self.listeners, emit_credits=8)
         self.memory = bytearray(SIZE)
@@ -94,7 +97,7 @@ class Bench:
         assert self.device.control is not None
         self.port = self.device.control
         self.facts = self.config.port_facts
-        self.decider = self.make(self.facts, OWN_MAC, OWN_IP)
+        self.decider = self.make(self.facts, OWN_MAC, self.own_ip)
         self.judge = Judge(self.facts)
         self.log = PortLog(self.facts)
         self.step = 0
@@ -105,15 +108,15 @@ class Bench:
         self._over: dict[int, Callable[[dict[str, int]], None]] = {}
         self._next_job = 0
         self._free = DATA
-        self.peer = Stack(mac=PEER_MAC, ip=PEER_IP, profile=self.peer_profile, account=NullAccount(),
+        self.peer = Stack(mac=PEER_MAC, ip=self.peer_ip, profile=self.peer_profile, account=NullAccount(),
                           rng=random.Random(f"peer {self.seed}"))
-        self.peer.add_neighbour(OWN_IP, OWN_MAC)
+        self.peer.add_neighbour(self.own_ip, OWN_MAC)
         self._open_device()
 
     def _open_device(self) -> None:
         for name, value in (("MAC_ADDRESS_LO", int.from_bytes(OWN_MAC[:4], "little")), ("RX_ENABLE", 1),
                             ("MAC_ADDRESS_HI", int.from_bytes(OWN_MAC[4:], "little")),
-                            ("RX_FILTER", RxFilter.BROADCAST),
+                            ("RX_FILTER", RxFilter.BROADCAST | RxFilter.MULTICAST),
                             ("CONTROL_ENABLE", ControlEnable.FLOWS | ControlEnable.REST)):
             self.device.write_register(register(name), int(value))
         for name, value in (("CHANNEL_OPERATIONS", OperationMask.SOCKET), ("TX_BASE_LO", TX & 0xFFFF_FFFF),
@@ -257,7 +260,7 @@ class Bench:
         self.judge.end(open_jobs=open_jobs)
         assert self.port.handles_held == 0
         assert self.port.waiting == 0
-        difference = replay(self.log, self.make(self.facts, OWN_MAC, OWN_IP))
+        difference = replay(self.log, self.make(self.facts, OWN_MAC, self.own_ip))
         assert difference is None, f"rule 9: {difference}"
 
 
@@ -269,9 +272,10 @@ class Listening:
         self.number: int | None = None
         self._on_socket = on_socket
         self._pool = bench.allocate(rings * bench.ring_bytes)
-        bench.post(Opcode.SOCKET_LISTEN, self._listened, SOCKET_PARAMETERS.pack(
-            local_port=PORT, backlog=32, ring_bytes=bench.ring_bytes, ip_version=4), offset=self._pool,
-            length=rings * bench.ring_bytes)
+        parameters = SOCKET_PARAMETERS.pack(local_port=PORT, backlog=32, ring_bytes=bench.ring_bytes,
+                                            ip_version=6 if bench.ipv6 else 4)
+        bench.post(Opcode.SOCKET_LISTEN, self._listened, parameters, offset=self._pool,
+                   length=rings * bench.ring_bytes)
         self._accepts = accepts
         bench.run(lambda: self.number is not None)
 
@@ -288,7 +292,7 @@ class Listening:
     def _accepted(self, fields: dict[str, int]) -> None:
         if fields["status"] != SocketStatus.OK:
             return
-        assert fields["result"].to_bytes(16, "little")[:4] == ip_address(PEER_IP).packed
+        assert fields["result"] == int.from_bytes(ip_address(self.bench.peer_ip).packed, "little")
         self._accept()
         self._on_socket(Socket(self.bench, fields["socket"], fields["length"], fields["remote_port"]))
 
@@ -384,7 +388,7 @@ class Peer:
     def __init__(self, bench: Bench, data: bytes, *, closes: bool = True) -> None:
         self.bench = bench
         self.received = bytearray()
-        self.connection: Connection = bench.peer.connect(OWN_IP, PORT, bench.step * STEP_PS)
+        self.connection: Connection = bench.peer.connect(bench.own_ip, PORT, bench.step * STEP_PS)
         self._data = memoryview(data)
         self._closes = closes
         self.connection.on_event = lambda _connection: self.pump()

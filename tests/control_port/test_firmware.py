@@ -116,6 +116,11 @@ def test_many_connections_both_ways(profile: Profile, wire: Wire) -> None:
         carry_both_ways(b, random.Random(f"connections {seed}"), connections=4)
 
 
+def test_over_ipv6() -> None:
+    b = bench(ipv6=True, wire=Wire(loss=0.02, reorder=0.05))
+    carry_both_ways(b, random.Random(8), connections=3)
+
+
 def carry_both_ways(b: Bench, rng: random.Random, connections: int) -> None:
     """Random bytes both ways on some connections, in random receives and sends; every byte, and nothing left."""
     sockets: list[Socket] = []

@@ -34,6 +34,7 @@ from nic_model.contract import (  # noqa: E402
     register,
 )
 from nic_model.contract.control import (  # noqa: E402
+    LAYOUT_OF,
     NO_FLOW,
     NO_LISTENER,
     SEGMENT_OPTIONS,
@@ -580,6 +581,54 @@ def test_orders_that_are_none(bench: Bench) -> None:
         bench.port.release(pack_message(ControlType.EMIT))
     with pytest.raises(ValueError, match="DROP is no order of the emit stream"):
         bench.port.emit(pack_message(ControlType.DROP))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_orders_are_carried_out_or_refused_and_nothing_is_lost(seed: int) -> None:
+    rng = random.Random(seed)
+    bench = Bench(control_handles=16, emit_credits=8)
+    kinds = [kind for kind in ControlType if kind >= ControlType.PLACE]
+    credits, held, answered = 8, set[int](), 0
+    for _ in range(800):
+        bench.segment(rng.randbytes(rng.randrange(300)), seq=rng.randrange(1 << 32), sport=rng.randrange(4000, 4004))
+        kind = rng.choice(kinds)
+        layout = LAYOUT_OF[kind]
+        fields = {name: rng.choice((0, 1, 2, 3, 14, 40, 80, 1400, rng.randrange(1 << 20))) % (1 << field.width)
+                  for name, field in layout.fields.items() if name not in ("type", "units", "version")}
+        fields |= {"flow": rng.choice((0, 1, 2, 3, 99, NO_FLOW)), "generation": rng.choice((0, 0, 0, 1))}
+        fields |= {name: KEY for name in fields if name.startswith("key") and rng.random() < 0.7}
+        if held and "handle" in fields and rng.random() < 0.7:
+            fields["handle"] = rng.choice(sorted(held))
+        if kind is ControlType.FLOW_ADD:
+            fields |= {"remote_address": int.from_bytes(packed(PEER_IP), "little"), "channel": 1,
+                       "local_address": int.from_bytes(packed(OWN_IP), "little"), "local_port": 80,
+                       "remote_port": rng.randrange(4000, 4004), "flags": fields["flags"] & ~OrderFlag.IPV6}
+        further = rng.randbytes(64 * rng.randrange(3)) if kind in (ControlType.EMIT, ControlType.RAW) else b""
+        if kind in (ControlType.EMIT, ControlType.RAW):
+            if not credits:
+                continue
+            credits -= 1
+            if rng.random() < 0.5:
+                whole = {"header_bytes": 60} if kind is ControlType.RAW else {"pieces": 0, "option_words": 1}
+                further, fields = bytes(64), fields | {"length": 0, "flags": 0, **whole}
+            bench.port.emit(pack_message(kind, further, **fields))
+        else:
+            bench.port.release(pack_message(kind, **fields))
+        while bench.port.waiting:
+            up, told, _ = bench.take()
+            credits += told["emit_credits"]
+            answered += up is ControlType.DONE
+            if up in (ControlType.SEGMENT, ControlType.UNKNOWN):
+                held.add(told["handle"])
+        held &= set(bench.port._held)
+        assert len(held) == bench.port.handles_held
+    assert answered > 200
+    assert bench.port.counters["control_placed"] > 0
+    assert bench.port.counters["control_emits"] > 0
+    for handle in sorted(held):
+        bench.release(ControlType.DROP, handle=handle)
+    assert bench.port.handles_held == 0
+    assert bench.port._free_cells == bench.config.control_cells
 
 
 def test_counters_stand_behind_the_others() -> None:
