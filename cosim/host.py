@@ -16,6 +16,7 @@ from cosim.pool import MAX_SPAWN_RATE, ProcessPool
 from cosim.processor import Context, Processors
 from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, longest_response_bytes
 from cosim.socket_transport import SocketTransport
+from cosim.steering import Steering
 from cosim.systems import System
 from host_driver.account import Account
 from host_driver.endpoint import Listening
@@ -132,7 +133,7 @@ class ServerHost:
         counts = {f"processor {index}": placement.placed[number] for number, index in enumerate(processors)}
         return counts if self._spec.system.policy is None else {**counts, "the host": placement.placed[None]}
 
-    def _softirqs(self, steering: Any) -> PerProcessor:
+    def _softirqs(self, steering: Steering[Any]) -> PerProcessor:
         """The bottom halves: one for each dedicated processor, as the machine has them, or a single one."""
         spec, processors = self._spec, self._processors
         if spec.system.dedicated is not None:

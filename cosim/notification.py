@@ -32,8 +32,13 @@ _PERIODIC: dict[str, Literal["polling", "soft_timers"]] = {"poll": "polling", "s
 
 
 def with_notification(system: System, text: str) -> System:
-    """A system whose host is told as `text`, one of `CHOICES`, says. Raises InputError for anything else."""
-    return msgspec.structs.replace(system, notification=_told(text))
+    """A system whose host is told as `text`, one of `CHOICES`, says. Raises InputError for anything else, and for what
+    the system cannot have."""
+    told = _told(text)
+    if told.by == "soft_timers" and system.dedicated is not None and system.dedicated.processors > 1:
+        raise InputError(f"--notification {text}: {system.name} has several dedicated processors, and soft timers are "
+                         "for one: choose another")
+    return msgspec.structs.replace(system, notification=told)
 
 
 def _told(text: str) -> Told:

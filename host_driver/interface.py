@@ -130,10 +130,12 @@ class _Fence:
 class _Outgoing:
     """A segment of the stack on its way: in the transmit queue, or on the ring reading registered memory."""
 
-    __slots__ = ("_fences", "copies", "segment")
+    __slots__ = ("_fences", "copies", "payer", "segment")
 
-    def __init__(self, segment: OutSegment | OutFrame) -> None:
+    def __init__(self, segment: OutSegment | OutFrame, payer: Account) -> None:
         self.segment = segment
+        self.payer: Account | None = payer
+        """Who hands it down, while he does so: another that finds it in the queue puts it on the ring on his behalf."""
         self.copies: deque[bytes] | None = None
         """Frames that are left to send, if the segment is sent from packet buffers."""
         self._fences: list[_Fence] = []
@@ -330,6 +332,8 @@ class NetworkInterface:
         head = parts[0][0]
         if head.status is not Status.OK:
             self.receive_errors += 1
+        elif self.placement is None and softirq.is_full:
+            self.backlog_drops += 1
         else:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
             received = b"".join(buffer.view[: part.length] for part, buffer in parts)
@@ -451,14 +455,18 @@ class NetworkInterface:
         A segment is on the ring after the processor had the time for TCP's work on it.
         """
         self.account.target = account
-        handed_down = [_Outgoing(segment) for segment in self.stack.transmit(self._port.now())]
+        handed_down = [_Outgoing(segment, account) for segment in self.stack.transmit(self._port.now())]
         self._transmit_queue.extend(handed_down)
         self._set_timer()
-        if handed_down:
-            if self.multiprocessor is not None:
-                self.multiprocessor.send(account, self._work(self.multiprocessor, account), len(handed_down))
-            await account.settle()
-        self._drain_transmit_queue(account)
+        try:
+            if handed_down:
+                if self.multiprocessor is not None:
+                    self.multiprocessor.send(account, self._work(self.multiprocessor, account), len(handed_down))
+                await account.settle()
+            self._drain_transmit_queue(account)
+        finally:
+            for outgoing in handed_down:
+                outgoing.payer = None
         await account.settle()
 
     def when_unread(self, connection: Connection, chunk: Chunk, callback: Callable[[], None]) -> None:
@@ -475,7 +483,7 @@ class NetworkInterface:
         """Put segments on the ring as long as there is room, and tell the device once."""
         self.account.target = account
         queue = self._transmit_queue
-        while queue and self._submit(queue[0], account):
+        while queue and self._submit(queue[0], queue[0].payer or account):
             queue.popleft()
         self.channel.ring_doorbell(account)
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pytest
 
+import cosim
 from cosim import cli
 from cosim.errors import InputError, SystemFileError
 from cosim.machine import load_machine
-from cosim.systems import SYSTEMS, load_system, select_systems, system_file
+from cosim.systems import (
+    SYSTEMS,
+    Dedicated,
+    DeviceWork,
+    Policy,
+    Told,
+    load_system,
+    select_systems,
+    system_file,
+)
 
 DEDICATED = """\
 description = "mine"
@@ -107,6 +118,7 @@ def test_dedicated_processors_that_nothing_runs_on_are_refused(tmp_path: Path) -
     (["run", "--systems", "{tmp}/nic-dumb.toml,nic-dumb"], "two systems are named nic-dumb"),
     (["run", "--systems", "{tmp}/nic-dumb.toml"], "system nic-dumb needs 3 processors at least"),
     (["run", "--systems", "{tmp}/nic-dumb.toml", "--interrupts-on", "1"], "--interrupts-on: nic-dumb has processors"),
+    (["run", "--systems", "ded2", "--machine", "xeon-550-smp4", "--notification", "soft:1ms"], "ded2 has several dedi"),
     (["run", "--systems", "uniproc", "--processes-on", "1"], "system uniproc: `processes_on` must be some of the"),
 ])
 def test_a_system_that_cannot_run_is_one_line_and_exit_code_2(arguments: list[str], said: str, tmp_path: Path,
@@ -134,3 +146,16 @@ def test_systems_are_listed_with_what_runs_where_and_shown_with_their_file(
     row = next(line for line in shown.splitlines() if "| mine" in line)
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [
         "mine", *["dedicated"] * 4, "all but 2", "polling, 20 us", "sums", "MemNet"]
+
+
+def test_the_documents_own_system_is_read_and_says_what_it_shows(tmp_path: Path) -> None:
+    document = (Path(cosim.__file__).parents[1] / "docs" / "systems.md").read_text()
+    begin = document.index('    description = "two processors poll')
+    example = textwrap.dedent(document[begin : document.index("\n\n`name` is", begin)])
+    system = load_system(written(tmp_path, example))
+    assert set(system.runs_on.parts.values()) == {"dedicated"}
+    assert (system.dedicated, system.policy) == (Dedicated(processors=2), Policy(offload_below=16))
+    assert (system.notification, system.device) == (Told(by="polling", period_us=50),
+                                                    DeviceWork(rx_checksum=True, tx_checksum=True))
+    listed = document[document.index("## The list") : document.index("## One's own")]
+    assert all(f"`{name}`" in listed for name in SYSTEMS)
