@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -12,11 +13,12 @@ from cosim.benches.crossover import with_device_clock
 from cosim.device_processor import FirmwareAccount
 from cosim.engines import in_process
 from cosim.engines.base import RunSpec, SystemResult
+from cosim.errors import MachineError, SystemFileError
 from cosim.experiment import SERVER_IP, SERVER_MAC
 from cosim.impairments import BothWays, Impairments
 from cosim.machine import load_application, load_machine
 from cosim.peers import client_addresses
-from cosim.systems import SYSTEMS, DeviceWork, System
+from cosim.systems import SYSTEMS, System, load_system, system_file
 from cosim.workload import synthetic
 from cosim.world import World
 from host_driver.account import FIRMWARE_ITEMS
@@ -182,7 +184,32 @@ def test_the_command_shows_device_processors_and_a_log(capsys: pytest.CaptureFix
     assert capsys.readouterr().err.startswith(f"memnic: {tmp_path / 'result.json'}: line 1: no log of a control port")
 
 
-def test_systems_on_the_device_are_whole() -> None:
-    assert SYSTEMS["nic-tcp"].is_on_device
-    assert not SYSTEMS["nic-tso"].is_on_device
-    assert DeviceWork().processors is None
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ('send = "device"\ntransmit = "device"', 'send = "host"\ntransmit = "host"',
+     "`runs_on.bottom_half` is \"device\", which all four parts must be, or none"),
+    ('api = "memnet"', 'api = "sockets"', "`api` must be \"memnet\" for TCP on the device"),
+    ("[device]", "[device]\nprocessors = 0", "`device.processors` must be at least 1, not 0"),
+    ('"device"', '"host"', "`device.processors` needs all parts in `runs_on` to be \"device\""),
+])
+def test_systems_on_the_device_that_cannot_be(old: str, new: str, said: str, tmp_path: Path) -> None:
+    text = system_file("nic-tcp").read_text(encoding="utf-8").replace(old, new)
+    if "processors" not in new:
+        text = text.replace("[device]", "[device]\nprocessors = 2")
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemFileError, match=re.escape(said)):
+        load_system(path)
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("completion = {", "compilation = {", "unknown field `device_processor.costs.firmware.compilation`"),
+    ("[device_processor.costs.ip]", "[device_processor.prices.ip]", "missing `device_processor.costs.ip.receive`"),
+    ("clock_hz = 200_000_000", "clock_hz = 0", "`device_processor.clock_hz` must be at least 1, not 0"),
+    ("clock_hz = 200_000_000", 'clock_hz = "fast"', "$.device_processor.clock_hz"),
+])
+def test_device_processors_that_cannot_be(old: str, new: str, said: str, tmp_path: Path) -> None:
+    text = Path("cosim/machines/p2-300-smp2.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(MachineError, match=re.escape(said)):
+        load_machine(str(path))
