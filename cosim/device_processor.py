@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cosim.machine import PS_PER_SECOND, DeviceProcessor, firmware_prices_ps
+from cosim.machine import DeviceProcessor, firmware_prices_ps
 from host_driver.firmware.shards import shard_of_message
 from host_driver.runtime import Kernel
-from nic_model.contract.config import PortFacts
 from nic_model.contract.control import EMIT_TYPES
 from nic_model.control_log import Decider, PortLog
 
@@ -156,13 +155,3 @@ class DeviceProcessors:
 
 
 _EMITS = frozenset(int(kind) for kind in EMIT_TYPES)
-
-
-def cycles(device: DeviceProcessor, ps: int) -> float:
-    """Cycles of a device processor in a time."""
-    return ps * device.clock_hz / PS_PER_SECOND
-
-
-def new_log(facts: PortFacts) -> PortLog:
-    """A log that nothing is in."""
-    return PortLog(facts)

@@ -211,10 +211,7 @@ class OffloadTcp:
         if listening.error is not None:
             raise listening.error
         if listening.asked < len(waiting) + 1 and not listening.ready:
-            listening.asked += 1
-            await self._interface.post(
-                [SocketDescriptor(Opcode.SOCKET_ACCEPT, listening.number or 0)],
-                lambda completion: self._accepted(listening, completion), account)
+            self._ask(listening, account)
             await account.settle()
         while True:
             await waiting.sleep(lambda: bool(listening.ready) or listening.error is not None, account)
@@ -223,12 +220,19 @@ class OffloadTcp:
             if listening.error is not None:
                 raise listening.error
 
+    def _ask(self, listening: OffloadListening, account: Account) -> None:
+        listening.asked += 1
+        self._interface.post_now([SocketDescriptor(Opcode.SOCKET_ACCEPT, listening.number or 0)],
+                                 lambda completion: self._accepted(listening, completion), account)
+
     def _accepted(self, listening: OffloadListening, completion: SocketCompletion) -> None:
         listening.asked -= 1
         if completion.status is not SocketStatus.OK:
             if completion.status is SocketStatus.CLOSED:
                 listening.error = SocketClosed(f"accept on {listening!r}: it was closed")
                 listening.waiting.wake()
+            else:
+                self._ask(listening, self._interface.account)  # the connection was lost: whoever waits still does
             return
         ring = self.memory.view(listening.address + completion.length, self._ring_bytes)
         connection = self._connection(completion, ring)

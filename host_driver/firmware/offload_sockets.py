@@ -52,7 +52,6 @@ class _Socket:
     sends: deque[_Send] = field(default_factory=deque)
     sent_of_job: int = 0
     """Bytes of the parts of a send that is not over."""
-    received_of_job: list[Received] = field(default_factory=list)
     ending: list[Job] = field(default_factory=list)
     """Jobs that are over when the peer has our FIN."""
     closing: Job | None = None
@@ -265,7 +264,7 @@ class OffloadSockets:
         for entry in set(listening.entries) - set(entered):
             heapq.heappush(self._free_listeners, entry)
         listening.entries = entered
-        self._stop_listening(listening, 0)
+        self._stop_listening(listening, self._stack.now)
         self._completer.complete(job, SocketStatus.NO_ROOM)
 
     def _own_address(self, version: int) -> bytes:
@@ -291,7 +290,7 @@ class OffloadSockets:
                 remote, int.from_bytes(connection.link.source, "little"), connection.remote.port,
                 connection.local.port, self._shards))
             if number is None:
-                connection.abort(0)
+                connection.abort(self._stack.now)
                 self._completer.complete(job, SocketStatus.NO_ROOM)
                 continue
             _, ring = self._rings.get(connection, (None, NO_RING))
@@ -332,28 +331,19 @@ class OffloadSockets:
         if socket.closing is not None:
             self._completer.complete(job, SocketStatus.CLOSED)
             return
-        is_last = not flags & SocketFlag.MORE
-
-        def done(received: Received) -> None:
-            socket.received_of_job.append(received)
-            if is_last:
-                self._complete_receive(socket, job)
-
-        socket.buffer.post(PostedReceive(fields["key"], fields["offset"], length,
-                                         wait_all=bool(flags & SocketFlag.WAIT_ALL), done=done))
+        socket.buffer.post(PostedReceive(
+            fields["key"], fields["offset"], length, wait_all=bool(flags & SocketFlag.WAIT_ALL),
+            done=lambda received: self._complete_receive(socket, job, received)))
         self._to_pump[socket] = None
 
-    def _complete_receive(self, socket: _Socket, job: Job) -> None:
-        parts, socket.received_of_job = socket.received_of_job, []
-        length = sum(part.length_bytes for part in parts)
+    def _complete_receive(self, socket: _Socket, job: Job, received: Received) -> None:
         connection = socket.connection
-        if not length and (connection.error is not None or socket.status is not None):
+        if not received.length_bytes and (connection.error is not None or socket.status is not None):
             self._completer.complete(job, socket.status or status_of(connection.error))
             return
-        # Eager bytes are first: what was in the ring when the receive was posted lies in front of what comes.
-        eager = sum(part.eager_bytes for part in parts)
-        result = EAGER_RESULT.pack(bytes=eager, position=parts[0].eager_position if eager else 0)
-        self._completer.complete(job, flow=self._flow(socket), length=length, result=int.from_bytes(result, "little"))
+        result = EAGER_RESULT.pack(bytes=received.eager_bytes, position=received.eager_position)
+        self._completer.complete(job, flow=self._flow(socket), length=received.length_bytes,
+                                 result=int.from_bytes(result, "little"))
 
     def _flow(self, socket: _Socket) -> Flow | None:
         return self._stack.flow_of(socket.connection)

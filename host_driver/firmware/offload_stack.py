@@ -118,6 +118,11 @@ class OffloadStack(Stack):
         flow = self._flows.get(connection)
         return None if flow is None or flow.is_leaving else flow
 
+    @property
+    def now(self) -> int:
+        """Time of the message under way, in picoseconds."""
+        return self._now
+
     def any_flow_of(self, connection: Connection) -> Flow | None:
         """A connection's flow, as long as its entry is there."""
         return self._flows.get(connection)

@@ -39,11 +39,6 @@ class Orders:
         given, self._given = self._given, []
         return given
 
-    @property
-    def waiting_for_credit(self) -> int:
-        """EMITs and RAWs that wait."""
-        return len(self._without_credit)
-
     # Answers ---------------------------------------------------------------------------------------------------------
 
     def tag_for(self, answered: Answered) -> int:

@@ -15,8 +15,7 @@ class SocketFlag(IntFlag):
     FIN = 1 << 1
     """SEND: the last byte of the stream."""
     MORE = 1 << 2
-    """SEND, RECEIVE: the next descriptor of this channel is a further part of the same job; only the last part is
-    completed."""
+    """SEND: the next descriptor of this channel is a further part of the same job; only the last part is completed."""
     WAIT_ALL = 1 << 3
     """RECEIVE: complete only when full, or at the stream's end. Its memory counts for the window."""
     END_RECEIVE = 1 << 4
