@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from cosim.errors import MachineError
-from host_driver.account import ITEMS
+from host_driver.account import FIRMWARE_ITEMS, ITEMS
 
 APPLICATION_ITEMS = (("user", "request"), ("user", "connection"))
 """(category, item) that an application profile prices, not a machine."""
@@ -104,6 +104,17 @@ class San(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     source: str
 
 
+class DeviceProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What runs the firmware on the network adapter, where TCP is done there."""
+
+    clock_hz: int
+    processors: int = 1
+    """Connections are spread over them."""
+    source: str
+    costs: dict[str, dict[str, Cost]]
+    """Of the items of `host_driver.account.FIRMWARE_ITEMS`, in its own cycles."""
+
+
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A host: processors, cost table, bus and the defaults of its network adapter."""
 
@@ -127,6 +138,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     san: San | None = None
     """What connects it to a TCP server node; with it come the costs of category `san`."""
     costs: dict[str, dict[str, Cost]]
+    device_processor: DeviceProcessor | None = None
 
 
 class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -157,7 +169,20 @@ def load_machine(name_or_path: str) -> Machine:
     costs = raw.pop("costs", None)
     if not isinstance(costs, dict):
         raise MachineError(f"{path}: missing table `costs`")
-    machine = _convert(path, {**raw, "costs": _check_costs(path, costs, has_san="san" in raw)}, Machine)
+    device = raw.pop("device_processor", None)
+    if isinstance(device, dict):
+        device_costs = device.get("costs")
+        if not isinstance(device_costs, dict):
+            raise MachineError(f"{path}: missing table `device_processor.costs`")
+        raw["device_processor"] = {**device, "costs": _check_costs(
+            path, device_costs, "device_processor.costs", wanted=set(FIRMWARE_ITEMS))}
+    elif device is not None:
+        raise MachineError(f"{path}: `device_processor` must be a table")
+    checked = _check_costs(path, costs, wanted=_host_items(has_san="san" in raw))
+    machine = _convert(path, {**raw, "costs": checked}, Machine)
+    if machine.device_processor is not None:
+        for field in ("clock_hz", "processors"):
+            _check_number(path, f"device_processor.{field}", getattr(machine.device_processor, field), least=1)
     for field in ("processors", "clock_hz", "quantum_us", "link_bit_rate"):
         _check_number(path, field, getattr(machine, field), least=1)
     _check_fields(path, "bus", machine.bus)
@@ -200,6 +225,12 @@ def prices_ps(machine: Machine, application: Application) -> dict[tuple[str, str
     cycles["user", "request"] = application.request.cycles
     cycles["user", "connection"] = application.connection.cycles
     return {key: round(value * PS_PER_SECOND / machine.clock_hz) for key, value in cycles.items()}
+
+
+def firmware_prices_ps(device: DeviceProcessor) -> dict[tuple[str, str], int]:
+    """The same of a device processor's own work."""
+    return {(category, item): round(cost.cycles * PS_PER_SECOND / device.clock_hz)
+            for category, items in device.costs.items() for item, cost in items.items()}
 
 
 def _read(name_or_path: str, folder: str, kind: str) -> tuple[Path, dict[str, Any]]:
@@ -250,15 +281,20 @@ def _convert(path: Path, raw: object, kind: type[T], where: str = "") -> T:
         raise MachineError(f"{path}: {error}{place}") from error
 
 
-def _check_costs(path: Path, costs: Mapping[str, Any], *, has_san: bool) -> dict[str, dict[str, Cost]]:
-    wanted = {(category, item) for category, items in ITEMS.items() for item in items
-              if category != "san" or has_san} - set(APPLICATION_ITEMS)
+def _host_items(*, has_san: bool) -> set[tuple[str, str]]:
+    """What a machine must price."""
+    return {(category, item) for category, items in ITEMS.items() for item in items
+            if category != "san" or has_san} - set(APPLICATION_ITEMS)
+
+
+def _check_costs(path: Path, costs: Mapping[str, Any], table: str = "costs", *, wanted: set[tuple[str, str]]
+                 ) -> dict[str, dict[str, Cost]]:
     checked: dict[str, dict[str, Cost]] = {}
     for category, items in costs.items():
         if not isinstance(items, dict):
-            raise MachineError(f"{path}: `costs.{category}` must be a table of items")
+            raise MachineError(f"{path}: `{table}.{category}` must be a table of items")
         for item, raw in items.items():
-            field = f"costs.{category}.{item}"
+            field = f"{table}.{category}.{item}"
             if (category, item) not in wanted:
                 raise MachineError(f"{path}: unknown field `{field}`")
             cost = _convert(path, raw, Cost, field)
@@ -266,7 +302,7 @@ def _check_costs(path: Path, costs: Mapping[str, Any], *, has_san: bool) -> dict
             checked.setdefault(category, {})[item] = cost
             wanted.discard((category, item))
     if wanted:
-        missing = ", ".join(f"`costs.{category}.{item}`" for category, item in sorted(wanted))
+        missing = ", ".join(f"`{table}.{category}.{item}`" for category, item in sorted(wanted))
         raise MachineError(f"{path}: missing {missing}")
     return checked
 

@@ -101,6 +101,11 @@ def print_report(console: Console, configuration: Configuration, results: Sequen
         if result.connections_on:
             console.print(f"Connections of {result.system}: " + ", ".join(
                 f"{count} on {place}" for place, count in result.connections_on.items()), soft_wrap=True)
+        for number, device in enumerate(result.device_processors):
+            console.print(
+                f"Device processor {number} of {result.system}: {100 * device.utilisation:.1f} % busy; a request takes "
+                f"{device.cycles:,.0f} of its cycles, {device.messages:.1f} messages and {device.orders:.1f} orders.",
+                soft_wrap=True, highlight=False)
     baseline = baseline_of(results)
     if baseline is None:
         return

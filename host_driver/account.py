@@ -101,6 +101,23 @@ ITEMS: dict[str, dict[str, str]] = {
 """Category -> item -> what one unit of it is."""
 
 
+FIRMWARE_ITEMS: dict[tuple[str, str], str] = {
+    ("firmware", "message"): "a message taken from the control port and told apart",
+    ("firmware", "order_unit"): "64 bytes of an order written to the control port",
+    ("firmware", "operation"): "a socket operation taken apart",
+    ("firmware", "completion"): "a completion made",
+    ("firmware", "timer"): "timers looked at when one is due",
+    **{("tcp_recv", item): ITEMS["tcp_recv"][item] for item in ("syn", "established", "ack", "data_segment", "fin",
+                                                              "rst")},
+    ("tcp_send", "segment"): ITEMS["tcp_send"]["segment"],
+    ("tcp_send", "control"): ITEMS["tcp_send"]["control"],
+    ("ip", "receive"): ITEMS["ip"]["receive"],
+    ("ip", "send"): ITEMS["ip"]["send"],
+}
+"""(category, item) -> what one unit of it is: work of TCP's firmware on a device processor, which its own table of the
+machine file prices."""
+
+
 class Account(Protocol):
     """Takes reports of work. Must be cheap: it is called several times a packet."""
 

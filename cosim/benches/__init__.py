@@ -29,6 +29,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "overload": ("cosim.benches.overload:measure", "what a flood of packets leaves of a host, by how it is told"),
     "placements": ("cosim.benches.placements:measure", "what TCP gains on processors of its own, beside the paper"),
     "san": ("cosim.benches.san:measure", "what TCP gains on a node behind a SAN, beside the paper"),
+    "crossover": ("cosim.benches.crossover:measure", "above which clock TCP on the device pays"),
     "accuracy": ("cosim.benches.accuracy:measure", "how near the timed model comes to the RTL"),
     "tap": ("cosim.benches.tap:measure", "goodput beside the Linux kernel's, over the same bad wire"),
 }

@@ -60,6 +60,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Of the cocotb engine."""
     transactors: str | None = None
     """Of the cocotb engine; None: the simulator's own, see `cosim.engines.cocotb_engine.TARGETS`."""
+    port_log_path: str | None = None
+    """Where all messages of the control port are kept, if TCP is done on the device."""
 
 
 class DeviceCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +95,18 @@ class NodeResult(msgspec.Struct, frozen=True, kw_only=True):
     """The same as `processors`, interval by interval."""
 
 
+class DeviceProcessorFigure(msgspec.Struct, frozen=True, kw_only=True):
+    """What a processor of the device did, where TCP is done there. For each request, but for the share."""
+
+    utilisation: float
+    """Busy share of `duration_ps`."""
+    messages: float
+    """Taken from the control port."""
+    orders: float
+    """Given to it."""
+    cycles: float
+
+
 class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one run measured. Everything but `requests` and times is for each request, or a share."""
 
@@ -119,6 +133,10 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     """The same as `processors`, interval by interval."""
     nodes: list[NodeResult] = []
     """The TCP server nodes, where there are any; all else that is said of processors is of the application host."""
+    device_processors: list[DeviceProcessorFigure] = []
+    """Processors of the device that did TCP."""
+    device_items: dict[str, dict[str, ItemFigure]] = {}
+    """What they did, as `items`, in their cycles."""
     interrupts: float
     dma_read_bytes: float
     dma_write_bytes: float

@@ -17,7 +17,7 @@ _SHIPPED = (
     # TCP on the host of a machine with a SAN, and on a node behind it
     "reg-tcp", "tcps-sock", "tcps-sync", "tcps-async", "tcps-async-eacc", "tcps-async-ercv",
     # what the device does
-    "nic-dumb", "nic-csum", "nic-tso", "nic-tso-lro",
+    "nic-dumb", "nic-csum", "nic-tso", "nic-tso-lro", "nic-tcp",
 )
 """Names of the files, in the order in which systems are shown."""
 

@@ -66,7 +66,7 @@ def test_bad_use_of_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["bench", "engine", "--log", "/no/such/log"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert said == ["memnic: no bench 'horse': choose from engine, rtl, model, tcp, overload, placements, san, "
-                    "accuracy, tap",
+                    "crossover, accuracy, tap",
                     "memnic: --log: no file /no/such/log"]
 
 
