@@ -2,11 +2,12 @@
 
 # Ref: RFC 9293 §3.1, RFC 1071 §2 (checksum and its seed); RFC 7323 §3.2
 
-from amaranth.hdl import Array, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nic_model.contract import (
+    MAX_FRAME_BYTES,
     MAX_INLINE_BYTES,
     MAX_PIECE_BYTES,
     MAX_SEGMENTED_BYTES,
@@ -35,15 +36,20 @@ from nic_model.contract.protocols import (
     IPV6_HEADER_BYTES,
     TCP_CHECKSUM_OFFSET,
     TCP_HEADER_BYTES,
+    VLAN_TAG_BYTES,
 )
 from rtl.control_messages import Unit
 from rtl.descriptor import NamedPiece, Parsed
 from rtl.emit_headers import TIMESTAMPS_BYTES, HeaderOrder, HeaderRows
 from rtl.flow_entries import FLOW_BITS, StoredFlow
 from rtl.interfaces import CHANNEL_BITS, TIME_BITS, contract_view, row
+from rtl.primitives import SkidBuffer
 
 REFUSED_STALE = Status.NOT_PERMITTED
 """Status inside the device of an order whose flow or generation is not there."""
+
+NO_FRAME = Status.BAD_OPCODE
+"""Status inside the device of an EMIT with LAST: nothing is sent, and all is well."""
 
 Emit, Raw = contract_view(EMIT), contract_view(RAW)
 
@@ -55,8 +61,45 @@ BEATS = UNIT_BYTES // BEAT_BYTES
 _PIECES_AT, _RAW_PIECE_AT = (layout.fields["offset_0"].offset // (8 * BEAT_BYTES) for layout in (EMIT, RAW))
 """The beat of an EMIT's head in which piece 0 stands, and of a RAW's."""
 
-# What must be known of an order when it is over, beside what its job says: `pays`, it has payload; `raw`, it was a RAW.
-OrderRecord = data.StructLayout({"pays": 1, "raw": 1, "generation": EMIT.fields["generation"].width})
+# What must be known of an order when it is over, beside what its job says: `bulk`, its queue; `raw`, it was a RAW.
+OrderRecord = data.StructLayout({"bulk": 1, "raw": 1, "generation": EMIT.fields["generation"].width})
+
+
+# What an order's message alone says. `head_only`: no pieces stand in the message's head. `of_no_flow`: a RAW that names
+# none, and so cannot be stale.
+_Shown = data.StructLayout({
+    "raw": 1, "pays": 1, "bulk": 1, "no_frame": 1, "unsound": 1, "of_no_flow": 1, "options": 1, "head_only": 1,
+    "pieces": 4, "tcp_bytes": 7,
+})
+
+
+def _show(m, emit, raw):
+    """What a message's head says, as a `_Shown`: combinational."""
+    is_raw, pays, tcp_bytes, units, unsound_emit, unsound_raw = (
+        Signal(), Signal(), Signal(7), Signal(4), Signal(), Signal())
+    pieces, no_frame = Signal(4), Signal()
+    m.d.comb += [
+        is_raw.eq(emit.type == ControlType.RAW), no_frame.eq(~is_raw & (emit.flags & OrderFlag.LAST).any()),
+        pays.eq(Mux(is_raw, raw.length.any(), emit.length.any())), pieces.eq(Mux(is_raw, pays, emit.pieces)),
+        tcp_bytes.eq(TCP_HEADER_BYTES + Mux((emit.flags & OrderFlag.TIMESTAMP).any(), TIMESTAMPS_BYTES, 0)
+                     + (emit.option_words << 2)),
+        units.eq(Mux(
+            is_raw, 1 + (raw.header_bytes > UNIT_BYTES) + raw.header_bytes.any(),
+            1 + emit.option_words.any() + (emit.pieces > 2) + (emit.pieces > 6))),
+        unsound_emit.eq(
+            (emit.type != ControlType.EMIT) | (tcp_bytes > TCP_HEADER_BYTES + MAX_EMIT_OPTION_BYTES)
+            | (emit.pieces > MAX_EMIT_PIECES) | (emit.length > MAX_SEGMENTED_BYTES)
+            | (emit.length.any() & (emit.mss < MIN_MSS)) | (emit.length.any() ^ emit.pieces.any())),
+        unsound_raw.eq((raw.header_bytes < ETHERNET_HEADER_BYTES) | (raw.header_bytes > MAX_INLINE_BYTES)
+                       | (raw.length > MAX_PIECE_BYTES)),
+    ]
+    members = {
+        "raw": is_raw, "pays": pays, "bulk": pays | no_frame, "no_frame": no_frame,
+        "unsound": Mux(is_raw, unsound_raw, unsound_emit) | (units != emit.units),
+        "of_no_flow": is_raw & (emit.flow == NO_FLOW), "options": ~is_raw & emit.option_words.any(),
+        "head_only": pieces == 0, "pieces": pieces, "tcp_bytes": tcp_bytes,
+    }
+    return Cat(members[name] for name in _Shown.members)
 
 
 class EmitDecoder(wiring.Component):
@@ -68,8 +111,8 @@ class EmitDecoder(wiring.Component):
     an `OrderRecord`. An order that is stale, or that cannot be taken apart, leaves the last two only.
 
     An EMIT that is no longer than its MSS is one frame, complete but for its checksums; a longer one is a template to
-    be segmented. Its job says in `ring_index` which flow it is of. Those with payload are given to one queue of the
-    transmit scheduler, those without to another.
+    be segmented. Its job says in `ring_index` which flow it is of. Orders with payload are given to one queue of the
+    transmit scheduler, `bulk`, those without to another, and an EMIT with LAST, which sends nothing, to the first.
 
     A segment without payload takes 3 cycles and one for each row of its header, at 16-byte rows 7 to 8; one piece makes
     it a cycle more, and so does each unit behind the first.
@@ -79,14 +122,14 @@ class EmitDecoder(wiring.Component):
     config : NicConfig
         Sizes of the device; `host_bytes` is used.
     queues : tuple of int
-        Channel numbers of the scheduler's queues for orders without payload and for those with.
+        Channel numbers of the scheduler's queues, that for orders without payload first, then `bulk`.
 
     Members
     -------
     i : units of messages.
     source_mac, now : own Ethernet address, first byte lowest; the device's cycle count.
-    room : level, whether an order without payload may begin, and one with.
-    begun : 1 for a cycle when one has, beside `begun_pays`: which of both.
+    room : level for each queue, whether an order may begin.
+    begun : 1 for a cycle when one has, beside `begun_bulk`: in which queue.
     flow, entry : client of `FlowEntries`.
     piece, row, parsed, record : what leaves.
     active : see `rtl.interfaces`.
@@ -96,7 +139,7 @@ class EmitDecoder(wiring.Component):
         self.config, self.queues = config, queues
         super().__init__({
             "i": In(stream.Signature(Unit)), "source_mac": In(48), "now": In(TIME_BITS), "room": In(2),
-            "begun": Out(1), "begun_pays": Out(1),
+            "begun": Out(1), "begun_bulk": Out(1),
             "flow": Out(stream.Signature(FLOW_BITS)), "entry": In(stream.Signature(StoredFlow)),
             "piece": Out(stream.Signature(NamedPiece)), "row": Out(stream.Signature(row(config))),
             "parsed": Out(stream.Signature(Parsed)), "record": Out(stream.Signature(OrderRecord)), "active": Out(1),
@@ -108,92 +151,77 @@ class EmitDecoder(wiring.Component):
         unit = self.i.payload
         emit, raw = Emit(unit.data[:Emit.size]), Raw(unit.data[:Raw.size])
 
-        # The flow's entry is asked for as soon as a message's head is there.
-        asked = Signal()
-        takes_unit, taken = Signal(), Signal()
+        # As soon as a message's head is there, the flow's entry is asked for, and what the message alone says is noted.
+        shown, noted, shows = Signal(_Shown), Signal(), Signal()
+        takes_unit, taken, begins = Signal(), Signal(), Signal()
         m.d.comb += [
-            self.flow.valid.eq(self.i.valid & unit.first & ~asked), self.flow.payload.eq(emit.flow),
+            self.flow.valid.eq(self.i.valid & unit.first & ~noted), self.flow.payload.eq(emit.flow),
+            shows.eq(self.flow.valid & self.flow.ready),
             self.i.ready.eq(takes_unit), taken.eq(self.i.valid & takes_unit),
         ]
-        begins = Signal()
         with m.If(taken & unit.first):
-            m.d.sync += asked.eq(0)
-        with m.Elif(self.flow.valid & self.flow.ready):
-            m.d.sync += asked.eq(1)
+            m.d.sync += noted.eq(0)
+        with m.Elif(shows):
+            m.d.sync += noted.eq(1)
+        with m.If(shows):
+            m.d.sync += shown.eq(_show(m, emit, raw))
 
         # The order at hand. `unsound`: it cannot be taken apart; `wrong`: its pieces are not what it says.
-        order, channel, is_raw, flags = Signal(HeaderOrder), Signal(CHANNEL_BITS), Signal(), Signal(len(emit.flags))
+        order, channel, flags = Signal(HeaderOrder), Signal(CHANNEL_BITS), Signal(len(emit.flags))
         flow, tag, generation = Signal(FLOW_BITS), Signal(len(emit.tag)), Signal(len(emit.generation))
         length, mss, segmented, pays = Signal(len(emit.length)), Signal(len(emit.mss)), Signal(), Signal()
+        is_raw, bulk, no_frame, too_long = Signal(), Signal(), Signal(), Signal()
         l3_offset, l4_offset, checksum_offset, inline_bytes = (Signal(8) for _ in range(4))
         stale, unsound, wrong, refused = Signal(), Signal(), Signal(), Signal()
         pieces, pieces_left, total = Signal(4), Signal(4), Signal(len(emit.length) + 3)
         piece_beat, options_left, head_taken, ends_with_head = Signal(2), Signal(), Signal(), Signal()
-        header_left = Signal(8)  # bytes of a RAW's header that are still to come
-        m.d.comb += refused.eq(stale | unsound)
-
-        # What is decided when it begins comes straight from the registers of the message and of the entry.
-        raw_begins, pays_now, pieces_now = Signal(), Signal(), Signal(4)
-        found, is_ipv6 = self.entry.payload, Signal()
-        tcp_bytes, inline_now, units_now = Signal(7), Signal(8), Signal(4)
-        is_old, is_unsound, ip_bytes = Signal(), Signal(), Signal(6)
+        header_left, raw_last = Signal(8), Signal()  # bytes of a RAW's header that are still to come
         pseudo_sum, seed_sum, l3_base = Signal(16), Signal(17), Signal(8)
 
-        def asks(which):
-            return (emit.flags & which).any()
-
+        # It begins when its entry is there too.
+        found, ip_bytes, inline_now = self.entry.payload, Signal(6), Signal(8)
+        width = self.config.host_bytes
         m.d.comb += [
-            raw_begins.eq(emit.type == ControlType.RAW), is_ipv6.eq(found.entry.ipv6),
-            pays_now.eq(Mux(raw_begins, raw.length != 0, emit.length != 0)),
-            pieces_now.eq(Mux(raw_begins, raw.length != 0, emit.pieces)),
-            tcp_bytes.eq(TCP_HEADER_BYTES + Mux(asks(OrderFlag.TIMESTAMP), TIMESTAMPS_BYTES, 0)
-                         + (emit.option_words << 2)),
-            ip_bytes.eq(Mux(is_ipv6, IPV6_HEADER_BYTES, IPV4_HEADER_BYTES)),
-            inline_now.eq(Mux(raw_begins, raw.header_bytes, ETHERNET_HEADER_BYTES + ip_bytes + tcp_bytes)),
-            units_now.eq(Mux(
-                raw_begins, 1 + (raw.header_bytes > UNIT_BYTES) + raw.header_bytes.any(),
-                1 + emit.option_words.any() + (emit.pieces > 2) + (emit.pieces > 6))),
-            is_old.eq((~found.entry.valid | (found.entry.generation != emit.generation))
-                      & ~(raw_begins & (emit.flow == NO_FLOW))),
-            is_unsound.eq((units_now != emit.units) | Mux(
-                raw_begins,
-                (raw.header_bytes < ETHERNET_HEADER_BYTES) | (raw.header_bytes > MAX_INLINE_BYTES)
-                | (raw.length > MAX_PIECE_BYTES),
-                (emit.type != ControlType.EMIT) | (tcp_bytes > TCP_HEADER_BYTES + MAX_EMIT_OPTION_BYTES)
-                | (emit.pieces > MAX_EMIT_PIECES) | (emit.length > MAX_SEGMENTED_BYTES)
-                | (pays_now & (emit.mss < MIN_MSS)) | (pays_now ^ emit.pieces.any()))),
-            self.begun.eq(begins), self.begun_pays.eq(pays_now), self.entry.ready.eq(begins),
+            refused.eq(stale | unsound | no_frame),
+            ip_bytes.eq(Mux(found.entry.ipv6, IPV6_HEADER_BYTES, IPV4_HEADER_BYTES)),
+            inline_now.eq(Mux(shown.raw, raw.header_bytes, ETHERNET_HEADER_BYTES + ip_bytes + shown.tcp_bytes)),
+            self.begun.eq(begins), self.begun_bulk.eq(shown.bulk), self.entry.ready.eq(begins),
         ]
         with m.If(begins):
             m.d.sync += [
-                is_raw.eq(raw_begins), flags.eq(emit.flags), flow.eq(emit.flow), tag.eq(emit.tag),
-                generation.eq(emit.generation), length.eq(Mux(raw_begins, raw.length, emit.length)), mss.eq(emit.mss),
-                segmented.eq(~raw_begins & (emit.length > emit.mss)), pays.eq(pays_now),
-                channel.eq(Mux(raw_begins, raw.channel, found.entry.channel)),
-                l3_offset.eq(Mux(raw_begins, raw.l3_offset, ETHERNET_HEADER_BYTES)),
-                l4_offset.eq(Mux(raw_begins, raw.l4_offset, ETHERNET_HEADER_BYTES + ip_bytes)),
-                checksum_offset.eq(Mux(raw_begins, raw.checksum_offset,
+                *(mine.eq(shown[name]) for name, mine in (
+                    ("raw", is_raw), ("pays", pays), ("bulk", bulk), ("no_frame", no_frame), ("unsound", unsound),
+                    ("pieces", pieces), ("pieces", pieces_left), ("options", options_left))),
+                flags.eq(emit.flags), flow.eq(emit.flow), tag.eq(emit.tag), generation.eq(emit.generation),
+                length.eq(Mux(shown.raw, raw.length, emit.length)), mss.eq(emit.mss),
+                segmented.eq(~shown.raw & (emit.length > emit.mss)),
+                channel.eq(Mux(shown.raw, raw.channel, found.entry.channel)),
+                l3_offset.eq(Mux(shown.raw, raw.l3_offset, ETHERNET_HEADER_BYTES)),
+                l4_offset.eq(Mux(shown.raw, raw.l4_offset, ETHERNET_HEADER_BYTES + ip_bytes)),
+                checksum_offset.eq(Mux(shown.raw, raw.checksum_offset,
                                        ETHERNET_HEADER_BYTES + TCP_CHECKSUM_OFFSET + ip_bytes)),
-                inline_bytes.eq(inline_now), stale.eq(is_old), unsound.eq(is_unsound), wrong.eq(0),
-                pieces.eq(pieces_now), pieces_left.eq(pieces_now), total.eq(0),
-                piece_beat.eq(Mux(raw_begins, _RAW_PIECE_AT, _PIECES_AT)),
-                options_left.eq(emit.option_words.any() & ~raw_begins),
-                head_taken.eq(takes_unit), ends_with_head.eq(unit.last), header_left.eq(raw.header_bytes),
-                order.entry.eq(found.entry),
+                inline_bytes.eq(inline_now), wrong.eq(0), total.eq(0),
+                stale.eq((~found.entry.valid | (found.entry.generation != emit.generation)) & ~shown.of_no_flow),
+                piece_beat.eq(Mux(shown.raw, _RAW_PIECE_AT, _PIECES_AT)),
+                head_taken.eq(takes_unit), ends_with_head.eq(unit.last),
+                header_left.eq(raw.header_bytes), raw_last.eq(raw.header_bytes <= width),
+                order.entry.eq(found.entry), order.timestamps.eq((emit.flags & OrderFlag.TIMESTAMP).any()),
                 *(order[name].eq(emit[name]) for name in (
                     "sequence", "acknowledgement", "tcp_flags", "window", "ecn", "ts_echo")),
-                order.timestamps.eq(asks(OrderFlag.TIMESTAMP)),
                 order.ts_value.eq(self.now[TIMESTAMP_SHIFT:] + found.entry.timestamp_offset),
-                order.tcp_bytes.eq(tcp_bytes), order.inline_bytes.eq(inline_now),
-                pseudo_sum.eq(found.pseudo_sum), seed_sum.eq(found.pseudo_sum + tcp_bytes),
-                l3_base.eq(tcp_bytes + Mux(is_ipv6, 0, IPV4_HEADER_BYTES)),
+                order.tcp_bytes.eq(shown.tcp_bytes), order.inline_bytes.eq(inline_now),
+                pseudo_sum.eq(found.pseudo_sum), seed_sum.eq(found.pseudo_sum + shown.tcp_bytes),
+                l3_base.eq(shown.tcp_bytes + Mux(found.entry.ipv6, 0, IPV4_HEADER_BYTES)),
             ]
 
         # Pieces: two in an EMIT's head, four in each unit behind its options; one in a RAW's head.
         named = _BeatPiece(Array(unit.data.word_select(n, 8 * BEAT_BYTES) for n in range(BEATS))[piece_beat])
-        piece, names, last_piece = self.piece.payload, Signal(), Signal()
+        # whoever takes them says so late, and a piece may free the message's registers
+        m.submodules.named = named_pieces = SkidBuffer(shape=NamedPiece)
+        connect(m, named_pieces.o, flipped(self.piece))
+        piece, names, last_piece = named_pieces.i.payload, Signal(), Signal()
         m.d.comb += [
-            last_piece.eq(pieces_left == 1), names.eq(self.piece.valid & self.piece.ready),
+            last_piece.eq(pieces_left == 1), names.eq(named_pieces.i.valid & named_pieces.i.ready),
             piece.channel.eq(channel), piece.key.eq(named.key), piece.offset.eq(named.offset),
             piece.length.eq(Mux(is_raw, length, named.length)), piece.last.eq(last_piece),
         ]
@@ -204,14 +232,12 @@ class EmitDecoder(wiring.Component):
             ]
 
         # Rows: built from the order, or as a RAW brings them.
-        width = self.config.host_bytes
         rows_of_unit = UNIT_BYTES // width
         row_place, in_raw_rows, raw_row_leaves = Signal(range(max(rows_of_unit, 2))), Signal(), Signal()
-        raw_last, builds, built, gave = Signal(), Signal(), Signal(), Signal()
+        builds, built, gave = Signal(), Signal(), Signal()
         raw_row = Array(unit.data.word_select(n, 8 * width) for n in range(rows_of_unit))[row_place]
         m.d.comb += [
             headers.source_mac.eq(self.source_mac), headers.i.payload.eq(order), headers.i.valid.eq(builds & ~built),
-            raw_last.eq(header_left <= width),
             self.row.valid.eq(headers.o.valid | (in_raw_rows & self.i.valid)),
             self.row.payload.data.eq(Mux(headers.o.valid, headers.o.payload.data, raw_row)),
             self.row.payload.last.eq(Mux(headers.o.valid, headers.o.payload.last, raw_last)),
@@ -219,7 +245,10 @@ class EmitDecoder(wiring.Component):
             raw_row_leaves.eq(in_raw_rows & self.i.valid & self.row.ready & ~headers.o.valid),
         ]
         with m.If(raw_row_leaves):
-            m.d.sync += [header_left.eq(header_left - width), row_place.eq(Mux(raw_last, 0, row_place + 1))]
+            m.d.sync += [
+                header_left.eq(header_left - width), raw_last.eq(header_left <= 2 * width),
+                row_place.eq(Mux(raw_last, 0, row_place + 1)),
+            ]
 
         # What leaves at the end: a descriptor as the transmit front takes one of host memory apart, and the record.
         parsed, head = self.parsed.payload, self.parsed.payload.head
@@ -238,9 +267,9 @@ class EmitDecoder(wiring.Component):
                 return Mux(condition, which, 0)
 
             m.d.sync += [
-                self.record.payload.pays.eq(pays), self.record.payload.raw.eq(is_raw),
+                self.record.payload.bulk.eq(bulk), self.record.payload.raw.eq(is_raw),
                 self.record.payload.generation.eq(generation),
-                parsed.channel.eq(Mux(pays, self.queues[1], self.queues[0])), parsed.ring_index.eq(flow),
+                parsed.channel.eq(Mux(bulk, self.queues[1], self.queues[0])), parsed.ring_index.eq(flow),
                 head.opcode.eq(Mux(segmented, Opcode.SEND_SEGMENTED, Opcode.SEND_FRAME)), head.slots.eq(1),
                 head.flags.eq(
                     send_flag(SendFlag.COMPLETE, (flags & OrderFlag.DONE).any()) | send_flag(SendFlag.IPV6, ipv6)
@@ -255,8 +284,8 @@ class EmitDecoder(wiring.Component):
                 parsed.longest_bytes.eq(inline_bytes + mss), parsed.tcp_end.eq(l4_offset + TCP_HEADER_BYTES),
                 parsed.l3_end.eq(l3_offset + Mux(order.entry.ipv6 & ~is_raw, IPV6_HEADER_BYTES, IPV4_HEADER_BYTES)),
                 parsed.checksum_end.eq(checksum_offset + 2),
-                parsed.unknown.eq(0), parsed.forbidden.eq(stale), parsed.broken.eq(0),
-                parsed.misshapen.eq(unsound | wrong | (total != length)),
+                parsed.unknown.eq(no_frame & ~stale), parsed.forbidden.eq(stale), parsed.broken.eq(0),
+                parsed.misshapen.eq(unsound | wrong | too_long | (total != length)),
                 parsed.has_pieces.eq(~refused & (pieces != 0)), parsed.has_inline.eq(~refused),
             ]
 
@@ -276,9 +305,9 @@ class EmitDecoder(wiring.Component):
         with m.FSM(name="emit"):
             with m.State("HEAD"):
                 m.d.comb += [
-                    begins.eq(self.i.valid & unit.first & self.entry.valid & self.room.bit_select(pays_now, 1)),
+                    begins.eq(noted & self.entry.valid & self.room.bit_select(shown.bulk, 1)),
                     # what stands in the head is in registers then, but for pieces
-                    takes_unit.eq(begins & (pieces_now == 0)), moves.eq(begins),
+                    takes_unit.eq(begins & shown.head_only), moves.eq(begins),
                 ]
                 with m.If(begins):
                     m.next = "SUMS"
@@ -287,6 +316,8 @@ class EmitDecoder(wiring.Component):
                 # the segmenter adds each frame's length to the template's seed; a single frame has it there
                 folded = Mux(segmented, pseudo_sum, seed_sum[:16] + length[:16] + seed_sum[16])
                 m.d.sync += [order.seed.eq(folded[:16] + folded[16]), order.l3_length.eq(l3_base + length)]
+                most = Mux(order.entry.tagged, MAX_FRAME_BYTES - VLAN_TAG_BYTES, MAX_FRAME_BYTES)
+                m.d.sync += too_long.eq(pays & ~is_raw & (inline_bytes + mss > most))
                 with m.If(refused):
                     m.next = "SKIP"
                     with m.If(head_taken & ends_with_head):
@@ -297,8 +328,8 @@ class EmitDecoder(wiring.Component):
                     go_on()
             with m.State("PIECES"):
                 m.d.comb += [
-                    self.piece.valid.eq(self.i.valid), moves.eq(names),
-                    takes_unit.eq(self.piece.ready & (last_piece | (piece_beat == BEATS - 1))),
+                    named_pieces.i.valid.eq(self.i.valid), moves.eq(names),
+                    takes_unit.eq(named_pieces.i.ready & (last_piece | (piece_beat == BEATS - 1))),
                 ]
                 with m.If(taken):
                     go_on()
@@ -333,7 +364,7 @@ class EmitDecoder(wiring.Component):
                     m.next = "HEAD"
 
         m.d.comb += self.active.eq(
-            moves | headers.active | taken | (self.flow.valid & self.flow.ready)
+            moves | headers.active | named_pieces.active | taken | (self.flow.valid & self.flow.ready)
             | (self.row.valid & self.row.ready)
             | (self.parsed.valid & self.parsed.ready) | (self.record.valid & self.record.ready))
         return m

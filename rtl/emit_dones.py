@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from nic_model.contract import NicConfig, Status
 from nic_model.contract.control import CONTROL_VERSION, DONE, ControlType, DoneStatus
 from rtl.control_messages import MessageWriter, message_beat
-from rtl.emit import REFUSED_STALE, OrderRecord
+from rtl.emit import NO_FRAME, REFUSED_STALE, OrderRecord
 from rtl.flow_entries import FLOW_BITS
 from rtl.interfaces import LENGTH_BITS, CountAmount, FreedSlots, Strobe, TxDone, contract_view
 from rtl.primitives import StreamFifo
@@ -45,11 +45,11 @@ class EmitDones(wiring.Component):
     config : NicConfig
         Sizes of the device; `host_bytes` is used.
     queues : tuple of int
-        Channel numbers of the scheduler's queues for orders without payload and for those with.
+        Channel numbers of the scheduler's queues, that for orders without payload first.
 
     Members
     -------
-    begun, begun_pays, room : see `EmitDecoder`.
+    begun, begun_bulk, room : see `EmitDecoder`.
     record : stream, before the report of its order.
     freed : strobe of the scheduler, of all its queues.
     done : stream of reports, of the orders' queues alone.
@@ -61,7 +61,7 @@ class EmitDones(wiring.Component):
     def __init__(self, config: NicConfig, *, queues: tuple[int, int]):
         self.config, self.queues = config, queues
         super().__init__({
-            "begun": In(1), "begun_pays": In(1), "room": Out(2),
+            "begun": In(1), "begun_bulk": In(1), "room": Out(2),
             "record": In(stream.Signature(OrderRecord)), "freed": In(Strobe(FreedSlots)),
             "done": In(stream.Signature(TxDone)), "o": Out(stream.Signature(message_beat(config))),
             **{f"count_control_{name}": Out(Strobe(CountAmount)) for name in ("emits", "stale", "refused")},
@@ -79,7 +79,7 @@ class EmitDones(wiring.Component):
         m.d.comb += has_place.eq(under_way < ORDERS_UNDER_WAY)
         m.d.sync += under_way.eq(under_way + self.begun - over - told)
         for n, (count, queue) in enumerate(zip(stored, self.queues, strict=True)):
-            begins = self.begun & (self.begun_pays == n)
+            begins = self.begun & (self.begun_bulk == n)
             leaves = self.freed.valid & (self.freed.payload.channel == queue)
             m.d.sync += [
                 count.eq(count + begins - leaves), self.room[n].eq((count < QUEUE_ORDERS) & has_place),
@@ -97,7 +97,7 @@ class EmitDones(wiring.Component):
             records.append(fifo)
             m.d.comb += [
                 fifo.i.payload.eq(self.record.payload),
-                fifo.i.valid.eq(self.record.valid & (self.record.payload.pays == n)),
+                fifo.i.valid.eq(self.record.valid & (self.record.payload.bulk == n)),
             ]
         m.d.comb += self.record.ready.eq(1)  # there are as many places as orders under way
 
@@ -107,15 +107,15 @@ class EmitDones(wiring.Component):
         m.d.sync += report_valid.eq(enters)
         with m.If(enters):
             m.d.sync += report.eq(self.done.payload)
-        pays = report.channel == self.queues[1]
+        bulk = report.channel == self.queues[1]
         record, status, note_wanted = Signal(OrderRecord), Signal(DoneNote.members["status"]), Signal()
         m.d.comb += [
-            record.eq(Mux(pays, records[1].o.payload, records[0].o.payload)),
-            records[0].o.ready.eq(report_valid & ~pays), records[1].o.ready.eq(report_valid & pays),
-            note_wanted.eq(report.complete | (report.status != Status.OK)), over.eq(report_valid & ~note_wanted),
+            record.eq(Mux(bulk, records[1].o.payload, records[0].o.payload)),
+            records[0].o.ready.eq(report_valid & ~bulk), records[1].o.ready.eq(report_valid & bulk),
+            note_wanted.eq(report.complete | (status != DoneStatus.OK)), over.eq(report_valid & ~note_wanted),
         ]
         with m.Switch(report.status):
-            with m.Case(Status.OK):
+            with m.Case(Status.OK, NO_FRAME):
                 m.d.comb += status.eq(DoneStatus.OK)
             with m.Case(Status.KEY_INVALID, Status.KEY_OWNER, Status.KEY_RIGHTS, Status.KEY_BOUNDS):
                 m.d.comb += status.eq(DoneStatus.KEY)
@@ -132,10 +132,9 @@ class EmitDones(wiring.Component):
             note.flow.eq(report.ring_index), note.generation.eq(record.generation), note.tag.eq(report.tag),
             note.status.eq(status), note.raw.eq(record.raw), note.length.eq(report.length),
         ]
-        good = report_valid & (status == DoneStatus.OK)
-        old = report_valid & (status == DoneStatus.STALE)
+        good, old = report_valid & (report.status == Status.OK), report_valid & (status == DoneStatus.STALE)
         for strobe, counts in ((self.count_control_emits, good), (self.count_control_stale, old),
-                               (self.count_control_refused, report_valid & ~good & ~old)):
+                               (self.count_control_refused, report_valid & (status != DoneStatus.OK) & ~old)):
             m.d.comb += [strobe.valid.eq(counts), strobe.payload.amount.eq(1)]
 
         # The message.

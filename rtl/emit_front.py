@@ -18,7 +18,7 @@ STORED_ROW_BYTES = 256
 
 
 def emit_queues(config: NicConfig) -> tuple[int, int]:
-    """The scheduler's queues for orders without payload and for those with: those of the two highest channels."""
+    """The scheduler's queues those of the two highest channels: for orders without payload, and `bulk`."""
     return config.channels - 2, config.channels - 1
 
 
@@ -99,7 +99,7 @@ class EmitFront(wiring.Component):
         connect(m, flipped(self.done), dones.done)
         connect(m, dones.o, flipped(self.o))
         m.d.comb += [
-            decoder.room.eq(dones.room), dones.begun.eq(decoder.begun), dones.begun_pays.eq(decoder.begun_pays),
+            decoder.room.eq(dones.room), dones.begun.eq(decoder.begun), dones.begun_bulk.eq(decoder.begun_bulk),
             self.left.eq(decoder.begun),
         ]
         for name in ("emits", "stale", "refused"):

@@ -49,6 +49,11 @@ def _in_order(value, count: int) -> list[Value]:
     return [value[8 * n:8 * n + 8] for n in range(count)]
 
 
+def _traffic_class(order) -> Value:
+    """DSCP of the flow, ECN of the order."""
+    return Cat(order.ecn, order.entry.traffic_class[2:])
+
+
 def _ethernet(order, source_mac, ether_type: int) -> list[Value]:
     return [*_in_order(order.entry.next_hop, 6), *_in_order(source_mac, 6), *_bytes(ether_type, 2)]
 
@@ -56,15 +61,13 @@ def _ethernet(order, source_mac, ether_type: int) -> list[Value]:
 def _ipv4(order) -> list[Value]:
     # RFC 6864 §4.1: "Originating sources MAY set the IPv4 ID field of atomic datagrams to any value"
     identification = 0
-    traffic_class = order.entry.traffic_class | order.ecn
-    return [Const(0x45, 8), traffic_class, *_bytes(order.l3_length, 2), *_bytes(identification, 2),
+    return [Const(0x45, 8), _traffic_class(order), *_bytes(order.l3_length, 2), *_bytes(identification, 2),
             *_bytes(_DONT_FRAGMENT, 2), order.entry.hop_limit, Const(IpProtocol.TCP, 8), *_bytes(0, 2),
             *_in_order(order.entry.local_address, 4), *_in_order(order.entry.remote_address, 4)]
 
 
 def _ipv6(order) -> list[Value]:
-    traffic_class = order.entry.traffic_class | order.ecn
-    word = Cat(order.entry.flow_label, traffic_class, Const(6, 4))
+    word = Cat(order.entry.flow_label, _traffic_class(order), Const(6, 4))
     return [*_bytes(word, 4), *_bytes(order.l3_length, 2), Const(IpProtocol.TCP, 8), order.entry.hop_limit,
             *_in_order(order.entry.local_address, 16), *_in_order(order.entry.remote_address, 16)]
 

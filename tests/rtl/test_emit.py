@@ -38,7 +38,7 @@ from rtl.control_messages import message_beat  # noqa: E402
 from rtl.descriptor import JobIssue  # noqa: E402
 from rtl.emit_front import EmitFront  # noqa: E402
 from rtl.flow_entries import FlowWrite  # noqa: E402
-from rtl.interfaces import KeyAnswer, KeyRequest, ReadCommand, TxDone, mac_beat, read_beat  # noqa: E402
+from rtl.interfaces import KeyAnswer, KeyRequest, ReadCommand, mac_beat, read_beat  # noqa: E402
 from rtl.transmit_back import TransmitBack  # noqa: E402
 from rtl.tx_scheduler import TransmitScheduler  # noqa: E402
 from tests.rtl.harness import Bench, idle, plain  # noqa: E402
@@ -64,7 +64,7 @@ class EmitPath(wiring.Component):
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
             "cmd": Out(stream.Signature(ReadCommand)), "payload": In(stream.Signature(read_beat(config))),
             "mac": Out(stream.Signature(mac_beat(config))), "o": Out(stream.Signature(message_beat(config))),
-            "left": Out(1), "done_seen": Out(stream.Signature(TxDone)), "active": Out(1),
+            "left": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -117,7 +117,7 @@ class Flow:
     peer_port: int = 51_234
     next_hop: str = "02:00:00:00:00:02"
     hop_limit: int = 61
-    traffic_class: int = 0x28
+    traffic_class: int = 0x2A
     flow_label: int = 0xABCDE
     timestamp_offset: int = 0xFFFF_FF00
 
@@ -176,6 +176,8 @@ class Order:
     raw_offsets: tuple[int, int, int] = (0, 0, 0)
     raw_flags: int = 0
     status: DoneStatus = DoneStatus.OK
+    last: bool = False
+    """Nothing is sent; its DONE tells that all before it is over."""
     more_units: int = 0
     """Units that the message has too many."""
 
@@ -188,7 +190,7 @@ class Order:
         return b"".join(memory(offset, length) for offset, length in self.pieces)
 
     def message(self) -> bytes:
-        flags = OrderFlag.DONE if self.done else OrderFlag(0)
+        flags = (OrderFlag.DONE if self.done else OrderFlag(0)) | (OrderFlag.LAST if self.last else OrderFlag(0))
         head = {"version": CONTROL_VERSION, "flow": self.flow.number, "tag": self.tag,
                 "generation": self.flow.generation if self.generation is None else self.generation}
         length = self.payload_bytes if self.length is None else self.length
@@ -222,7 +224,7 @@ class Order:
 
     def frames(self, now: int) -> list[bytes]:
         """As scapy builds them, `now` cycles after the start."""
-        if self.status not in (DoneStatus.OK,):
+        if self.status != DoneStatus.OK or self.last:
             return []
         if self.raw is not None:
             return [self.raw_frame()]
@@ -235,7 +237,7 @@ class Order:
                 flags &= ~0x09
             if start != 0:
                 flags &= ~0x80
-            traffic_class = flow.traffic_class | self.ecn
+            traffic_class = flow.traffic_class & 0xFC | self.ecn
             ip = (IPv6(src=flow.own, dst=flow.peer, nh=6, hlim=flow.hop_limit, tc=traffic_class, fl=flow.flow_label)
                   if flow.ipv6 else
                   IP(src=flow.own, dst=flow.peer, ttl=flow.hop_limit, tos=traffic_class, flags="DF", id=number,
@@ -423,9 +425,13 @@ ORDERS = {
         Order(pieces=[(0, 10), (20, 0)], status=DoneStatus.BAD), Order(length=5, status=DoneStatus.BAD),
         Order(pieces=[(0, 10)], length=0, status=DoneStatus.BAD), Order(pieces=[(0, 10)])],
     "bad MSS": [Order(pieces=[(0, 10)], mss=31, status=DoneStatus.BAD), Order(pieces=[(0, 32)], mss=32),
-                Order(pieces=[(0, 9500)], mss=9400, status=DoneStatus.BAD)],
+                Order(pieces=[(0, 9)], mss=9014 - 53, status=DoneStatus.BAD), Order(pieces=[(0, 9)], mss=9014 - 54),
+                Order(pieces=[(0, 9)], mss=9014 - 77, flow=V6, status=DoneStatus.BAD),
+                Order(pieces=[(0, 9)], mss=9014 - 78, flow=V6)],
     "too many options": [Order(options=bytes(44), status=DoneStatus.BAD), Order(),
                          Order(options=bytes(32), timestamps=1, status=DoneStatus.BAD, pieces=[(0, 4)]), Order()],
+    "a mark that all is over": [Order(pieces=[(0, 99)], done=False), Order(last=True), Order(last=True, options=SACK),
+                                Order(last=True, generation=8, status=DoneStatus.STALE, done=False)],
     "too many units": [Order(more_units=1, pieces=[(0, 4)], status=DoneStatus.BAD), Order(pieces=[(0, 4)]),
                        Order(more_units=3, status=DoneStatus.BAD), Order()],
 }
