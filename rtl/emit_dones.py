@@ -5,11 +5,11 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nic_model.contract import NicConfig, Status
-from nic_model.contract.control import CONTROL_VERSION, DONE, ControlType, DoneStatus
+from nic_model.contract.control import CONTROL_VERSION, DONE, TIME_SHIFT, ControlType, DoneStatus
 from rtl.control_messages import MessageWriter, message_beat
 from rtl.emit import NO_FRAME, REFUSED_STALE, OrderRecord
 from rtl.flow_entries import FLOW_BITS
-from rtl.interfaces import LENGTH_BITS, CountAmount, Strobe, TxDone, contract_view
+from rtl.interfaces import LENGTH_BITS, TIME_BITS, CountAmount, Strobe, TxDone, contract_view
 from rtl.primitives import StreamFifo
 from rtl.small_fifo import SmallFifo
 
@@ -21,7 +21,7 @@ Done = contract_view(DONE)
 # What a DONE says.
 DoneNote = data.StructLayout({
     "flow": FLOW_BITS, "generation": DONE.fields["generation"].width, "tag": DONE.fields["tag"].width,
-    "status": max(DoneStatus).bit_length(), "raw": 1, "length": LENGTH_BITS,
+    "status": max(DoneStatus).bit_length(), "raw": 1, "length": LENGTH_BITS, "time": DONE.fields["time"].width,
 })
 
 
@@ -47,6 +47,7 @@ class EmitDones(wiring.Component):
     -------
     begun, room : see `EmitDecoder`.
     record : stream, before the report of its order.
+    now : the device's cycle count.
     done : stream of reports, of the orders' queues alone.
     o : messages up.
     count_control_emits, count_control_stale, count_control_refused : count strobes.
@@ -57,7 +58,8 @@ class EmitDones(wiring.Component):
         self.config, self.queues = config, queues
         super().__init__({
             "begun": In(1), "room": Out(1, init=1), "record": In(stream.Signature(OrderRecord)),
-            "done": In(stream.Signature(TxDone)), "o": Out(stream.Signature(message_beat(config))),
+            "now": In(TIME_BITS), "done": In(stream.Signature(TxDone)),
+            "o": Out(stream.Signature(message_beat(config))),
             **{f"count_control_{name}": Out(Strobe(CountAmount)) for name in ("emits", "stale", "refused")},
             "active": Out(1),
         })
@@ -114,6 +116,7 @@ class EmitDones(wiring.Component):
             notes.i.valid.eq(report_valid & note_wanted),
             note.flow.eq(report.ring_index), note.generation.eq(record.generation), note.tag.eq(report.tag),
             note.status.eq(status), note.raw.eq(record.raw), note.length.eq(report.length),
+            note.time.eq(self.now[TIME_SHIFT:]),
         ]
         good, old = report_valid & (report.status == Status.OK), report_valid & (status == DoneStatus.STALE)
         for strobe, counts in ((self.count_control_emits, good), (self.count_control_stale, old),
@@ -130,7 +133,7 @@ class EmitDones(wiring.Component):
             notes.o.ready.eq(writer.i.ready), told.eq(notes.o.valid & notes.o.ready),
             message.type.eq(ControlType.DONE), message.units.eq(1), message.version.eq(CONTROL_VERSION),
             message.flow.eq(said.flow), message.generation.eq(said.generation), message.tag.eq(said.tag),
-            message.status.eq(said.status), message.length.eq(said.length),
+            message.status.eq(said.status), message.length.eq(said.length), message.time.eq(said.time),
             message.order.eq(Mux(said.raw, ControlType.RAW, ControlType.EMIT)),
         ]
         m.d.comb += self.active.eq(

@@ -89,7 +89,7 @@ class EmitFront(wiring.Component):
         connect(m, flipped(self.flow_write), flows.write)
         connect(m, decoder.flow, flows.flow)
         connect(m, flows.entry, decoder.entry)
-        m.d.comb += [decoder.source_mac.eq(self.source_mac), decoder.now.eq(self.now)]
+        m.d.comb += [decoder.source_mac.eq(self.source_mac), decoder.now.eq(self.now), dones.now.eq(self.now)]
 
         connect(m, decoder.piece, translator.i)
         connect(m, translator.key_request, flipped(self.key_request))

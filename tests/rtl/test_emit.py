@@ -28,6 +28,7 @@ from nic_model.contract.control import (  # noqa: E402
     EMIT_PIECES,
     NO_FLOW,
     RAW,
+    TIME_SHIFT,
     TIMESTAMP_SHIFT,
     UNIT_BYTES,
     ControlType,
@@ -396,7 +397,7 @@ def run(orders: list[Order], *, config: NicConfig | None = None, stall: float = 
         length = order.payload_bytes if order.status == DoneStatus.OK else 0
         assert by_tag[order.tag] == DONE.unpack(DONE.pack(
             type=ControlType.DONE, units=1, version=CONTROL_VERSION, flow=order.flow.number, generation=generation,
-            tag=order.tag, status=order.status, length=length,
+            tag=order.tag, status=order.status, length=length, time=NOW >> TIME_SHIFT & 0xFFFF_FFFF,
             order=ControlType.EMIT if order.raw is None else ControlType.RAW)), f"seed {seed}: {order}"
     return bench, frame_starts
 
