@@ -3,8 +3,9 @@
 Everything that the RTL, the executable model, the driver, the documents and the C header must agree
 on stands in this package: the address map and its registers (`registers`), what lies in host memory
 (`descriptors`), the codes that both sides exchange (`codes`), what is counted (`counters`), and the
-sizes a device may have (`config`). `steering` says where a flow rule may stand. Plain Python: no Amaranth, no
-simulator, nothing else of memnic.
+sizes a device may have (`config`). `steering` says where a flow rule may stand. `control` has what passes at the
+control port, `sockets` what socket operations look like in host memory. Plain Python: no Amaranth, no simulator,
+nothing else of memnic.
 
 All fields are little-endian. Addresses on the host bus are 64 bits wide.
 """

@@ -83,7 +83,7 @@ PARSED_BYTES = 128
 
 
 class Opcode(IntEnum):
-    """Operation of a submission descriptor. Socket operations have their numbers and no hardware yet."""
+    """Operation of a submission descriptor. Socket operations need a control port (Feature.SOCKETS)."""
 
     SEND_FRAME = 0x01
     """Send inline bytes followed by the pieces as one frame."""
@@ -97,6 +97,7 @@ class Opcode(IntEnum):
     SOCKET_RECEIVE = 0x14
     SOCKET_SHUTDOWN = 0x15
     SOCKET_CLOSE = 0x16
+    SOCKET_OPTION = 0x17
 
 
 class OperationMask(IntFlag):
@@ -108,7 +109,7 @@ class OperationMask(IntFlag):
     RECEIVE_RAW = 1 << 2
     """May be the target of steered and unmatched frames."""
     SOCKET = 1 << 3
-    """The socket operations (reserved)."""
+    """The socket operations."""
     COALESCE = 1 << 8
     """Its TCP segments are coalesced, if COALESCE_TICKS is not 0. Without it no segment opens an aggregate."""
 
@@ -148,7 +149,7 @@ class CompletionKind(IntEnum):
     RECEIVE_MORE = 3
     """A further buffer of the same receive."""
     SOCKET = 4
-    """A socket operation (reserved)."""
+    """A socket operation: the entry is a SOCKET_COMPLETION."""
 
 
 class Status(IntEnum):
@@ -292,6 +293,7 @@ class Feature(IntFlag):
     VLAN = 1 << 8
     """SendFlag.VLAN_INSERT is obeyed; without it, it is ignored."""
     SOCKETS = 1 << 9
+    """There is a control port, and socket operations go to whoever sits at it."""
     PAGE_LISTS = 1 << 10
     """Reserved: keys that cover lists of pages."""
     FLOW_RULES = 1 << 11

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nic_model.contract.codes import LARGEST_RING_LOG2, MAX_CHANNELS, MAX_FRAME_BYTES, SMALLEST_RING_LOG2, Feature
+from nic_model.contract.control import CELL_BYTES, CONTROL_COUNTERS, MAX_FLOWS, MAX_HANDLES
+from nic_model.contract.counters import COUNTERS, Counter
 from nic_model.contract.registers import MAX_KEYS
 from nic_model.contract.steering import MAX_FLOW_RULES
 
@@ -44,6 +46,19 @@ class NicConfig:
     """Places for flow rules: a power of two, 16 to 2048."""
     coalesce_contexts: int = 16
     """Flows that may be coalesced at a time: a power of two, 16 to 64."""
+    flows: int = 0
+    """Connections in the flow table of the control port: a power of two, 16 to 16384; 0: there is no such port."""
+    control_cells: int = 192
+    """Cells of CELL_BYTES that frames for the control port may take of the receive buffer at a time, at least one
+    longest frame's."""
+    control_handles: int = 256
+    """Such frames at a time: a power of two, 16 to 4096."""
+    control_slots: int = 256
+    """Units that messages up, waiting to be taken, may have: a power of two, 16 to 1024."""
+    emit_credits: int = 32
+    """EMITs and RAWs that may wait in the device: a power of two, 4 to 128."""
+    listeners: int = 64
+    """Places for listeners: a power of two, 1 to 1024."""
 
     def __post_init__(self) -> None:
         if self.host_bytes == 0:
@@ -65,6 +80,15 @@ class NicConfig:
                     f"a power of two from 16 to {MAX_FLOW_RULES}")
         self._check("coalesce_contexts", _is_power_of_two(self.coalesce_contexts)
                     and 16 <= self.coalesce_contexts <= 64, "a power of two from 16 to 64")
+        self._check("flows", self.flows == 0 or (_is_power_of_two(self.flows) and 16 <= self.flows <= MAX_FLOWS),
+                    f"0, or a power of two from 16 to {MAX_FLOWS}")
+        self._check("control_cells", self.control_cells >= -(-MAX_FRAME_BYTES // CELL_BYTES),
+                    f"at least {-(-MAX_FRAME_BYTES // CELL_BYTES)}, a longest frame's")
+        for field, least, most in (("control_handles", 16, MAX_HANDLES), ("control_slots", 16, 1024),
+                                   ("emit_credits", 4, 128), ("listeners", 1, 1024)):
+            size = getattr(self, field)
+            self._check(field, _is_power_of_two(size) and least <= size <= most,
+                        f"a power of two from {least} to {most}")
         for field in ("tx_buffer_bytes", "rx_buffer_bytes"):
             size = getattr(self, field)
             self._check(field, _is_power_of_two(size) and size >= MAX_FRAME_BYTES * 3 // 2,
@@ -99,7 +123,12 @@ class NicConfig:
         """What this device has, as its FEATURES register shows it."""
         return (Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6 | Feature.TX_CHECKSUM | Feature.RX_CHECKSUM
                 | Feature.TIMESTAMP | Feature.RSS | Feature.FLOW_RULES | Feature.PAUSE
-                | Feature.COALESCE | Feature.VLAN | Feature.PUSH)
+                | Feature.COALESCE | Feature.VLAN | Feature.PUSH | (Feature.SOCKETS if self.flows else Feature(0)))
+
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        """What this device counts, in the order of the counters' addresses."""
+        return COUNTERS + CONTROL_COUNTERS if self.flows else COUNTERS
 
 
 CONFIGS: dict[str, NicConfig] = {

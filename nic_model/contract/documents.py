@@ -1,14 +1,14 @@
-"""The contract as text: a Markdown document, and a C header."""
+"""The contract as text: two Markdown documents, registers and rings, and the control port; and a C header of all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 
-from nic_model.contract import codes, registers
+from nic_model.contract import codes, control, registers, sockets
 from nic_model.contract.config import NicConfig
 from nic_model.contract.counters import COUNTERS
-from nic_model.contract.descriptors import COMPLETION, PIECE, RECEIVE_SLOT, SUBMISSION_HEAD, Layout
+from nic_model.contract.descriptors import COMPLETION, PIECE, RECEIVE_SLOT, SUBMISSION_HEAD, Field, Layout
 from nic_model.contract.registers import (
     CHANNEL_STATUS,
     FLOW_RULE_COMMIT,
@@ -30,6 +30,22 @@ CODES: tuple[type[Enum], ...] = (
     codes.PauseControl,
     codes.Feature,
 )
+
+CONTROL_LAYOUTS = (*control.CONTROL_LAYOUTS, sockets.SOCKET_HEAD, sockets.SOCKET_PARAMETERS, sockets.SOCKET_COMPLETION,
+                   sockets.EAGER_RESULT)
+
+CONTROL_CODES: tuple[type[Enum], ...] = (
+    control.ControlType, control.UpFlag, control.OrderFlag, control.DoneStatus, control.UnknownReason,
+    control.ControlEnable, sockets.SocketFlag, sockets.SocketStatus, sockets.SocketOption,
+)
+
+CONTROL_LIMITS: dict[str, int] = {name: getattr(control, name) for name in (
+    "UNIT_BYTES", "BEAT_BYTES", "CONTROL_VERSION", "NO_FLOW", "NO_LISTENER", "TIME_SHIFT", "TIMESTAMP_SHIFT",
+    "TICK_SHIFT", "HEADER_PREFIX_BYTES", "MAX_EMIT_PIECES", "MAX_EMIT_OPTION_BYTES", "MAX_SACK_BLOCKS", "CELL_BYTES",
+    "FLOW_PLACES", "MAX_HANDLES", "MAX_FLOWS", "MAX_SEGMENT_MERGE", "MAX_UNITS")}
+
+CONTROL_SIZES = ("flows", "listeners", "control_cells", "control_handles", "control_slots", "emit_credits")
+"""Parameters of `NicConfig` that are the control port's."""
 
 LIMITS: dict[str, int] = {
     **{name: getattr(codes, name) for name in (
@@ -85,20 +101,77 @@ def _markdown(config: NicConfig | None) -> Iterator[str]:
     for index, counter in enumerate(COUNTERS):
         yield f"| {8 * index:#05x} | `{counter.name}` | {counter.unit} | {counter.meaning} |"
     for layout in LAYOUTS:
-        yield f"\n## {layout.name.capitalize()}, {layout.size_bytes} bytes\n"
-        yield "| byte | bits | field | meaning |\n|---|---|---|---|"
-        for name, field in layout.fields.items():
-            bit = f".{field.offset % 8}" if field.offset % 8 else ""
-            yield f"| {field.offset // 8}{bit} | {field.width} | `{name}` | {field.meaning} |"
+        yield from _layout_table(layout, layout.fields)
     yield "\n## Codes"
     for kind in CODES:
-        yield f"\n### {kind.__name__}\n"
-        yield "| value | name |\n|---|---|"
-        for member in kind:
-            yield f"| {member.value:#x} | `{member.name}` |"
+        yield from _code_table(kind)
+    yield from _limit_table(LIMITS)
+
+
+def control_port_markdown() -> str:
+    """The control port as a Markdown document: rules, messages, socket operations, counters, codes, limits."""
+    return "\n".join(_control_port_markdown()) + "\n"
+
+
+def _control_port_markdown() -> Iterator[str]:
+    yield "# The control port"
+    yield ""
+    yield ("Written by `memnic regs --part control-port` from `nic_model/contract/control.py` and"
+           " `nic_model/contract/sockets.py`.")
+    yield ""
+    assert control.__doc__ is not None
+    yield control.__doc__.replace("`TIME_SHIFT`", str(control.TIME_SHIFT)).replace(
+        "`TIMESTAMP_SHIFT`", str(control.TIMESTAMP_SHIFT)).strip()
+    yield ""
+    yield "\n## Rules\n"
+    for number, rule in enumerate(control.RULES, 1):
+        yield f"{number}. {rule}"
+    yield "\n## Header of every message, 8 bytes\n"
+    yield from _field_rows(control.CONTROL_HEADER.fields)
+    for layout in CONTROL_LAYOUTS:
+        shared = control.CONTROL_HEADER.fields
+        yield from _layout_table(layout, {n: field for n, field in layout.fields.items() if shared.get(n) is not field})
+    yield "\n## Counters of a device with a control port, behind those of `docs/registers.md`\n"
+    yield "| name | unit | meaning |\n|---|---|---|"
+    for counter in control.CONTROL_COUNTERS:
+        yield f"| `{counter.name}` | {counter.unit} | {counter.meaning} |"
+    yield "\n## Sizes\n"
+    yield "Parameters of `NicConfig`; as they are when nothing else is said:\n"
+    yield "| name | value |\n|---|---|"
+    for name in CONTROL_SIZES:
+        yield f"| `{name}` | {NicConfig.__dataclass_fields__[name].default} |"
+    yield "\n## Codes"
+    for kind in CONTROL_CODES:
+        yield from _code_table(kind)
+    yield from _limit_table(CONTROL_LIMITS)
+
+
+def _layout_table(layout: Layout, fields: Mapping[str, Field]) -> Iterator[str]:
+    yield f"\n## {layout.name[0].upper()}{layout.name[1:]}, {layout.size_bytes} bytes\n"
+    yield from _field_rows(fields)
+
+
+def _field_rows(fields: Mapping[str, Field]) -> Iterator[str]:
+    if not fields:
+        yield "Nothing but the header."
+        return
+    yield "| byte | bits | field | meaning |\n|---|---|---|---|"
+    for name, field in fields.items():
+        bit = f".{field.offset % 8}" if field.offset % 8 else ""
+        yield f"| {field.offset // 8}{bit} | {field.width} | `{name}` | {field.meaning} |"
+
+
+def _code_table(kind: type[Enum]) -> Iterator[str]:
+    yield f"\n### {kind.__name__}\n"
+    yield "| value | name |\n|---|---|"
+    for member in kind:
+        yield f"| {member.value:#x} | `{member.name}` |"
+
+
+def _limit_table(limits: Mapping[str, int]) -> Iterator[str]:
     yield "\n## Limits\n"
     yield "| name | value |\n|---|---|"
-    for name, limit in LIMITS.items():
+    for name, limit in limits.items():
         yield f"| `{name}` | {limit} |"
 
 
@@ -123,20 +196,20 @@ def _c_header() -> Iterator[str]:
         else:
             yield f"#define MEMNIC_{r.name} {base + r.offset:#x}u{note}"
     yield "\n/* Counters: low word, then high word. */"
-    for index, counter in enumerate(COUNTERS):
+    for index, counter in enumerate(COUNTERS + control.CONTROL_COUNTERS):
         yield f"#define MEMNIC_COUNTER_{counter.name.upper()} {registers.COUNTERS_BASE + 8 * index:#x}u"
-    for layout in LAYOUTS:
+    for layout in LAYOUTS + CONTROL_LAYOUTS:
         yield f"\n/* {layout.name.capitalize()}: bit offset and width of each field. */"
         yield f"#define MEMNIC_{_macro(layout)}_BYTES {layout.size_bytes}u"
         for name, field in layout.fields.items():
             yield f"#define MEMNIC_{_macro(layout)}_{name.upper()}_BIT {field.offset}u"
             yield f"#define MEMNIC_{_macro(layout)}_{name.upper()}_WIDTH {field.width}u"
-    for kind in CODES:
+    for kind in CODES + CONTROL_CODES:
         yield f"\n/* {kind.__name__} */"
         for member in kind:
             yield f"#define MEMNIC_{_snake(kind.__name__)}_{member.name} {member.value:#x}u"
     yield "\n/* Limits */"
-    for name, limit in LIMITS.items():
+    for name, limit in (LIMITS | CONTROL_LIMITS).items():
         yield f"#define MEMNIC_{name} {limit}u"
     yield "\n#endif"
 

@@ -162,6 +162,8 @@ _ALL = [
         ("PAUSE_HIGH", 0x0A8, _RW, "pause_high_bytes", "bytes", "the peer is to stop while the receive buffer holds"
          " so much, in whole host bus words,"),
         ("PAUSE_LOW", 0x0AC, _RW, "pause_low_bytes", "bytes", "and until it holds less than this"),
+        ("FLOWS", 0x0B0, _RO, "flows", "", "connections in the flow table of the control port; 0: there is none"),
+        ("CONTROL_ENABLE", 0x0B4, _RW, 0, "", "ControlEnable bits (Feature.SOCKETS)"),
     ),
     *_block(
         Block.STEERING,
