@@ -70,9 +70,9 @@ class FlowTable(wiring.Component):
 
     An IPv6 key takes `ipv6_steps` cycles in the hash, an IPv4 key `ipv4_steps`; nothing behind that ever waits. So if
     each lookup comes as many cycles behind the one before as it takes itself, its answer comes within `latency`. An ADD
-    passes the same way when the queue is empty: that is in the bound. An order takes up to `latency` + 10 cycles and is done
-    before the next one is taken: it writes when no lookup reads there. A lookup at the time of an ADD or DELETE counts
-    it or does not. At the `done` of a DELETE every answer that found the flow is at `answer`, or has left.
+    passes the same way when the queue is empty: that is in the bound. An order takes up to `latency` + 10 cycles and is
+    done before the next one is taken: it writes when no lookup reads there. A lookup at the time of an ADD or DELETE
+    counts it or does not. At the `done` of a DELETE every answer that found the flow is at `answer`, or has left.
 
     DEVICE_RESET takes out all flows, a row a cycle; meanwhile nothing is found, and orders wait.
 
