@@ -390,24 +390,25 @@ class SegmentMessages(wiring.Component):
         is_known = (words == 0) | timestamps | blocks_first.any()
 
         # What is set.
-        unknown, cut, has_ts, raw, is_second = (
-            Signal(name=f"message_{name}") for name in ("unknown", "cut", "timestamps", "raw", "sack_behind"))
+        unknown, cut, shown, has_ts, raw, is_second = (
+            Signal(name=f"message_{name}") for name in ("unknown", "cut", "shown", "timestamps", "raw", "sack_behind"))
         blocks, time = Signal(3, name="message_blocks"), Signal(32, name="message_time")
         flags_of_tcp = Signal(9, name="message_tcp_flags")
         is_unknown = ~entry.found | is_cut
         tcp_flags = Cat(byte(tcp, 13), byte(tcp, 12)[0])
         bad_sum = ~(entry.info & int(RxInfo.L4_CHECKSUM_OK)).any() | (
             ipv4 & ~(entry.info & int(RxInfo.L3_CHECKSUM_OK)).any())
+        is_good = is_tcp & ~bad_sum & ~is_cut  # a header that is not, is not shown
         reason = Signal(8, name="message_reason")
         is_syn = tcp_flags[1]
         sets = [
-            (unknown, is_unknown), (cut, entry.found & is_cut), (has_ts, timestamps & is_tcp),
+            (unknown, is_unknown), (cut, entry.found & is_cut), (shown, is_good), (has_ts, timestamps & is_good),
             (raw, ~is_known & ~is_unknown),
             (blocks, Mux(is_unknown, 0, blocks_first | blocks_second)), (is_second, blocks_second.any()),
-            (time, self.now[TIME_SHIFT:TIME_SHIFT + 32]), (flags_of_tcp, Mux(is_tcp, tcp_flags, 0)),
-            (option_bytes, Mux(is_tcp & ~is_cut, words << 2, 0)),
-            (payload_bytes, Mux(is_tcp, Mux(is_cut, 0, l4_bytes - (data_offset << 2)), entry.length)),
-            (frame_offset, Mux(is_tcp & ~is_cut, (entry.l4 << 1) + (data_offset << 2), 0)),
+            (time, self.now[TIME_SHIFT:TIME_SHIFT + 32]), (flags_of_tcp, Mux(is_good, tcp_flags, 0)),
+            (option_bytes, Mux(is_good, words << 2, 0)),
+            (payload_bytes, Mux(is_good, l4_bytes - (data_offset << 2), entry.length)),
+            (frame_offset, Mux(is_good, (entry.l4 << 1) + (data_offset << 2), 0)),
             (reason, Mux(~is_tcp, UnknownReason.NOT_TCP, Mux(bad_sum | is_cut, UnknownReason.CHECKSUM, Mux(
                 is_syn, UnknownReason.SYN, UnknownReason.NO_FLOW)))),
         ]
@@ -432,7 +433,7 @@ class SegmentMessages(wiring.Component):
             fields.handle.eq(entry.handle), fields.length.eq(payload_bytes), fields.payload_offset.eq(frame_offset),
             fields.segments.eq(1), fields.tcp_flags.eq(flags_of_tcp), fields.sack_blocks.eq(blocks),
             fields.ecn.eq(Mux(ipv4, byte(ip, 1)[:2], 0) | Mux(ipv6, byte(ip, 1)[4:6], 0)),
-            *(fields[name].eq(value & is_tcp.replicate(len(value))) for name, value in of_tcp.items()),
+            *(fields[name].eq(value & shown.replicate(len(value))) for name, value in of_tcp.items()),
             fields.ts_value.eq(u32(tcp, ts_at) & has_ts.replicate(32)),
             fields.ts_echo.eq(u32(tcp, ts_at + 4) & has_ts.replicate(32)),
             fields.option_bytes.eq(option_bytes), fields.frame_bytes.eq(entry.length), fields.time.eq(time),

@@ -1,22 +1,10 @@
-"""The hash by which connections are found: CRC-32C over the words of a flow, some of them in one step."""
-
-# Ref: RFC 3720 §12.1 (CRC-32C, polynomial 0x1EDC6F41)
+"""The flow table's hash, `nic_model.contract.flow_hash`, some words in one step."""
 
 from functools import lru_cache
 
 from amaranth.hdl import Cat, Value
 
-WORD_BITS = 32
-
-POLYNOMIAL = 0x1EDC6F41
-
-
-def crc_of_word(crc: int, word: int) -> int:
-    """The CRC behind one more 32-bit word, its bit 31 first; nothing reflected, no preset, no final complement."""
-    crc ^= word
-    for _ in range(WORD_BITS):
-        crc = (crc << 1 ^ (POLYNOMIAL if crc >> WORD_BITS - 1 else 0)) & (1 << WORD_BITS) - 1
-    return crc
+from nic_model.contract.flow_hash import WORD_BITS, crc_of_word
 
 
 @lru_cache

@@ -6,7 +6,8 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import ceil_log2, exact_log2
 
 from nic_model.contract import FLOW_KEY_WORDS, register
-from rtl.flow_hash import WORD_BITS, crc_step
+from nic_model.contract.flow_hash import WORD_BITS
+from rtl.flow_hash import crc_step
 from rtl.interfaces import CHANNEL_BITS, RegisterWrite, Strobe
 from rtl.primitives import Ram, SmallRam
 from rtl.small_fifo import SmallFifo
@@ -31,9 +32,7 @@ class FlowOrder(enum.Enum, shape=2):
     CHECK = 0
     """Nothing but say whether the flow has that generation, and its channel."""
     ADD = 1
-    SET = 2
-    """Change the channel."""
-    DELETE = 3
+    DELETE = 2
 
 
 class FlowStatus(enum.Enum, shape=3):
@@ -41,7 +40,7 @@ class FlowStatus(enum.Enum, shape=3):
 
     OK = 0
     STALE = 1
-    """CHECK, SET and DELETE: no flow of that number, or of another generation."""
+    """CHECK and DELETE: no flow of that number, or of another generation."""
     IN_USE = 2
     """ADD: there is a flow of that number."""
     PRESENT = 3
@@ -61,10 +60,10 @@ class FlowTable(wiring.Component):
     Enters: `lookup`, keys, and `order`, what shall be found. Leaves: for each lookup an `answer`, in order; for each
     order a `done`.
 
-    A key has two buckets, one in each table, by two fields of its hash (`rtl.flow_hash`), each with four slots of a
-    16-bit fingerprint, the rest of the hash, and the flow's number. In a bucket no two slots have one fingerprint, so
-    each bucket gives one candidate at most; then the whole key of both is compared. A flow goes into the emptier of its
-    buckets that has not its fingerprint, is written once, and never moves.
+    A key has two buckets, one in each table, by two fields of its hash (`nic_model.contract.flow_hash`), each with four
+    slots of a 16-bit fingerprint, the rest of the hash, and the flow's number. In a bucket no two slots have one
+    fingerprint, so each bucket gives one candidate at most; then the whole key of both is compared. A flow goes into
+    the emptier of its buckets that has not its fingerprint, is written once, and never moves.
 
         queue -> hash, some words a cycle -> buckets -> fingerprints -> candidates -> keys -> compare -> answer
 
@@ -97,7 +96,7 @@ class FlowTable(wiring.Component):
     write : register writes, for DEVICE_RESET.
     lookup : strobe of a key.
     answer : whether there is such a flow, and then its number, generation and channel.
-    order : one of `FlowOrder`; ADD has a key, SET and ADD a channel.
+    order : one of `FlowOrder`; ADD has a key and a channel.
     done : its FlowStatus; after a CHECK or DELETE that is OK, the flow's channel.
 
     Attributes
@@ -447,9 +446,6 @@ class FlowTable(wiring.Component):
                             tell(FlowStatus.STALE)
                         with m.Elif(order.order == FlowOrder.CHECK):
                             tell(FlowStatus.OK)
-                        with m.Elif(order.order == FlowOrder.SET):
-                            m.d.sync += [new_state.eq(state), new_state.channel.eq(order.channel)]
-                            m.next = "STORE"
                         with m.Else():
                             m.d.sync += [self._slot_place.eq(state.place), Value.cast(self._slot_word).eq(0),
                                          Value.cast(new_state).eq(0)]

@@ -115,12 +115,13 @@ def expected(frame, arrival):
         end = 2 * arrival["l3"] + (l3.len if isinstance(l3, IP) else 40 + l3.plen)
         header = 4 * (offset_flags >> 12)
         cut = header < 20 or at + header > end
-        want |= {"sequence": sequence, "acknowledgement": acknowledgement, "window": window, "urgent": urgent,
-                 "tcp_flags": offset_flags & 0x1FF, "length": 0 if cut else end - at - header,
-                 "payload_offset": 0 if cut else at + header}
-        options = b"" if cut else frame[at + 20:at + header]
-        want["option_bytes"] = len(options)
+        good = not cut and not info & RxInfo.CHECKSUM_BAD
         found = found and not cut
+        if good:
+            want |= {"sequence": sequence, "acknowledgement": acknowledgement, "window": window, "urgent": urgent,
+                     "tcp_flags": offset_flags & 0x1FF, "length": end - at - header, "payload_offset": at + header,
+                     "option_bytes": header - 20}
+            options = frame[at + 20:at + header]
         if options[:4] == b"\1\1\x08\x0a" and (
                 len(options) == 12 or (options[12:15] == b"\1\1\x05" and len(options) == 14 + options[15])):
             flags |= UpFlag.TIMESTAMPS
