@@ -35,7 +35,7 @@ from rtl.interfaces import TIME_BITS, CountAmount, Strobe, contract_view, lane_b
 from rtl.parser import CHECKSUM_BITS, INFO_BITS
 from rtl.primitives import Ram, StreamFifo
 from rtl.rx_buffer import LENGTH_BITS
-from rtl.small_fifo import SmallFifo
+from rtl.small_fifo import BypassFifo
 
 TCP_HEADER_BYTES_MOST = 60
 
@@ -88,9 +88,9 @@ class SegmentMessages(wiring.Component):
 
     The first `HEADER_PREFIX_BYTES` of each frame are written into a slot before it is known whether it is kept; there
     is a slot for two units of `control_slots`. `has_room` says beside a frame's last row whether it had one; a frame
-    without must not be kept. The IP and TCP headers are read, moved to lane 0, and stand in registers while the message
-    leaves; meanwhile the next frame's are on their way. A SEGMENT of one unit takes 10 cycles with a bus of 16 bytes,
-    if its headers lie in four rows.
+    without must not be kept. The IP and TCP headers are read, moved to lane 0, and stand in registers until the message
+    has been made; meanwhile the next frame's are on their way. A SEGMENT of one unit takes 6 cycles with a bus of 16
+    bytes, if its headers lie in four rows.
 
     A segment of a flow that cuts its TCP header off makes an UNKNOWN, with zeros for addresses and `frame`.
 
@@ -128,7 +128,7 @@ class SegmentMessages(wiring.Component):
         self._ip = Signal(8 * width * -(-IPV6_HEADER_BYTES // width), name="ip_header")
         self._tcp = Signal(8 * width * -(-TCP_HEADER_BYTES_MOST // width), name="tcp_header")
         m.submodules.aligner = self._aligner = Aligner(width_bytes=width, tag_bits=1)
-        m.submodules.under_way = self._under_way = SmallFifo(shape=arrival(config), depth=FRAMES_UNDER_WAY)
+        m.submodules.under_way = self._under_way = BypassFifo(shape=arrival(config), depth=FRAMES_UNDER_WAY)
 
         headers, entry, releases, keep_moves = self._keep(m)
         self._row_kind, self._row, self._row_valid, self._row_ready = (
@@ -287,15 +287,26 @@ class SegmentMessages(wiring.Component):
                     with m.If(o.payload.last):
                         m.d.sync += done.eq(1)
 
-        message = self._decode(m, entry, needs_tcp)
-        decodes = Signal(name="decodes")
-        m.d.comb += decodes.eq(collecting & collected)
+        # Judge, then make the first unit; one that is alone leaves the registers to the next frame.
+        message = self._decode(m, entry, needs_tcp, collecting)
+        decodes, loads, loading = Signal(name="decodes"), Signal(name="loads_unit"), Signal(name="loading")
+        took, telling = Signal(name="took_aligned"), Signal(name="telling")
+        is_alone = ~message["unknown"] & ~message["two"]
+        m.d.comb += [decodes.eq(collecting & collected), loads.eq(loading & ~telling)]
+        m.d.sync += took.eq(takes)
         with m.If(decodes):
-            m.d.sync += [collecting.eq(0), *(signal.eq(value) for signal, value in message["sets"])]
+            m.d.sync += [collecting.eq(0), loading.eq(1), *(signal.eq(value) for signal, value in message["sets"])]
+        unit, unknown, two, cut = Signal(8 * UNIT_BYTES, name="told_unit"), Signal(name="told_unknown"), Signal(
+            name="told_two"), Signal(name="told_cut")
+        with m.If(loads):
+            m.d.sync += [
+                unit.eq(message["unit"]), unknown.eq(message["unknown"]), two.eq(message["two"]),
+                cut.eq(message["cut"]), loading.eq(0), telling.eq(1), collecting.eq(is_alone),
+            ]
 
         # Tell: the message's own units, then of an UNKNOWN the frame's rows.
         beats = UNIT_BYTES // width
-        units = Cat(message["unit"], message["second"])
+        units = Cat(unit, message["second"])
         beat, offers, ends, leaves = Signal(range(4 * beats)), Signal(), Signal(name="ends_message"), Signal()
         in_frame = Signal(name="in_frame")
         free = ~self.o.valid | self.o.ready
@@ -303,19 +314,19 @@ class SegmentMessages(wiring.Component):
         # In UNKNOWN's second half, bytes of the frame that are left, none of one that is cut.
         left, beyond = Signal(LENGTH_BITS, name="frame_bytes_left"), Signal(name="is_beyond")
         m.d.comb += beyond.eq(left < width)
-        with m.If(decodes):
-            m.d.sync += left.eq(Mux(message["is_cut"], 0, entry.length))
+        with m.If(loads):
+            m.d.sync += left.eq(Mux(message["cut"], 0, entry.length))
         with m.Elif(offers & in_frame):
             m.d.sync += left.eq(Mux(beyond, 0, left - width))
         frame_row = Cat(self._row.word_select(lane, 8) & (~beyond | (left[:lane_bits(config)] > lane)).replicate(8)
                         for lane in range(width))
         m.d.comb += [
-            in_frame.eq(message["unknown"] & (beat >= 2 * beats)),
-            offers.eq(~collecting & (~in_frame | message["cut"] | (self._row_valid & self._row_kind.whole)) & free),
-            self._takes_whole.eq(~collecting & in_frame & ~message["cut"] & free),
-            ends.eq(Mux(message["unknown"], beat == 4 * beats - 1,
-                        Mux(message["two"], beat == 2 * beats - 1, beat == beats - 1))),
-            leaves.eq(offers & ends), self._under_way.o.ready.eq(leaves),
+            in_frame.eq(unknown & (beat >= 2 * beats)),
+            offers.eq(telling & (~in_frame | cut | (self._row_valid & self._row_kind.whole)) & free),
+            self._takes_whole.eq(telling & in_frame & ~cut & free),
+            ends.eq(Mux(unknown, beat == 4 * beats - 1, Mux(two, beat == 2 * beats - 1, beat == beats - 1))),
+            leaves.eq(offers & ends),
+            self._under_way.o.ready.eq((loads & is_alone) | (leaves & (unknown | two))),
         ]
         with m.If(offers):
             m.d.sync += [
@@ -325,28 +336,28 @@ class SegmentMessages(wiring.Component):
         with m.Elif(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         with m.If(leaves):
-            m.d.sync += [collecting.eq(1), has_ip.eq(0), has_tcp.eq(0)]
+            m.d.sync += telling.eq(0)
+        with m.If(leaves & (unknown | two)):
+            m.d.sync += collecting.eq(1)
+        with m.If(decodes):
+            m.d.sync += [has_ip.eq(0), has_tcp.eq(0)]
 
         # What is told beside it.
         held = self.held.payload
-        counts = []
-        m.d.sync += self.held.valid.eq(decodes)
-        with m.If(self.held.valid):
-            m.d.comb += [
-                held.handle.eq(entry.handle), held.flow.eq(Mux(message["unknown"], NO_FLOW, entry.flow)),
-                held.payload_offset.eq(message["payload_offset"]), held.payload_bytes.eq(message["payload_bytes"]),
-                held.length.eq(entry.length), held.info.eq(entry.info), held.checksum.eq(entry.checksum),
-                held.time.eq(entry.time),
-            ]
+        m.d.comb += [
+            self.held.valid.eq(loads), held.handle.eq(entry.handle),
+            held.flow.eq(Mux(message["unknown"], NO_FLOW, entry.flow)),
+            held.payload_offset.eq(message["payload_offset"]), held.payload_bytes.eq(message["payload_bytes"]),
+            *(held[name].eq(entry[name]) for name in ("length", "info", "checksum", "time")),
+        ]
         for name, event, amount in (("segments", ~message["unknown"], 1), ("unknown", message["unknown"], 1),
                                     ("bytes", 1, entry.length)):
             strobe = getattr(self, f"count_{name}")
-            counts.append(strobe.valid)
-            m.d.comb += [strobe.valid.eq(self.held.valid & event), strobe.payload.amount.eq(amount)]
-        return takes | decodes | offers | self.held.valid | (self.o.valid & self.o.ready)
+            m.d.comb += [strobe.valid.eq(loads & event), strobe.payload.amount.eq(amount)]
+        return takes | took | decodes | loads | offers | (self.o.valid & self.o.ready)
 
-    def _decode(self, m, entry, is_tcp):
-        """The message's own units, from the registers and from what is set when all is collected."""
+    def _decode(self, m, entry, is_tcp, collecting):
+        """The message's own units, from the headers and from what is set when all of them are collected."""
         def byte(header, at):
             return header.word_select(at, 8)
 
@@ -364,9 +375,10 @@ class SegmentMessages(wiring.Component):
         data_offset, option_bytes = Signal(4, name="data_offset"), Signal(6, name="option_bytes")
         is_cut, payload_bytes = Signal(name="is_cut"), Signal(LENGTH_BITS, name="payload_bytes")
         frame_offset = Signal(8, name="payload_offset")
+        with m.If(collecting):  # it stands when the TCP header is collected, which comes behind
+            m.d.sync += l4_bytes.eq(ip_bytes - ((entry.l4 - entry.l3)[:L4_BITS] << 1))
         m.d.comb += [
             ip_bytes.eq(Mux(ipv6, u16(ip, 4) + IPV6_HEADER_BYTES, u16(ip, 2))),
-            l4_bytes.eq(ip_bytes - ((entry.l4 - entry.l3)[:L4_BITS] << 1)),
             data_offset.eq(byte(tcp, 12)[4:]),
             is_cut.eq(is_tcp & ((data_offset < TCP_HEADER_BYTES // 4) | ((data_offset << 2) > l4_bytes))),
         ]
@@ -467,6 +479,6 @@ class SegmentMessages(wiring.Component):
             of_unknown.listener.eq(Mux(entry.listened & ~entry.found, entry.listener, NO_LISTENER)),
             of_unknown.reason.eq(reason), of_unknown.info.eq(entry.info),
         ]
-        return {"sets": sets, "unknown": unknown, "cut": cut, "is_cut": entry.found & is_cut, "two": two, "unit": unit,
+        return {"sets": sets, "unknown": unknown, "cut": cut, "two": two, "unit": unit,
                 "second": Mux(unknown, behind, second), "payload_offset": frame_offset,
                 "payload_bytes": payload_bytes}
