@@ -11,6 +11,10 @@ class MachineError(InputError):
     """A machine or application file with an unknown, missing or impossible field: names file and field."""
 
 
+class SystemFileError(InputError):
+    """A system file with an unknown, missing or impossible field: names file and field."""
+
+
 class WorkloadError(InputError):
     """A log that cannot be read, or that has no request in it."""
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+import msgspec
+
 from cosim.engines.base import DeviceCounts, ItemFigure, Progress, RunError, RunSpec, SystemResult
 from cosim.host import ServerHost, memory_bytes
 from cosim.machine import PS_PER_SECOND
@@ -64,7 +66,9 @@ class Experiment:
         self.done = False
         self.kernel = Kernel()
         self.memory = HostMemory(memory_bytes(spec))
-        self.processors = Processors(self.kernel, spec.machine, spec.application)
+        used = spec.system.placed_on(spec.machine).processors
+        self.processors = Processors(self.kernel, msgspec.structs.replace(spec.machine, processors=used),
+                                     spec.application)
         self._recorder = ShareRecorder(self.kernel, self.processors)
         self._capture = None if spec.capture_path is None else PcapngWriter(Path(spec.capture_path), spec.system.name)
         self.wire = Wire(self.kernel, bit_rate=spec.link_bit_rate, capture=self._capture,

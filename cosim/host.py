@@ -15,6 +15,7 @@ from cosim.pool import MAX_SPAWN_RATE, ProcessPool
 from cosim.processor import Context, Processors
 from cosim.server import RECEIVE_BYTES, ServerConnection, ServerProcess, longest_response_bytes
 from cosim.socket_transport import SocketTransport
+from cosim.systems import System
 from host_driver.endpoint import Listening
 from host_driver.errors import NetworkError
 from host_driver.host_tcp import HostTcp
@@ -50,6 +51,7 @@ class ServerHost:
         self._spec = spec
         self._port = port
         self._processors = processors
+        self._placed = spec.system.placed_on(spec.machine)
         self._mac = mac
         self._ip = ip
         self._server_port = server_port
@@ -57,23 +59,23 @@ class ServerHost:
 
     async def start(self) -> None:
         """Probe the device, bring the interface up, listen, and start the processes."""
-        spec, processors = self._spec, self._processors
+        spec, processors, placed = self._spec, self._processors, self._placed
         nic = await Nic.probe(self._port)
-        steering = processors.steering(spec.system.interrupts_on)
+        steering = processors.steering(placed.interrupts_on)
         is_parallel = spec.machine.parallel_softirqs and spec.system.told_by(spec.machine) == "interrupt"
         interface = await NetworkInterface.open(
             nic, mac=self._mac, ip=self._ip, profile=LINUX24, rng=random.Random(f"server of {spec.seed}"),
             interrupt_account=processors.interrupt_context("interrupts", steering),
             softirq_account=(processors.softirq_contexts(steering) if is_parallel
                              else processors.softirq_context("softirq", steering)),
-            offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
-                              segmentation=spec.system.segmentation),
-            notification=driver_notification(spec.system, spec.machine, lambda: processors.trigger_states(steering)),
-            background_account=processors.process_context("ksoftirqd", spec.system.interrupts_on),
-            multiprocessor=spec.machine.processors > 1)
+            offloads=offloads(spec.system),
+            notification=driver_notification(spec.system, spec.machine, placed,
+                                             lambda: processors.trigger_states(steering)),
+            background_account=processors.process_context("ksoftirqd", placed.interrupts_on),
+            multiprocessor=placed.processors > 1)
         for mac, ip in self._neighbours:
             interface.stack.add_neighbour(ip, mac)
-        parent = processors.process_context(f"{spec.application.name}'s parent", spec.system.processes_on)
+        parent = processors.process_context(f"{spec.application.name}'s parent", placed.processes_on)
         self.interface = interface
         self.pool = ProcessPool(self._port.kernel, spec.application, parent, most=most_processes(spec),
                                 make=self._transports(interface))
@@ -86,7 +88,7 @@ class ServerHost:
         shared_socket: MemNetSocket | None = None
 
         def context(number: int) -> Context:
-            return processors.process_context(f"{spec.application.name} {number}", spec.system.processes_on)
+            return processors.process_context(f"{spec.application.name} {number}", self._placed.processes_on)
 
         async def with_sockets(number: int) -> ServerProcess:
             nonlocal shared_port
@@ -108,6 +110,13 @@ class ServerHost:
         server = TcpServer(HostTcp(interface), rng=random.Random(f"capabilities of {spec.seed}"))
         response_bytes = longest_response_bytes(spec.requests)
         return with_memnet
+
+
+def offloads(system: System) -> Offloads:
+    """What the device of a system does instead of its host."""
+    device = system.device
+    return Offloads(rx_checksum=device.rx_checksum, tx_checksum=device.tx_checksum, segmentation=device.segmentation,
+                    coalescing_usecs=device.coalescing_usecs)
 
 
 def most_processes(spec: RunSpec) -> int:

@@ -12,7 +12,7 @@ from rich.table import Table
 from cosim.engines.base import SystemResult
 from cosim.results import Configuration
 from cosim.shares import drawn
-from cosim.systems import BASELINE
+from cosim.systems import BASELINES
 from cosim.workload import SYNTHETIC_FILE_BYTES, Workload
 from host_driver.account import ITEMS
 
@@ -90,7 +90,7 @@ def print_report(console: Console, configuration: Configuration, results: Sequen
         return
     console.print(comparison(console, results))
     console.print(processor_table(console, results))
-    baseline = next((result for result in results if result.system == BASELINE), None)
+    baseline = baseline_of(results)
     if baseline is None:
         return
     for result in results:
@@ -101,6 +101,12 @@ def print_report(console: Console, configuration: Configuration, results: Sequen
         console.print(figure_1(console, baseline))
         for line in (*figure_1_reasons(baseline), figure_1_note(baseline)):
             console.print(line, soft_wrap=True)
+
+
+def baseline_of(results: Sequence[SystemResult]) -> SystemResult | None:
+    """What the others are compared with; None: nothing that is there."""
+    by_name = {result.system: result for result in results}
+    return next((by_name[name] for name in BASELINES if name in by_name), None)
 
 
 def comparison(console: Console, results: Sequence[SystemResult]) -> Table:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ WHOLE = "nic"
 PLACE_WHOLE = ("--placer", "static", "--router", "router2")
 """For the whole device. What a block is placed and routed with by default needs hours for it, and the wires are half as
 long again; a block alone is a quarter faster with the default."""
+
+
+FLOWS_ALONE = 1024
+"""Flows of the control port's blocks, of a device that has none."""
 
 
 class Area(NamedTuple):
@@ -55,6 +60,7 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.dma_read import DmaRead
     from rtl.dma_write import DmaWrite
     from rtl.doorbells import Doorbells
+    from rtl.emit_front import EmitFront
     from rtl.events import Events
     from rtl.fetch import TransmitFetch
     from rtl.keys import KeyTable
@@ -75,7 +81,13 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
         "receive": Receive, "parser": Parser, "rx_buffer": RxBuffer, "coalescer": Coalescer, "rx_rings": RxRings,
         "rx_deliver": RxDeliver, "rx_gather": RxGather,
         "dma_write": DmaWrite, "completion": Completion, "events": Events, "counters": Counters,
+        "emit": lambda config: EmitFront(with_control_port(config)),
     }
+
+
+def with_control_port(config: NicConfig) -> NicConfig:
+    """The device with a control port, for the blocks that only such a one has."""
+    return config if config.flows else replace(config, flows=FLOWS_ALONE)
 
 
 def block_verilog(config: NicConfig, name: str) -> str:

@@ -3,12 +3,13 @@
 A descriptor is carried out when its doorbell is written (so frames of different channels have no order here that would
 mean anything: compare channel by channel), a received frame meets the buffers that are posted at that
 moment, and of all time only the deadlines of interrupt moderation are kept. In packet order: doorbell, descriptor
-fetch, checks, payload read, segmentation, MAC; MAC, filter, parse, payload write; completion, event, vector.
+fetch, checks, payload read, segmentation, MAC; MAC, filter, parse, payload write; completion, event, vector. With a
+control port (`nic_model.control_port`) part of that is done at the orders of whoever sits there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nic_model import ring
@@ -53,6 +54,7 @@ from nic_model.contract import (
     ChannelState,
     CompletionKind,
     KeyRight,
+    Layout,
     NicConfig,
     Opcode,
     Register,
@@ -60,23 +62,28 @@ from nic_model.contract import (
     Status,
 )
 from nic_model.contract.config import BURST_BYTES
+from nic_model.contract.control import ControlEnable
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, PAUSE_FRAME_BYTES
 from nic_model.contract.registers import Block
+from nic_model.contract.sockets import SOCKET_COMPLETION, SOCKET_PARAMETERS
+from nic_model.control_port import ControlPort
 from nic_model.events import Arming, Vector
 from nic_model.flags import COALESCE, COMPLETE, IPV4_CHECKSUM, IPV6, L4_CHECKSUM, RECEIVE_RAW, TIMESTAMP
 from nic_model.keys import KeyEntry, KeyTable
 from nic_model.pause import claims_pause
 from nic_model.push import PushWindow
-from nic_model.receive_parser import parse_received, passes_filter
+from nic_model.receive_parser import Parsed, parse_received, passes_filter
 from nic_model.segmentation import finish_frame, insert_tag, segment
 from nic_model.steering import Steering
-from nic_model.submission import Piece, Submission, read_submission
+from nic_model.submission import Piece, Submission, is_socket_operation, read_submission
 
 _U64 = (1 << 64) - 1
 _BY_OFFSET: dict[Block, dict[int, Register]] = {
     block: {r.offset: r for r in REGISTERS.values() if r.block is block} for block in Block
 }
 _SLOTS_AT = SUBMISSION_HEAD.fields["slots"].offset // 8
+
+_CONTROL_ENABLES = int(ControlEnable.FLOWS | ControlEnable.REST)
 
 _PUSH_WINDOW = range(REGISTERS["PUSH"].offset, REGISTERS["PUSH"].offset + PUSH_WINDOW_BYTES)
 
@@ -178,6 +185,7 @@ class Device:
         self.on_irq: Callable[[int, bool], None] = lambda vector, level: None
         self.irq = [False] * (config.vectors + 1)
         self.counters = {counter.name: 0 for counter in COUNTERS}
+        self.control: ControlPort | None = None
         self._memory_read = memory_read
         self._memory_write = memory_write
         self._keys = KeyTable(config.keys)
@@ -197,7 +205,10 @@ class Device:
         self._coalescer = Coalescer(config.coalesce_contexts)
         self._error_channels = 0
         self._error_rises = 0
-        self._snapshot = dict(self.counters)
+        if config.flows:
+            self.control = ControlPort(config, self, self._keys, self._steering.hash_of)
+            self.control.on_room = self._resume_submissions
+        self._snapshot = self._all_counters()
 
     # ------------------------------------------------------------------------------------------ time
 
@@ -207,7 +218,8 @@ class Device:
         for vector in self._vectors:
             if vector.deadline is not None and (earliest is None or vector.deadline < earliest):
                 earliest = vector.deadline
-        return earliest
+        tick = self.control.next_deadline() if self.control is not None else None
+        return earliest if tick is None else tick if earliest is None else min(earliest, tick)
 
     def advance(self, now_cycles: int) -> None:
         """Let time be `now_cycles`, and do what was due until then."""
@@ -216,6 +228,8 @@ class Device:
         for vector in self._vectors:
             if vector.deadline is not None and vector.deadline <= self.now_cycles:
                 vector.rise()
+        if self.control is not None:
+            self.control.advance()
         self._show_irq()
 
     # ------------------------------------------------------------------------------------------ registers
@@ -223,8 +237,8 @@ class Device:
     def read_register(self, address: int) -> int:
         """32-bit value of a register in the driver's view; 0 where there is none, or it is write-only."""
         counter, high = divmod(address - COUNTERS_BASE, 8)
-        if 0 <= counter < len(COUNTERS) and high in (0, 4):
-            return self._snapshot[COUNTERS[counter].name] >> (8 * high) & 0xFFFF_FFFF
+        if 0 <= counter < len(self.config.counters) and high in (0, 4):
+            return self._snapshot[self.config.counters[counter].name] >> (8 * high) & 0xFFFF_FFFF
         block, index, found = self._locate(address)
         if found is None or found.access is Access.WO:
             return 0
@@ -289,7 +303,7 @@ class Device:
     def _write_global(self, name: str, value: int) -> None:
         if name == "SNAPSHOT":
             if value & 1:
-                self._snapshot = dict(self.counters)
+                self._snapshot = self._all_counters()
         elif name == "DEVICE_RESET":
             if value & 1:
                 for channel in self._channels:
@@ -304,7 +318,9 @@ class Device:
                 self._end(self._coalescer.take_all())
         else:
             self._globals[name] = value
-            if name == "COALESCE_BYTES":
+            if name == "CONTROL_ENABLE" and self.control is not None:
+                self.control.enabled = ControlEnable(value & _CONTROL_ENABLES)
+            elif name == "COALESCE_BYTES":
                 self._coalescer.limit_bytes = min(value, MAX_COALESCED_BYTES)
             elif name == "COALESCE_TICKS":
                 self._coalescer.ticks = value
@@ -313,6 +329,9 @@ class Device:
             if name in ("MAC_ADDRESS_LO", "MAC_ADDRESS_HI"):
                 words = self._globals["MAC_ADDRESS_LO"] | (self._globals["MAC_ADDRESS_HI"] & 0xFFFF) << 32
                 self._own_address = words.to_bytes(6, "little")
+
+    def _all_counters(self) -> dict[str, int]:
+        return dict(self.counters) if self.control is None else self.counters | self.control.counters
 
     def _read_vector(self, number: int, name: str) -> int:
         vector = self._vectors[number]
@@ -449,6 +468,8 @@ class Device:
 
     def _run_submissions(self, channel: _Channel) -> None:
         while channel.runs and channel.tx.waiting:
+            if self.control is not None and not self.control.has_room_for(SOCKET_PARAMETERS.size_bytes):
+                return  # what follows may be an OP, which waits in its ring until there is room
             try:
                 slots = self._fetch_descriptor(channel)
             except _FetchError:
@@ -458,8 +479,19 @@ class Device:
                 self._fail(channel, ChannelError.TRUNCATED_DESCRIPTOR)
                 return
             channel.tx.index = ring.advance(channel.tx.index, len(slots) // SUBMISSION_SLOT_BYTES)
-            submission = read_submission(slots, channel.registers["CHANNEL_OPERATIONS"])
-            self._carry_out(channel, submission)
+            submission = read_submission(slots, channel.registers["CHANNEL_OPERATIONS"],
+                                         has_sockets=self.control is not None)
+            if self.control is not None and submission.status is Status.OK and is_socket_operation(
+                    submission.head["opcode"]):
+                self.control.post(channel.number, submission.head, submission.inline)
+            else:
+                self._carry_out(channel, submission)
+
+    def _resume_submissions(self) -> None:
+        """There is room at the control port: go on with what waits in the rings."""
+        for channel in self._channels:
+            if channel.runs and channel.tx.waiting:
+                self._run_submissions(channel)
 
     def _fetch(self, source: _Ring, index: int) -> bytes:
         entry = self._memory_read(source.address(index), source.entry_bytes)
@@ -494,9 +526,7 @@ class Device:
             if len(payload) < wanted:
                 status = Status.BUS_ERROR
             for frame, frame_payload_bytes in _frames(submission, payload, wanted):
-                counters["tx_frames"] += 1
-                counters["tx_bytes"] += len(frame)
-                self.on_frame(frame)
+                self.send_frame(frame)
                 frames += 1
                 payload_bytes += frame_payload_bytes
 
@@ -507,6 +537,12 @@ class Device:
                 channel, kind=CompletionKind.SEND, status=status, tag=head["tag"], length=payload_bytes,
                 ring_index=channel.tx.index, segments=frames & 0xFFFF,
                 timestamp=self.now_cycles if good and flags & TIMESTAMP else 0)
+
+    def send_frame(self, frame: bytes) -> None:
+        """A frame for the MAC."""
+        self.counters["tx_frames"] += 1
+        self.counters["tx_bytes"] += len(frame)
+        self.on_frame(frame)
 
     def _read_payload(self, pieces: tuple[Piece, ...], addresses: list[int]) -> bytes:
         """Bytes of the pieces, up to the first burst that the bus answers with an error."""
@@ -558,6 +594,8 @@ class Device:
         if not passes_filter(frame[:6], self._own_address, self._globals["RX_FILTER"]):
             return "rx_filtered"
         parsed = parse_received(frame)
+        if self.control is not None and self.control.admit(frame, parsed):
+            return None
         steered = self._steering.steer(parsed)
         self.counters["rx_steered_rule"] += steered.by_rule
         self.counters["rx_steered_rss"] += steered.by_hash
@@ -584,6 +622,22 @@ class Device:
         else:
             aggregate.receive = receive
         return self._count_delivery(frame, info, delivered)
+
+    def give_frame(self, channel: int, frame: bytes, parsed: Parsed) -> None:
+        """Deliver a frame that the control port passed on, by itself."""
+        target = self._channels[channel]
+        slots = self._take_slots(target, len(frame))
+        if isinstance(slots, str):
+            self.counters[slots] += 1
+            return
+        receive = _Receive(target, parsed.info, self.now_cycles,
+                           checksum=parsed.raw_sum if RxInfo.RAW_SUM in parsed.info else 0)
+        delivered = self._write(receive, frame, slots)
+        self._tell(receive)
+        drop = self._count_delivery(frame, parsed.info, delivered)
+        if drop is not None:
+            self.counters[drop] += 1
+        self._show_irq()
 
     def _append(self, channel: _Channel, aggregate: Aggregate, verdict: Verdict, frame: bytes,
                 info: RxInfo) -> str | None:
@@ -684,11 +738,36 @@ class Device:
 
     # ------------------------------------------------------------------------------------------ completion, event
 
+    @property
+    def own_mac(self) -> bytes:
+        """Its Ethernet address."""
+        return self._own_address
+
+    def read_payload(self, pieces: Sequence[Piece], addresses: Sequence[int]) -> bytes:
+        """What the control port reads: the pieces' bytes, up to the first burst that the bus answers with an error."""
+        return self._read_payload(tuple(pieces), list(addresses))
+
+    def memory_write(self, address: int, data: bytes) -> bool:
+        """A write on the host bus, of the control port; whether it succeeded."""
+        return self._memory_write(address, data)
+
+    def complete_socket(self, channel: int, fields: Mapping[str, int]) -> bool:
+        """Write the completion of a socket operation; False if the channel does not run."""
+        target = self._channels[channel]
+        if not target.runs:
+            return False
+        self._write_completion(target, CompletionKind.SOCKET, SOCKET_COMPLETION, fields)
+        self._show_irq()
+        return True
+
     def _complete(self, channel: _Channel, *, kind: CompletionKind, **fields: int) -> None:
-        if not channel.runs:
-            return
+        if channel.runs:
+            self._write_completion(channel, kind, COMPLETION, {"kind": kind, **fields})
+
+    def _write_completion(self, channel: _Channel, kind: CompletionKind, layout: Layout,
+                          fields: Mapping[str, int]) -> None:
         cq = channel.cq
-        entry = COMPLETION.pack(kind=kind, phase=ring.phase(cq.index, cq.log2), **fields)
+        entry = layout.pack(phase=ring.phase(cq.index, cq.log2), **fields)
         if not self._memory_write(cq.address(cq.index), entry):
             self._fail(channel, ChannelError.COMPLETION_BUS_ERROR)
             return

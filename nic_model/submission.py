@@ -31,13 +31,14 @@ from nic_model.contract.protocols import (
     TCP_HEADER_BYTES,
     VLAN_TAG_BYTES,
 )
+from nic_model.contract.sockets import SOCKET_HEAD, SOCKET_PARAMETERS
 from nic_model.flags import IPV4_CHECKSUM, IPV6, L4_CHECKSUM, VLAN_INSERT
 
 _OPERATION = {
     int(Opcode.SEND_FRAME): int(OperationMask.SEND_FRAME),
     int(Opcode.SEND_SEGMENTED): int(OperationMask.SEND_SEGMENTED),
 }
-
+_SOCKET_OPERATIONS = range(Opcode.SOCKET_CONNECT, Opcode.SOCKET_OPTION + 1)
 
 
 class Piece(NamedTuple):
@@ -59,14 +60,17 @@ class Submission(NamedTuple):
     """Of all pieces."""
 
 
-def read_submission(slots: bytes, operations: int) -> Submission:
+def read_submission(slots: bytes, operations: int, *, has_sockets: bool = False) -> Submission:
     """Take apart and check the descriptor in `slots` (all of its slots, unwrapped), but for its keys.
 
     `operations` is the channel's OperationMask. The first check that fails gives the status: the operation, its
-    permission, then the shape.
+    permission, then the shape. Of a socket operation, which a device with a control port has, `head` is a SOCKET_HEAD
+    and `inline` its parameters; its piece is for whoever sits at the port.
     """
     head = SUBMISSION_HEAD.unpack(slots[: SUBMISSION_HEAD.size_bytes])
     opcode = head["opcode"]
+    if has_sockets and opcode in _SOCKET_OPERATIONS:
+        return _read_socket_operation(slots, operations)
     needed = _OPERATION.get(opcode)
     if needed is None:
         return Submission(head, Status.BAD_OPCODE)
@@ -87,6 +91,22 @@ def read_submission(slots: bytes, operations: int) -> Submission:
     if not fits(head, payload_bytes) or (head["flags"] & VLAN_INSERT and not _tag_fits(head)):
         return Submission(head, Status.BAD_DESCRIPTOR)
     return Submission(head, Status.OK, inline, pieces, payload_bytes)
+
+
+def _read_socket_operation(slots: bytes, operations: int) -> Submission:
+    head = SOCKET_HEAD.unpack(slots[: SOCKET_HEAD.size_bytes])
+    if not operations & OperationMask.SOCKET:
+        return Submission(head, Status.NOT_PERMITTED)
+    inline_bytes, pieces = head["inline_bytes"], head["pieces"]
+    if (inline_bytes not in (0, SOCKET_PARAMETERS.size_bytes) or pieces > 1
+            or head["slots"] != slots_needed(inline_bytes, pieces)):
+        return Submission(head, Status.BAD_DESCRIPTOR)
+    return Submission(head, Status.OK, slots[SOCKET_HEAD.size_bytes :])
+
+
+def is_socket_operation(opcode: int) -> bool:
+    """Whether an Opcode is for the control port."""
+    return opcode in _SOCKET_OPERATIONS
 
 
 def _read_body(slots: bytes, inline_bytes: int, piece_count: int) -> tuple[bytes, tuple[Piece, ...]]:

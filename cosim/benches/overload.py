@@ -104,7 +104,8 @@ def flood(kind: str, rate_per_s: int, duration_ps: int = DURATION_PS) -> Overloa
             interrupt_account=processors.interrupt_context("interrupts"),
             softirq_account=processors.softirq_context("softirq"),
             background_account=processors.process_context("ksoftirqd"), offloads=Offloads(rx_checksum=True),
-            notification=driver_notification(system, machine, processors.trigger_states))
+            notification=driver_notification(system, machine, system.placed_on(machine),
+                                             processors.trigger_states))
         kernel.spawn(compute(), "process")
         kernel.spawn(send(), "flood")
         for wait_ps in (WARM_UP_PS, duration_ps):

@@ -35,7 +35,7 @@ from cosim.options import (
 from cosim.progress import RunProgress
 from cosim.report import print_report
 from cosim.results import RESULT_NAME, Configuration, ResultsFolder
-from cosim.systems import SYSTEMS, System, select_systems
+from cosim.systems import DEFAULT_SYSTEMS, System, select_systems
 from cosim.timing.device_file import is_device_file, load_device
 from cosim.workload import Workload, read_log, synthetic
 from nic_model.contract import CONFIGS
@@ -57,7 +57,8 @@ def run(
     log: Annotated[Path | None, typer.Option(help="Common or Combined Log Format, also .gz; without it: the Synthetic "
                                                   "workload, 128 files of 16 KB")] = None,
     requests: Annotated[int, typer.Option(help="as many as the log has, at most")] = DEFAULT_REQUESTS,
-    systems: Annotated[str, typer.Option(help="systems to compare, separated by commas")] = ",".join(SYSTEMS),
+    systems: Annotated[str, typer.Option(help="systems to compare, separated by commas: names as `memnic systems` "
+                                                "lists them, or TOML files")] = ",".join(DEFAULT_SYSTEMS),
     wave: Annotated[bool, typer.Option("--wave", help="keep a waveform of each system; each of the next three "
                                                       "options does so too")] = False,
     wave_from: Annotated[str | None, typer.Option(
@@ -174,7 +175,14 @@ def _placed(systems: list[System], machine: Machine, interrupts_on: str | None,
     changes = {name: _processors(f"--{name.replace('_', '-')}", text, machine)
                for name, text in (("interrupts_on", interrupts_on), ("processes_on", processes_on))
                if text is not None}
-    return [msgspec.structs.replace(system, **changes) for system in systems]
+    for system in systems:
+        if changes and system.dedicated is not None:
+            raise InputError(f"--{next(iter(changes)).replace('_', '-')}: {system.name} has processors of its own for "
+                             "TCP: choose another system")
+    placed = [msgspec.structs.replace(system, **changes) for system in systems]
+    for system in placed:
+        system.placed_on(machine)
+    return placed
 
 
 def _processors(option: str, text: str, machine: Machine) -> tuple[int, ...]:
@@ -198,9 +206,14 @@ def _told(systems: list[System], machine: Machine, notification: str | None, dir
     wanted = {name.strip() for name in directions.split(",")}
     if not wanted <= {"rx", "tx"}:
         raise InputError(f"--adaptive must be rx, tx or rx,tx, not {directions!r}")
-    return [msgspec.structs.replace(system, moderation=msgspec.structs.replace(
-        system.moderation or machine.moderation, adaptive_rx="rx" in wanted, adaptive_tx="tx" in wanted))
-        for system in systems]
+    return [_adaptive(system, machine, wanted) for system in systems]
+
+
+def _adaptive(system: System, machine: Machine, directions: set[str]) -> System:
+    told = system.notification
+    moderation = msgspec.structs.replace(told.moderation or machine.moderation, adaptive_rx="rx" in directions,
+                                         adaptive_tx="tx" in directions)
+    return msgspec.structs.replace(system, notification=msgspec.structs.replace(told, moderation=moderation))
 
 
 def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, *, jump: bool | None) -> Wave:

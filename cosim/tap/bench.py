@@ -17,6 +17,7 @@ import msgspec
 from cosim.engines.bench import CountingPort, bus_timing
 from cosim.engines.bus import Bus
 from cosim.file_server import BODY_RECEIVE_BYTES, SEND_BYTES, FileServer, ServerCounts, Thread
+from cosim.host import offloads
 from cosim.impairments import BothWays, PathCounts
 from cosim.machine import Application, Machine
 from cosim.memory import PAGE_BYTES, HostMemory
@@ -31,7 +32,7 @@ from cosim.tap.replay import Played, Replayer, Server, read_recording
 from cosim.tap.threads import MemNetMemory, memnet_thread, socket_thread
 from cosim.wire import Wire
 from host_driver.host_tcp import HostTcp
-from host_driver.interface import NetworkInterface, Offloads
+from host_driver.interface import NetworkInterface
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import ChannelSettings, MemNet, pool_bytes
 from host_driver.nic import Nic
@@ -197,9 +198,9 @@ class TapBench:
             nic, mac=SERVER_MAC, ip=addresses, profile=PROFILES[spec.profile],
             rng=random.Random(f"server of {spec.seed}"), interrupt_account=processors.interrupt_context("interrupts"),
             softirq_account=processors.softirq_context("softirq"),
-            offloads=Offloads(rx_checksum=spec.system.rx_checksum, tx_checksum=spec.system.segmentation,
-                              segmentation=spec.system.segmentation),
-            notification=driver_notification(spec.system, spec.machine, processors.trigger_states),
+            offloads=offloads(spec.system),
+            notification=driver_notification(spec.system, spec.machine, spec.system.placed_on(spec.machine),
+                                             processors.trigger_states),
             background_account=processors.process_context("ksoftirqd"), multiprocessor=spec.machine.processors > 1)
         if self._replayer is not None:
             await self._serve(interface)

@@ -132,7 +132,8 @@ class OrderFlag(IntFlag):
     FENCE = 1 << 1
     """EMIT, RAW: wait until all PLACEs of the flow that were given before have their bus responses."""
     LAST = 1 << 2
-    """PLACE: the handle ends with it, whatever its status."""
+    """PLACE: the handle ends with it, whatever its status. EMIT: there is no frame; its DONE tells that all EMITs of
+    the flow that were given before are over, so that a FLOW_DEL refuses none of them."""
     TIMESTAMP = 1 << 3
     """EMIT: put the timestamps option in front of all others."""
     IPV6 = 1 << 4

@@ -28,7 +28,7 @@ class SocketFlag(IntFlag):
 
 
 class SocketStatus(IntEnum):
-    """`status` of a socket operation's completion. A descriptor that the device refuses itself has a `Status`."""
+    """`status` of a socket operation's completion."""
 
     OK = 0
     REFUSED = 0x20
@@ -67,7 +67,8 @@ SOCKET_HEAD = Layout("socket submission", 32, {
 """First slot of a socket operation's descriptor, all of it but for CONNECT, LISTEN and SOCKET_OPTION. The slots are the
 device's until TX_INDEX passes them; it writes one completion of kind SOCKET for each job, in any order. The piece is
 the memory to send or to fill; for CONNECT the socket's eager ring; for LISTEN a pool of them for the connections that
-come, each `ring_bytes` long."""
+come, each `ring_bytes` long. A descriptor that the device refuses by itself, with a `Status`, is completed as a send
+is, with kind SEND."""
 
 SOCKET_PARAMETERS = Layout("socket parameters", 64, {
     "remote_address": Field(0, 128, "CONNECT: the peer's; first byte lowest"),
@@ -83,7 +84,7 @@ SOCKET_PARAMETERS = Layout("socket parameters", 64, {
 
 SOCKET_COMPLETION = Layout("socket completion", 32, {
     "kind": Field(0, 8, "CompletionKind.SOCKET"),
-    "status": Field(8, 8, "a SocketStatus, or a Status if the device refused the descriptor"),
+    "status": Field(8, 8, "a SocketStatus"),
     "tag": Field(16, 16, "the job's"),
     "length": Field(32, 32, "bytes moved; RECEIVE: 0 at the end of the stream"),
     "result": Field(64, 128, "ACCEPT, CONNECT: the peer's address, LISTEN: the own; RECEIVE: EAGER_RESULT"),

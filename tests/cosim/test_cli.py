@@ -56,36 +56,36 @@ def test_the_users_own_log_and_its_bad_lines(tmp_path: Path, capsys: pytest.Capt
 def test_adaptive_moderation_is_asked_for_by_direction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*RUN, "--systems", "nic-dumb", "--adaptive", "rx", "--json", "--out", str(tmp_path)]) == 0
     data = json.loads(capsys.readouterr().out)
-    moderation = data["configuration"]["systems"][0]["moderation"]
+    moderation = data["configuration"]["systems"][0]["notification"]["moderation"]
     assert (moderation["adaptive_rx"], moderation["adaptive_tx"]) == (True, False)
     # 8 us at the most instead of the machine's 60: more interrupts for so few frames
     assert cli.run([*RUN, "--systems", "nic-dumb", "--json", "--out", str(tmp_path)]) == 0
     fixed = json.loads(capsys.readouterr().out)
-    assert fixed["configuration"]["systems"][0]["moderation"] is None
+    assert fixed["configuration"]["systems"][0]["notification"]["moderation"] is None
     assert data["systems"] != fixed["systems"]
     assert cli.run([*RUN, "--adaptive", "up", "--out", str(tmp_path)]) == 2
     assert "--adaptive must be rx, tx or rx,tx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "fields", "charged", "not_charged"), [
-    ("each", {"notification": "interrupt"}, ("interrupt", "driver"), ("poll",)),
-    ("moderated", {"notification": "interrupt", "moderation": None}, ("interrupt",), ("poll",)),
-    ("poll:100us", {"notification": "polling", "poll_period_ns": 100_000}, ("interrupt", "poll"), ()),
-    ("soft:20us", {"notification": "soft_timers", "poll_period_ns": 20_000}, ("poll",), ()),
-    ("napi", {"notification": "napi", "napi_weight": 64}, ("interrupt", "poll"), ()),
-    ("napi:8", {"notification": "napi", "napi_weight": 8}, ("interrupt", "poll"), ()),
+    ("each", {"by": "interrupt"}, ("interrupt", "driver"), ("poll",)),
+    ("moderated", {"by": "interrupt", "moderation": None}, ("interrupt",), ("poll",)),
+    ("poll:100us", {"by": "polling", "period_us": 100}, ("interrupt", "poll"), ()),
+    ("soft:20us", {"by": "soft_timers", "period_us": 20}, ("poll",), ()),
+    ("napi", {"by": "napi", "weight": 64}, ("interrupt", "poll"), ()),
+    ("napi:8", {"by": "napi", "weight": 8}, ("interrupt", "poll"), ()),
 ])
 def test_the_host_is_told_as_the_user_says(text: str, fields: dict[str, object], charged: tuple[str, ...],
                                            not_charged: tuple[str, ...], tmp_path: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*RUN, "--systems", "nic-tso", "--notification", text, "--json", "--out", str(tmp_path)]) == 0
     data = json.loads(capsys.readouterr().out)
-    system = data["configuration"]["systems"][0]
-    assert {name: system[name] for name in fields} == fields
+    told = data["configuration"]["systems"][0]["notification"]
+    assert {name: told[name] for name in fields} == fields
     cycles = data["systems"]["nic-tso"]["cycles"]
     assert set(charged) <= set(cycles)
     assert not set(not_charged) & set(cycles)
-    assert (data["systems"]["nic-tso"]["interrupts"] > 0) == (fields["notification"] in ("interrupt", "napi"))
+    assert (data["systems"]["nic-tso"]["interrupts"] > 0) == (fields["by"] in ("interrupt", "napi"))
 
 
 @pytest.mark.parametrize(("notification", "clock"), [("moderated", True), ("poll:20us", False)])
@@ -148,7 +148,7 @@ BAD_MACHINE = 'name = "x"\nprocessors = 1\n[costs]\n'
     (["--log", "{tmp}/none.log"], "none.log: No such file"),
     (["--log", "{tmp}"], "Is a directory"),
     (["--log", "{tmp}/empty.log"], "empty.log: no request in this log: it is empty"),
-    (["--systems", "nic-dumb,nic-magic"], "no system 'nic-magic': choose from nic-dumb, nic-tso"),
+    (["--systems", "nic-dumb,nic-magic"], "no system 'nic-magic': choose from uniproc, smp"),
     (["--systems", ","], "no system named"),
     (["--machine", "cray-1"], "no machine 'cray-1'"),
     (["--machine", "{tmp}/bad.toml"], "bad.toml: missing `costs.context_switch.switch`"),

@@ -12,7 +12,7 @@ import pytest
 from cosim import http
 from cosim.engines import compiled
 from cosim.engines.base import RunSpec, SystemResult
-from cosim.systems import SYSTEMS
+from cosim.systems import DEFAULT_SYSTEMS, SYSTEMS
 from cosim.workload import Request, parse_log
 from tests.cosim.captures import read_capture
 from tests.cosim.test_experiment import LOG, nothing, spec
@@ -23,7 +23,7 @@ def run(name: str, requests: list[Request], **changes: object) -> tuple[RunSpec,
     return job, compiled.run(job, nothing)
 
 
-@pytest.mark.parametrize("name", list(SYSTEMS))
+@pytest.mark.parametrize("name", list(DEFAULT_SYSTEMS))
 def test_a_small_log_is_served_over_rtl_and_its_capture_is_clean(name: str, tmp_path: Path) -> None:
     requests = parse_log(io.StringIO(LOG), source="log").requests
     path = tmp_path / "wire.pcapng"
@@ -47,7 +47,7 @@ def test_jumping_over_idle_time_changes_nothing(seed: int, tmp_path: Path) -> No
     print("seed", seed)
     sizes = [rng.choice((0, 1, 1460, 5000, rng.randrange(20_000))) for _ in range(5)]
     requests = [Request("GET", f"/file{number}", 200, size) for number, size in enumerate(sizes)]
-    name = rng.choice(list(SYSTEMS))
+    name = rng.choice(list(DEFAULT_SYSTEMS))
     outcomes = []
     for jump in (True, False):
         path = tmp_path / f"{jump}.pcapng"

@@ -11,7 +11,7 @@ from cosim.experiment import Experiment
 from cosim.host import most_processes
 from cosim.machine import Application, load_application
 from cosim.pool import ProcessPool
-from cosim.systems import SYSTEMS
+from cosim.systems import DEFAULT_SYSTEMS, SYSTEMS
 from cosim.workload import synthetic
 from host_driver.account import NullAccount
 from host_driver.runtime import Event, Kernel
@@ -114,7 +114,7 @@ def slow_apache() -> Application:
     return msgspec.structs.replace(apache, request=msgspec.structs.replace(apache.request, cycles=30_000_000))
 
 
-@pytest.mark.parametrize("name", list(SYSTEMS))
+@pytest.mark.parametrize("name", list(DEFAULT_SYSTEMS))
 def test_a_server_under_load_grows_and_shrinks_and_serves_all_the_while(name: str) -> None:
     application = msgspec.structs.replace(slow_apache(), least_spare=2, most_spare=3)
     experiment = run_to_its_end(spec(SYSTEMS[name], synthetic(160).requests, application=application, device="default"))
