@@ -62,6 +62,7 @@ class ControlAdmission(wiring.Component):
     flow_order, flow_done, listen_order, listen_done : those of the tables.
     order, cell : those of `ControlCells`.
     ended : strobe, a handle has ended.
+    to_tell, told : frames that were taken and whose message has not left; strobe, one leaves.
     o, held : those of `SegmentMessages`.
     now : cycle count.
     count_no_slot, count_no_handle, count_no_cell, count_segments, count_unknown, count_bytes : strobes.
@@ -87,7 +88,7 @@ class ControlAdmission(wiring.Component):
                if name in ("order", "done")},
             "order": In(stream.Signature(cell_order(config))),
             "cell": Out(stream.Signature(buffered_row(config))),
-            "ended": In(1),
+            "ended": In(1), "to_tell": Out(range(config.control_slots + 4)), "told": Out(1),
             "o": Out(stream.Signature(message_beat(config))),
             "held": Out(Strobe(held_frame(config))),
             "now": In(TIME_BITS),
@@ -188,6 +189,9 @@ class ControlAdmission(wiring.Component):
         m.d.sync += handles.eq(handles + keeps - self.ended)
         m.d.comb += has_handle.eq(handles != config.control_handles)
         self.invariants.append((~self.ended | (handles != 0), "a handle ends that was not held"))
+
+        m.d.comb += self.told.eq(messages.o.valid & messages.o.ready & messages.o.payload.last)
+        m.d.sync += self.to_tell.eq(self.to_tell + keeps - self.told)
 
         arrival = messages.arrival
         m.d.comb += [

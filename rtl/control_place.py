@@ -72,7 +72,7 @@ class ControlPlace(wiring.Component):
     write_cmd, write_row, write_done : client of the DMA write engine.
     done : what has found its end.
     ended : strobe, the cells of a handle are given back.
-    idle : no order is under way; those that failed or asked are at `done`.
+    idle : no order is under way, and nothing waits at `done`.
     count_placed, count_drops : strobes.
     """
 
@@ -100,7 +100,7 @@ class ControlPlace(wiring.Component):
         finishes = self._finish(m, tokens)
 
         under_way, enters = Signal(range(ORDERS_ASKED + ORDERS_IN_FLIGHT + 8), name="under_way"), Signal()
-        m.d.comb += [enters.eq(self.order.valid & self.order.ready), self.idle.eq(under_way == 0)]
+        m.d.comb += [enters.eq(self.order.valid & self.order.ready), self.idle.eq((under_way == 0) & ~self.done.valid)]
         m.d.sync += under_way.eq(under_way + enters - finishes)
         m.d.comb += self.active.eq(
             asks | decides | aligns | finishes | asked.active | tokens.active | (self.done.valid & self.done.ready)

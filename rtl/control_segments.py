@@ -415,7 +415,7 @@ class SegmentMessages(wiring.Component):
         is_syn = tcp_flags[1]
         sets = [
             (unknown, is_unknown), (cut, entry.found & is_cut), (shown, is_good), (has_ts, timestamps & is_good),
-            (raw, ~is_known & ~is_unknown),
+            (raw, ~is_known & is_good),
             (blocks, Mux(is_unknown, 0, blocks_first | blocks_second)), (is_second, blocks_second.any()),
             (time, self.now[TIME_SHIFT:TIME_SHIFT + 32]), (flags_of_tcp, Mux(is_good, tcp_flags, 0)),
             (option_bytes, Mux(is_good, words << 2, 0)),
@@ -424,7 +424,7 @@ class SegmentMessages(wiring.Component):
             (reason, Mux(~is_tcp, UnknownReason.NOT_TCP, Mux(bad_sum | is_cut, UnknownReason.CHECKSUM, Mux(
                 is_syn, UnknownReason.SYN, UnknownReason.NO_FLOW)))),
         ]
-        two = raw | (blocks != 0)
+        two = ~unknown & (raw | (blocks != 0))
 
         # The first unit, as the contract has it.
         unit, second, behind = Signal(8 * UNIT_BYTES, name="unit"), Signal(8 * UNIT_BYTES, name="second_unit"), Signal(

@@ -54,6 +54,18 @@ def flow_key(words: int) -> data.StructLayout:
     return data.StructLayout({**{f"word_{n}": WORD_BITS for n in range(words)}, "ipv6": 1})
 
 
+def flow_order(flows: int, words: int = FLOW_KEY_WORDS) -> data.StructLayout:
+    """An order of a table with so many flows: ADD has a key and a channel."""
+    return data.StructLayout({
+        "order": FlowOrder, "flow": exact_log2(flows), "generation": GENERATION_BITS, "channel": CHANNEL_BITS,
+        "key": flow_key(words),
+    })
+
+
+# What became of an order; after a CHECK or DELETE that is OK, the flow's channel.
+FlowDone = data.StructLayout({"status": FlowStatus, "channel": CHANNEL_BITS})
+
+
 class FlowTable(wiring.Component):
     """Finds flows by their key, and takes them in and out while lookups go on.
 
@@ -96,8 +108,7 @@ class FlowTable(wiring.Component):
     write : register writes, for DEVICE_RESET.
     lookup : strobe of a key.
     answer : whether there is such a flow, and then its number, generation and channel.
-    order : one of `FlowOrder`; ADD has a key and a channel.
-    done : its FlowStatus; after a CHECK or DELETE that is OK, the flow's channel.
+    order, done : of `flow_order` and `FlowDone`.
 
     Attributes
     ----------
@@ -127,10 +138,7 @@ class FlowTable(wiring.Component):
             "lookup": In(Strobe(key)),
             "answer": Out(stream.Signature(data.StructLayout(
                 {"found": 1, "flow": number, "generation": GENERATION_BITS}))),
-            "order": In(stream.Signature(data.StructLayout(
-                {"order": FlowOrder, "flow": number, "generation": GENERATION_BITS, "channel": CHANNEL_BITS,
-                 "key": key}))),
-            "done": Out(stream.Signature(data.StructLayout({"status": FlowStatus, "channel": CHANNEL_BITS}))),
+            "order": In(stream.Signature(flow_order(flows, words))), "done": Out(stream.Signature(FlowDone)),
             "active": Out(1),
         })
 

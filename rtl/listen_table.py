@@ -40,6 +40,14 @@ class ListenStatus(enum.Enum, shape=2):
     """ADD: its bucket is full."""
 
 
+def listen_order(listeners: int) -> data.StructLayout:
+    """An order of a table with so many listeners: ADD has a key."""
+    return data.StructLayout({"order": ListenOrder, "listener": max(1, exact_log2(listeners)), "key": ListenKey})
+
+
+ListenDone = data.StructLayout({"status": ListenStatus})
+
+
 class ListenTable(wiring.Component):
     """Finds listeners.
 
@@ -62,8 +70,7 @@ class ListenTable(wiring.Component):
     write : register writes, for DEVICE_RESET.
     lookup : strobe of a key.
     answer : whether there is a listener, and its number.
-    order : `key` for an ADD.
-    done : its ListenStatus.
+    order, done : of `listen_order` and `ListenDone`.
     """
 
     latency = 4
@@ -76,9 +83,7 @@ class ListenTable(wiring.Component):
         super().__init__({
             "write": In(Strobe(RegisterWrite)), "lookup": In(Strobe(ListenKey)),
             "answer": Out(stream.Signature(data.StructLayout({"found": 1, "listener": number}))),
-            "order": In(stream.Signature(data.StructLayout(
-                {"order": ListenOrder, "listener": number, "key": ListenKey}))),
-            "done": Out(stream.Signature(data.StructLayout({"status": ListenStatus}))),
+            "order": In(stream.Signature(listen_order(listeners))), "done": Out(stream.Signature(ListenDone)),
             "active": Out(1),
         })
 

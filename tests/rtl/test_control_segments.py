@@ -127,16 +127,18 @@ def expected(frame, arrival):
             flags |= UpFlag.TIMESTAMPS
             want["ts_value"], want["ts_echo"] = struct.unpack(">II", options[4:12])
     further = b""
+    rest = options[12:] if flags & UpFlag.TIMESTAMPS else options
+    has_blocks = rest[:3] == b"\1\1\x05" and len(rest) == 2 + rest[3]
+    if rest and not has_blocks:
+        flags |= UpFlag.RAW_OPTIONS
     if found:
-        rest = options[12:] if flags & UpFlag.TIMESTAMPS else options
-        if rest[:3] == b"\1\1\x05" and len(rest) == 2 + rest[3]:
+        if has_blocks:
             blocks = (rest[3] - 2) // 8
             edges = struct.unpack(f">{2 * blocks}I", rest[4:])
             want["sack_blocks"] = blocks
             further = SEGMENT_SACK.pack(**{
                 f"{('left', 'right')[n % 2]}_{n // 2}": edge for n, edge in enumerate(edges)})
         elif rest:
-            flags |= UpFlag.RAW_OPTIONS
             further = SEGMENT_OPTIONS.pack(options=int.from_bytes(options, "little"))
         want |= {"type": ControlType.SEGMENT, "flow": arrival["flow"], "generation": arrival["generation"],
                  "units": 1 + bool(further)}
