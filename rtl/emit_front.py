@@ -40,7 +40,7 @@ class EmitFront(wiring.Component):
     Members
     -------
     i : beats of messages.
-    flow_write : stream, entries of flows.
+    flow_write, keeps_key : entries of flows, see `FlowEntries`.
     place_given, place_done, freed, left : see `EmitGate`.
     source_mac, now : own Ethernet address, first byte lowest; the device's cycle count.
     key_request, key_answer : client of the key table.
@@ -58,6 +58,7 @@ class EmitFront(wiring.Component):
         beat = message_beat(config)
         super().__init__({
             "i": In(stream.Signature(beat)), "flow_write": In(stream.Signature(FlowWrite)),
+            "keeps_key": In(1),
             "place_given": In(stream.Signature(FLOW_BITS)), "place_done": In(stream.Signature(FLOW_BITS)),
             "source_mac": In(48), "now": In(TIME_BITS),
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
@@ -87,6 +88,7 @@ class EmitFront(wiring.Component):
         connect(m, gate.o, reader.i)
         connect(m, reader.o, decoder.i)
         connect(m, flipped(self.flow_write), flows.write)
+        m.d.comb += flows.keeps_key.eq(self.keeps_key)
         connect(m, decoder.flow, flows.flow)
         connect(m, flows.entry, decoder.entry)
         m.d.comb += [decoder.source_mac.eq(self.source_mac), decoder.now.eq(self.now), dones.now.eq(self.now)]
