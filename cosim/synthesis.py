@@ -56,6 +56,7 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.channels import Channels
     from rtl.coalescer import Coalescer
     from rtl.completion import Completion
+    from rtl.control_up import ControlUp
     from rtl.counters import Counters
     from rtl.dma_read import DmaRead
     from rtl.dma_write import DmaWrite
@@ -82,6 +83,7 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
         "rx_deliver": RxDeliver, "rx_gather": RxGather,
         "dma_write": DmaWrite, "completion": Completion, "events": Events, "counters": Counters,
         "emit": lambda config: EmitFront(with_control_port(config)),
+        "control_up": lambda config: ControlUp(with_control_port(config), sources=3),
     }
 
 

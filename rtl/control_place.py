@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from nic_model.contract import NicConfig, Status
-from nic_model.contract.control import CELL_BYTES, CONTROL_HEADER, DoneStatus
+from nic_model.contract.control import CELL_BYTES, CONTROL_HEADER, ControlType, DoneStatus
 from rtl.align import Aligner
 from rtl.control_cells import cell_order, handle_bits
 from rtl.interfaces import (
@@ -71,6 +71,7 @@ class ControlPlace(wiring.Component):
     cell_order, cell : to and from `rtl.control_cells.ControlCells`.
     write_cmd, write_row, write_done : client of the DMA write engine.
     done : what has found its end.
+    over : stream, the flow of each PLACE that has found its end, told or not. It is taken soon, whatever else waits.
     ended : strobe, the cells of a handle are given back.
     idle : no order is under way, and nothing waits at `done`.
     count_placed, count_drops : strobes.
@@ -85,6 +86,7 @@ class ControlPlace(wiring.Component):
             "write_cmd": Out(stream.Signature(WriteCommand)), "write_row": Out(stream.Signature(row(config))),
             "write_done": In(stream.Signature(WriteDone)),
             "done": Out(stream.Signature(DoneToken)),
+            "over": Out(stream.Signature(DoneToken.members["flow"])),
             "ended": Out(1), "idle": Out(1),
             "count_placed": Out(Strobe(CountAmount)), "count_drops": Out(Strobe(CountAmount)),
             "active": Out(1),
@@ -188,11 +190,14 @@ class ControlPlace(wiring.Component):
     def _finish(self, m, tokens):
         """The bus has answered, or nothing was written: the order is done."""
         token, done = tokens.o.payload, self.done.payload
-        can_finish, finishes, failed, tells = (
-            Signal(name=name) for name in ("can_finish", "finishes", "failed", "tells"))
+        can_finish, finishes, failed, tells, is_place = (
+            Signal(name=name) for name in ("can_finish", "finishes", "failed", "tells", "is_place"))
         is_good = token.done.status == DoneStatus.OK
         m.d.comb += [
-            can_finish.eq(tokens.o.valid & (~self.done.valid | self.done.ready)),
+            is_place.eq(token.done.order == ControlType.PLACE), self.over.payload.eq(token.done.flow),
+            self.over.valid.eq(tokens.o.valid & is_place & (~self.done.valid | self.done.ready)
+                               & (~token.writes | self.write_done.valid)),
+            can_finish.eq(tokens.o.valid & (~self.done.valid | self.done.ready) & (~is_place | self.over.ready)),
             finishes.eq(can_finish & (~token.writes | self.write_done.valid)),
             failed.eq(token.writes & self.write_done.payload.error), tells.eq(token.done.asked | ~is_good | failed),
             tokens.o.ready.eq(finishes), self.write_done.ready.eq(can_finish & token.writes),

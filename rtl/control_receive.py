@@ -10,7 +10,7 @@ from rtl.control_dones import ReleaseDones
 from rtl.control_messages import MessageArbiter, Unit, message_beat
 from rtl.control_place import ControlPlace
 from rtl.control_release import ControlRelease
-from rtl.flow_entries import FlowWrite
+from rtl.flow_entries import FLOW_BITS, FlowWrite
 from rtl.header_fields import Flow
 from rtl.interfaces import (
     TIME_BITS,
@@ -52,6 +52,7 @@ class ControlReceive(wiring.Component):
     key_request, key_answer : client of the key table.
     write_cmd, write_row, write_done : client of the DMA write engine.
     entry, keeps_key, complete, emit_idle : see `rtl.control_release.ControlRelease`.
+    place_over : see `over` of `rtl.control_place.ControlPlace`.
     now : cycle count.
     count_control_... : strobes.
     """
@@ -67,7 +68,7 @@ class ControlReceive(wiring.Component):
             "write_cmd": Out(stream.Signature(WriteCommand)), "write_row": Out(stream.Signature(row(config))),
             "write_done": In(stream.Signature(WriteDone)),
             "entry": Out(stream.Signature(FlowWrite)), "keeps_key": Out(1), "emit_idle": In(1),
-            "complete": Out(stream.Signature(Unit)),
+            "complete": Out(stream.Signature(Unit)), "place_over": Out(stream.Signature(FLOW_BITS)),
             "now": In(TIME_BITS),
             **{f"count_control_{name}": Out(Strobe(CountAmount)) for names in COUNTED.values() for name in names},
             "active": Out(1),
@@ -110,6 +111,7 @@ class ControlReceive(wiring.Component):
         connect(m, place.write_row, flipped(self.write_row))
         connect(m, flipped(self.write_done), place.write_done)
         connect(m, place.done, dones.place)
+        connect(m, place.over, flipped(self.place_over))
 
         blocks = {"admission": admission, "release": release, "place": place, "dones": dones, "messages": messages}
         for name, counts in COUNTED.items():

@@ -128,8 +128,8 @@ class EmitDecoder(wiring.Component):
     -------
     i : units of messages.
     source_mac, now : own Ethernet address, first byte lowest; the device's cycle count.
-    room : level for each queue, whether an order may begin.
-    begun : 1 for a cycle when one has, beside `begun_bulk`: in which queue.
+    room : level, whether an order may begin.
+    begun : 1 for a cycle behind that in which one has.
     flow, entry : client of `FlowEntries`.
     piece, row, parsed, record : what leaves.
     active : see `rtl.interfaces`.
@@ -138,8 +138,7 @@ class EmitDecoder(wiring.Component):
     def __init__(self, config: NicConfig, *, queues: tuple[int, int]):
         self.config, self.queues = config, queues
         super().__init__({
-            "i": In(stream.Signature(Unit)), "source_mac": In(48), "now": In(TIME_BITS), "room": In(2),
-            "begun": Out(1), "begun_bulk": Out(1),
+            "i": In(stream.Signature(Unit)), "source_mac": In(48), "now": In(TIME_BITS), "room": In(1), "begun": Out(1),
             "flow": Out(stream.Signature(FLOW_BITS)), "entry": In(stream.Signature(StoredFlow)),
             "piece": Out(stream.Signature(NamedPiece)), "row": Out(stream.Signature(row(config))),
             "parsed": Out(stream.Signature(Parsed)), "record": Out(stream.Signature(OrderRecord)), "active": Out(1),
@@ -185,8 +184,9 @@ class EmitDecoder(wiring.Component):
             refused.eq(stale | unsound | no_frame),
             ip_bytes.eq(Mux(found.entry.ipv6, IPV6_HEADER_BYTES, IPV4_HEADER_BYTES)),
             inline_now.eq(Mux(shown.raw, raw.header_bytes, ETHERNET_HEADER_BYTES + ip_bytes + shown.tcp_bytes)),
-            self.begun.eq(begins), self.begun_bulk.eq(shown.bulk), self.entry.ready.eq(begins),
+            self.entry.ready.eq(begins),
         ]
+        m.d.sync += self.begun.eq(begins)
         with m.If(begins):
             m.d.sync += [
                 *(mine.eq(shown[name]) for name, mine in (
@@ -305,7 +305,7 @@ class EmitDecoder(wiring.Component):
         with m.FSM(name="emit"):
             with m.State("HEAD"):
                 m.d.comb += [
-                    begins.eq(noted & self.entry.valid & self.room.bit_select(shown.bulk, 1)),
+                    begins.eq(noted & self.entry.valid & self.room),
                     # what stands in the head is in registers then, but for pieces
                     takes_unit.eq(begins & shown.head_only), moves.eq(begins),
                 ]
@@ -364,7 +364,7 @@ class EmitDecoder(wiring.Component):
                     m.next = "HEAD"
 
         m.d.comb += self.active.eq(
-            moves | headers.active | named_pieces.active | taken | (self.flow.valid & self.flow.ready)
+            moves | self.begun | headers.active | named_pieces.active | taken | (self.flow.valid & self.flow.ready)
             | (self.row.valid & self.row.ready)
             | (self.parsed.valid & self.parsed.ready) | (self.record.valid & self.record.ready))
         return m

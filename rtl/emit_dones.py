@@ -5,17 +5,13 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nic_model.contract import NicConfig, Status
-from nic_model.contract.control import CONTROL_VERSION, DONE, ControlType, DoneStatus
+from nic_model.contract.control import CONTROL_VERSION, DONE, TIME_SHIFT, ControlType, DoneStatus
 from rtl.control_messages import MessageWriter, message_beat
 from rtl.emit import NO_FRAME, REFUSED_STALE, OrderRecord
 from rtl.flow_entries import FLOW_BITS
-from rtl.interfaces import LENGTH_BITS, CountAmount, FreedSlots, Strobe, TxDone, contract_view
+from rtl.interfaces import LENGTH_BITS, TIME_BITS, CountAmount, Strobe, TxDone, contract_view
 from rtl.primitives import StreamFifo
 from rtl.small_fifo import SmallFifo
-
-QUEUE_ORDERS = 16
-"""Orders that each of the scheduler's two queues has room for, whatever they bring: rows of the longest header, and
-`MAX_EMIT_PIECES` pieces."""
 
 ORDERS_UNDER_WAY = 128
 """Orders between the decoder and their DONE: more than the transmit path has frames under way."""
@@ -25,17 +21,17 @@ Done = contract_view(DONE)
 # What a DONE says.
 DoneNote = data.StructLayout({
     "flow": FLOW_BITS, "generation": DONE.fields["generation"].width, "tag": DONE.fields["tag"].width,
-    "status": max(DoneStatus).bit_length(), "raw": 1, "length": LENGTH_BITS,
+    "status": max(DoneStatus).bit_length(), "raw": 1, "length": LENGTH_BITS, "time": DONE.fields["time"].width,
 })
 
 
 class EmitDones(wiring.Component):
     """Keeps the books of orders to send, and answers them.
 
-    Enters: orders that begin, their records, what the scheduler has no longer stored, and the reports of sends that are
-    over. Leaves: for each order that asked for it or failed a DONE, in the order in which sends are over; whether more
-    orders may begin. An order begins only when there is a place for its DONE, so a report is never kept waiting
-    by whoever takes messages: the transmit path's reports of other channels stand behind it.
+    Enters: orders that begin, their records, and the reports of sends that are over. Leaves: for each order that asked
+    for it or failed a DONE, in the order in which sends are over; whether more orders may begin. An order begins only
+    when there is a place for its DONE, so a report is never kept waiting by whoever takes messages: the transmit path's
+    reports of other channels stand behind it.
 
     Latency 4 cycles from a report to the first beat of its DONE; a report a cycle, a DONE in as many cycles as a unit
     has beats.
@@ -49,9 +45,9 @@ class EmitDones(wiring.Component):
 
     Members
     -------
-    begun, begun_bulk, room : see `EmitDecoder`.
+    begun, room : see `EmitDecoder`.
     record : stream, before the report of its order.
-    freed : strobe of the scheduler, of all its queues.
+    now : the device's cycle count.
     done : stream of reports, of the orders' queues alone.
     o : messages up.
     count_control_emits, count_control_stale, count_control_refused : count strobes.
@@ -61,9 +57,9 @@ class EmitDones(wiring.Component):
     def __init__(self, config: NicConfig, *, queues: tuple[int, int]):
         self.config, self.queues = config, queues
         super().__init__({
-            "begun": In(1), "begun_bulk": In(1), "room": Out(2),
-            "record": In(stream.Signature(OrderRecord)), "freed": In(Strobe(FreedSlots)),
-            "done": In(stream.Signature(TxDone)), "o": Out(stream.Signature(message_beat(config))),
+            "begun": In(1), "room": Out(1, init=1), "record": In(stream.Signature(OrderRecord)),
+            "now": In(TIME_BITS), "done": In(stream.Signature(TxDone)),
+            "o": Out(stream.Signature(message_beat(config))),
             **{f"count_control_{name}": Out(Strobe(CountAmount)) for name in ("emits", "stale", "refused")},
             "active": Out(1),
         })
@@ -71,24 +67,13 @@ class EmitDones(wiring.Component):
     def elaborate(self, platform):
         m = Module()
 
-        # What is stored in each queue, and what is under way in all. `room` may come a cycle late: a further order
-        # begins no sooner than 3 cycles behind one.
-        stored = [Signal(range(QUEUE_ORDERS + 1), name=f"stored_{n}") for n in range(2)]
-        under_way, has_place = Signal(range(ORDERS_UNDER_WAY + 1)), Signal(init=1)
+        # What is under way. `room` comes a cycle late: a further order begins no sooner than 3 cycles behind one.
+        under_way = Signal(range(ORDERS_UNDER_WAY + 1))
         over, told, settles = Signal(), Signal(), Signal()  # over without a DONE; with one that has left
-        m.d.comb += has_place.eq(under_way < ORDERS_UNDER_WAY)
-        m.d.sync += under_way.eq(under_way + self.begun - over - told)
-        for n, (count, queue) in enumerate(zip(stored, self.queues, strict=True)):
-            begins = self.begun & (self.begun_bulk == n)
-            leaves = self.freed.valid & (self.freed.payload.channel == queue)
-            m.d.sync += [
-                count.eq(count + begins - leaves), self.room[n].eq((count < QUEUE_ORDERS) & has_place),
-            ]
-        self.invariants = [
-            *((count <= QUEUE_ORDERS, "more orders than a queue holds") for count in stored),
-            (under_way <= ORDERS_UNDER_WAY, "more orders under way than there are places for DONEs"),
-        ]
-        m.d.sync += settles.eq(self.begun | self.freed.valid | over | told)
+        m.d.sync += [settles.eq(self.begun | over | told), self.room.eq(under_way < ORDERS_UNDER_WAY)]
+        with m.If(self.begun | over | told):
+            m.d.sync += under_way.eq(under_way + self.begun - over - told)
+        self.invariants = [(under_way <= ORDERS_UNDER_WAY, "more orders under way than there are places for DONEs")]
 
         # Reports of a queue come in the order of its orders, and so do the records.
         records = []
@@ -131,6 +116,7 @@ class EmitDones(wiring.Component):
             notes.i.valid.eq(report_valid & note_wanted),
             note.flow.eq(report.ring_index), note.generation.eq(record.generation), note.tag.eq(report.tag),
             note.status.eq(status), note.raw.eq(record.raw), note.length.eq(report.length),
+            note.time.eq(self.now[TIME_SHIFT:]),
         ]
         good, old = report_valid & (report.status == Status.OK), report_valid & (status == DoneStatus.STALE)
         for strobe, counts in ((self.count_control_emits, good), (self.count_control_stale, old),
@@ -147,10 +133,10 @@ class EmitDones(wiring.Component):
             notes.o.ready.eq(writer.i.ready), told.eq(notes.o.valid & notes.o.ready),
             message.type.eq(ControlType.DONE), message.units.eq(1), message.version.eq(CONTROL_VERSION),
             message.flow.eq(said.flow), message.generation.eq(said.generation), message.tag.eq(said.tag),
-            message.status.eq(said.status), message.length.eq(said.length),
+            message.status.eq(said.status), message.length.eq(said.length), message.time.eq(said.time),
             message.order.eq(Mux(said.raw, ControlType.RAW, ControlType.EMIT)),
         ]
         m.d.comb += self.active.eq(
-            self.begun | self.freed.valid | settles | self.record.valid | enters | report_valid | notes.active
+            self.begun | settles | self.record.valid | enters | report_valid | notes.active
             | writer.active | records[0].active | records[1].active)
         return m

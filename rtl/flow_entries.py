@@ -25,6 +25,9 @@ FlowEntry = data.StructLayout({
 # As it is stored: with the sum over the pseudo-header but its length, 16 bits.
 StoredFlow = data.StructLayout({"entry": FlowEntry, "pseudo_sum": 16})
 
+KEY_FIELDS = ("remote_port", "local_port", "remote_address", "local_address", "ipv6", "channel")
+"""What a FLOW_SET leaves as it is."""
+
 FLOW_BITS = CONTROL_HEADER.fields["flow"].width
 
 FlowWrite = data.StructLayout({"flow": FLOW_BITS, "entry": FlowEntry})
@@ -48,7 +51,8 @@ class FlowEntries(wiring.Component):
 
     Members
     -------
-    write : stream of entries; one is stored when it is taken.
+    write : stream of entries; one is stored when it is taken. `keeps_key` beside it: addresses, ports, version of IP
+        and channel stay as they are stored.
     flow, entry : streams, what is looked up and what was found.
     active : see `rtl.interfaces`.
     """
@@ -61,7 +65,7 @@ class FlowEntries(wiring.Component):
             raise ValueError(f"flows must be a power of two of at least 2, not {flows!r}")
         self.flows = flows
         super().__init__({
-            "write": In(stream.Signature(FlowWrite)),
+            "write": In(stream.Signature(FlowWrite)), "keeps_key": In(1),
             "flow": In(stream.Signature(FLOW_BITS)), "entry": Out(stream.Signature(StoredFlow)), "active": Out(1),
         })
 
@@ -81,7 +85,8 @@ class FlowEntries(wiring.Component):
         at = word[:exact_log2(half)]
         bytes_ = Mux(word >= half, addresses[1].word_select(at, 16), addresses[0].word_select(at, 16))
         term = Cat(bytes_[8:], bytes_[:8])
-        sums, in_table = Signal(), Signal()
+        sums, in_table, reads_old, may_read = Signal(), Signal(), Signal(), Signal()
+        old = data.View(StoredFlow, table.read_data)
         m.d.comb += [
             sums.eq(self.write.valid & ~stores & ~clears),
             in_table.eq((written.flow >> index_bits) == 0),
@@ -89,19 +94,23 @@ class FlowEntries(wiring.Component):
             table.write_en.eq((stores & in_table) | clears),
             table.write_addr.eq(Mux(clears, clear_index, written.flow)),
             stored.entry.eq(written.entry), stored.pseudo_sum.eq(total),
+            reads_old.eq(sums & (word == self.WORDS + 1) & self.keeps_key & may_read),
             table.write_data.eq(Mux(clears, 0, stored.as_value())),
         ]
+        with m.If(self.keeps_key):
+            m.d.comb += [
+                stored.pseudo_sum.eq(old.pseudo_sum), *(stored.entry[name].eq(old.entry[name]) for name in KEY_FIELDS),
+            ]
         with m.If(clears):
             m.d.sync += [clear_index.eq(clear_index + 1), clears.eq(~clear_index.all())]
         m.d.sync += stores.eq(0)
         with m.If(sums):
             # "the carry is added": twice at the end, since the last may make another one
-            m.d.sync += word.eq(word + 1)
             with m.If(word < self.WORDS):
-                m.d.sync += total.eq(total[:16] + term + total[16])
+                m.d.sync += [word.eq(word + 1), total.eq(total[:16] + term + total[16])]
             with m.Elif(word == self.WORDS):
-                m.d.sync += total.eq(total[:16] + total[16])
-            with m.Else():
+                m.d.sync += [word.eq(word + 1), total.eq(total[:16] + total[16])]
+            with m.Elif(~self.keeps_key | may_read):
                 m.d.sync += [total.eq(total[:16] + total[16]), stores.eq(1)]
         with m.If(stores | ~self.write.valid):
             m.d.sync += [word.eq(0), total.eq(Const(IpProtocol.TCP, 17))]
@@ -113,8 +122,11 @@ class FlowEntries(wiring.Component):
         free = Signal()
         m.d.comb += [
             free.eq(~found | output.i.ready),
-            self.flow.ready.eq(free & ~table.write_en), looking.eq(self.flow.valid & self.flow.ready),
-            table.read_en.eq(looking), table.read_addr.eq(self.flow.payload),
+            may_read.eq(free),
+            # what was read for a write stands until it is stored
+            self.flow.ready.eq(free & ~table.write_en & ~reads_old), looking.eq(self.flow.valid & self.flow.ready),
+            table.read_en.eq(looking | reads_old),
+            table.read_addr.eq(Mux(reads_old, written.flow, self.flow.payload)),
             output.i.valid.eq(found), output.i.payload.eq(table.read_data),
         ]
         with m.If(outside):

@@ -42,7 +42,7 @@ class Placing(wiring.Component):
         connect(m, cells.o, place.cell)
         for name in ("order", "key_answer", "write_done"):
             connect(m, flipped(getattr(self, name)), getattr(place, name))
-        for name in ("key_request", "write_cmd", "write_row", "done", "count_placed", "count_drops"):
+        for name in ("key_request", "write_cmd", "write_row", "done", "over", "count_placed", "count_drops"):
             connect(m, getattr(place, name), flipped(getattr(self, name)))
         m.d.comb += [
             self.handle.eq(cells.handle), self.missed.eq(cells.missed), self.held.eq(cells.held),
@@ -61,10 +61,13 @@ class Host:
         self.memory = bytearray([GUARD]) * MEMORY_BYTES
         self.expected_memory = bytearray(self.memory)
         self.requests, self.commands, self.rows, self.dones, self.expected_dones = [], [], [], [], []
+        self.over: list[int] = []
+        """Flows of PLACEs that have found their end."""
+        self.expected_over: list[int] = []
         self.counted = {"placed": [], "drops": []}
         self._answers, self._write_dones = deque(), deque()
         for stream, taken in ((self.dut.key_request, self.requests), (self.dut.write_cmd, self.commands),
-                              (self.dut.write_row, self.rows), (self.dut.done, self.dones)):
+                              (self.dut.write_row, self.rows), (self.dut.done, self.dones), (self.dut.over, self.over)):
             self.bench.sink(stream, taken, stall=stall)
         for name, seen in self.counted.items():
             self.bench.strobes(getattr(self.dut, f"count_{name}"), seen)
@@ -142,6 +145,8 @@ class Host:
             status = DoneStatus.BUS
         wrote = length if status == DoneStatus.OK else 0
         self.expected_memory[offset:offset + wrote] = frame[begin:begin + wrote]
+        if length:
+            self.expected_over.append(done["flow"])
         if asked or status != DoneStatus.OK:
             self.expected_dones.append({**done, "status": status, "length": wrote})
 
@@ -150,6 +155,7 @@ class Host:
         self.bench.run(**limits)
         assert self.memory == self.expected_memory
         assert self.dones == self.expected_dones
+        assert self.over == self.expected_over
         assert self.dones
         assert self.bench.idle_cycles > 0
 

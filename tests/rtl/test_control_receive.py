@@ -100,10 +100,12 @@ class Pair:
         self.model = ControlPort(CONFIG, self.datapath, Keys(), lambda flow: hash(flow) & 0xFFFF_FFFF)
         self.memory = bytearray([GUARD]) * MEMORY_BYTES
         self.beats, self.requests, self.commands, self.rows, self.entries = [], [], [], [], []
+        self.over: list[int] = []
+        """Flows of PLACEs that have found their end."""
         self.up, self.expected, self.handles = [], [], {}
         self._answers, self._write_dones = deque(), deque()
         for stream, taken in ((dut.up, self.beats), (dut.key_request, self.requests), (dut.write_cmd, self.commands),
-                              (dut.write_row, self.rows), (dut.entry, self.entries)):
+                              (dut.write_row, self.rows), (dut.entry, self.entries), (dut.place_over, self.over)):
             bench.sink(stream, taken, stall=stall if stream is dut.up else 0.0)
         for stream, queue in ((dut.key_answer, self._answers), (dut.write_done, self._write_dones)):
             bench.background(self._feeder(stream, queue))

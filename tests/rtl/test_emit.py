@@ -28,6 +28,7 @@ from nic_model.contract.control import (  # noqa: E402
     EMIT_PIECES,
     NO_FLOW,
     RAW,
+    TIME_SHIFT,
     TIMESTAMP_SHIFT,
     UNIT_BYTES,
     ControlType,
@@ -54,17 +55,18 @@ def config_of(host_bytes: int = 16, mac_bytes: int = 8) -> NicConfig:
 
 
 class EmitPath(wiring.Component):
-    """Orders to send, and the transmit path behind them, without other senders."""
+    """Orders to send, and the transmit path behind them, without other senders. Whether `active` is right is looked at
+    if asked: that takes most of a run's time."""
 
-    def __init__(self, config: NicConfig):
-        self.config = config
+    def __init__(self, config: NicConfig, *, watched: bool):
+        self.config, self.watched = config, watched
         super().__init__({
             "i": In(stream.Signature(message_beat(config))), "flow_write": In(stream.Signature(FlowWrite)),
             "source_mac": In(48), "now": In(64),
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
             "cmd": Out(stream.Signature(ReadCommand)), "payload": In(stream.Signature(read_beat(config))),
             "mac": Out(stream.Signature(mac_beat(config))), "o": Out(stream.Signature(message_beat(config))),
-            "left": Out(1), "active": Out(1),
+            "left": Out(1), **({"active": Out(1)} if watched else {}),
         })
 
     def elaborate(self, platform):
@@ -96,8 +98,9 @@ class EmitPath(wiring.Component):
         connect(m, back.done, front.done)
         m.d.comb += [
             front.freed.valid.eq(scheduler.freed.valid), front.freed.payload.eq(scheduler.freed.payload),
-            self.active.eq(front.active | issue.active | scheduler.active | back.active),
         ]
+        if self.watched:
+            m.d.comb += self.active.eq(front.active | issue.active | scheduler.active | back.active)
         return m
 
 
@@ -280,11 +283,12 @@ NOW = (1 << 50) + (0x77 << TIMESTAMP_SHIFT)
 
 
 def run(orders: list[Order], *, config: NicConfig | None = None, stall: float = 0.0, mac_stall: float = 0.0,
-        up_stall: float = 0.0, seed: int = SEED, flows=FLOWS, bad_bus: bool = False, max_cycles: int = 6_000):
+        up_stall: float = 0.0, seed: int = SEED, flows=FLOWS, bad_bus: bool = False, watched: bool = False,
+        max_cycles: int = 6_000):
     """Give all orders, and check frames and DONEs. Returns the bench and the cycles at which frames began."""
     config = config or config_of()
     width = config.host_bytes
-    dut = EmitPath(config)
+    dut = EmitPath(config, watched=watched)
     bench = Bench(dut, seed=seed, now_registers=("now",))
     frames, frame_starts, ups, left = [], [], [], []
 
@@ -368,14 +372,16 @@ def run(orders: list[Order], *, config: NicConfig | None = None, stall: float = 
     bench.background(watch_left)
     bench.run(max_cycles=max_cycles)
 
-    # Orders with payload and those without leave in order, each kind by itself.
-    for pays in (False, True):
-        mine = [order for order in orders if bool(order.payload_bytes) is pays]
-        wanted = [frame for order in mine for frame in order.frames(NOW)]
+    # Orders of a flow leave in order, and those of no flow if both have payload or none has.
+    groups: dict[tuple[int, bool], list[Order]] = {}
+    for order in orders:
+        of_no_flow = order.flow.number >= config.flows
+        groups.setdefault((order.flow.number, of_no_flow and bool(order.payload_bytes)), []).append(order)
+    for group in groups.values():
+        wanted = [frame.hex() for order in group for frame in order.frames(NOW)]
         for frame in wanted:
-            assert frame in frames, f"seed {seed}: missing {frame.hex()}"
-        got = [frame for frame in frames if frame in wanted]
-        assert [f.hex() for f in got] == [f.hex() for f in wanted], f"seed {seed}, with payload: {pays}"
+            assert frame in (f.hex() for f in frames), f"seed {seed}: missing {frame}"
+        assert [frame.hex() for frame in frames if frame.hex() in wanted] == wanted, f"seed {seed}"
     assert len(frames) == sum(len(order.frames(NOW)) for order in orders), f"seed {seed}: more frames than expected"
     assert len(left) == len(orders), "a credit for each order"
 
@@ -394,7 +400,7 @@ def run(orders: list[Order], *, config: NicConfig | None = None, stall: float = 
         length = order.payload_bytes if order.status == DoneStatus.OK else 0
         assert by_tag[order.tag] == DONE.unpack(DONE.pack(
             type=ControlType.DONE, units=1, version=CONTROL_VERSION, flow=order.flow.number, generation=generation,
-            tag=order.tag, status=order.status, length=length,
+            tag=order.tag, status=order.status, length=length, time=NOW >> TIME_SHIFT & 0xFFFF_FFFF,
             order=ControlType.EMIT if order.raw is None else ControlType.RAW)), f"seed {seed}: {order}"
     return bench, frame_starts
 
@@ -437,7 +443,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("host_bytes", [16, 32, 64])
+@pytest.mark.parametrize("host_bytes", [16, pytest.param(32, marks=pytest.mark.long), 64])
 def test_frames_are_scapys_and_each_order_is_answered(host_bytes: int) -> None:
     run([replace(order) for orders in ORDERS.values() for order in orders], config=config_of(host_bytes))
 
@@ -464,7 +470,8 @@ def random_order(rng: random.Random) -> Order:
 
 def test_random_orders_with_stalls_everywhere() -> None:
     rng = random.Random(SEED)
-    run([random_order(rng) for _ in range(40)], stall=0.3, mac_stall=0.2, up_stall=0.5, max_cycles=8_000)
+    run([random_order(rng) for _ in range(18)], stall=0.3, mac_stall=0.2, up_stall=0.5, watched=True,
+        max_cycles=8_000)
 
 
 @pytest.mark.long
@@ -504,10 +511,9 @@ def test_a_failed_read_sends_nothing_and_says_so() -> None:
          Order(pieces=[(0, 300)], mss=100, status=DoneStatus.BUS)], bad_bus=True)
 
 
-@pytest.mark.parametrize("order", [Order(), Order(pieces=[(64, 6)]), Order(timestamps=5)],
-                         ids=["no payload", "60 bytes", "no payload, timestamps"])
+@pytest.mark.parametrize("order", [Order(pieces=[(64, 6)]), Order(timestamps=5)], ids=["60 bytes", "no payload"])
 def test_small_segments_leave_at_line_rate(order: Order) -> None:
     """60 bytes take 10.5 cycles on the wire at 64 bits."""
-    _, starts = run([replace(order, done=False, sequence=number) for number in range(40)])
+    _, starts = run([replace(order, done=False, sequence=number) for number in range(28)])
     steady = starts[8:]
     assert (steady[-1] - steady[0]) / (len(steady) - 1) <= 10.5
