@@ -28,6 +28,8 @@ BENCHES: dict[str, tuple[str, str]] = {
     "model": ("cosim.benches.model:measure", "how fast the timed model is"),
     "tcp": ("cosim.benches.tcp:measure", "how fast the software TCP is, and what it makes of loss"),
     "overload": ("cosim.benches.overload:measure", "what a flood of packets leaves of a host, by how it is told"),
+    "placements": ("cosim.benches.placements:measure", "what TCP gains on processors of its own, beside the paper"),
+    "crossover": ("cosim.benches.crossover:measure", "above which clock TCP on the device pays"),
     "accuracy": ("cosim.benches.accuracy:measure", "how near the timed model comes to the RTL"),
     "tap": ("cosim.benches.tap:measure", "goodput beside the Linux kernel's, over the same bad wire"),
 }
