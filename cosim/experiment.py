@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from cosim.engines.base import DeviceCounts, ItemFigure, Progress, RunError, RunSpec, SystemResult
+from cosim.device_processor import ControlStreams, DeviceProcessors, FirmwareAccount, ProcessorCounts
+from cosim.engines.base import (
+    DeviceCounts,
+    DeviceProcessorFigure,
+    ItemFigure,
+    Progress,
+    RunError,
+    RunSpec,
+    SystemResult,
+)
+from cosim.errors import InputError
 from cosim.host import ServerHost, memory_bytes
 from cosim.machine import PS_PER_SECOND
 from cosim.memory import HostMemory
@@ -30,6 +41,8 @@ from cosim.wire import Wire
 from cosim.workload import Request
 from host_driver.port import Port
 from host_driver.runtime import Kernel
+from nic_model.contract.config import PortFacts
+from nic_model.control_log import PortLog
 
 SERVER_MAC = bytes([0x02, 0, 0, 0, 0, 1])
 SERVER_IP = IPv4Address("10.0.0.1")
@@ -52,6 +65,9 @@ class _Books(NamedTuple):
     device: DeviceCounts
     frames_from_device: int
     frames_to_device: int
+    device_processors: list[ProcessorCounts]
+    device_booked_ps: Counter[Item]
+    device_item_counts: Counter[Item]
 
 
 class Experiment:
@@ -78,6 +94,8 @@ class Experiment:
         self._body_bytes = 0
         self._device_counts: Callable[[], DeviceCounts] = _no_device
         self._books: list[_Books] = []
+        self._device_processors: DeviceProcessors | None = None
+        self._port_log: PortLog | None = None
 
     def __enter__(self) -> Experiment:
         return self
@@ -86,6 +104,9 @@ class Experiment:
                  trace: TracebackType | None) -> None:
         if self._capture is not None:
             self._capture.close()
+        if self._port_log is not None:
+            with Path(self.spec.port_log_path or "").open("w", encoding="ascii") as file:
+                self._port_log.write(file)
 
     def attach(self, port: Port, device_counts: Callable[[], DeviceCounts]) -> None:
         """Begin, over a device that is out of reset; `device_counts` is asked whenever the books are looked at."""
@@ -94,6 +115,22 @@ class Experiment:
         self.host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
                                neighbours=[client_addresses(number) for number in range(spec.clients)])
         self.kernel.spawn(self._main(), "experiment")
+
+    def attach_firmware(self, streams: ControlStreams, facts: PortFacts) -> None:
+        """Let the machine's device processors do TCP behind a control port; after `attach`.
+
+        Raises InputError for a machine that has none.
+        """
+        spec = self.spec
+        device = spec.machine.device_processor
+        if device is None:
+            raise InputError(f"machine {spec.machine.name} has no `device_processor`, which system {spec.system.name} "
+                             "does TCP on: add that table")
+        processors = spec.system.device.processors or device.processors
+        account = FirmwareAccount(device)
+        self._port_log = None if spec.port_log_path is None else PortLog(facts)
+        self._device_processors = DeviceProcessors(
+            self.kernel, streams, self.host.firmware(facts, account, processors), account, processors, self._port_log)
 
     def result(self) -> SystemResult:
         """What was measured. Raises RuntimeError before the run is done."""
@@ -138,6 +175,8 @@ class Experiment:
                                    for category, ps in sorted(busy.items()) if ps > before.get(category, 0)}
                                   for busy, before in zip(end.busy_ps, start.busy_ps, strict=True)],
             over_time=self._recorder.intervals(end.time_ps, end.busy_ps),
+            device_processors=self._device_figures(start, end, rest, requests),
+            device_items=self._device_items(start, rest, requests),
             interrupts=(rest.device.interrupts - start.device.interrupts) / requests,
             dma_read_bytes=(rest.device.dma_read_bytes - start.device.dma_read_bytes) / requests,
             dma_write_bytes=(rest.device.dma_write_bytes - start.device.dma_write_bytes) / requests,
@@ -145,9 +184,31 @@ class Experiment:
             frames_received=(rest.frames_to_device - start.frames_to_device) / requests,
             latency_p50_ps=percentile(ordered_ps, 50),
             latency_p99_ps=percentile(ordered_ps, 99),
+            connections_on=self.host.connections_on,
             outbound=self.wire.outbound.counts if self.wire.outbound else None,
             inbound=self.wire.inbound.counts if self.wire.inbound else None,
         )
+
+    def _device_figures(self, start: _Books, end: _Books, rest: _Books, requests: int) -> list[DeviceProcessorFigure]:
+        duration_ps = end.time_ps - start.time_ps
+        return [DeviceProcessorFigure(
+            utilisation=(until.busy_ps - before.busy_ps) / duration_ps,
+            messages=(last.messages - before.messages) / requests, orders=(last.orders - before.orders) / requests,
+            cycles=self._device_cycles(last.busy_ps - before.busy_ps) / requests)
+            for before, until, last in zip(start.device_processors, end.device_processors, rest.device_processors,
+                                           strict=True)]
+
+    def _device_items(self, start: _Books, rest: _Books, requests: int) -> dict[str, dict[str, ItemFigure]]:
+        items: dict[str, dict[str, ItemFigure]] = {}
+        for (category, item), ps in sorted((rest.device_booked_ps - start.device_booked_ps).items()):
+            count = rest.device_item_counts[category, item] - start.device_item_counts[category, item]
+            items.setdefault(category, {})[item] = ItemFigure(count=count / requests,
+                                                              cycles=self._device_cycles(ps) / requests)
+        return items
+
+    def _device_cycles(self, ps: int) -> float:
+        device = self.spec.machine.device_processor
+        return 0.0 if device is None else ps * device.clock_hz / PS_PER_SECOND
 
     def stall_report(self) -> str:
         """Why nothing goes on: the tasks that wait, and for what."""
@@ -191,11 +252,14 @@ class Experiment:
         raise RunError(self.stall_report())
 
     def _look(self) -> None:
-        processors = self.processors
+        processors, device = self.processors, self._device_processors
         self._books.append(_Books(
             time_ps=self.kernel.now, booked_ps=processors.booked_ps.copy(), counts=processors.counts.copy(),
             busy_ps=processors.busy_ps, device=self._device_counts(),
-            frames_from_device=self.wire.frames_from_device, frames_to_device=self.wire.frames_to_device))
+            frames_from_device=self.wire.frames_from_device, frames_to_device=self.wire.frames_to_device,
+            device_processors=[] if device is None else [replace(counts) for counts in device.counts],
+            device_booked_ps=Counter() if device is None else device.account.booked_ps.copy(),
+            device_item_counts=Counter() if device is None else device.account.counts.copy()))
 
 
 def percentile(ordered: list[int], percent: int) -> int:

@@ -7,14 +7,14 @@ application's own work; an application profile prices those. Each cost carries i
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from cosim.errors import MachineError
-from host_driver.account import ITEMS
+from host_driver.account import FIRMWARE_ITEMS, ITEMS
 
 APPLICATION_ITEMS = (("user", "request"), ("user", "connection"))
 """(category, item) that an application profile prices, not a machine."""
@@ -84,6 +84,17 @@ class Moderation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     source: str
 
 
+class DeviceProcessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What runs the firmware on the network adapter, where TCP is done there."""
+
+    clock_hz: int
+    processors: int = 1
+    """Connections are spread over them."""
+    source: str
+    costs: dict[str, dict[str, Cost]]
+    """Of the items of `host_driver.account.FIRMWARE_ITEMS`, in its own cycles."""
+
+
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A host: processors, cost table, bus and the defaults of its network adapter."""
 
@@ -105,6 +116,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     bus: Bus
     moderation: Moderation
     costs: dict[str, dict[str, Cost]]
+    device_processor: DeviceProcessor | None = None
 
 
 class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -135,7 +147,19 @@ def load_machine(name_or_path: str) -> Machine:
     costs = raw.pop("costs", None)
     if not isinstance(costs, dict):
         raise MachineError(f"{path}: missing table `costs`")
+    device = raw.pop("device_processor", None)
+    if isinstance(device, dict):
+        device_costs = device.get("costs")
+        if not isinstance(device_costs, dict):
+            raise MachineError(f"{path}: missing table `device_processor.costs`")
+        checked = _check_costs(path, device_costs, "device_processor.costs", set(FIRMWARE_ITEMS))
+        raw["device_processor"] = {**device, "costs": checked}
+    elif device is not None:
+        raise MachineError(f"{path}: `device_processor` must be a table")
     machine = _convert(path, {**raw, "costs": _check_costs(path, costs)}, Machine)
+    if machine.device_processor is not None:
+        for field in ("clock_hz", "processors"):
+            _check_number(path, f"device_processor.{field}", getattr(machine.device_processor, field), least=1)
     for field in ("processors", "clock_hz", "quantum_us", "link_bit_rate"):
         _check_number(path, field, getattr(machine, field), least=1)
     _check_fields(path, "bus", machine.bus)
@@ -174,6 +198,12 @@ def prices_ps(machine: Machine, application: Application) -> dict[tuple[str, str
     cycles["user", "request"] = application.request.cycles
     cycles["user", "connection"] = application.connection.cycles
     return {key: round(value * PS_PER_SECOND / machine.clock_hz) for key, value in cycles.items()}
+
+
+def firmware_prices_ps(device: DeviceProcessor) -> dict[tuple[str, str], int]:
+    """The same of a device processor's own work."""
+    return {(category, item): round(cost.cycles * PS_PER_SECOND / device.clock_hz)
+            for category, items in device.costs.items() for item, cost in items.items()}
 
 
 def _read(name_or_path: str, folder: str, kind: str) -> tuple[Path, dict[str, Any]]:
@@ -224,14 +254,18 @@ def _convert(path: Path, raw: object, kind: type[T], where: str = "") -> T:
         raise MachineError(f"{path}: {error}{place}") from error
 
 
-def _check_costs(path: Path, costs: Mapping[str, Any]) -> dict[str, dict[str, Cost]]:
-    wanted = {(category, item) for category, items in ITEMS.items() for item in items} - set(APPLICATION_ITEMS)
+_HOST_ITEMS = {(category, item) for category, items in ITEMS.items() for item in items} - set(APPLICATION_ITEMS)
+
+
+def _check_costs(path: Path, costs: Mapping[str, Any], table: str = "costs",
+                 items_wanted: Set[tuple[str, str]] = _HOST_ITEMS) -> dict[str, dict[str, Cost]]:
+    wanted = set(items_wanted)
     checked: dict[str, dict[str, Cost]] = {}
     for category, items in costs.items():
         if not isinstance(items, dict):
-            raise MachineError(f"{path}: `costs.{category}` must be a table of items")
+            raise MachineError(f"{path}: `{table}.{category}` must be a table of items")
         for item, raw in items.items():
-            field = f"costs.{category}.{item}"
+            field = f"{table}.{category}.{item}"
             if (category, item) not in wanted:
                 raise MachineError(f"{path}: unknown field `{field}`")
             cost = _convert(path, raw, Cost, field)
@@ -239,7 +273,7 @@ def _check_costs(path: Path, costs: Mapping[str, Any]) -> dict[str, dict[str, Co
             checked.setdefault(category, {})[item] = cost
             wanted.discard((category, item))
     if wanted:
-        missing = ", ".join(f"`costs.{category}.{item}`" for category, item in sorted(wanted))
+        missing = ", ".join(f"`{table}.{category}.{item}`" for category, item in sorted(wanted))
         raise MachineError(f"{path}: missing {missing}")
     return checked
 

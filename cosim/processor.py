@@ -18,6 +18,7 @@ from enum import IntEnum
 
 from cosim.machine import PS_PER_SECOND, Application, Machine, prices_ps
 from cosim.steering import Steering, TriggerStates
+from host_driver.placement import Policy
 from host_driver.runtime import Future, Kernel, Timer
 from host_driver.softirq import PerProcessor
 
@@ -175,12 +176,17 @@ class Processors:
         """An account for a bottom half: it runs where the last interrupt of that steering was taken."""
         return Context(self, Level.SOFTIRQ, name, steering=steering or self._steering)
 
-    def softirq_contexts(self, steering: Steering[_Processor]) -> PerProcessor:
-        """Accounts for bottom halves that run at a time, one on each of the processors of a steering."""
+    def softirq_contexts(self, steering: Steering[_Processor], *, by_connection: bool = False,
+                         policy: Policy | None = None,
+                         others: Steering[_Processor] | None = None) -> PerProcessor:
+        """Accounts for bottom halves that run at a time, one on each of the processors of a steering; with a policy one
+        more on `others`, for connections that it keeps from these."""
         targets = steering.targets
-        return PerProcessor(
-            [self.softirq_context(f"softirq {target.index}", self.steering([target.index])) for target in targets],
-            lambda: targets.index(steering.current))
+        accounts = [self.softirq_context(f"softirq {target.index}", self.steering([target.index]))
+                    for target in targets]
+        if policy is not None:
+            accounts.append(self.softirq_context("softirq of the host", others))
+        return PerProcessor(accounts, lambda: targets.index(steering.current), by_connection, policy)
 
     def process_context(self, name: str, processors: Iterable[int] | None = None) -> Context:
         """An account for a process: it runs on any of these processors (None: of all), and on the last one if that is

@@ -18,6 +18,8 @@ from host_driver.account import ITEMS
 
 PS_PER_US = 10**6
 DRAWN_COLUMNS = 60
+MOST_SIDE_BY_SIDE = 3
+"""More systems are rows instead of columns."""
 EXPECTED_POINTS = 3.0
 """Percentage points within which a figure counts as the paper's."""
 
@@ -88,13 +90,27 @@ def print_report(console: Console, configuration: Configuration, results: Sequen
     _print_workload(console, configuration.workload)
     if not results:
         return
-    console.print(comparison(console, results))
+    is_wide = len(results) > MOST_SIDE_BY_SIDE
+    if is_wide:
+        console.print(overview(console, results))
+        console.print(category_table(console, results))
+    else:
+        console.print(comparison(console, results))
     console.print(processor_table(console, results))
+    for result in results:
+        if result.connections_on:
+            console.print(f"Connections of {result.system}: " + ", ".join(
+                f"{count} on {place}" for place, count in result.connections_on.items()), soft_wrap=True)
+        for number, device in enumerate(result.device_processors):
+            console.print(
+                f"Device processor {number} of {result.system}: {100 * device.utilisation:.1f} % busy; a request takes "
+                f"{device.cycles:,.0f} of its cycles, {device.messages:.1f} messages and {device.orders:.1f} orders.",
+                soft_wrap=True, highlight=False)
     baseline = baseline_of(results)
     if baseline is None:
         return
     for result in results:
-        if result is not baseline:
+        if result is not baseline and not is_wide:
             console.print(gain_sentence(baseline, result), soft_wrap=True)
     if is_figure_1(configuration):
         console.print()
@@ -137,6 +153,31 @@ def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
     row("latency p50, us", [result.latency_p50_ps / PS_PER_US for result in results], ",.0f")
     row("latency p99, us", [result.latency_p99_ps / PS_PER_US for result in results], ",.0f")
     row("processors busy, %", [100 * sum(result.utilisation) / len(result.utilisation) for result in results], ",.1f")
+    return table
+
+
+def overview(console: Console, results: Sequence[SystemResult]) -> Table:
+    """Many systems, a row each, with their gain over the baseline, or the first."""
+    baseline = baseline_of(results) or results[0]
+    table = _table(console, "Systems", "", "served", "requests/s", f"over {baseline.system}", "cycles a request",
+                   "interrupts", "frames sent", "received", "p50, us", "p99, us", "processors busy, %")
+    for result in results:
+        gain = 100 * (result.requests_per_s / baseline.requests_per_s - 1)
+        table.add_row(
+            result.system if result.complete else f"{result.system} (interrupted)", f"{result.requests:,}",
+            f"{result.requests_per_s:,.1f}", "" if result is baseline else f"{gain:+.1f} %",
+            f"{result.total_cycles:,.0f}", f"{result.interrupts:.2f}", f"{result.frames_sent:.2f}",
+            f"{result.frames_received:.2f}", f"{result.latency_p50_ps / PS_PER_US:,.0f}",
+            f"{result.latency_p99_ps / PS_PER_US:,.0f}", " ".join(f"{100 * busy:.0f}" for busy in result.utilisation))
+    return table
+
+
+def category_table(console: Console, results: Sequence[SystemResult]) -> Table:
+    """Cycles a request by category, a row for each system, in thousands."""
+    there = [category for category in ITEMS if any(result.cycles.get(category, 0.0) for result in results)]
+    table = _table(console, "Host cycles a request, in thousands", "", *(name.replace("_", " ") for name in there))
+    for result in results:
+        table.add_row(result.system, *(f"{result.cycles.get(name, 0.0) / 1000:,.1f}" for name in there))
     return table
 
 

@@ -19,6 +19,7 @@ from cosim.systems import System
 from cosim.workload import Workload
 
 RESULT_NAME = "result.json"
+PORT_LOG_NAME = "port.log"
 CAPTURE_NAME = "wire.pcapng"
 WAVE_STEM = "wave"
 """The wave's name without its format."""
@@ -96,9 +97,13 @@ class ResultsFolder:
         folder = self.path / system
         folder.mkdir(exist_ok=True)
         capture, wave = folder / CAPTURE_NAME, folder / WAVE_STEM
-        for path in (capture, *folder.glob(f"{WAVE_STEM}.*")):
+        for path in (capture, folder / PORT_LOG_NAME, *folder.glob(f"{WAVE_STEM}.*")):
             path.unlink(missing_ok=True)
         return capture, wave
+
+    def port_log(self, system: str) -> Path:
+        """Where the log of a system's control port goes."""
+        return self.path / system / PORT_LOG_NAME
 
     def add(self, result: SystemResult, seconds: float) -> None:
         """Keep one system's figures."""

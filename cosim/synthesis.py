@@ -56,6 +56,12 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.channels import Channels
     from rtl.coalescer import Coalescer
     from rtl.completion import Completion
+    from rtl.control_admission import ControlAdmission, flow_table
+    from rtl.control_cells import ControlCells
+    from rtl.control_place import ControlPlace
+    from rtl.control_receive import ControlReceive
+    from rtl.control_release import ControlRelease
+    from rtl.control_segments import SegmentMessages
     from rtl.control_up import ControlUp
     from rtl.counters import Counters
     from rtl.dma_read import DmaRead
@@ -76,13 +82,20 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.transmit_back import TransmitBack
     from rtl.tx_scheduler import TransmitScheduler
 
+    def with_port(maker: Callable[[NicConfig], Any]) -> Callable[[NicConfig], Any]:
+        return lambda config: maker(with_control_port(config))
+
     return {
         WHOLE: Nic, "registers": Registers, "doorbells": Doorbells, "channels": Channels, "keys": KeyTable,
         "fetch": TransmitFetch, "scheduler": TransmitScheduler, "dma_read": DmaRead, "transmit": TransmitBack,
         "receive": Receive, "parser": Parser, "rx_buffer": RxBuffer, "coalescer": Coalescer, "rx_rings": RxRings,
         "rx_deliver": RxDeliver, "rx_gather": RxGather,
         "dma_write": DmaWrite, "completion": Completion, "events": Events, "counters": Counters,
-        "emit": lambda config: EmitFront(with_control_port(config)),
+        **{name: with_port(maker) for name, maker in {
+            "flow_table": flow_table, "control_cells": ControlCells, "control_segments": SegmentMessages,
+            "control_admission": ControlAdmission, "control_release": ControlRelease, "control_place": ControlPlace,
+            "control_receive": ControlReceive}.items()},
+        "emit": with_port(EmitFront),
         "control_up": lambda config: ControlUp(with_control_port(config), sources=3),
     }
 

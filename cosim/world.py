@@ -16,25 +16,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from cosim.device_processor import DeviceProcessors, FirmwareAccount
 from cosim.engines.base import RunError, failed_task
 from cosim.engines.bench import CountingPort, bus_timing
 from cosim.engines.bus import Bus
 from cosim.engines.compiled import run_bench
-from cosim.engines.model import ModelPort
+from cosim.engines.model import ModelPort, with_control_port
 from cosim.errors import InputError
 from cosim.impairments import BothWays
 from cosim.mac import Mac, SentFrame
-from cosim.machine import load_application, load_machine
+from cosim.machine import DeviceProcessor, load_application, load_machine
 from cosim.memory import HostMemory
 from cosim.pcapng import PcapngWriter
 from cosim.processor import Processors
 from cosim.wire import Wire
 from host_driver.account import Account, NullAccount
+from host_driver.firmware import Firmware
 from host_driver.host_tcp import HostTcp
 from host_driver.interface import NetworkInterface, Offloads
 from host_driver.memnet import AdmissionPolicy, Application, MemNet, MemNetCounters, Outcome, TcpServer
 from host_driver.nic import Nic
 from host_driver.notification import Interrupts
+from host_driver.offload_interface import OffloadInterface
+from host_driver.offload_tcp import OffloadTcp
 from host_driver.port import Port
 from host_driver.runtime import Event, Kernel, TaskFailed
 from host_driver.tcp import LINUX, Profile
@@ -54,7 +58,8 @@ def mac_of(number: int) -> bytes:
 
 
 class WorldHost:
-    """One host. Attributes: `name`, `ip`; `interface` and `tcp_server`, when it is `up`."""
+    """One host. Attributes: `name`, `ip`; `interface` and `tcp_server`, when it is `up`; `device_processor`, what does
+    TCP on its device, if that is so: then `offload` and `firmware` instead of `interface`."""
 
     def __init__(self, kernel: Kernel, number: int, name: str, seed: int, processors: Processors | None,
                  notification: Interrupts | None, profile: Profile, admission: AdmissionPolicy | None) -> None:
@@ -63,6 +68,9 @@ class WorldHost:
         self.ip = str(FIRST_IP + number)
         self.up = Event(f"{name} coming up")
         self.interface: NetworkInterface
+        self.device_processor: DeviceProcessor | None = None
+        self.offload: OffloadInterface
+        self.firmware: Firmware
         self.tcp_server: TcpServer
         self.processors = processors
         self._kernel = kernel
@@ -83,6 +91,9 @@ class WorldHost:
     async def bring_up(self, port: Port) -> None:
         """Over a device that is out of reset."""
         processors, seed = self.processors, f"{self.name} of {self._seed}"
+        if self.device_processor is not None:
+            await self._bring_up_offload(port, self.device_processor, seed)
+            return
         self.interface = await NetworkInterface.open(
             await Nic.probe(port), mac=self.mac, ip=self.ip, profile=self._profile, rng=random.Random(seed),
             interrupt_account=NullAccount() if processors is None else processors.interrupt_context("interrupts"),
@@ -92,6 +103,23 @@ class WorldHost:
         self.tcp_server = TcpServer(
             HostTcp(self.interface), admission=self._admission, rng=random.Random(f"capabilities of {seed}"),
             account=None if processors is None else self.process_account(f"TCP server of {self.name}"))
+        self.up.set()
+
+    async def _bring_up_offload(self, port: Port, device: DeviceProcessor, seed: str) -> None:
+        """The same with TCP on the device."""
+        assert isinstance(port, ModelPort)
+        facts, account = port.device.config.port_facts, FirmwareAccount(device)
+        self.firmware = Firmware(facts, mac=self.mac, ip=self.ip, profile=self._profile, seed=seed, account=account,
+                                 shards=device.processors)
+        DeviceProcessors(self._kernel, port.control, self.firmware, account, device.processors)
+        processors = self.processors
+        self.offload = await OffloadInterface.open(
+            await Nic.probe(port), mac=self.mac, ip=self.ip,
+            interrupt_account=NullAccount() if processors is None else processors.interrupt_context("interrupts"),
+            softirq_account=NullAccount() if processors is None else processors.softirq_context("softirq"),
+            notification=self._notification)
+        self.tcp_server = TcpServer(OffloadTcp(self.offload), admission=self._admission,
+                                    rng=random.Random(f"capabilities of {seed}"))
         self.up.set()
 
 
@@ -126,13 +154,15 @@ class World:
                  application: str = "simple", profile: Profile = LINUX, link_bit_rate: int = 10**9,
                  impairments: BothWays | None = None, capture: Path | None = None,
                  memory_bytes: int = DEFAULT_MEMORY_BYTES, admission: AdmissionPolicy | None = None,
-                 seed: int = 1) -> None:
+                 seed: int = 1, on_device: bool = False) -> None:
         if engine not in ENGINES:
             raise InputError(f"no engine {engine!r} for a world: choose from {', '.join(ENGINES)}")
         if device not in CONFIGS:
             raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
         self.kernel = Kernel()
-        self.config = CONFIGS[device]
+        self.config = with_control_port(CONFIGS[device]) if on_device else CONFIGS[device]
+        if on_device and engine != "model":
+            raise InputError(f"TCP on the device cannot run on the {engine} engine yet: use model")
         self.memory = HostMemory(memory_bytes)
         self._capture = None if capture is None else PcapngWriter(capture, "server")
         self.wire = Wire(self.kernel, bit_rate=link_bit_rate, capture=self._capture, impairments=impairments)
@@ -155,6 +185,7 @@ class World:
                                       tx_usecs=moderation.tx_usecs, tx_frames=moderation.tx_frames)
         self.bus = Bus(bus_timing(chosen, self.config, seed))
         self.server = self._new_host("server", processors, notification, admission)
+        self.server.device_processor = chosen.device_processor if on_device else None
         self.client = self.add_host("client")
 
     def _new_host(self, name: str, processors: Processors | None, notification: Interrupts | None,

@@ -22,7 +22,8 @@ ITEMS: dict[str, dict[str, str]] = {
         "write": "a write or send call on a socket, without copies and TCP",
         "close": "a close call",
         "connect": "a connect call",
-        "smp_connection": "locks, line bouncing and migration for a connection on a multiprocessor",
+        "smp_connection": "line bouncing, lock waits and migration for a connection that all processors of the machine"
+                          " share the work on",
     },
     "copy": {
         "user_to_kernel_byte": "a byte copied from the application into kernel buffers",
@@ -34,8 +35,12 @@ ITEMS: dict[str, dict[str, str]] = {
         "buffer": "a network buffer allocated and filled in",
         "control": "a SYN, SYN-ACK, ACK, FIN or RST without payload, sent",
         "checksum_byte": "a byte summed in software for sending",
-        "smp_packet": "locks, line bouncing and migration for a segment or control packet handed to the driver, however"
-                      " large, on a multiprocessor",
+        "smp_lock": "locked instructions for a segment or control packet handed to the driver, in a kernel for several"
+                    " processors",
+        "smp_packet": "line bouncing, lock waits and migration for such a packet, however large, that all processors of"
+                      " the machine share the work on",
+        "queue_put": "a send put on the queue in shared memory to a dedicated processor",
+        "queue_take": "a send taken from that queue",
     },
     "tcp_recv": {
         "syn": "an arriving SYN",
@@ -61,11 +66,15 @@ ITEMS: dict[str, dict[str, str]] = {
     },
     "interrupt": {
         "entry": "an interrupt taken: entry, handler dispatch, exit and the cache pollution it leaves",
+        "signal": "an interrupt sent to another processor, which has an entry of its own",
     },
     "softirq": {
         "run": "a bottom half started",
         "packet": "a packet carried from the driver's queue to the protocol",
-        "smp_packet": "locks, line bouncing and migration for a received packet on a multiprocessor",
+        "smp_lock": "locked instructions for a received packet, in a kernel for several processors",
+        "smp_packet": "line bouncing, lock waits and migration for a received packet that all processors of the machine"
+                      " share the work on",
+        "hand_over": "a received packet put into the queue of another processor's bottom half",
     },
     "context_switch": {
         "switch": "a processor given to another process",
@@ -83,6 +92,23 @@ ITEMS: dict[str, dict[str, str]] = {
     },
 }
 """Category -> item -> what one unit of it is."""
+
+
+FIRMWARE_ITEMS: dict[tuple[str, str], str] = {
+    ("firmware", "message"): "a message taken from the control port and told apart",
+    ("firmware", "order_unit"): "64 bytes of an order written to the control port",
+    ("firmware", "operation"): "a socket operation taken apart",
+    ("firmware", "completion"): "a completion made",
+    ("firmware", "timer"): "timers looked at when one is due",
+    **{("tcp_recv", item): ITEMS["tcp_recv"][item] for item in ("syn", "established", "ack", "data_segment", "fin",
+                                                              "rst")},
+    ("tcp_send", "segment"): ITEMS["tcp_send"]["segment"],
+    ("tcp_send", "control"): ITEMS["tcp_send"]["control"],
+    ("ip", "receive"): ITEMS["ip"]["receive"],
+    ("ip", "send"): ITEMS["ip"]["send"],
+}
+"""(category, item) -> what one unit of it is: work of TCP's firmware on a device processor, which its own table of the
+machine file prices."""
 
 
 class Account(Protocol):

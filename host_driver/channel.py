@@ -54,7 +54,7 @@ class Channel:
     A send without pieces is pushed if it has at most `push_bytes` inline bytes and is alone on the ring; 0 for a device
     without `Feature.PUSH`, or to push none.
 
-    Attributes: `number`, `vector`, `push_bytes`, `pushed` (sends so far), and the three rings, `submissions`,
+    Attributes: `port`, `number`, `vector`, `push_bytes`, `pushed` (sends so far), and the three rings, `submissions`,
     `buffers`, `completed`.
     """
 
@@ -62,7 +62,7 @@ class Channel:
                  push_bytes: int = 0) -> None:
         self.number = number
         self.vector = vector
-        self._port = port
+        self.port = port
         memory = port.memory
         self.submissions = SubmissionRing(memory, tx_log2)
         self.buffers = ReceiveRing(memory, rx_log2)
@@ -102,17 +102,17 @@ class Channel:
     def ring_doorbell(self, account: Account) -> None:
         """Tell the device of everything submitted and posted since the last time."""
         if self._tx_told != self.submissions.producer or self._rx_told != self.buffers.producer:
-            self._port.wmb()
+            self.port.wmb()
         if self._tx_told != self.submissions.producer:
             if self.push_bytes:
                 self._push(account)
             self._tx_told = self.submissions.producer
             account.charge("driver", "mmio_write")
-            self._port.write32(self._tx_doorbell, self._tx_told)
+            self.port.write32(self._tx_doorbell, self._tx_told)
         if self._rx_told != self.buffers.producer:
             self._rx_told = self.buffers.producer
             account.charge("driver", "mmio_write")
-            self._port.write32(self._rx_doorbell, self._rx_told)
+            self.port.write32(self._rx_doorbell, self._rx_told)
 
     def _push(self, account: Account) -> None:
         """Push what the device has not been told of, if it is one short send, and the device has no other."""
@@ -129,7 +129,7 @@ class Channel:
         account.charge("driver", "block_write", len(blocks))
         self.pushed += 1
         for offset, block in blocks:
-            self._port.write_block(self._push_window + offset, block)
+            self.port.write_block(self._push_window + offset, block)
 
     @property
     def sends_in_flight(self) -> int:
@@ -158,7 +158,7 @@ class Channel:
         completed = self.completed
         while completed.has_completion:
             # The phase bit was read before; what it guards must not be older.
-            self._port.rmb()
+            self.port.rmb()
             completion = completed.take()
             if completion.kind is CompletionKind.SEND:
                 self.submissions.retire(completion.ring_index)
@@ -174,7 +174,7 @@ class Channel:
     def arm(self, account: Account) -> None:
         """Ask for an interrupt at the next completion, or at once if one came since `completions` ended."""
         account.charge("driver", "mmio_write")
-        self._port.write32(self._cq_arm, self.completed.consumer)
+        self.port.write32(self._cq_arm, self.completed.consumer)
 
     def report(self) -> str:
         """What its rings wait for: implements `host_driver.runtime.Reporter`."""
@@ -193,7 +193,7 @@ class Channel:
 
     def release(self) -> list[Any]:
         """Free the rings, when the device has the channel IDLE; returns the handles of all that never came back."""
-        self._port.kernel.reporters.remove(self)
+        self.port.kernel.reporters.remove(self)
         for ring in (self.submissions, self.buffers, self.completed):
             ring.release()
         lost = [*self._sends.values(), *(part.handle for part in self._parts), *self._posted.values()]

@@ -13,6 +13,7 @@ from host_driver.account import Account
 from host_driver.errors import network_error
 from host_driver.interface import NetworkInterface
 from host_driver.runtime import Cancelled
+from host_driver.softirq import Softirq, leave_job
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.listener import Listener
 from host_driver.tcp.states import State
@@ -44,8 +45,8 @@ class Listening:
             if connection is not None:
                 break
         endpoint = Endpoint(self.interface, connection)
-        if self.interface.multiprocessor:
-            account.charge("syscall", "smp_connection")
+        if self.interface.multiprocessor is not None:
+            self.interface.multiprocessor.connect(account)
         try:
             await account.settle()
         except (Exception, Cancelled):
@@ -74,6 +75,8 @@ class Endpoint:
         self.on_change: Callable[[], None] | None = None
         self.closed_here = False
         self.released = False
+        self.left_bytes = 0
+        """Copied, and left to a bottom half that has not yet given them to TCP."""
         self._waiting = WaitQueue(lambda: charge_waking(interface), f"connection {connection!r}")
         connection.on_event = self._changed
 
@@ -86,8 +89,8 @@ class Endpoint:
         Raises NetworkError if it is not to be.
         """
         account.charge("syscall", "connect")
-        if interface.multiprocessor:
-            account.charge("syscall", "smp_connection")
+        if interface.multiprocessor is not None:
+            interface.multiprocessor.connect(account)
         await account.settle()
         interface.account.target = account
         endpoint = cls(interface, interface.stack.connect(ip, port, interface.nic.port.now(), local_port))
@@ -138,6 +141,20 @@ class Endpoint:
         self.connection.release(self.interface.nic.port.now())
         self.wake()
         await self.interface.push(account)
+
+    async def end_behind(self, softirq: Softirq, account: Account, *, release: bool) -> None:
+        """`close`, or without `release` `shutdown`, by a bottom half, behind the sends that were left to it."""
+        async def job(account: Account) -> None:
+            self.interface.account.target = account
+            end = self.connection.release if release else self.connection.close
+            end(self.interface.nic.port.now())
+            await self.interface.push(account)
+
+        account.charge("syscall", "close")
+        self.closed_here = True
+        self.released |= release
+        self.wake()
+        await leave_job(softirq, job, account)
 
     async def abort(self, account: Account) -> None:
         """Drop the connection; the peer gets a reset."""

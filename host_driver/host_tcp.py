@@ -47,11 +47,13 @@ _CONSTANTS = {
 class _Send:
     """A send: which of its parts are with TCP, and how many of these are still needed."""
 
-    __slots__ = ("error", "next_part", "transfer", "unread_parts")
+    __slots__ = ("copied_bytes", "error", "next_part", "transfer", "unread_parts")
 
     def __init__(self, transfer: Transfer) -> None:
         self.transfer = transfer
         self.next_part = 0
+        self.copied_bytes = 0
+        """Of that part, by a provider that copies."""
         self.unread_parts = len(transfer.parts)
         self.error: NetworkError | None = None
 
@@ -78,13 +80,20 @@ class HostTcpConnection:
 
     def post_send(self, transfer: Transfer) -> None:
         """Queue a send. Raises NetworkError on a connection that takes none."""
+        self._take_send(transfer)
+        self._pump()
+
+    def carry_on_sending(self) -> bool:
+        """Do a further piece of work for posted sends, if that needs any; whether there was one."""
+        return False
+
+    def _take_send(self, transfer: Transfer) -> None:
         if self.endpoint.ended or self.endpoint.closed_here or self._end_behind_sends:
             raise network_error(self._connection.error, f"send on {self!r}")
         transfer.is_taken = True
         send = _Send(transfer)
         self._sends.append(send)
         self._unread.append(send)
-        self._pump()
 
     def post_receive(self, transfer: Transfer) -> None:
         """Queue a receive."""
@@ -268,7 +277,7 @@ class HostTcp:
 
     async def accept(self, listening: Listening, account: Account) -> HostTcpConnection:
         """The next connection."""
-        return HostTcpConnection(await listening.accept(account))
+        return self._connection(await listening.accept(account))
 
     async def stop_listening(self, listening: Listening, account: Account) -> None:
         """Give a port back."""
@@ -277,8 +286,11 @@ class HostTcp:
     async def connect(self, ip: IPv4Address | IPv6Address | str, port: int, local_port: int | None,
                       options: dict[Option, Any], account: Account) -> HostTcpConnection:
         """An established connection. Raises NetworkError."""
-        return HostTcpConnection(await Endpoint.connect(self._interface, ip, port, account, local_port,
-                                                        lambda connection: self._set_options(connection, options)))
+        return self._connection(await Endpoint.connect(self._interface, ip, port, account, local_port,
+                                                       lambda connection: self._set_options(connection, options)))
+
+    def _connection(self, endpoint: Endpoint) -> HostTcpConnection:
+        return HostTcpConnection(endpoint)
 
     def addresses(self, connection: HostTcpConnection) -> tuple[tuple[str, int], tuple[str, int]]:
         """Own and peer's address and port."""
@@ -330,12 +342,15 @@ class HostTcp:
         """A FIN behind all sends that were posted; or no more receives."""
         account.charge("syscall", "close")
         await account.settle()
+        self._shut_down(connection, direction, account)
+        await self._interface.push(account)
+
+    def _shut_down(self, connection: HostTcpConnection, direction: Direction, account: Account) -> None:
         self._interface.account.target = account
         if Direction.RECEIVE in direction:
             connection.end_receiving()
         if Direction.SEND in direction and connection.end_behind_sends():
             connection.end_sending()
-        await self._interface.push(account)
 
     async def close(self, connection: HostTcpConnection, account: Account) -> None:
         """A FIN behind all sends that were posted."""

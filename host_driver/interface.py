@@ -19,10 +19,12 @@ from typing import Any
 from host_driver.account import Account
 from host_driver.channel import Channel
 from host_driver.dim import Moderation
+from host_driver.multiprocessor import Multiprocessor, SharedWork
 from host_driver.nic import DeviceError, Nic
 from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
 from host_driver.notifier import notifier
 from host_driver.packet_buffers import PacketBuffer, PacketBuffers
+from host_driver.placement import Flow, Placement, flow_between
 from host_driver.rings import Completion, Descriptor, Piece
 from host_driver.runtime import Task, Timer
 from host_driver.softirq import PerProcessor, Softirq, WaitingFrame
@@ -157,12 +159,13 @@ class NetworkInterface:
     """One interface with its stack; made by `NetworkInterface.open`.
 
     Attributes: `nic`, `channel`, `stack`, `account` (whoever runs the stack), and counts: `send_errors`,
-    `receive_errors` (error completions), `backlog_drops` (frames that found the softirq's queue full), `interrupts`.
+    `receive_errors` (error completions), `backlog_drops` (frames that found the softirq's queue full), `interrupts`;
+    `placement`, where connections have processors of their own.
     """
 
     def __init__(self, nic: Nic, channel: Channel, stack: Stack, account: CurrentAccount, *, offloads: Offloads,
                  notification: Notification, interrupt_account: Account, softirqs: PerProcessor,
-                 background_account: Account | None, multiprocessor: bool, mtu: int) -> None:
+                 background_account: Account | None, multiprocessor: Multiprocessor | None, mtu: int) -> None:
         self.nic = nic
         self.channel = channel
         self.stack = stack
@@ -177,7 +180,10 @@ class NetworkInterface:
         self.interrupt_account = interrupt_account
         self.softirqs = softirqs.softirqs()
         self._current_softirq = softirqs.current
+        servers = self.softirqs[:-1] if softirqs.policy is not None else self.softirqs
+        self.placement = Placement(servers, softirqs.policy, self._is_open) if softirqs.by_connection else None
         self.background_account = background_account
+        self._shared_work = self._work_by_account()
         self._notifier = notifier(notification, self)
         frame_bytes = mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES
         buffer_bytes = -(-frame_bytes // BUFFER_GRANULE_BYTES) * BUFFER_GRANULE_BYTES
@@ -194,14 +200,16 @@ class NetworkInterface:
                    rng: random.Random, interrupt_account: Account,
                    softirq_account: Account | PerProcessor, gateways: Sequence[IpAddress | str] = (),
                    offloads: Offloads | None = None, notification: Notification | None = None,
-                   background_account: Account | None = None, mtu: int = 1500, multiprocessor: bool = False,
+                   background_account: Account | None = None, mtu: int = 1500,
+                   multiprocessor: Multiprocessor | None = None,
                    vector: int = 0, tx_log2: int = 9, rx_log2: int = 8) -> NetworkInterface:
         """Bring the interface up. The default is no offload, and an interrupt for each frame; `background_account` is
         of the process that goes on for a softirq that took too long, where there is one. `softirq_account` may have one
-        for each processor: then what interrupts leave to them is served by all of them at a time.
+        for each processor: then what interrupts leave to them is served by all of them at a time. `multiprocessor`:
+        what a kernel for several processors costs; None: it is for one.
 
         Raises DeviceError if the device lacks an offload, ValueError as `Nic.open_channel` and for several softirqs
-        with another notification than interrupts.
+        that are told in a way that has one.
         """
         offloads = offloads or Offloads()
         missing = offloads.needed_features & ~nic.capabilities.features
@@ -214,7 +222,9 @@ class NetworkInterface:
         channel = await nic.open_channel(RAW_CHANNEL, operations=operations, vector=vector, tx_log2=tx_log2,
                                          rx_log2=rx_log2)
         softirqs = softirq_account if isinstance(softirq_account, PerProcessor) else PerProcessor.one(softirq_account)
-        if len(softirqs.accounts) > 1 and isinstance(notification, (Polling, SoftTimers, Napi)):
+        single = isinstance(notification, SoftTimers) or (
+            isinstance(notification, Polling | Napi) and not softirqs.by_connection)
+        if len(softirqs.accounts) > 1 and single:
             raise ValueError(f"{type(notification).__name__} has one softirq, not {len(softirqs.accounts)}")
         account = CurrentAccount(softirqs.accounts[0])
         stack = Stack(mac=mac, ip=ip, gateways=gateways, profile=profile, mtu=mtu, account=account, rng=rng,
@@ -259,7 +269,7 @@ class NetworkInterface:
     @property
     def left_over(self) -> dict[str, int]:
         """What an interface at rest has none of, by name: frames and sends under way, buffers that somebody holds."""
-        return {"backlog": sum(len(softirq.backlog) for softirq in self.softirqs),
+        return {"backlog": sum(softirq.waiting for softirq in self.softirqs),
                 "transmit_queue": len(self._transmit_queue),
                 "sends_on_ring": self.channel.sends_in_flight,
                 "transmit_buffers": TX_PACKET_BUFFERS - len(self._tx_buffers.free),
@@ -277,12 +287,19 @@ class NetworkInterface:
         stopped = await self.nic.take_channel_errors()
         raise DeviceError("; ".join(f"channel {n} stopped: {error.name}" for n, error in stopped.items()))
 
-    def take_completions(self, account: Account, most_received: int | None = None) -> int:
+    @property
+    def current_softirq(self) -> Softirq:
+        """Of the processor that took the last interrupt."""
+        return self.softirqs[self._current_softirq()]
+
+    def take_completions(self, account: Account, most_received: int | None = None,
+                         softirq: Softirq | None = None) -> int:
         """Empty the completion ring, up to so many received frames (None: all); how many there were.
 
-        They go to the backlog, their buffers back to the device.
+        They go to the backlog, their buffers back to the device. `softirq`: the bottom half of the processor that does
+        so; None: of the one that took the last interrupt.
         """
-        received, softirq = 0, self.softirqs[self._current_softirq()]
+        received, softirq = 0, softirq or self.current_softirq
         for completion, handle, more in self.channel.completions():
             if isinstance(handle, _Outgoing):
                 account.charge("driver", "transmit_reclaim")
@@ -299,7 +316,7 @@ class NetworkInterface:
             else:
                 account.charge("driver", "receive_frame")
                 parts = [(completion, handle), *((c, h) for c, h, _ in more)]
-                self._take_frame(parts, softirq)
+                self._take_frame(parts, softirq, account)
                 self._notifier.count_received(sum(part.length for part, _ in parts))
                 received += 1
                 if received == most_received:
@@ -309,20 +326,40 @@ class NetworkInterface:
             softirq.pending.set()
         return received
 
-    def _take_frame(self, parts: list[tuple[Completion, PacketBuffer]], softirq: Softirq) -> None:
+    def _take_frame(self, parts: list[tuple[Completion, PacketBuffer]], softirq: Softirq, account: Account) -> None:
         head = parts[0][0]
         if head.status is not Status.OK:
             self.receive_errors += 1
-        elif softirq.is_full:
-            self.backlog_drops += 1
         else:
             # Stands for handing the buffer up and posting a fresh one: no copy is charged.
             received = b"".join(buffer.view[: part.length] for part, buffer in parts)
             frame = as_one_packet(received, head.segments, head.info)
             merged_bytes = head.mss if head.segments > 1 else 0
-            softirq.backlog.append(WaitingFrame(frame, self._checksum_verdict(head.info), merged_bytes))
+            self._leave(WaitingFrame(frame, self._checksum_verdict(head.info), merged_bytes), softirq, account)
         for _, buffer in parts:
             self._post(buffer)
+
+    def _leave(self, frame: WaitingFrame, own: Softirq, account: Account) -> None:
+        """Leave a frame to the bottom half that carries its connection, which may be another processor's."""
+        number = None if self.placement is None else self.placement.of_frame(frame.data)
+        softirq = own if self.placement is None else self.softirqs[-1 if number is None else number]
+        if softirq.is_full:
+            self.backlog_drops += 1
+            return
+        softirq.backlog.append(frame)
+        if softirq is not own:
+            account.charge("softirq", "hand_over")
+            softirq.tell(account)
+
+    def _is_open(self, flow: Flow) -> bool:
+        return self.stack.has_connection(*flow)
+
+    def server_of(self, connection: Connection) -> Softirq | None:
+        """The bottom half of the dedicated processor that has a connection; None: the host's processors have it."""
+        if self.placement is None:
+            return None
+        number = self.placement.of_flow(flow_between(connection))
+        return None if number is None else self.softirqs[number]
 
     def _post(self, buffer: PacketBuffer) -> None:
         self.channel.post(buffer.piece, buffer.number, buffer)
@@ -344,19 +381,51 @@ class NetworkInterface:
         """
         account = account or softirq.account
         softirq.pending.clear()
+        softirq.is_running = True
+        try:
+            await self._run_softirq(softirq, account)
+        finally:
+            softirq.is_running = False
+
+    async def _run_softirq(self, softirq: Softirq, account: Account) -> None:
         if self._timer_due:
             self._timer_due = False
             self.account.target = account
             self.stack.poll(self._port.now())
-        while softirq.backlog:
-            frame, checksum_ok, merged_bytes = softirq.backlog.popleft()
-            account.charge("softirq", "packet")
-            if self.multiprocessor:
-                account.charge("softirq", "smp_packet")
-            self.account.target = account
-            self.stack.receive(frame, self._port.now(), checksum_ok=checksum_ok, merged_bytes=merged_bytes)
-            await self.push(account)
+        while softirq.waiting:
+            # Frames and sends in turn, so that neither waits for the other's end.
+            if softirq.backlog:
+                await self._carry(softirq.backlog.popleft(), account)
+            if softirq.jobs:
+                account.charge("tcp_send", "queue_take")
+                self.account.target = account
+                await softirq.jobs.popleft()(account)
         await self.push(account)
+
+    async def _carry(self, waiting: WaitingFrame, account: Account) -> None:
+        """Bring a received frame to TCP."""
+        frame, checksum_ok, merged_bytes = waiting
+        account.charge("softirq", "packet")
+        if self.multiprocessor is not None:
+            self.multiprocessor.receive(account, self._work(self.multiprocessor, account))
+        self.account.target = account
+        self.stack.receive(frame, self._port.now(), checksum_ok=checksum_ok, merged_bytes=merged_bytes)
+        await self.push(account)
+
+    def _work_by_account(self) -> dict[Account, SharedWork]:
+        """Among whom the work of each bottom half is shared."""
+        if self.multiprocessor is None:
+            return {}
+        works = self.multiprocessor.bottom_halves
+        if len(works) != len(self.softirqs):
+            raise ValueError(f"multiprocessor must have {len(self.softirqs)} bottom halves, not {len(works)}")
+        found = {softirq.account: work for softirq, work in zip(self.softirqs, works, strict=True)}
+        if self.background_account is not None:
+            found[self.background_account] = works[0]
+        return found
+
+    def _work(self, multiprocessor: Multiprocessor, account: Account) -> SharedWork:
+        return self._shared_work.get(account, multiprocessor.processes)
 
     def _set_timer(self) -> None:
         """Let the softirq run the stack's timers when the next one is due."""
@@ -386,8 +455,8 @@ class NetworkInterface:
         self._transmit_queue.extend(handed_down)
         self._set_timer()
         if handed_down:
-            if self.multiprocessor:
-                account.charge("tcp_send", "smp_packet", len(handed_down))
+            if self.multiprocessor is not None:
+                self.multiprocessor.send(account, self._work(self.multiprocessor, account), len(handed_down))
             await account.settle()
         self._drain_transmit_queue(account)
         await account.settle()

@@ -5,6 +5,7 @@ One `KernelSockets` for each process. Listening ports are shared: processes that
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
@@ -12,13 +13,16 @@ from host_driver.account import Account
 from host_driver.endpoint import Endpoint, Listening
 from host_driver.errors import network_error
 from host_driver.interface import NetworkInterface
+from host_driver.softirq import Softirq, leave_job
 from host_driver.tcp.buffers import Chunk
 
 
 class Socket:
     """A connected socket of one process."""
 
-    def __init__(self, endpoint: Endpoint, account: Account) -> None:
+    def __init__(self, endpoint: Endpoint, account: Account, server: Softirq | None = None) -> None:
+        """`server`: the bottom half that sends what was copied; None: the process does."""
+        self._server = server
         self._endpoint = endpoint
         self._connection = endpoint.connection
         self._account = account
@@ -47,41 +51,75 @@ class Socket:
 
         Copies and sends a segment at a time, as Linux does, so that the wire works while the processor copies.
         """
-        account, connection, interface = self._account, self._connection, self._endpoint.interface
-        account.charge("syscall", "write")
-        await account.settle()
+        self._account.charge("syscall", "write")
+        await self._account.settle()
+        give = self._send if self._server is None else self._leave
         view = memoryview(data)
         while len(view):
-            wanted = min(len(view), connection.mss)
-            await self._endpoint.sleep(partial(self._has_space, wanted), account)
+            wanted = min(len(view), self._connection.mss)
+            await self._endpoint.sleep(partial(self._has_space, wanted), self._account)
             piece = bytes(view[:wanted])
-            account.charge("copy", "user_to_kernel_byte", wanted)
-            interface.account.target = account
-            try:
-                connection.send(Chunk(piece))
-            except OSError as error:
-                raise network_error(connection.error, f"write on {connection!r}") from error
+            self._account.charge("copy", "user_to_kernel_byte", wanted)
+            await give(piece)
             view = view[wanted:]
+
+    async def _send(self, piece: bytes) -> None:
+        """TCP takes a piece. Raises NetworkError."""
+        account, connection, interface = self._account, self._connection, self._endpoint.interface
+        interface.account.target = account
+        try:
+            connection.send(Chunk(piece))
+        except OSError as error:
+            raise network_error(connection.error, f"write on {connection!r}") from error
+        await interface.push(account)
+
+    async def _leave(self, piece: bytes) -> None:
+        """Let a bottom half send what was copied. Raises NetworkError on a connection that takes nothing any more."""
+        endpoint, connection, interface = self._endpoint, self._connection, self._endpoint.interface
+        assert self._server is not None
+        if endpoint.closed_here or endpoint.ended:
+            raise network_error(connection.error, f"write on {connection!r}")
+
+        async def job(account: Account) -> None:
+            endpoint.left_bytes -= len(piece)
+            interface.account.target = account
+            # A connection that has ended meanwhile says so at the next call.
+            with suppress(OSError):
+                connection.send(Chunk(piece))
             await interface.push(account)
+
+        def taken() -> None:
+            endpoint.left_bytes += len(piece)
+
+        await leave_job(self._server, job, self._account, taken)
 
     def _has_space(self, wanted_bytes: int) -> bool:
         """Whether the kernel takes so many bytes, or never will."""
         endpoint = self._endpoint
-        return self._connection.send_space >= wanted_bytes or endpoint.closed_here or endpoint.ended
+        return (self._connection.send_space - endpoint.left_bytes >= wanted_bytes or endpoint.closed_here
+                or endpoint.ended)
 
     async def shutdown(self) -> None:
         """Send what was written, then a FIN; reading goes on. Does not wait."""
-        await self._endpoint.shutdown(self._account)
+        if self._server is not None:
+            await self._endpoint.end_behind(self._server, self._account, release=False)
+        else:
+            await self._endpoint.shutdown(self._account)
 
     async def close(self) -> None:
         """Send what was written, then a FIN. Does not wait. What the peer sends afterwards is answered with a reset."""
-        await self._endpoint.close(self._account)
+        if self._server is not None:
+            await self._endpoint.end_behind(self._server, self._account, release=True)
+        else:
+            await self._endpoint.close(self._account)
 
 
 class KernelSockets:
-    """The sockets of one process, whose work is charged to `account`."""
+    """The sockets of one process, whose work is charged to `account`. `leaves_sends`: what was copied is sent by the
+    processor that is dedicated to the connection, if there is one."""
 
-    def __init__(self, interface: NetworkInterface, account: Account) -> None:
+    def __init__(self, interface: NetworkInterface, account: Account, *, leaves_sends: bool = False) -> None:
+        self._leaves_sends = leaves_sends
         self._interface = interface
         self._account = account
 
@@ -91,8 +129,12 @@ class KernelSockets:
 
     async def accept(self, listening: Listening) -> Socket:
         """Wait for the next connection."""
-        return Socket(await listening.accept(self._account), self._account)
+        return self._socket(await listening.accept(self._account))
 
     async def connect(self, ip: IPv4Address | IPv6Address | str, port: int) -> Socket:
         """Connect and wait until it is done. Raises NetworkError."""
-        return Socket(await Endpoint.connect(self._interface, ip, port, self._account), self._account)
+        return self._socket(await Endpoint.connect(self._interface, ip, port, self._account))
+
+    def _socket(self, endpoint: Endpoint) -> Socket:
+        server = self._interface.server_of(endpoint.connection) if self._leaves_sends else None
+        return Socket(endpoint, self._account, server)

@@ -14,6 +14,7 @@ from host_driver.channel import Channel
 from host_driver.dim import RX_PROFILES, TX_PROFILES, Dim, Moderation, PeriodMode, Sample
 from host_driver.nic import Nic
 from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
+from host_driver.placement import Placement
 from host_driver.softirq import Softirq
 from nic_model.contract import vector_register
 
@@ -29,13 +30,21 @@ class Notified(Protocol):
     interrupts: int
     """Interrupts taken so far."""
     softirqs: list[Softirq]
-    """One, or one for each processor that takes interrupts."""
+    """One, or one for each processor that takes interrupts, or has connections of its own."""
+    placement: Placement | None
+    """None: connections have no processors of their own."""
     interrupt_account: Account
     background_account: Account | None
     """Of a process that goes on for a softirq that took too long; None: the softirq goes on."""
 
-    def take_completions(self, account: Account, most_received: int | None = None) -> int:
-        """Empty the completion ring, up to so many received frames; how many there were."""
+    @property
+    def current_softirq(self) -> Softirq:
+        """Of the processor that took the last interrupt."""
+
+    def take_completions(self, account: Account, most_received: int | None = None,
+                         softirq: Softirq | None = None) -> int:
+        """Empty the completion ring, up to so many received frames; how many there were. `softirq`: of the processor
+        that does so, if it is not the current one."""
 
     async def run_softirq(self, softirq: Softirq, account: Account | None = None) -> None:
         """Run timers that are due, carry received frames to the stack, send what may be sent, on behalf of `account`
@@ -54,6 +63,13 @@ class Notifier:
     def loops(self) -> list[Loop]:
         """What runs as long as the interface is up."""
         raise NotImplementedError
+
+    async def _serve_softirq(self, softirq: Softirq) -> None:
+        """Let a bottom half run whenever it has something to do."""
+        while True:
+            await softirq.pending.wait()
+            softirq.charge_start()
+            await self._interface.run_softirq(softirq)
 
     def count_received(self, length_bytes: int) -> None:
         """A received frame was taken."""
@@ -157,12 +173,6 @@ class _Interrupts(Notifier):
         await account.settle()
         await flushed
 
-    async def _serve_softirq(self, softirq: Softirq) -> None:
-        while True:
-            await softirq.pending.wait()
-            softirq.account.charge("softirq", "run")
-            await self._interface.run_softirq(softirq)
-
     def _moderate(self, account: Account) -> None:
         """Let adaptive moderation look at what came, and change it."""
         now_ps = self._interface.nic.port.now()
@@ -195,7 +205,8 @@ class _Napi(_Interrupts):
     def __init__(self, interface: Notified, settings: Napi) -> None:
         super().__init__(interface, settings.interrupts)
         self._napi = settings
-        self._is_scheduled = False
+        self._scheduled: Softirq | None = None
+        """The one that polls."""
 
     async def _serve_interrupts(self) -> None:
         interface, channel = self._interface, self._interface.channel
@@ -207,16 +218,16 @@ class _Napi(_Interrupts):
             account.charge("interrupt", "entry")
             self._mask(account, True)
             await self._flush(account)
-            self._is_scheduled = True
-            interface.softirqs[0].pending.set()
+            self._scheduled = interface.current_softirq
+            self._scheduled.pending.set()
 
     async def _serve_softirq(self, softirq: Softirq) -> None:
         while True:
             await softirq.pending.wait()
             account = softirq.account
-            account.charge("softirq", "run")
+            softirq.charge_start()
             taken = 0
-            while self._is_scheduled or softirq.pending.is_set():
+            while self._scheduled is softirq or softirq.pending.is_set():
                 if taken >= self._napi.budget and account is not self._interface.background_account:
                     account = self._give_way(account)
                 taken += await self._poll(softirq, account)
@@ -224,16 +235,16 @@ class _Napi(_Interrupts):
     async def _poll(self, softirq: Softirq, account: Account) -> int:
         """One poll; how many frames it took."""
         interface, weight = self._interface, self._napi.poll_weight
-        if not self._is_scheduled:
+        if self._scheduled is not softirq:
             await interface.run_softirq(softirq, account)
             return 0
         account.charge("poll", "batch")
-        received = interface.take_completions(account, weight)
+        received = interface.take_completions(account, weight, softirq)
         await account.settle()
         await interface.run_softirq(softirq, account)
         if received < weight:
             # "If the NAPI poll processed less than budget it must call napi_complete_done() and ... unmask the IRQ."
-            self._is_scheduled = False
+            self._scheduled = None
             self._moderate(account)
             interface.channel.arm(account)
             self._mask(account, False)
@@ -261,26 +272,43 @@ class _Polling(Notifier):
         super().__init__(interface)
         self._settings = settings
 
-    def loops(self) -> list[Loop]:
-        """The looks."""
-        return [(self._serve(), "polling")]
+    def start(self) -> None:
+        """Each processor that looks sees its own queues too."""
+        for softirq in self._lookers:
+            softirq.looks = True
 
-    async def _serve(self) -> None:
+    def loops(self) -> list[Loop]:
+        """The looks, and a bottom half where nobody looks."""
+        lookers = self._lookers
+        others = [softirq for softirq in self._interface.softirqs if softirq not in lookers]
+        period_ps = self._settings.period_ps
+        # One after the other, so that the ring is looked at in equal times.
+        return [*((self._serve(softirq, number * period_ps // len(lookers)), f"polling of {softirq.name}")
+                  for number, softirq in enumerate(lookers)),
+                *((self._serve_softirq(softirq), softirq.name) for softirq in others)]
+
+    @property
+    def _lookers(self) -> list[Softirq]:
+        placement, softirqs = self._interface.placement, self._interface.softirqs
+        return softirqs[:1] if placement is None else softirqs[: placement.servers]
+
+    async def _serve(self, softirq: Softirq, delay_ps: int) -> None:
+        await self._interface.nic.port.sleep(delay_ps)
         while True:
             await self._interface.nic.port.sleep(self._settings.period_ps)
             if self._settings.by_clock:
                 await self._take_clock_interrupt()
-            await self._look()
+            await self._look(softirq)
 
     async def _take_clock_interrupt(self) -> None:
         account = self._interface.interrupt_account
         account.charge("interrupt", "entry")
         await account.settle()
 
-    async def _look(self) -> None:
-        interface, softirq = self._interface, self._interface.softirqs[0]
+    async def _look(self, softirq: Softirq) -> None:
+        interface = self._interface
         softirq.account.charge("poll", "batch")
-        interface.take_completions(softirq.account)
+        interface.take_completions(softirq.account, softirq=softirq)
         await softirq.account.settle()
         if softirq.pending.is_set():
             await interface.run_softirq(softirq)
@@ -293,9 +321,9 @@ class _SoftTimers(_Polling):
         super().__init__(interface, Polling(period_ps=settings.period_ps))
         self._soft = settings
 
-    async def _serve(self) -> None:
+    async def _serve(self, softirq: Softirq, delay_ps: int) -> None:
         while True:
             await self._interface.nic.port.sleep(self._soft.period_ps)
             if not await self._soft.states.next(self._soft.tick_ps):
                 await self._take_clock_interrupt()
-            await self._look()
+            await self._look(softirq)

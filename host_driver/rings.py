@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from host_driver.port import HostMemory
 from nic_model import ring
@@ -35,6 +35,7 @@ from nic_model.contract import (
     inline_slots,
     slots_needed,
 )
+from nic_model.contract.sockets import SOCKET_COMPLETION, SocketStatus
 
 _COMPLETE = int(SendFlag.COMPLETE)
 """A plain number: IntFlag's own `|` takes as long as a dozen other operations."""
@@ -111,6 +112,29 @@ class Completion(NamedTuple):
     """With RxInfo.RAW_SUM."""
 
 
+class SocketCompletion(NamedTuple):
+    """The completion of a socket operation; the fields are those of the contract."""
+
+    status: SocketStatus
+    tag: int
+    length: int
+    result: int
+    remote_port: int
+    local_port: int
+    socket: int
+
+
+class Packable(Protocol):
+    """What a submission ring takes."""
+
+    @property
+    def slots(self) -> int:
+        """Submission slots it takes."""
+
+    def pack(self, tag: int, *, completes: bool = False) -> bytes:
+        """All slots, in order."""
+
+
 class _Ring:
     """Memory and size of one ring."""
 
@@ -154,12 +178,16 @@ class _ProducedRing(_Ring):
         """Entries that the device has not given back."""
         return ring.distance(self.consumer, self.producer)
 
+    def holds(self, ring_index: int) -> bool:
+        """Whether the entries before this index were put, and not all given back."""
+        return ring.distance(self.consumer, ring_index) <= self.used
+
     def retire(self, ring_index: int) -> None:
         """A completion said that the device is done with all entries before `ring_index`.
 
         Raises ValueError for an index that lies outside what was put.
         """
-        if ring.distance(self.consumer, ring_index) > self.used:
+        if not self.holds(ring_index):
             raise ValueError(f"completion names ring index {ring_index}, the ring holds {self.consumer} to "
                              f"{self.producer}")
         self.consumer = ring_index
@@ -181,7 +209,7 @@ class SubmissionRing(_ProducedRing):
     def __init__(self, memory: HostMemory, log2: int) -> None:
         super().__init__(memory, log2, SUBMISSION_SLOT_BYTES)
 
-    def put(self, descriptor: Descriptor, tag: int, *, completes: bool = False) -> None:
+    def put(self, descriptor: Packable, tag: int, *, completes: bool = False) -> None:
         """Write a descriptor at the producer index; it may wrap. `completes`: as `Descriptor.pack` has it. Raises
         RingFull, and then nothing was written."""
         self._put(descriptor.pack(tag, completes=completes))
@@ -232,6 +260,18 @@ class CompletionRing(_Ring):
         start = ring.slot(self._position, self.log2) * COMPLETION_BYTES
         seen = self._bytes[start + self._PHASE_AT] >> self._PHASE_BIT & 1
         return seen == ring.phase(self._position, self.log2)
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether the next completion, which must be there, is a socket operation's."""
+        return self._entry(self._position)[0] == CompletionKind.SOCKET
+
+    def take_socket(self) -> SocketCompletion:
+        """As `take`, of a socket operation."""
+        found = SOCKET_COMPLETION.unpack(self._entry(self._position))
+        self._position += 1
+        return SocketCompletion(SocketStatus(found["status"]), found["tag"], found["length"], found["result"],
+                                found["remote_port"], found["local_port"], found["socket"])
 
     def take(self) -> Completion:
         """Read the next completion, which must be there, and go on to the one behind it."""

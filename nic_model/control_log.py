@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from enum import IntFlag
 from typing import NamedTuple, Protocol, TextIO
 
-from nic_model.contract import NicConfig
+from nic_model.contract.config import PortFacts
 from nic_model.contract.control import (
     CONTROL_HEADER,
     UNIT_BYTES,
@@ -23,22 +23,6 @@ from nic_model.contract.control import (
     units_of,
     unpack_message,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PortFacts:
-    """What a decider is told of the device before anything happens: sizes, and the clock that `time` counts."""
-
-    clock_hz: int
-    flows: int
-    listeners: int
-    emit_credits: int
-
-    @classmethod
-    def of(cls, config: NicConfig) -> PortFacts:
-        """Of a device."""
-        return cls(clock_hz=config.clock_hz, flows=config.flows, listeners=config.listeners,
-                   emit_credits=config.emit_credits)
 
 
 class Decider(Protocol):

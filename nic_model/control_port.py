@@ -129,8 +129,7 @@ class ControlPort:
     Attributes: `enabled`, a ControlEnable; `counters`; `on_room`, called when messages were taken.
     """
 
-    def __init__(self, config: NicConfig, datapath: Datapath, keys: KeyTable,
-                 hash_of: Callable[[bytes], int]) -> None:
+    def __init__(self, config: NicConfig, datapath: Datapath, keys: KeyTable) -> None:
         self.enabled = ControlEnable(0)
         self.counters = {counter.name: 0 for counter in CONTROL_COUNTERS}
         self.on_up: Callable[[], None] = lambda: None
@@ -138,7 +137,7 @@ class ControlPort:
         self._config = config
         self._datapath = datapath
         self._keys = keys
-        self._flows = FlowTable(config.flows, hash_of)
+        self._flows = FlowTable(config.flows)
         self._listeners = ListenerTable(config.listeners)
         self._held: dict[int, _Held] = {}
         self._free_handles = deque(range(config.control_handles))
@@ -172,6 +171,11 @@ class ControlPort:
     def flows(self) -> int:
         """Flows in the table."""
         return len(self._flows)
+
+    def reset(self) -> None:
+        """DEVICE_RESET: all flows and listeners are gone."""
+        self._flows.clear()
+        self._listeners.clear()
 
     def take(self) -> bytes | None:
         """The next message up, or None."""
@@ -227,8 +231,8 @@ class ControlPort:
     # ------------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> int | None:
-        """Cycle of the next TICK. An empty port has none."""
-        if not self.enabled or not (len(self._flows) or len(self._listeners)):
+        """Cycle of the next TICK. A port that is not enabled has none."""
+        if not self.enabled & ControlEnable.FLOWS:
             self._next_tick = None
         elif self._next_tick is None:
             self._next_tick = ((self._datapath.now_cycles >> TICK_SHIFT) + 1) << TICK_SHIFT
@@ -419,9 +423,11 @@ class ControlPort:
     def _listen_add(self, fields: Mapping[str, int], further: bytes) -> int:
         number, ipv6 = fields["flow"], bool(fields["flags"] & OrderFlag.IPV6)
         address = _address(fields["local_address"], 16 if ipv6 else 4) if fields["local_address"] else None
-        if number >= self._config.listeners or self._listeners.has(number):
+        listener = Listener(ipv6, address, fields["local_port"])
+        if number >= self._config.listeners or self._listeners.has(number) or self._listeners.listens(listener):
             raise _Refused(DoneStatus.BAD)
-        self._listeners.add(number, Listener(ipv6, address, fields["local_port"]))
+        if not self._listeners.add(number, listener):
+            raise _Refused(DoneStatus.FULL)
         return 0
 
     def _listen_del(self, fields: Mapping[str, int], further: bytes) -> int:

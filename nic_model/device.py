@@ -206,7 +206,7 @@ class Device:
         self._error_channels = 0
         self._error_rises = 0
         if config.flows:
-            self.control = ControlPort(config, self, self._keys, self._steering.hash_of)
+            self.control = ControlPort(config, self, self._keys)
             self.control.on_room = self._resume_submissions
         self._snapshot = self._all_counters()
 
@@ -309,6 +309,8 @@ class Device:
                 for channel in self._channels:
                     self._command(channel, ChannelCommand.RESET)
                 self._steering.reset()
+                if self.control is not None:
+                    self.control.reset()
         elif name == "ERROR_CHANNELS_LO":
             self._error_channels &= ~value
         elif name == "ERROR_CHANNELS_HI":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nic_model.contract.control import FLOW_PLACES
-from nic_model.contract.steering import FLOW_TABLES, RULES_PER_BUCKET, flow_rule_places
+from nic_model.contract.control import FLOW_PLACES, LISTENERS_PER_BUCKET, listener_bucket
+from nic_model.contract.flow_hash import flow_hash
+from nic_model.contract.steering import FINGERPRINT_SHIFT, FLOW_TABLES, RULES_PER_BUCKET, flow_rule_places
 
 
 class FlowKey(NamedTuple):
@@ -18,10 +18,12 @@ class FlowKey(NamedTuple):
     remote_port: int
     local_port: int
 
-    def hashed(self) -> bytes:
-        """The bytes that the receive hash covers: of a segment that arrives."""
-        return (self.remote_address + self.local_address + self.remote_port.to_bytes(2, "big")
-                + self.local_port.to_bytes(2, "big"))
+    @property
+    def hash(self) -> int:
+        """Of a segment that arrives: `contract.flow_hash`."""
+        addresses = self.remote_address + self.local_address
+        words = [int.from_bytes(addresses[at : at + 4], "big") for at in range(0, len(addresses), 4)]
+        return flow_hash([*words, self.remote_port << 16 | self.local_port])
 
 
 @dataclass(slots=True)
@@ -37,38 +39,47 @@ class Flow:
 
 
 class FlowTable:
-    """Connections in places of two tables, as `contract.steering.flow_rule_places` says: an exact match.
+    """Connections in places of two tables, as `contract.steering.flow_rule_places` says: an exact match. In a bucket no
+    two have the same fingerprint."""
 
-    `hash_of` is the receive hash of a key's bytes.
-    """
-
-    def __init__(self, flows: int, hash_of: Callable[[bytes], int]) -> None:
+    def __init__(self, flows: int) -> None:
         self._places = FLOW_PLACES * flows
-        self._hash_of = hash_of
         self._flows: dict[int, Flow] = {}
         self._by_key: dict[FlowKey, Flow] = {}
         self._place_of: dict[int, int] = {}
-        self._taken: set[int] = set()
+        self._fingerprints: dict[int, int] = {}
+        """By place."""
 
     def __len__(self) -> int:
         return len(self._flows)
 
     def add(self, flow: Flow) -> bool:
-        """Put a flow in, whose number and key are not there; False when its two buckets are full."""
-        places = flow_rule_places(self._hash_of(flow.key.hashed()), self._places)
-        buckets = [places[RULES_PER_BUCKET * n : RULES_PER_BUCKET * (n + 1)] for n in range(FLOW_TABLES)]
-        free = [[place for place in bucket if place not in self._taken] for bucket in buckets]
+        """Put a flow in, whose number and key are not there: into the emptier of its buckets that has room, and not its
+        fingerprint. False if neither has."""
+        hash_value = flow.key.hash
+        fingerprint = hash_value >> FINGERPRINT_SHIFT
+        places = flow_rule_places(hash_value, self._places)
+        free = []
+        for table in range(FLOW_TABLES):
+            bucket = places[RULES_PER_BUCKET * table : RULES_PER_BUCKET * (table + 1)]
+            taken = {self._fingerprints[place] for place in bucket if place in self._fingerprints}
+            free.append([] if fingerprint in taken else [p for p in bucket if p not in self._fingerprints])
         chosen = max(free, key=len)  # the first of the longest
         if not chosen:
             return False
-        self._taken.add(chosen[0])
+        self._fingerprints[chosen[0]] = fingerprint
         self._place_of[flow.number] = chosen[0]
         self._flows[flow.number] = self._by_key[flow.key] = flow
         return True
 
+    def clear(self) -> None:
+        """Take all out."""
+        for table in (self._flows, self._by_key, self._place_of, self._fingerprints):
+            table.clear()
+
     def remove(self, flow: Flow) -> None:
         """Take a flow out that is there."""
-        self._taken.discard(self._place_of.pop(flow.number))
+        del self._fingerprints[self._place_of.pop(flow.number)]
         del self._flows[flow.number], self._by_key[flow.key]
 
     def named(self, number: int) -> Flow | None:
@@ -98,18 +109,26 @@ class ListenerTable:
     def __len__(self) -> int:
         return len(self._listeners)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no further listener finds a place."""
-        return len(self._listeners) >= self._places
+    def clear(self) -> None:
+        """Take all out."""
+        self._listeners.clear()
 
     def has(self, number: int) -> bool:
         """Whether this number is taken."""
         return number in self._listeners
 
-    def add(self, number: int, listener: Listener) -> None:
-        """Put a listener in, whose number is free."""
+    def listens(self, listener: Listener) -> bool:
+        """Whether somebody listens just there."""
+        return listener in self._listeners.values()
+
+    def add(self, number: int, listener: Listener) -> bool:
+        """Put a listener in, whose number is free; False when its bucket is full."""
+        bucket = listener_bucket(listener.port, self._places)
+        if [listener_bucket(other.port, self._places) for other in self._listeners.values()].count(
+                bucket) >= LISTENERS_PER_BUCKET:
+            return False
         self._listeners[number] = listener
+        return True
 
     def remove(self, number: int) -> None:
         """Take one out that is there."""

@@ -104,7 +104,7 @@ class Steering:
         if not self.types >> hash_type & 1:
             hash_type = HashType.NONE
         covered = frame.addresses + (frame.ports if hash_type in _OF_ADDRESSES else b"")
-        hash_value = 0 if hash_type is HashType.NONE else self.hash_of(covered)
+        hash_value = 0 if hash_type is HashType.NONE else self._hash(covered)
         rule = self._find_rule(frame) if frame.ports else None
         if rule is not None:
             return Verdict(rule.channel, hash_value, hash_type, True, False)
@@ -113,15 +113,14 @@ class Steering:
                            hash_type, False, True)
         return Verdict(RAW_CHANNEL, hash_value, hash_type, False, False)
 
-    def hash_of(self, data: bytes) -> int:
-        """The Toeplitz hash by the key of now."""
+    def _hash(self, data: bytes) -> int:
         assert len(self.key) == RSS_KEY_BYTES
         return toeplitz_hash(bytes(self.key), data)
 
     def _find_rule(self, frame: Parsed) -> _Rule | None:
         key = frame.addresses + frame.ports
         is_udp = frame.kind in (HashType.UDP_IPV4, HashType.UDP_IPV6)
-        hash_value = self.hash_of(key)
+        hash_value = self._hash(key)
         candidates = (self._rules.get(place) for place in flow_rule_places(hash_value, self.flow_rules))
         first = next((rule for rule in candidates
                       if rule is not None and rule.fingerprint == flow_fingerprint(hash_value, udp=is_udp)), None)

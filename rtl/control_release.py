@@ -253,12 +253,12 @@ class ControlRelease(wiring.Component):
                     m.d.comb += moves.eq(1)
                     m.next = "TABLE"
             with m.State("TABLE"):
-                with m.If(in_table):
+                with m.If(~in_table):
+                    tell(DoneStatus.STALE)
+                with m.Elif(~self.flow_done.valid):
                     m.d.comb += [asks_flow.eq(1), moves.eq(self.flow_order.ready)]
                 with m.Else():
-                    tell(DoneStatus.STALE)
-                with m.If(self.flow_done.valid):
-                    m.d.comb += [moves.eq(1), asks_flow.eq(0), self.flow_done.ready.eq(1)]
+                    m.d.comb += [moves.eq(1), self.flow_done.ready.eq(1)]
                     with m.Switch(self.flow_done.payload.status):
                         with m.Case(FlowStatus.OK):
                             m.next = "ENTRY"

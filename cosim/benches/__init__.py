@@ -24,10 +24,12 @@ class BenchOptions(NamedTuple):
 BENCHES: dict[str, tuple[str, str]] = {
     "engine": ("cosim.benches.engine:measure", "speed of the simulation engines"),
     "rtl": ("cosim.benches.rtl:measure", "what the device does in how many cycles"),
-    "control-send": ("cosim.benches.control_send:measure", "segments that a decider orders at the control port"),
+    "control": ("cosim.benches.control:measure", "offloaded segments through the control port, both ways"),
     "model": ("cosim.benches.model:measure", "how fast the timed model is"),
     "tcp": ("cosim.benches.tcp:measure", "how fast the software TCP is, and what it makes of loss"),
     "overload": ("cosim.benches.overload:measure", "what a flood of packets leaves of a host, by how it is told"),
+    "placements": ("cosim.benches.placements:measure", "what TCP gains on processors of its own, beside the paper"),
+    "crossover": ("cosim.benches.crossover:measure", "above which clock TCP on the device pays"),
     "accuracy": ("cosim.benches.accuracy:measure", "how near the timed model comes to the RTL"),
     "tap": ("cosim.benches.tap:measure", "goodput beside the Linux kernel's, over the same bad wire"),
 }

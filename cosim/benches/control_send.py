@@ -1,4 +1,4 @@
-"""`memnic bench control-send`: segments that a decider orders as fast as its credits allow.
+"""The sending half of `memnic bench control`: segments that a decider orders as fast as its credits allow.
 
 What is measured is RTL under Amaranth's simulator, cycle by cycle: the control port's send side, key table, the issue
 of jobs, the transmit scheduler, the DMA read engine and the transmit back end; round them a decider that gives an EMIT

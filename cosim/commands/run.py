@@ -103,6 +103,9 @@ def run(
     jump: Annotated[bool | None, typer.Option(
         "--jump/--no-jump", help="jump over idle time; the result is the same; default: but in waves of the compiled "
                                 "engine")] = None,
+    port_log: Annotated[bool, typer.Option("--port-log", help="keep all messages of the control port, of systems with "
+                                                              "TCP on the device; `memnic port-log` shows them")
+                        ] = False,
     json: Annotated[bool, typer.Option("--json", help=f"print {RESULT_NAME} instead of tables")] = False,
 ) -> int:
     """Serve a workload over HTTP/1.0, once for each system, and print what each took."""
@@ -122,12 +125,14 @@ def run(
     if engine_name != "cocotb" and (simulator or transactors):
         raise InputError(f"--simulator and --transactors need the cocotb engine, not {engine_name}")
     check_engine(engine_name, simulator or DEFAULT_SIMULATOR, transactors)
+    chosen_systems = select_systems(systems)
+    _check_control_port(chosen_systems, engine_name, device, chosen_machine)
     wanted_wave = None
     if wave or wave_from or wave_length or wave_format:
         wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format or "vcd", jump=jump)
     configuration = Configuration(
         workload=_workload(log, requests, parse_quantity("--max-size", max_size, BINARY)),
-        systems=_told(_placed(select_systems(systems), chosen_machine, interrupts_on, processes_on), chosen_machine,
+        systems=_told(_placed(chosen_systems, chosen_machine, interrupts_on, processes_on), chosen_machine,
                       notification, adaptive),
         machine=chosen_machine,
         application=load_application(application),
@@ -147,7 +152,7 @@ def run(
         folder = ResultsFolder(out, configuration)
     except OSError as error:
         raise InputError(f"cannot write results to {out}: {error.strerror}") from error
-    code = _run_systems(configuration, folder, run_engine, wanted_wave)
+    code = _run_systems(configuration, folder, run_engine, wanted_wave, port_log=port_log)
     if json:
         sys.stdout.write((out / RESULT_NAME).read_text(encoding="utf-8"))
     else:
@@ -156,6 +161,23 @@ def run(
         if not code:
             console.print(f"Results in {out}", highlight=False, soft_wrap=True)
     return code
+
+
+def _check_control_port(systems: list[System], engine: str, device: str, machine: Machine) -> None:
+    """Systems with TCP on the device need a control port, and a processor for the firmware."""
+    name = next((system.name for system in systems if system.is_on_device), None)
+    if name is None:
+        return
+    if is_device_file(device):
+        raise InputError(f"system {name} needs a control port, which device files do not have: name a device instead")
+    if engine != "model" and not CONFIGS[device].flows:
+        raise InputError(f"system {name} needs a control port, which the RTL of device {device} does not have: use "
+                         "--engine model")
+    if engine != "model":
+        raise InputError(f"system {name} cannot run on the {engine} engine yet: use --engine model")
+    if machine.device_processor is None:
+        raise InputError(f"system {name} does TCP on a device processor, and machine {machine.name} has no table "
+                         "`device_processor`")
 
 
 def _check_at_least(option: str, value: int, least: int) -> None:
@@ -233,7 +255,8 @@ def _wave(engine: str, begin: str | None, length: str | None, wave_format: str, 
                 jump=bool(jump))
 
 
-def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, wave: Wave | None) -> int:
+def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine: Engine, wave: Wave | None, *,
+                 port_log: bool) -> int:
     """Run each system and keep its result; the exit code. What is done when it stops early stays in the folder."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     system_name, started_s = "", 0.0
@@ -249,8 +272,9 @@ def _run_systems(configuration: Configuration, folder: ResultsFolder, run_engine
             for system in configuration.systems:
                 system_name = system.name
                 capture, wave_path = folder.prepare(system.name)
+                log_path = str(folder.port_log(system.name).absolute()) if port_log and system.is_on_device else None
                 spec = msgspec.structs.replace(
-                    plain, system=system, capture_path=str(capture.absolute()),
+                    plain, system=system, capture_path=str(capture.absolute()), port_log_path=log_path,
                     wave=wave and msgspec.structs.replace(wave, path=f"{wave_path.absolute()}.{wave.format}"))
                 progress.start(system.name)
                 started_s = time.monotonic()

@@ -68,6 +68,8 @@ def _told(system: System) -> str:
 
 def _device(system: System) -> str:
     device = system.device
+    if system.is_on_device:
+        return "all of TCP/IP" + (f", on {device.processors} processors" if device.processors is not None else "")
     work = [name for name, is_done in (("sums", device.rx_checksum or device.tx_checksum),
                                        ("segmentation", device.segmentation),
                                        ("coalescing", device.coalescing_usecs > 0)) if is_done]

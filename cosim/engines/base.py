@@ -57,6 +57,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Of the cocotb engine."""
     transactors: str | None = None
     """Of the cocotb engine; None: the simulator's own, see `cosim.engines.cocotb_engine.TARGETS`."""
+    port_log_path: str | None = None
+    """Where all messages of the control port are kept, if TCP is done on the device."""
 
 
 class DeviceCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,18 @@ class ItemFigure(msgspec.Struct, frozen=True, kw_only=True):
     """One item of the account, for each request."""
 
     count: float
+    cycles: float
+
+
+class DeviceProcessorFigure(msgspec.Struct, frozen=True, kw_only=True):
+    """What a processor of the device did, where TCP is done there. For each request, but for the share."""
+
+    utilisation: float
+    """Busy share of `duration_ps`."""
+    messages: float
+    """Taken from the control port."""
+    orders: float
+    """Given to it."""
     cycles: float
 
 
@@ -99,6 +113,10 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     """The same by category of the account: share of `duration_ps`, for each processor."""
     over_time: list[Interval] = []
     """The same as `processors`, interval by interval."""
+    device_processors: list[DeviceProcessorFigure] = []
+    """Processors of the device that did TCP."""
+    device_items: dict[str, dict[str, ItemFigure]] = {}
+    """What they did, as `items`, in their cycles."""
     interrupts: float
     dma_read_bytes: float
     dma_write_bytes: float
@@ -108,6 +126,9 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     latency_p50_ps: int
     """From a client's SYN to the end of its response."""
     latency_p99_ps: int
+    connections_on: dict[str, int] = {}
+    """Where connections have processors of their own: how many each got ("processor 3"), and how many "the host" kept.
+    """
     outbound: PathCounts | None = None
     """What an impaired wire did to frames from the device, and `inbound` to those for it, from the very beginning."""
     inbound: PathCounts | None = None

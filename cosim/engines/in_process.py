@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cosim.engines.base import DeviceCounts, Interrupted, Progress, RunError, RunSpec, SystemResult, failed_task
 from cosim.engines.bench import bus_timing
-from cosim.engines.model import ModelPort
+from cosim.engines.model import ModelPort, with_control_port
 from cosim.engines.timed import TimedPort
 from cosim.errors import InputError
 from cosim.experiment import Experiment
@@ -21,7 +21,10 @@ def _port(spec: RunSpec, experiment: Experiment) -> ModelPort | TimedPort:
         model = load_device(spec.device)
         return TimedPort(model, experiment.kernel, experiment.memory, experiment.wire,
                          bus_timing(spec.machine, model.config, spec.seed))
-    return ModelPort(CONFIGS[spec.device], experiment.kernel, experiment.memory, experiment.wire,
+    config = CONFIGS[spec.device]
+    if spec.system.is_on_device:
+        config = with_control_port(config)
+    return ModelPort(config, experiment.kernel, experiment.memory, experiment.wire,
                      read_latency_ps=spec.machine.bus.mmio_read_ns * 1000)
 
 
@@ -33,6 +36,11 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
         port = _port(spec, experiment)
         experiment.attach(port, lambda: DeviceCounts(
             dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts))
+        if spec.system.is_on_device:
+            if not isinstance(port, ModelPort):
+                raise InputError(f"system {spec.system.name} needs a control port, which device files do not have: "
+                                 "name a device instead")
+            experiment.attach_firmware(port.control, port.device.config.port_facts)
         try:
             if not experiment.kernel.run_while(lambda: not experiment.done):
                 raise RunError(experiment.stall_report())

@@ -7,16 +7,28 @@ only moderation's deadlines are timers.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 
 from cosim.engines.host_port import HostPort, check_block
 from cosim.mac import PS_PER_S, Mac, TransmitFifo
 from cosim.memory import HostMemory
 from host_driver.runtime import Future, Kernel, Timer
 from nic_model.contract import DOORBELL_BASE, DOORBELL_STRIDE, NicConfig
+from nic_model.control_port import ControlPort
 from nic_model.device import Device
 
 DEFAULT_READ_LATENCY_PS = 1_000_000
 """A register's round trip: 1 us unless the machine says otherwise."""
+
+
+MODEL_FLOWS = 1024
+"""Connections of the flow table that the model of a device gets whose RTL has no control port."""
+
+
+def with_control_port(config: NicConfig) -> NicConfig:
+    """The device, with a control port if it has none."""
+    return config if config.flows else replace(config, flows=MODEL_FLOWS)
 
 
 class WithoutRtl(HostPort):
@@ -129,6 +141,22 @@ class ModelPort(WithoutRtl):
         self._catch_up()
         self._schedule_deadline()
 
+    # ------------------------------------------------------------------------------------------ control port's side
+
+    @property
+    def control(self) -> ModelStreams:
+        """The device's control port, which it must have."""
+        assert self.device.control is not None
+        return ModelStreams(self, self.device.control)
+
+    def catch_up(self) -> None:
+        """The device's time is now."""
+        self._catch_up()
+
+    def settle(self) -> None:
+        """What the device did may have set a deadline."""
+        self._schedule_deadline()
+
     # ------------------------------------------------------------------------------------------ wire's side
 
     def _deliver(self, frame: bytes, bad: bool, time_ps: int) -> None:
@@ -160,3 +188,39 @@ class ModelPort(WithoutRtl):
             room = fifo.next_room_ps()
             assert room is not None
             self.kernel.call_at(room, self._drain_frames)
+
+
+class ModelStreams:
+    """The streams of a model's control port: implements `cosim.device_processor.ControlStreams`."""
+
+    def __init__(self, port: ModelPort, control: ControlPort) -> None:
+        self._port = port
+        self._control = control
+
+    @property
+    def on_up(self) -> Callable[[], None]:
+        """Called when a message is there."""
+        return self._control.on_up
+
+    @on_up.setter
+    def on_up(self, callback: Callable[[], None]) -> None:
+        self._control.on_up = callback
+
+    def take(self) -> bytes | None:
+        """The next message up, or None."""
+        self._port.catch_up()
+        message = self._control.take()
+        self._port.settle()
+        return message
+
+    def release(self, message: bytes) -> None:
+        """An order of the release stream; what it starts is done on return."""
+        self._port.catch_up()
+        self._control.release(message)
+        self._port.settle()
+
+    def emit(self, message: bytes) -> None:
+        """An order of the emit stream, likewise."""
+        self._port.catch_up()
+        self._control.emit(message)
+        self._port.settle()

@@ -12,9 +12,10 @@ __all__ = ["BASELINES", "DEFAULT_SYSTEMS", "SYSTEMS", "Dedicated", "DeviceWork",
 
 _SHIPPED = (
     # TCP on the host's processors, and on some of them alone
-    "uniproc", "smp",
+    "uniproc", "smp", "ded1", "ded2", "ded1-send", "ded2-send", "ded1-poll", "ded2-poll", "ded1-send-poll",
+    "ded2-send-poll", "ded1-send-balanced",
     # what the device does
-    "nic-dumb", "nic-tso",
+    "nic-dumb", "nic-csum", "nic-tso", "nic-tso-lro", "nic-tcp",
 )
 """Names of the files, in the order in which systems are shown."""
 

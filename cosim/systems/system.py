@@ -55,6 +55,8 @@ class DeviceWork(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """cuts large sends into segments,"""
     coalescing_usecs: float = 0
     """and merges received segments, holding them so long at most; 0: it does not."""
+    processors: int | None = None
+    """Processors of the device that do TCP, where all parts run on it; None: as many as the machine's has."""
 
 
 class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,6 +99,11 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     routes them."""
     processes_on: tuple[int, ...] | None = None
     """Processors that the application's processes may run on; None: all but the dedicated ones."""
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether TCP is done on the device, by firmware behind its control port."""
+        return self.runs_on.receive == "device"
 
     def told_by(self, machine: Machine) -> str:
         """How the host is told on a machine."""
@@ -195,7 +202,8 @@ def _check_parts(system: System, check: Any) -> None:
     """Where the parts run, and what that needs."""
     runs_on, dedicated = system.runs_on, system.dedicated
     for part, place in runs_on.parts.items():
-        check(place in ("host", "dedicated"), f"runs_on.{part}", f"cannot be {place!r} yet: host or dedicated")
+        check(place in ("host", "dedicated", "device"), f"runs_on.{part}",
+              f"cannot be {place!r} yet: host, dedicated or device")
         check(place != "dedicated" or dedicated is not None, f"runs_on.{part}",
               "is \"dedicated\", which needs a table `dedicated` with `processors`")
     check(runs_on.bottom_half == runs_on.receive, "runs_on.receive",
@@ -207,6 +215,15 @@ def _check_parts(system: System, check: Any) -> None:
           f"must be on the host, or where `runs_on.receive` is ({runs_on.receive}), not {runs_on.transmit!r}")
     check(runs_on.send != "dedicated" or system.api == "memnet", "runs_on.send",
           "is \"dedicated\", which needs an application that sends asynchronously: `api` = \"memnet\"")
+    on_device = [part for part, place in runs_on.parts.items() if place == "device"]
+    check(len(on_device) in (0, len(runs_on.parts)), f"runs_on.{(on_device or ['send'])[0]}",
+          "is \"device\", which all four parts must be, or none: the firmware has all of TCP")
+    check(not on_device or system.api == "memnet", "api", "must be \"memnet\" for TCP on the device: its operations "
+          "are MemNet's")
+    check(system.device.processors is None or bool(on_device), "device.processors",
+          "needs all parts in `runs_on` to be \"device\"")
+    check(system.device.processors is None or system.device.processors >= 1, "device.processors",
+          f"must be at least 1, not {system.device.processors}")
     if dedicated is not None:
         check(dedicated.processors >= 1, "dedicated.processors", f"must be at least 1, not {dedicated.processors}")
         check("dedicated" in runs_on.parts.values(), "dedicated", "needs parts in `runs_on` that are \"dedicated\"")

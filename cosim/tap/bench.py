@@ -35,6 +35,7 @@ from host_driver.host_tcp import HostTcp
 from host_driver.interface import NetworkInterface
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import ChannelSettings, MemNet, pool_bytes
+from host_driver.multiprocessor import Multiprocessor
 from host_driver.nic import Nic
 from host_driver.runtime import Kernel
 from host_driver.tcp import PROFILES, Listener
@@ -201,7 +202,8 @@ class TapBench:
             offloads=offloads(spec.system),
             notification=driver_notification(spec.system, spec.machine, spec.system.placed_on(spec.machine),
                                              processors.trigger_states),
-            background_account=processors.process_context("ksoftirqd"), multiprocessor=spec.machine.processors > 1)
+            background_account=processors.process_context("ksoftirqd"),
+            multiprocessor=Multiprocessor.of(spec.machine.processors))
         if self._replayer is not None:
             await self._serve(interface)
             await self._replay(interface, self._replayer)

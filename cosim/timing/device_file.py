@@ -15,6 +15,7 @@ import msgspec
 
 from cosim.errors import InputError
 from nic_model.contract import MAX_FRAME_BYTES, NicConfig
+from nic_model.contract.config import CONTROL_SIZES
 from nic_model.timing.parameters import DeviceModel, Queues, StageTiming
 
 DEVICES = Path(__file__).with_name("devices")
@@ -61,7 +62,8 @@ class DeviceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return _model(self, where)
 
 
-_SIZES = tuple(field.name for field in dataclasses.fields(NicConfig) if field.name != "name")
+# The timed model has no control port.
+_SIZES = tuple(field.name for field in dataclasses.fields(NicConfig) if field.name not in ("name", *CONTROL_SIZES))
 
 
 def load_device(name_or_path: str) -> DeviceModel:

@@ -130,6 +130,15 @@ class ReceiveBuffer:
         self._late: list[bytes] = []
 
     @property
+    def room(self) -> int:
+        """Bytes behind `next` that may be promised to the peer."""
+        return self.capacity - self.available
+
+    def waits_beyond(self, position: int) -> bool:
+        """Whether room grows no further before bytes behind `position` have come: then any room must be told of."""
+        return False
+
+    @property
     def has_gap(self) -> bool:
         """Whether bytes wait for earlier ones."""
         return bool(self._late)

@@ -58,8 +58,6 @@ headers, only means to keep a processor busy."""
 DEFAULT_MSS_IPV4 = 536
 DEFAULT_MSS_IPV6 = 1220
 
-TIMESTAMP_TICK_PS = MS
-"""RFC 7323 §5.4: the timestamp clock's period lies "in the range 1 ms to 1 sec per tick"."""
 _SACK_OVERHEAD_BYTES = 4  # kind and length, and what fills them up to a whole word
 
 _HANDSHAKE = (State.SYN_SENT, State.SYN_RECEIVED)
@@ -68,9 +66,9 @@ _MAY_RECEIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
 _MAY_TRANSMIT = (State.ESTABLISHED, State.FIN_WAIT_1, State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK)
 
 
-def timestamp(now: int, iss: int) -> int:
+def timestamp(now: int, iss: int, tick_ps: int = MS) -> int:
     """What the timestamp clock of a connection shows: an offset keeps one connection from telling of another."""
-    return now // TIMESTAMP_TICK_PS + iss & MASK
+    return now // tick_ps + iss & MASK
 
 
 class Output(Protocol):
@@ -104,8 +102,8 @@ class Connection:
     __slots__ = (
         "_advertised_mss", "_challenge_after", "_close_requested", "_has_timestamps", "_is_released",
         "_is_scaled", "_liveness", "_output", "_path_mss", "_profile", "_rcv_up", "_sack_blocks", "_stamps",
-        "_stamps_option", "_time_wait_at", "_timestamp_offset", "_urgent_due", "error", "is_passive", "link",
-        "local", "on_event", "receiver", "remote", "sender", "soft_error", "state", "timer_at",
+        "_stamps_option", "_time_wait_at", "_urgent_due", "error", "is_passive", "link", "local", "on_event",
+        "receiver", "remote", "sender", "soft_error", "state", "timer_at", "timestamp_offset",
     )
 
     def __init__(self, *, local: Endpoint, remote: Endpoint, iss: int, advertised_mss: int, path_mss: int,
@@ -132,7 +130,8 @@ class Connection:
         self.receiver = Receiver(profile, advertised_mss)
         self._is_scaled = False
         self._has_timestamps = False
-        self._timestamp_offset = iss  # so that the clock of one connection says nothing about another's
+        self.timestamp_offset = iss
+        """Of its timestamp clock: so that the clock of one connection says nothing about another's."""
         self._stamps, self._stamps_option = (0, 0), pack_timestamps(0, 0)  # the last ones; most are used again
         self._sack_blocks = 0  # that have room in a header
         self._close_requested = False
@@ -228,6 +227,11 @@ class Connection:
         return self.send_space > 0
 
     @property
+    def has_timestamps(self) -> bool:
+        """Whether all segments carry timestamps."""
+        return self._has_timestamps
+
+    @property
     def established(self) -> bool:
         """Whether the handshake is done (the connection may be closing since)."""
         return self.state >= State.ESTABLISHED
@@ -264,12 +268,16 @@ class Connection:
         """
         data = self.receiver.buffer.read(max_bytes)
         if data:
-            if self.state in _MAY_RECEIVE and self.receiver.on_read():
-                self.receiver.ack_due = True
-                self._output.want_transmit(self)
+            self.note_room()
         elif self.error is not None:
             raise self.error
         return data
+
+    def note_room(self) -> None:
+        """The receive buffer has more room: the peer is told if it matters to it."""
+        if self.state in _MAY_RECEIVE and self.receiver.on_read():
+            self.receiver.ack_due = True
+            self._output.want_transmit(self)
 
     def close(self, now: int) -> None:
         """Send a FIN after all queued data. Receiving goes on (half-close). Closing twice is no error."""
@@ -679,7 +687,7 @@ class Connection:
         echo_ps = None
         blocks: list[Block] = []
         if options.timestamps is not None and self._has_timestamps:
-            echo_ps = (self._timestamp(now) - options.timestamps[1] & MASK) * TIMESTAMP_TICK_PS
+            echo_ps = (self._timestamp(now) - options.timestamps[1] & MASK) * self._profile.timestamp_tick_ps
             if echo_ps > self._profile.max_rto_ps:
                 echo_ps = None  # no segment of ours is on its way for so long: the peer made it up
         if options.sack and self._sack_blocks:
@@ -873,7 +881,7 @@ class Connection:
                             False, NOT_ECT, urgent)
 
     def _timestamp(self, now: int) -> int:
-        return timestamp(now, self._timestamp_offset)
+        return timestamp(now, self.timestamp_offset, self._profile.timestamp_tick_ps)
 
     def _options(self, now: int) -> bytes:
         """The options of a segment that is no SYN."""

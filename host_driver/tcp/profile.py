@@ -80,6 +80,8 @@ class Profile:
     """Selective acknowledgements (RFC 2018), with D-SACK, and if the peer has them too, RACK-TLP and PRR."""
     timestamps: bool = False
     """RFC 7323's, with PAWS."""
+    timestamp_tick_ps: int = MS
+    """RFC 7323 §5.4: the timestamp clock's period lies "in the range 1 ms to 1 sec per tick"."""
     ecn: Ecn = Ecn.OFF
     challenge_ack_ps: int = SECOND // 2
     """Least time between two answers to segments without data that are not acceptable (RFC 5961 §7)."""

@@ -197,10 +197,10 @@ class Receiver:
     def _window_edge(self) -> int:
         """Right edge of the window that may be advertised now."""
         buffer = self.buffer
-        free = min(buffer.capacity - buffer.available, MAX_UNSCALED_WINDOW << self.shift)
+        free = min(buffer.room, MAX_UNSCALED_WINDOW << self.shift)
         edge = self.rcv_nxt + free
         # RFC 9293 §3.8.6.2.2: "keep RCV.NXT+RCV.WND fixed until: RCV.BUFF - RCV.USER - RCV.WND >= min(Fr * RCV.BUFF,
         # Eff.snd.MSS)", Fr = 1/2
-        if edge - self._edge >= min(buffer.capacity // 2, self._advertised_mss):
+        if edge - self._edge >= min(buffer.capacity // 2, self._advertised_mss) or buffer.waits_beyond(self._edge):
             return edge
         return self._edge

@@ -205,6 +205,10 @@ class Stack:
         connection.open()
         return connection
 
+    def has_connection(self, remote: bytes, remote_port: int, local_port: int) -> bool:
+        """Whether there is a connection that is not CLOSED to this address and port."""
+        return (remote, remote_port, local_port) in self._connections
+
     @property
     def has_ipv6(self) -> bool:
         """Whether one of its addresses is IPv6, so that it must hear its groups."""
@@ -431,14 +435,8 @@ class Stack:
         connection = self._connections.get(key)
         self._charge_arrival(tcp.flags, len(payload), LISTEN if connection is None else connection.state)
         if connection is not None and not (connection.state is TIME_WAIT and self._may_replace(connection, tcp)):
-            if connection.state is SYN_RECEIVED and self._must_wait(connection, tcp):
-                return
-            sender, receiver = connection.sender, connection.receiver
-            una, nxt = sender.snd_una, receiver.rcv_nxt
-            connection.on_segment(tcp, payload, now, ecn, merged_bytes)
-            if sender.snd_una != una or receiver.rcv_nxt != nxt:
-                connection.link.neighbour.confirmed_at = now
-            self._schedule(connection)
+            if connection.state is not SYN_RECEIVED or not self._must_wait(connection, tcp):
+                self._give(connection, tcp, payload, now, ecn, merged_bytes)
             return
         link = self._link(local, source)
         if link is None:
@@ -474,6 +472,16 @@ class Stack:
             connection.abort(now)
         self._new_passive(listener, link, tcp.source_port, now, iss).open_passive(tcp)
 
+    def _give(self, connection: Connection, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
+              merged_bytes: int) -> None:
+        """A segment of this connection arrived."""
+        sender, receiver = connection.sender, connection.receiver
+        una, nxt = sender.snd_una, receiver.rcv_nxt
+        connection.on_segment(tcp, payload, now, ecn, merged_bytes)
+        if sender.snd_una != una or receiver.rcv_nxt != nxt:
+            connection.link.neighbour.confirmed_at = now
+        self._schedule(connection)
+
     def _must_wait(self, connection: Connection, tcp: TcpHeader) -> bool:
         """Whether a handshake may not end yet, as nobody accepts: like Linux, its last acknowledgement is forgotten."""
         listener = self._half_open.get(connection)
@@ -494,7 +502,9 @@ class Stack:
         options = TcpOptions(mss=local.mss)
         if asked.timestamps is not None and profile.timestamps:
             options = TcpOptions(
-                mss=local.mss, timestamps=(hide_options(asked, timestamp(now, cookie)), asked.timestamps[0]),
+                mss=local.mss,
+                timestamps=(hide_options(asked, timestamp(now, cookie, profile.timestamp_tick_ps)),
+                            asked.timestamps[0]),
                 window_scale=None if asked.window_scale is None else profile.window_scale,
                 sack_permitted=asked.sack_permitted and profile.sack)
         header = pack_tcp(syn.destination_port, syn.source_port, cookie, syn.sequence + 1 & MASK, SYN | ACK, window,

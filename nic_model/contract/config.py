@@ -19,6 +19,17 @@ def _is_power_of_two(value: int) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PortFacts:
+    """What a decider at the control port is told of the device before anything happens: sizes, and the clock that
+    `time` counts."""
+
+    clock_hz: int
+    flows: int
+    listeners: int
+    emit_credits: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class NicConfig:
     """Parameters of one device. Raises ValueError, naming the field, for a device that cannot be built."""
 
@@ -119,6 +130,12 @@ class NicConfig:
         return self.rx_buffer_bytes // 4
 
     @property
+    def port_facts(self) -> PortFacts:
+        """What its decider is told."""
+        return PortFacts(clock_hz=self.clock_hz, flows=self.flows, listeners=self.listeners,
+                         emit_credits=self.emit_credits)
+
+    @property
     def features(self) -> Feature:
         """What this device has, as its FEATURES register shows it."""
         return (Feature.SEGMENTATION_IPV4 | Feature.SEGMENTATION_IPV6 | Feature.TX_CHECKSUM | Feature.RX_CHECKSUM
@@ -130,6 +147,9 @@ class NicConfig:
         """What this device counts, in the order of the counters' addresses."""
         return COUNTERS + CONTROL_COUNTERS if self.flows else COUNTERS
 
+
+CONTROL_SIZES = ("flows", "listeners", "control_cells", "control_handles", "control_slots", "emit_credits")
+"""Parameters that are the control port's."""
 
 CONFIGS: dict[str, NicConfig] = {
     c.name: c

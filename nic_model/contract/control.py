@@ -42,7 +42,7 @@ TIMESTAMP_SHIFT = 18
 that RFC 7323 §5.4 wants for clocks of 3.8 kHz to 262 MHz."""
 
 TICK_SHIFT = 17
-"""A TICK is due whenever this bit of `now` changes: every 0.84 ms at 156.25 MHz."""
+"""A TICK is due whenever this bit of `now` changes while ControlEnable.FLOWS is set: every 0.84 ms at 156.25 MHz."""
 
 HEADER_PREFIX_BYTES = 128
 """First bytes of a frame that an UNKNOWN carries, and header bytes that a RAW may have."""
@@ -55,8 +55,12 @@ CELL_BYTES = 256
 
 FLOW_PLACES = 2
 """Places in the flow table for each flow that it promises, so that four to a bucket are enough: where a flow may stand
-is as for a flow rule among FLOW_PLACES * FLOWS (`flow_rule_places`), by the same hash. FLOW_ADD takes the first free
-place of the bucket that has more of them, of the first table if both have as many."""
+is as for a flow rule among FLOW_PLACES * FLOWS (`flow_rule_places`), by the hash of `contract.flow_hash`. FLOW_ADD
+takes a place in the emptier of the two buckets that has one free, and no flow with the same fingerprint; of the first
+table if both have as many. DEVICE_RESET takes out all flows and listeners."""
+
+LISTENERS_PER_BUCKET = 4
+"""Places for listeners whose ports have the same `listener_bucket`: a further one finds none."""
 
 MAX_HANDLES = 1 << 12
 MAX_FLOWS = 1 << 14
@@ -76,7 +80,7 @@ class ControlType(IntEnum):
     DONE = 0x04
     """Up: an order is carried out, or refused."""
     TICK = 0x05
-    """Up: time passes, or credits come back."""
+    """Up: time passes (TICK_SHIFT), or credits come back."""
 
     PLACE = 0x10
     """Release: write a part of a handle's payload to registered memory."""
@@ -460,9 +464,16 @@ RULES: tuple[str, ...] = (
     " to abort the connection.",
     "A send is completed when it is acknowledged and no EMIT that reads it is under way. Deregistration of a key waits"
     " for the EMITs and PLACEs that passed its check.",
-    "The decider has no other input, and no clock but `time` and TICK: a recorded log of the three streams replays.",
+    "The decider has no other input, and no clock but `time` and TICK, which comes whenever bit 17 of `now` changes"
+    " while ControlEnable.FLOWS is set: a recorded log of the three streams replays.",
 )
 """What both sides keep, numbered from 1."""
+
+
+def listener_bucket(port: int, listeners: int) -> int:
+    """Where a listener to a port may stand, in a device of `listeners` places."""
+    bits = max(2, listeners // LISTENERS_PER_BUCKET).bit_length() - 1
+    return (port ^ port >> bits) & (1 << bits) - 1
 
 
 def units_of(header: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 
 from nic_model.contract import codes, control, registers, sockets
-from nic_model.contract.config import NicConfig
+from nic_model.contract.config import CONTROL_SIZES, NicConfig
 from nic_model.contract.counters import COUNTERS
 from nic_model.contract.descriptors import COMPLETION, PIECE, RECEIVE_SLOT, SUBMISSION_HEAD, Field, Layout
 from nic_model.contract.registers import (
@@ -43,9 +43,6 @@ CONTROL_LIMITS: dict[str, int] = {name: getattr(control, name) for name in (
     "UNIT_BYTES", "BEAT_BYTES", "CONTROL_VERSION", "NO_FLOW", "NO_LISTENER", "TIME_SHIFT", "TIMESTAMP_SHIFT",
     "TICK_SHIFT", "HEADER_PREFIX_BYTES", "MAX_EMIT_PIECES", "MAX_EMIT_OPTION_BYTES", "MAX_SACK_BLOCKS", "CELL_BYTES",
     "FLOW_PLACES", "MAX_HANDLES", "MAX_FLOWS", "MAX_SEGMENT_MERGE", "MAX_UNITS")}
-
-CONTROL_SIZES = ("flows", "listeners", "control_cells", "control_handles", "control_slots", "emit_credits")
-"""Parameters of `NicConfig` that are the control port's."""
 
 LIMITS: dict[str, int] = {
     **{name: getattr(codes, name) for name in (

@@ -276,6 +276,24 @@ def test_what_is_no_segment_of_a_flow(bench: Bench) -> None:
     assert bench.port.counters["control_drops"] == len(cases)
 
 
+def test_listeners_that_are_there_already_or_find_no_place() -> None:
+    bench = Bench(listeners=16)
+    for number, (port, status) in enumerate([
+            (80, DoneStatus.OK), (80, DoneStatus.BAD), (80 + 16, DoneStatus.OK), (80 + 32, DoneStatus.OK)]):
+        bench.release(ControlType.LISTEN_ADD, flow=number, local_port=port)
+        bench.done(ControlType.LISTEN_ADD, status)
+    bench.release(ControlType.LISTEN_ADD, flow=1, local_port=80, flags=OrderFlag.IPV6)
+    bench.done(ControlType.LISTEN_ADD)
+    bench.release(ControlType.LISTEN_ADD, flow=4, local_port=80, local_address=7)
+    found = bench.take()[1]["status"]
+    bench.release(ControlType.LISTEN_ADD, flow=5, local_port=80, local_address=8)
+    assert DoneStatus.FULL in (found, bench.take()[1]["status"])
+    bench.release(ControlType.LISTEN_ADD, flow=16, local_port=1)
+    bench.done(ControlType.LISTEN_ADD, DoneStatus.BAD)
+    bench.release(ControlType.LISTEN_DEL, flow=9)
+    bench.done(ControlType.LISTEN_DEL, DoneStatus.BAD)
+
+
 def test_without_rest_the_others_go_to_their_channels(bench: Bench) -> None:
     bench.device.write_register(register("CONTROL_ENABLE"), ControlEnable.FLOWS)
     bench.segment(dport=81)
@@ -509,18 +527,14 @@ def test_emits_need_credits_which_come_back_with_whatever_comes_up() -> None:
         bench.emit(flow=3, generation=5, tcp_flags=0x10)
 
 
-def test_a_tick_whenever_there_is_something_to_wait_for(bench: Bench) -> None:
-    assert bench.device.next_deadline() is None
-    bench.release(ControlType.LISTEN_ADD, flow=0, local_port=80)
-    bench.done(ControlType.LISTEN_ADD)
+def test_a_tick_as_long_as_the_port_is_enabled(bench: Bench) -> None:
     assert bench.device.next_deadline() == 1 << 17
     bench.device.advance((5 << 39) + (1 << 17) + 300)
     kind, fields, _ = bench.take()
     assert kind is ControlType.TICK
     assert (fields["time"], fields["epoch"]) == ((1 << 10) + 2, 5)
     assert bench.device.next_deadline() == (5 << 39) + (2 << 17)
-    bench.release(ControlType.LISTEN_DEL, flow=0)
-    bench.done(ControlType.LISTEN_DEL)
+    bench.device.write_register(register("CONTROL_ENABLE"), 0)
     assert bench.device.next_deadline() is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -83,6 +84,29 @@ def test_systems_stand_side_by_side_with_their_ratio() -> None:
     assert rows["tcp_send"] == ["40", "0", "0.00"]
     assert rows["processors busy, %"] == ["75.0", "75.0", "1.00"]
     assert "copy" not in rows
+
+
+def test_many_systems_are_rows_with_their_gain_over_the_baseline() -> None:
+    names = ("uniproc", "smp", "ded1", "ded2-send-poll", "nic-csum", "nic-tso", "nic-tso-lro")
+    results = [result(name, 800.0 + 100 * number, user=60_000, tcp_send=40_000) for number, name in enumerate(names)]
+    text = printed(configuration(), *results)
+    assert "over smp" in text
+    assert "Gain of offload" not in text
+    assert max(len(line) for line in text.splitlines() if "|" in line) <= 160
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+            for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 10}
+    assert rows["ded1"][:4] == ["10", "1,000.0", "+11.1 %", "100,000"]
+    assert rows["smp"][2] == ""
+    assert rows["uniproc"][2] == "-11.1 %"
+    assert rows["ded1"][-1] == "100 50"
+    thousands = [line for line in text.splitlines() if "nic-csum" in line and "60.0" in line and "40.0" in line]
+    assert len(thousands) == 1
+
+
+def test_connections_of_dedicated_processors_are_told() -> None:
+    placed = msgspec.structs.replace(result("ded1-send-balanced", user=1),
+                                     connections_on={"processor 3": 7, "the host": 3})
+    assert "Connections of ded1-send-balanced: 7 on processor 3, 3 on the host" in printed(configuration(), placed)
 
 
 def test_gain_in_one_line() -> None:

@@ -19,6 +19,7 @@ from host_driver.host_tcp import HostTcp
 from host_driver.interface import NetworkInterface, Offloads
 from host_driver.kernel_sockets import KernelSockets, Socket
 from host_driver.memnet import MemNet
+from host_driver.multiprocessor import Multiprocessor
 from host_driver.nic import DeviceError
 from host_driver.notification import Interrupts, Napi, Notification, Polling, SoftTimers
 from host_driver.runtime import Future, TaskFailed
@@ -249,7 +250,7 @@ def test_multiprocessor_tax_falls_on_each_packet_up_and_each_segment_down(offloa
 
     async def server() -> bytes:
         interface = await bench.interface(offloads)
-        interface.multiprocessor = multiprocessor
+        interface.multiprocessor = Multiprocessor.of(2 if multiprocessor else 1)
         memnet = MemNet(HostTcp(interface), bench.process)
         source = await memnet.register_mem(data(50_000))
         listening = memnet.listen(80)

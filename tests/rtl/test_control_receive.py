@@ -97,7 +97,7 @@ class Pair:
         self.bench = bench = Bench(dut, seed=seed)
         self.width = CONFIG.host_bytes
         self.datapath = Datapath()
-        self.model = ControlPort(CONFIG, self.datapath, Keys(), lambda flow: hash(flow) & 0xFFFF_FFFF)
+        self.model = ControlPort(CONFIG, self.datapath, Keys())
         self.memory = bytearray([GUARD]) * MEMORY_BYTES
         self.beats, self.requests, self.commands, self.rows, self.entries = [], [], [], [], []
         self.over: list[int] = []
