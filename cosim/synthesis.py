@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ WHOLE = "nic"
 PLACE_WHOLE = ("--placer", "static", "--router", "router2")
 """For the whole device. What a block is placed and routed with by default needs hours for it, and the wires are half as
 long again; a block alone is a quarter faster with the default."""
+
+
+FLOWS_ALONE = 1024
+"""Flows of the control port's blocks, of a device that has none."""
 
 
 class Area(NamedTuple):
@@ -51,10 +56,18 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.channels import Channels
     from rtl.coalescer import Coalescer
     from rtl.completion import Completion
+    from rtl.control_admission import ControlAdmission, flow_table
+    from rtl.control_cells import ControlCells
+    from rtl.control_place import ControlPlace
+    from rtl.control_receive import ControlReceive
+    from rtl.control_release import ControlRelease
+    from rtl.control_segments import SegmentMessages
+    from rtl.control_up import ControlUp
     from rtl.counters import Counters
     from rtl.dma_read import DmaRead
     from rtl.dma_write import DmaWrite
     from rtl.doorbells import Doorbells
+    from rtl.emit_front import EmitFront
     from rtl.events import Events
     from rtl.fetch import TransmitFetch
     from rtl.keys import KeyTable
@@ -69,13 +82,27 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.transmit_back import TransmitBack
     from rtl.tx_scheduler import TransmitScheduler
 
+    def with_port(maker: Callable[[NicConfig], Any]) -> Callable[[NicConfig], Any]:
+        return lambda config: maker(with_control_port(config))
+
     return {
         WHOLE: Nic, "registers": Registers, "doorbells": Doorbells, "channels": Channels, "keys": KeyTable,
         "fetch": TransmitFetch, "scheduler": TransmitScheduler, "dma_read": DmaRead, "transmit": TransmitBack,
         "receive": Receive, "parser": Parser, "rx_buffer": RxBuffer, "coalescer": Coalescer, "rx_rings": RxRings,
         "rx_deliver": RxDeliver, "rx_gather": RxGather,
         "dma_write": DmaWrite, "completion": Completion, "events": Events, "counters": Counters,
+        **{name: with_port(maker) for name, maker in {
+            "flow_table": flow_table, "control_cells": ControlCells, "control_segments": SegmentMessages,
+            "control_admission": ControlAdmission, "control_release": ControlRelease, "control_place": ControlPlace,
+            "control_receive": ControlReceive}.items()},
+        "emit": with_port(EmitFront),
+        "control_up": lambda config: ControlUp(with_control_port(config), sources=3),
     }
+
+
+def with_control_port(config: NicConfig) -> NicConfig:
+    """The device with a control port, for the blocks that only such a one has."""
+    return config if config.flows else replace(config, flows=FLOWS_ALONE)
 
 
 def block_verilog(config: NicConfig, name: str) -> str:

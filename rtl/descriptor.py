@@ -44,6 +44,7 @@ from rtl.interfaces import (
     Strobe,
     TxJob,
     TxPiece,
+    contract_view,
     read_beat,
     row,
     tx_row,
@@ -58,15 +59,8 @@ FETCH_SLOTS = 64
 PAYLOAD_BITS = (MAX_PIECES * MAX_PIECE_BYTES).bit_length()
 
 
-def _view_of(layout):
-    """The Amaranth view of a contract layout."""
-    return data.FlexibleLayout(8 * layout.size_bytes, {
-        name: data.Field(field.width, field.offset) for name, field in layout.fields.items()
-    })
-
-
-Head = _view_of(SUBMISSION_HEAD)
-Piece = _view_of(PIECE)
+Head = contract_view(SUBMISSION_HEAD)
+Piece = contract_view(PIECE)
 
 # What was asked of the bus: `count` slots from `index` on; `more` slots stood behind them in the ring. A `pushed` one
 # asks for nothing: it is one whole descriptor, whose slots the host wrote.

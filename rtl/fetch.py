@@ -50,6 +50,7 @@ from rtl.interfaces import (
     row,
     tx_row,
 )
+from rtl.job_sources import JobSources, issue_streams
 from rtl.primitives import SmallRam, StreamArbiter, StreamFifo, number_of, round_robin
 from rtl.push import PushBuffer, PushedDescriptor, PushReader, PushWrite
 from rtl.small_fifo import SmallFifo
@@ -590,6 +591,8 @@ class TransmitFetch(wiring.Component):
     index : TX_INDEX, slots fetched and parsed.
     tx_retired, tx_retired_epoch : strobe, a job is over, and what it was marked with.
     drain_request, drain_done : see DrainWatch.
+    emit_checked, emit_verdict, emit_piece, emit_row : of a device with a control port, a second source of jobs, with
+        what belongs to them; see `rtl.job_sources`.
     """
 
     def __init__(self, config: NicConfig):
@@ -608,6 +611,8 @@ class TransmitFetch(wiring.Component):
             "fault": Out(stream.Signature(ChannelFault)), "index": Out(Strobe(IndexReport)),
             "tx_retired": In(1), "tx_retired_epoch": In(1),
             "drain_request": In(1), "drain_done": Out(1), "active": Out(1),
+            **({f"emit_{name}": In(stream.Signature(shape)) for name, shape in issue_streams(config).items()}
+               if config.flows else {}),
         })
 
     def elaborate(self, platform):
@@ -666,10 +671,20 @@ class TransmitFetch(wiring.Component):
         connect(m, parser.inline, inline_rows.i)
         connect(m, inline_rows.o, rows.i)
         connect(m, parser.parsed, check.i)
-        connect(m, check.o, issue.i)
-        connect(m, translator.verdict, issue.verdict)
-        connect(m, translator.piece, issue.piece)
-        connect(m, rows.o, issue.row)
+        parts = {"checked": check.o, "verdict": translator.verdict, "piece": translator.piece, "row": rows.o}
+        ends, begins = issue.done, issue.job.valid
+        if config.flows:
+            m.submodules.sources = sources = JobSources(config)
+            for name, part in parts.items():
+                connect(m, part, getattr(sources, f"{name}_0"))
+                connect(m, flipped(getattr(self, f"emit_{name}")), getattr(sources, f"{name}_1"))
+                parts[name] = getattr(sources, name)
+            # what drains are descriptors
+            ends, begins = issue.done & (sources.of == 0), issue.job.valid & (sources.of == 0)
+            m.d.comb += sources.done.eq(issue.done)
+        connect(m, parts["checked"], issue.i)
+        for name in ("verdict", "piece", "row"):
+            connect(m, parts[name], getattr(issue, name))
         connect(m, issue.job, flipped(self.job))
         connect(m, issue.stored_row, flipped(self.stored_row))
         connect(m, issue.stored_piece, flipped(self.stored_piece))
@@ -682,13 +697,13 @@ class TransmitFetch(wiring.Component):
         m.d.comb += [
             self.index.valid.eq(cutter.consumed.valid), self.index.payload.eq(cutter.consumed.payload),
             drain.fetch_begins.eq(scheduler.issued), drain.fetch_ends.eq(cutter.finished.valid),
-            drain.descriptor_begins.eq(cutter.begun), drain.descriptor_ends.eq(issue.done),
-            drain.job_begins.eq(issue.job.valid), issue.epoch.eq(drain.epoch),
+            drain.descriptor_begins.eq(cutter.begun), drain.descriptor_ends.eq(ends),
+            drain.job_begins.eq(begins), issue.epoch.eq(drain.epoch),
             drain.job_ends.eq(self.tx_retired), drain.job_ends_epoch.eq(self.tx_retired_epoch),
             drain.holds.eq(faults.o.valid), drain.request.eq(self.drain_request), self.drain_done.eq(drain.done),
             self.active.eq(Cat(block.active for block in (
                 scheduler, slots, pushed, cutter, parser, translator, inline_rows, rows, check, issue, faults,
-                drain)).any()),
+                drain, *([sources] if config.flows else []))).any()),
         ]
         return m
 

@@ -25,6 +25,7 @@ from nic_model.contract import (
     NicConfig,
 )
 from nic_model.contract.config import BURST_BYTES
+from nic_model.contract.descriptors import Layout
 
 CHANNEL_BITS = exact_log2(MAX_CHANNELS)
 REGISTER_BITS = exact_log2(REGISTER_SPACE_BYTES)
@@ -46,6 +47,13 @@ def queue_slots(config: NicConfig) -> int:
 def lane_bits(config: NicConfig) -> int:
     """Bits of a byte lane's number."""
     return exact_log2(config.host_bytes)
+
+
+def contract_view(layout: Layout) -> data.FlexibleLayout:
+    """The Amaranth view of a layout of the contract."""
+    return data.FlexibleLayout(8 * layout.size_bytes, {
+        name: data.Field(field.width, field.offset) for name, field in layout.fields.items()
+    })
 
 
 class Strobe(Signature):

@@ -14,6 +14,7 @@ from rtl.header_fields import (
     L3_BITS,
     L4_BITS,
     Edges,
+    Flow,
     Units,
     capture_flow,
     choose_fields,
@@ -35,7 +36,7 @@ CHECKSUM_BITS = 16
 DELAY_ROWS = 32
 """Places where rows, and the verdicts of frames, wait for the channel: more than the parser has stages."""
 
-_FOUND_STAGE = 5
+FOUND_STAGE = 5
 """Where the headers are judged."""
 
 _ALL_ONES = 0xFFFF
@@ -60,6 +61,11 @@ def parsed_row(config: NicConfig) -> data.StructLayout:
     })
 
 
+def parser_latency(config: NicConfig) -> int:
+    """Cycles from a row to the same row with its verdict."""
+    return FOUND_STAGE + steering_latency(config) + 1
+
+
 class Parser(wiring.Component):
     """Parses frames, verifies IPv4, TCP and UDP checksums, filters by destination address, and steers.
 
@@ -81,6 +87,7 @@ class Parser(wiring.Component):
     write : register writes, for MAC_ADDRESS, RX_FILTER, RSS and flow rules.
     parsed : rows of `parsed_row`.
     count_steered_rule, count_steered_rss : strobes; frames that are let in.
+    flow : of a device with a control port: of each frame that has one, when its headers have been judged.
     """
 
     def __init__(self, config: NicConfig):
@@ -90,13 +97,14 @@ class Parser(wiring.Component):
             "write": In(Strobe(RegisterWrite)),
             "parsed": Out(Strobe(parsed_row(config))),
             **{f"count_steered_{name}": Out(Strobe(CountAmount)) for name in ("rule", "rss")},
+            **({"flow": Out(Strobe(Flow))} if config.flows else {}),
             "active": Out(1),
         })
 
     @property
     def latency(self) -> int:
         """Cycles from a row to the same row with its verdict."""
-        return _FOUND_STAGE + steering_latency(self.config) + 1
+        return parser_latency(self.config)
 
     @property
     def _words(self) -> int:
@@ -147,9 +155,11 @@ class Parser(wiring.Component):
         edges = Edges(m, valid[3], early[3], self.config, places, number[3])
         flow = capture_flow(m, valid[4] & early[4], self.config, row_data[4], number[4], places_4, edges, found)
         m.d.comb += [
-            steering.flow.valid.eq(valid[_FOUND_STAGE] & is_last[_FOUND_STAGE] & (found.ipv4 | found.ipv6)),
+            steering.flow.valid.eq(valid[FOUND_STAGE] & is_last[FOUND_STAGE] & (found.ipv4 | found.ipv6)),
             steering.flow.payload.eq(flow),
         ]
+        if self.config.flows:
+            m.d.comb += [self.flow.valid.eq(steering.flow.valid), self.flow.payload.eq(flow)]
 
         # Sums.
         header_mask, l4_mask, raw_mask, checksum_mask = self._mask(m, valid, early, edges, number[4], count[4])
@@ -176,7 +186,7 @@ class Parser(wiring.Component):
                 l4_total.eq(l4_folded + pseudo), raw_sum.eq(raw_folded[:16] + raw_folded[16]),
             ]
         m.d.comb += l4_right.eq(l4_total[2:16].all() & (l4_total[:2] + l4_total[16:] == 3))
-        found = carry(found, "found", _FOUND_STAGE + 1, added + 3, of=is_last)[added + 3]
+        found = carry(found, "found", FOUND_STAGE + 1, added + 3, of=is_last)[added + 3]
         info = Signal(INFO_BITS)
         m.d.comb += info.eq(_info(
             found=found,

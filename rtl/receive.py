@@ -1,6 +1,6 @@
 """The receive path: this file connects its blocks, in packet order."""
 
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
@@ -8,6 +8,9 @@ from amaranth.utils import exact_log2
 from nic_model.contract import NicConfig
 from rtl.arrivals import Arrivals
 from rtl.coalescer import Coalescer
+from rtl.control_messages import Unit, message_beat
+from rtl.control_receive import COUNTED, ControlReceive
+from rtl.flow_entries import FLOW_BITS, FlowWrite
 from rtl.interfaces import (
     TIME_BITS,
     ChannelFault,
@@ -36,12 +39,28 @@ from rtl.rx_gather import RxGather
 from rtl.rx_rings import RxRings
 
 
+def _control_members(config):
+    """Ports of a device with a control port: those of `rtl.control_receive.ControlReceive`, prefixed."""
+    return {
+        "control_release": In(stream.Signature(message_beat(config))),
+        "control_up": Out(stream.Signature(message_beat(config))),
+        "control_key_request": Out(stream.Signature(KeyRequest)),
+        "control_key_answer": In(stream.Signature(KeyAnswer)),
+        "control_write_cmd": Out(stream.Signature(WriteCommand)),
+        "control_write_row": Out(stream.Signature(row(config))),
+        "control_write_done": In(stream.Signature(WriteDone)),
+        "control_entry": Out(stream.Signature(FlowWrite)), "control_keeps_key": Out(1), "control_emit_idle": In(1),
+        "control_complete": Out(stream.Signature(Unit)), "control_place_over": Out(stream.Signature(FLOW_BITS)),
+        **{f"count_control_{name}": Out(Strobe(CountAmount)) for names in COUNTED.values() for name in names},
+    }
+
+
 class Receive(wiring.Component):
     """Frames from the MAC to host memory.
 
     Enters: `mac`, frames; `doorbell`, posted buffers. Leaves: writes of host memory, and `done`, a token for each
     buffer that was used, when the bus has answered the writes of all of its frame. Every other frame is dropped whole,
-    and counted for one reason.
+    and counted for one reason; but on a device with a control port those that are for it.
 
     Parameters
     ----------
@@ -61,6 +80,7 @@ class Receive(wiring.Component):
     now : cycle count.
     next_deadline, deadline_valid : when the oldest aggregate ends by its age.
     fault, index, count_rx_... : what the registers and counters are told.
+    control_..., count_control_... : on a device with a control port, see `rtl.control_receive.ControlReceive`.
     """
 
     def __init__(self, config: NicConfig):
@@ -92,6 +112,7 @@ class Receive(wiring.Component):
                 "errors", "checksum_errors", "steered_rule", "steered_rss", "aggregates", "coalesced", "pause")},
             "next_deadline": Out(TIME_BITS),
             "deadline_valid": Out(1),
+            **(_control_members(config) if config.flows else {}),
             "active": Out(1),
         })
 
@@ -115,7 +136,12 @@ class Receive(wiring.Component):
         ]
         connect(m, pause_rx.pause, flipped(self.pause))
         connect(m, mac_rx.row, parser.row)
-        connect(m, parser.parsed, buffer.row)
+        filtered = buffer.count_filtered
+        if self.config.flows:
+            filtered, control = self._take_out(m, parser, buffer), [m.submodules.control]
+        else:
+            connect(m, parser.parsed, buffer.row)
+            control = []
         connect(m, buffer.o, deliver.row)
         connect(m, deliver.write_row, flipped(self.write_row))
 
@@ -162,17 +188,43 @@ class Receive(wiring.Component):
         ]
         for block, names in (
                 (parser, ("steered_rule", "steered_rss")),
-                (buffer, ("frames_in", "filtered", "bad_frames", "fifo_full")),
+                (buffer, ("frames_in", "bad_frames", "fifo_full")),
                 (deliver, ("frames", "bytes", "no_buffer", "errors", "checksum_errors")),
                 (gather, ("aggregates", "coalesced")), (pause_rx, ("pause",))):
             for name in names:
                 connect(m, getattr(block, f"count_{name}"), flipped(getattr(self, f"count_rx_{name}")))
+        connect(m, filtered, flipped(self.count_rx_filtered))
         # A frame may be too long for any buffer, or for the one that is posted: two frames at one time, if need be.
         oversize = [buffer.count_oversize.valid, deliver.count_oversize.valid]
         m.d.comb += [
             self.count_rx_oversize.valid.eq(Cat(oversize).any()),
             self.count_rx_oversize.payload.amount.eq(sum(oversize)),
             self.active.eq(Cat(block.active for block in (
-                mac_rx, pause_rx, parser, buffer, arrivals, coalescer, rings, deliver, gather)).any()),
+                mac_rx, pause_rx, parser, buffer, arrivals, coalescer, rings, deliver, gather, *control)).any()),
         ]
         return m
+
+    def _take_out(self, m, parser, buffer):
+        """The frames that are for the control port leave the path behind the parser: the buffer drops them as if the
+        filter had not let them in. Returns the strobe of those that it really did not."""
+        m.submodules.control = control = ControlReceive(self.config)
+        connect(m, flipped(self.write), control.write)
+        connect(m, parser.parsed, control.row)
+        connect(m, parser.flow, control.flow)
+        connect(m, control.rest, buffer.row)
+        for name in ("release", "key_answer", "write_done"):
+            connect(m, flipped(getattr(self, f"control_{name}")), getattr(control, name))
+        for name in ("up", "key_request", "write_cmd", "write_row", "entry", "complete", "place_over"):
+            connect(m, getattr(control, name), flipped(getattr(self, f"control_{name}")))
+        for name in self.signature.members:
+            if name.startswith("count_control_"):
+                connect(m, getattr(control, name), flipped(getattr(self, name)))
+        filtered, taken = Strobe(CountAmount).create(), Signal(name="was_taken")
+        m.d.sync += taken.eq(control.taken)  # the buffer counts in the cycle behind a frame's last row
+        m.d.comb += [
+            control.now.eq(self.now), control.emit_idle.eq(self.control_emit_idle),
+            self.control_keeps_key.eq(control.keeps_key),
+            filtered.valid.eq(buffer.count_filtered.valid & ~taken),
+            filtered.payload.amount.eq(buffer.count_filtered.payload.amount),
+        ]
+        return filtered

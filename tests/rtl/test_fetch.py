@@ -28,6 +28,7 @@ from nic_model.keys import KeyEntry, KeyTable
 from nic_model.submission import read_submission
 from rtl.descriptor import FETCH_SLOTS, DescriptorCheck, DescriptorCutter, DescriptorParser
 from rtl.fetch import DrainWatch, FetchScheduler, TransmitFetch
+from rtl.interfaces import TxJob
 from tests.rtl.harness import Bench, idle, until
 
 CHANNELS = 4
@@ -66,6 +67,19 @@ class Ring:
         self.producer = (self.producer + (slots or len(descriptor) // SUBMISSION_SLOT_BYTES)) % (1 << 16)
 
 
+ORDER_TAG = 0xE317
+"""Of jobs that are no descriptor's."""
+
+
+class DescriptorJobs(list):
+    """Jobs of descriptors; those of the control port are left out."""
+
+    def append(self, job):
+        if job["tag"] != ORDER_TAG:
+            super().append(job)
+
+
+
 class Host:
     """Everything round a TransmitFetch: rings, DMA of slots, the key table, the consumers of what it gives.
 
@@ -75,10 +89,12 @@ class Host:
     host_bytes, seed : as their names say.
     stall : probability of a refusal or a pause, everywhere.
     latency : cycles from a fetch command to its first beat, at least and at most.
+    flows : of the control port, which is a second source of jobs; 0: there is none.
     """
 
-    def __init__(self, rings, *, host_bytes=16, seed=0, stall=0.0, latency=(10, 30)):
-        self.config = NicConfig(name="test", mac_bytes=8, host_bytes=host_bytes, channels=CHANNELS, vectors=4)
+    def __init__(self, rings, *, host_bytes=16, seed=0, stall=0.0, latency=(10, 30), flows=0):
+        self.config = NicConfig(
+            name="test", mac_bytes=8, host_bytes=host_bytes, channels=CHANNELS, vectors=4, flows=flows)
         self.width, self.stall, self.latency = host_bytes, stall, latency
         self.rings = {ring.channel: ring for ring in rings}
         self.front = TransmitFetch(self.config)
@@ -86,7 +102,8 @@ class Host:
         self.rng = random.Random(seed + 1)
         self.keys = KeyTable(self.config.keys)
         self.bad_bursts = set()
-        self.reads, self.jobs, self.rows, self.commands, self.faults, self.indices = [], [], [], [], [], []
+        self.reads, self.rows, self.commands, self.faults, self.indices = [], [], [], [], []
+        self.jobs = DescriptorJobs()
         self.running = 0
         self.may_retire = 1 << 20
         self.may_free = 1 << 20
@@ -905,12 +922,18 @@ def test_a_stopped_channels_fetch_is_thrown_away_and_it_starts_again_at_0():
     assert host.jobs[0]["ring_index"] == 3
 
 
-def test_drain_waits_for_the_completion_of_all_that_began_and_for_nothing_else():
+@pytest.mark.parametrize("flows", [0, 16])
+def test_drain_waits_for_the_completion_of_all_that_began_and_for_nothing_else(flows):
+    """With a control port, whose orders begin meanwhile, as without."""
     rings = [Ring(channel=c, log2=6, base=0x10000 * (c + 1)) for c in (1, 2)]
-    host = Host(rings, latency=(30, 30))
+    host = Host(rings, latency=(30, 30), flows=flows)
     named_keys(host)
     host.may_retire = 0
     done = []
+    if flows:
+        no_job = dict.fromkeys(TxJob.members, 0) | {"tag": ORDER_TAG}
+        host.bench.source(host.front.emit_checked, [
+            {"job": no_job, "broken": 0, "has_pieces": 0, "has_inline": 0}] * 40, stall=0.9)
 
     async def watch(ctx):
         async for _, _, is_done in ctx.tick().sample(host.front.drain_done):

@@ -1,0 +1,289 @@
+"""`memnic bench control`: offloaded segments through the control port, with a decider that answers at once.
+
+What is measured is RTL under Amaranth's simulator, cycle by cycle: the receive path's front, the control port's receive
+side, the key table and the DMA write engine; round them a MAC that sends shortest segments of one flow, a decider that
+places each segment's payload in the cycle after the message has come, and a bus that answers a write in 100 cycles.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cosim.benches import control_send
+from cosim.benches.rows import FAILED, Row, row
+from nic_model.checksum import ones_sum
+from nic_model.contract import CONFIGS, KeyRight, key_register, make_key, register
+from nic_model.contract.control import ControlEnable, ControlType, DoneStatus, OrderFlag, pack_message, unpack_message
+from nic_model.contract.registers import KEY_COMMIT
+
+if TYPE_CHECKING:
+    from cosim.benches import BenchOptions
+
+FRAME_BYTES, PAYLOAD_BYTES = 60, 6
+WIRE_OVERHEAD_BYTES = 24
+"""Preamble, FCS and the gap to the next frame."""
+
+LINE_CYCLES = (FRAME_BYTES + WIRE_OVERHEAD_BYTES) / 8
+"""Of a frame at 10 Gb/s, with 64 bits a cycle at 156.25 MHz."""
+
+FRAMES = 200
+WARM_UP_FRAMES = 40
+BUS_LATENCY_CYCLES = 100
+MAX_CYCLES = 20_000
+FLOW, GENERATION, CHANNEL, KEY = 3, 9, 2, make_key(5, 1)
+_OWN_MAC = bytes.fromhex("020000000001")
+_REMOTE, _LOCAL, _PORTS = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2)), (1000, 80)
+
+
+class Outcome(NamedTuple):
+    """What came of a run."""
+
+    placed: int
+    """Segments whose payload is in memory and right."""
+    cycles: float
+    """From segment to segment, behind the first ones."""
+
+
+def measure(options: BenchOptions) -> list[Row]:
+    """The rows of the bench."""
+    rows = []
+    for figure, frame_cycles, unit, bar in (
+            ("60-byte segments at line rate, 64-bit: not placed", LINE_CYCLES, "frames", 0.0),
+            ("60-byte segments without a gap, 64-bit: from one to the next", FRAME_BYTES / 8, "cycles", LINE_CYCLES)):
+        options.say(figure)
+        try:
+            outcome = run(frame_cycles, FRAMES)
+        except RuntimeError as error:
+            rows.append(row(figure, None, unit, "<=", bar, f"{FAILED}{error}"))
+            continue
+        value = outcome.cycles if unit == "cycles" else FRAMES - outcome.placed
+        rows.append(row(figure, value, unit, "<=", bar, f"{outcome.placed} of {FRAMES} placed"))
+    return rows + control_send.measure(options)
+
+
+def _segment(number: int) -> bytes:
+    """A frame of the flow with its number as payload."""
+    payload = number.to_bytes(PAYLOAD_BYTES, "big")
+    tcp = bytearray(b"".join(port.to_bytes(2, "big") for port in _PORTS) + (PAYLOAD_BYTES * number).to_bytes(4, "big")
+                    + bytes(4) + bytes((5 << 4, 0x10, 0xFF, 0xFF)) + bytes(4) + payload)
+    pseudo = _REMOTE + _LOCAL + bytes((0, 6)) + len(tcp).to_bytes(2, "big")
+    tcp[16:18] = _checksum(pseudo + bytes(tcp))
+    ip = bytearray(bytes((0x45, 0)) + (20 + len(tcp)).to_bytes(2, "big") + bytes((0, 0, 0x40, 0, 64, 6, 0, 0))
+                   + _REMOTE + _LOCAL)
+    ip[10:12] = _checksum(bytes(ip))
+    return _OWN_MAC + bytes(6) + b"\x08\x00" + bytes(ip) + bytes(tcp)
+
+
+def _checksum(content: bytes) -> bytes:
+    return (~ones_sum(content) & 0xFFFF).to_bytes(2, "big")
+
+
+def run(frame_cycles: float, frames: int) -> Outcome:
+    """So many segments, one in so many cycles. Raises RuntimeError if the port stands still, or what it placed is
+    wrong."""
+    from amaranth.hdl import Fragment
+    from amaranth.sim import Simulator
+
+    rig = _rig()
+    bench = _Bench(frame_cycles, frames)
+    simulator = Simulator(Fragment.get(rig, None))
+    simulator.add_clock(6.4e-9)
+
+    async def testbench(ctx: Any) -> None:
+        await bench.run(ctx, rig)
+
+    simulator.add_testbench(testbench)
+    simulator.run()
+    times = bench.placed_at[WARM_UP_FRAMES:]
+    if len(times) < 2:
+        raise RuntimeError(f"only {len(bench.placed_at)} of {frames} segments were placed")
+    return Outcome(len(bench.placed_at), (times[-1] - times[0]) / (len(times) - 1))
+
+
+class _Bench:
+    """MAC, decider and bus, a cycle at a time."""
+
+    def __init__(self, frame_cycles: float, frames: int) -> None:
+        self.placed_at: list[int] = []
+        self._frame_cycles, self._frames = frame_cycles, frames
+        self._orders: deque[int] = deque()
+        self._message = b""
+        self._written, self._next_number = b"", 0
+        self._flow_is_there = False
+
+    async def run(self, ctx: Any, rig: Any) -> None:
+        """Set the device up, then let the frames come."""
+        for address, value in self._setup():
+            ctx.set(rig.write.payload, {"address": address, "data": value})
+            ctx.set(rig.write.valid, 1)
+            await ctx.tick()
+        ctx.set(rig.write.valid, 0)
+        self._order(pack_message(
+            ControlType.FLOW_ADD, flow=FLOW, generation=GENERATION, channel=CHANNEL,
+            remote_address=int.from_bytes(_REMOTE, "little"), local_address=int.from_bytes(_LOCAL, "little"),
+            remote_port=_PORTS[0], local_port=_PORTS[1]))
+        ctx.set(rig.up.ready, 1)
+        ctx.set(rig.entry.ready, 1)
+        ctx.set(rig.axi.aw.ready, 1)
+        ctx.set(rig.axi.w.ready, 1)
+        beats, first_cycle = self._beats(), 0
+        responses, waits, last_beats = deque[tuple[int, int]](), deque[int](), 0
+        for cycle in range(MAX_CYCLES):
+            # The MAC: a beat, if it is time.
+            beat = None
+            if self._flow_is_there:
+                first_cycle = first_cycle or cycle
+                beat = next(beats)(cycle - first_cycle)
+            ctx.set(rig.mac.valid, int(beat is not None))
+            if beat is not None:
+                ctx.set(rig.mac.payload, beat)
+            if self._orders:
+                ctx.set(rig.release.payload.data, self._orders[0])
+            ctx.set(rig.release.valid, int(bool(self._orders)))
+            answer = bool(responses and responses[0][0] <= cycle)
+            ctx.set(rig.axi.b.valid, int(answer))
+            if answer:
+                ctx.set(rig.axi.b.payload, {"id": responses[0][1], "resp": 0})
+            _, _, up_valid, up, taken, aw_valid, aw, w_valid, w, placed = await ctx.tick().sample(
+                rig.up.valid, rig.up.payload, rig.release.ready, rig.axi.aw.valid, rig.axi.aw.payload,
+                rig.axi.w.valid, rig.axi.w.payload, rig.count_control_placed.valid)
+            if self._orders and taken:
+                self._orders.popleft()
+            if answer:
+                responses.popleft()
+            if up_valid:
+                self._take(int(up.data), bool(up["last"]))
+            if aw_valid:
+                waits.append(int(aw.id))
+            if w_valid:
+                self._write(int(w.data), int(w.strb))
+                last_beats += int(w["last"])
+            while last_beats and waits:
+                responses.append((cycle + BUS_LATENCY_CYCLES, waits.popleft()))
+                last_beats -= 1
+            if placed:
+                self.placed_at.append(cycle)
+                if len(self.placed_at) == self._frames:
+                    return
+            if self._flow_is_there and cycle - first_cycle > self._frames * self._frame_cycles + 1000:
+                return
+
+    @staticmethod
+    def _setup() -> Iterator[tuple[int, int]]:
+        yield register("MAC_ADDRESS_LO"), int.from_bytes(_OWN_MAC[:4], "little")
+        yield register("MAC_ADDRESS_HI"), int.from_bytes(_OWN_MAC[4:], "little")
+        yield register("RX_ENABLE"), 1
+        yield register("CONTROL_ENABLE"), ControlEnable.FLOWS
+        for name, value in (("KEY_ADDRESS_LO", 0x10_0000), ("KEY_ADDRESS_HI", 0), ("KEY_LENGTH_LO", 0x1_0000),
+                            ("KEY_LENGTH_HI", 0), ("KEY_COMMIT", KEY_COMMIT.pack_word(
+                                generation=1, rights=KeyRight.WRITE, owner=CHANNEL, valid=1))):
+            yield key_register(name, 5), value
+
+    def _beats(self) -> Iterator[Any]:
+        """For each cycle a function of the cycle's number: the beat then, or None."""
+        frames = iter([_segment(n) for n in range(self._frames)])
+        frame, number, at = next(frames), 0, 0
+
+        def beat(cycle: int) -> dict[str, int] | None:
+            nonlocal frame, number, at
+            if number == self._frames or (at == 0 and cycle < number * self._frame_cycles):
+                return None
+            piece = frame[at : at + 8]
+            at += 8
+            last = at >= len(frame)
+            if last:
+                number, at = number + 1, 0
+                frame = next(frames, b"")
+            return {"data": int.from_bytes(piece, "little"), "keep": (1 << len(piece)) - 1, "last": int(last)}
+
+        while True:
+            yield beat
+
+    def _order(self, message: bytes) -> None:
+        self._orders.extend(int.from_bytes(message[at : at + 16], "little") for at in range(0, len(message), 16))
+
+    def _take(self, beat: int, last: bool) -> None:
+        """What the decider makes of a beat: at a message's end it gives its order."""
+        self._message += beat.to_bytes(16, "little")
+        if not last:
+            return
+        kind, fields, _ = unpack_message(self._message)
+        self._message = b""
+        if kind is ControlType.SEGMENT:
+            self._order(pack_message(
+                ControlType.PLACE, flow=FLOW, generation=GENERATION, handle=fields["handle"], length=fields["length"],
+                key=KEY, offset=fields["sequence"], flags=OrderFlag.LAST))
+        elif kind is ControlType.DONE and fields["order"] == ControlType.FLOW_ADD and fields["status"] == DoneStatus.OK:
+            self._flow_is_there = True
+        else:
+            raise RuntimeError(f"the port says {kind.name}: {fields}")
+
+    def _write(self, data: int, strobes: int) -> None:
+        """A beat of a write: the bytes of all must be the segments' numbers, in order, some of which may be lost."""
+        self._written += bytes(data >> 8 * lane & 0xFF for lane in range(16) if strobes >> lane & 1)
+        while len(self._written) >= PAYLOAD_BYTES:
+            number = int.from_bytes(self._written[:PAYLOAD_BYTES], "big")
+            if not self._next_number <= number < self._frames:
+                raise RuntimeError(f"segment {number} was placed, behind {self._next_number - 1}")
+            self._next_number = number + 1
+            self._written = self._written[PAYLOAD_BYTES:]
+
+
+def _rig() -> Any:
+    """What is measured, as one component."""
+    from amaranth.hdl import Module
+    from amaranth.lib import stream, wiring
+    from amaranth.lib.wiring import In, Out, connect, flipped
+
+    from rtl.control_messages import message_beat
+    from rtl.control_receive import ControlReceive
+    from rtl.dma_write import DmaWrite
+    from rtl.flow_entries import FlowWrite
+    from rtl.interfaces import AxiWriteMaster, CountAmount, RegisterWrite, Strobe, mac_beat
+    from rtl.keys import KeyTable
+    from rtl.mac_rx import MacRx
+    from rtl.parser import Parser
+
+    config = replace(CONFIGS["default"], name="default with a control port", flows=1024)
+
+    class Rig(wiring.Component):
+        def __init__(self) -> None:
+            self.dma = DmaWrite(config)
+            super().__init__({
+                "mac": In(stream.Signature(mac_beat(config))), "write": In(Strobe(RegisterWrite)),
+                "up": Out(stream.Signature(message_beat(config))),
+                "release": In(stream.Signature(message_beat(config))),
+                "entry": Out(stream.Signature(FlowWrite)), "axi": Out(AxiWriteMaster(config, self.dma.id_bits)),
+                "count_control_placed": Out(Strobe(CountAmount)),
+            })
+
+        def elaborate(self, platform: object) -> Module:
+            m = Module()
+            m.submodules.mac_rx = mac_rx = MacRx(config)
+            m.submodules.parser = parser = Parser(config)
+            m.submodules.control = control = ControlReceive(config)
+            m.submodules.keys = keys = KeyTable(config, clients=1)
+            m.submodules.dma = dma = self.dma
+            connect(m, flipped(self.mac), mac_rx.mac)
+            connect(m, mac_rx.row, parser.row)
+            connect(m, parser.parsed, control.row)
+            connect(m, parser.flow, control.flow)
+            for block in (mac_rx, parser, control, keys):
+                connect(m, flipped(self.write), block.write)
+            connect(m, flipped(self.release), control.release)
+            connect(m, control.up, flipped(self.up))
+            connect(m, control.entry, flipped(self.entry))
+            connect(m, control.key_request, keys.request_0)
+            connect(m, keys.answer_0, control.key_answer)
+            connect(m, control.write_cmd, dma.cmd_receive)
+            connect(m, control.write_row, dma.row_receive)
+            connect(m, dma.done_receive, control.write_done)
+            connect(m, dma.axi, flipped(self.axi))
+            connect(m, control.count_control_placed, flipped(self.count_control_placed))
+            m.d.comb += [control.emit_idle.eq(1), control.place_over.ready.eq(1)]
+            return m
+
+    return Rig()

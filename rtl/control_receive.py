@@ -1,0 +1,127 @@
+"""The control port's receive side: this file connects its blocks."""
+
+from amaranth.hdl import Cat, Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from nic_model.contract import NicConfig
+from rtl.control_admission import ControlAdmission
+from rtl.control_dones import ReleaseDones
+from rtl.control_messages import MessageArbiter, Unit, message_beat
+from rtl.control_place import ControlPlace
+from rtl.control_release import ControlRelease
+from rtl.flow_entries import FLOW_BITS, FlowWrite
+from rtl.header_fields import Flow
+from rtl.interfaces import (
+    TIME_BITS,
+    CountAmount,
+    KeyAnswer,
+    KeyRequest,
+    RegisterWrite,
+    Strobe,
+    WriteCommand,
+    WriteDone,
+    row,
+)
+from rtl.parser import parsed_row
+
+COUNTED = {
+    "admission": ("no_slot", "no_handle", "no_cell", "segments", "unknown", "bytes"),
+    "place": ("placed", "drops"), "dones": ("stale", "refused"),
+}
+"""Block -> what it counts, as `control_` counters."""
+
+
+class ControlReceive(wiring.Component):
+    """Frames of offloaded connections to their decider, and their payload to where it says.
+
+    Enters: `row` and `flow`, from the parser; `release`, the decider's orders. Leaves: `rest`, the rows of all frames,
+    of which the last of one that was taken does not pass; `up`, messages; writes of host memory; what the send side has
+    to know of flows; COMPLETE orders.
+
+    Parameters
+    ----------
+    config : NicConfig
+        Sizes of the device; `flows` is not 0.
+
+    Members
+    -------
+    write : register writes.
+    row, flow, rest, taken : see `rtl.control_admission.ControlAdmission`.
+    release, up : beats of messages.
+    key_request, key_answer : client of the key table.
+    write_cmd, write_row, write_done : client of the DMA write engine.
+    entry, keeps_key, complete, emit_idle : see `rtl.control_release.ControlRelease`.
+    place_over : see `over` of `rtl.control_place.ControlPlace`.
+    now : cycle count.
+    count_control_... : strobes.
+    """
+
+    def __init__(self, config: NicConfig):
+        self.config = config
+        super().__init__({
+            "write": In(Strobe(RegisterWrite)),
+            "row": In(Strobe(parsed_row(config))), "flow": In(Strobe(Flow)),
+            "rest": Out(Strobe(parsed_row(config))), "taken": Out(1),
+            "release": In(stream.Signature(message_beat(config))), "up": Out(stream.Signature(message_beat(config))),
+            "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
+            "write_cmd": Out(stream.Signature(WriteCommand)), "write_row": Out(stream.Signature(row(config))),
+            "write_done": In(stream.Signature(WriteDone)),
+            "entry": Out(stream.Signature(FlowWrite)), "keeps_key": Out(1), "emit_idle": In(1),
+            "complete": Out(stream.Signature(Unit)), "place_over": Out(stream.Signature(FLOW_BITS)),
+            "now": In(TIME_BITS),
+            **{f"count_control_{name}": Out(Strobe(CountAmount)) for names in COUNTED.values() for name in names},
+            "active": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.admission = admission = ControlAdmission(self.config)
+        m.submodules.release = release = ControlRelease(self.config)
+        m.submodules.place = place = ControlPlace(self.config)
+        m.submodules.dones = dones = ReleaseDones(self.config)
+        m.submodules.messages = messages = MessageArbiter(self.config, count=2)
+
+        # Frames in, what is told of them.
+        connect(m, flipped(self.write), admission.write)
+        connect(m, flipped(self.row), admission.row)
+        connect(m, flipped(self.flow), admission.flow)
+        connect(m, admission.rest, flipped(self.rest))
+        connect(m, admission.o, messages.i[0])
+        connect(m, dones.o, messages.i[1])
+        connect(m, messages.o, flipped(self.up))
+
+        # Orders.
+        connect(m, flipped(self.release), release.i)
+        connect(m, admission.held, release.held)
+        for table in ("flow", "listen"):
+            connect(m, getattr(release, f"{table}_order"), getattr(admission, f"{table}_order"))
+            connect(m, getattr(admission, f"{table}_done"), getattr(release, f"{table}_done"))
+        connect(m, release.entry, flipped(self.entry))
+        connect(m, release.complete, flipped(self.complete))
+        connect(m, release.done, dones.other)
+
+        # Bytes of frames to host memory.
+        connect(m, release.place, place.order)
+        connect(m, place.cell_order, admission.order)
+        connect(m, admission.cell, place.cell)
+        connect(m, place.key_request, flipped(self.key_request))
+        connect(m, flipped(self.key_answer), place.key_answer)
+        connect(m, place.write_cmd, flipped(self.write_cmd))
+        connect(m, place.write_row, flipped(self.write_row))
+        connect(m, flipped(self.write_done), place.write_done)
+        connect(m, place.done, dones.place)
+        connect(m, place.over, flipped(self.place_over))
+
+        blocks = {"admission": admission, "release": release, "place": place, "dones": dones, "messages": messages}
+        for name, counts in COUNTED.items():
+            for count in counts:
+                connect(m, getattr(blocks[name], f"count_{count}"), flipped(getattr(self, f"count_control_{count}")))
+        m.d.comb += [
+            self.taken.eq(admission.taken), admission.ended.eq(place.ended), release.place_idle.eq(place.idle),
+            release.emit_idle.eq(self.emit_idle), release.to_tell.eq(admission.to_tell),
+            release.told.eq(admission.told), self.keeps_key.eq(release.keeps_key),
+            admission.now.eq(self.now), dones.now.eq(self.now),
+            self.active.eq(Cat(block.active for block in blocks.values()).any()),
+        ]
+        return m

@@ -1,0 +1,156 @@
+"""The control port's receive side: flows are found while they are there, handles end once, no byte goes astray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from amaranth.hdl import Cat, Signal, Value
+
+from nic_model.contract import NicConfig, Status
+from nic_model.contract.control import ControlType, DoneStatus
+from rtl.control_messages import MessageHeader
+from rtl.control_place import ControlPlace
+from rtl.control_release import ControlRelease
+from rtl.flow_table import FlowOrder, FlowStatus, FlowTable
+from tests.formal.claims import Claims
+from tests.formal.prover import Proof, cases, check
+
+CONFIG = NicConfig(name="proof", flows=16, control_cells=36, control_slots=16, listeners=1)
+
+
+def found_while_there(claims: Claims, block: FlowTable) -> None:
+    """A lookup of any one key, during which no order is under way, finds the flow that was added with it and not
+    deleted since, and finds nothing otherwise: so no other key is taken for it. Orders and other lookups come as they
+    like before. DEVICE_RESET stays out."""
+    m = claims.m
+    claims.given(~block.write.valid)
+    claims.stream(block.order, given=True)
+    key = claims.constant(len(Value.cast(block.lookup.payload)), "key")
+    order, done = block.order.payload, block.done.payload
+    # The order that is carried out: its `done` says what became of it.
+    under_way, latest = Signal(name="under_way"), Signal.like(order, name="latest")
+    with m.If(block.order.valid):
+        m.d.sync += [under_way.eq(1), latest.eq(order)]
+    with m.If(block.done.valid & block.done.ready):
+        m.d.sync += under_way.eq(0)
+    claims.given(~block.order.valid | ~block.done.valid)
+    there, flow, generation = Signal(name="there"), Signal.like(order.flow, name="its_flow"), Signal.like(
+        order.generation, name="its_generation")
+    is_done = block.done.valid & block.done.ready & (done.status == FlowStatus.OK)
+    with m.If(is_done & (latest.order == FlowOrder.ADD) & (Value.cast(latest.key) == key)):
+        m.d.sync += [there.eq(1), flow.eq(latest.flow), generation.eq(latest.generation)]
+    with m.If(is_done & (latest.order == FlowOrder.DELETE) & there & (latest.flow == flow)):
+        m.d.sync += there.eq(0)
+
+    # One lookup of the key is watched, with nothing else at the table from then on.
+    watched, asked, answers_ahead = claims.any(name="watched"), Signal(name="asked"), Signal(5, name="answers_ahead")
+    enters, leaves = block.lookup.valid, block.answer.valid & block.answer.ready
+    inside = claims.inside(enters, leaves, 5)
+    claims.given(inside < 4)
+    asks = enters & watched & ~asked & (Value.cast(block.lookup.payload) == key) & ~under_way & ~block.order.valid
+    claims.given(~block.order.valid, asked)
+    with m.If(asks):
+        m.d.sync += [asked.eq(1), answers_ahead.eq(inside - leaves)]
+    with m.Elif(asked & leaves):
+        m.d.sync += answers_ahead.eq(answers_ahead - 1)
+    answer = block.answer.payload
+    is_answer = asked & block.answer.valid & (answers_ahead == 0)
+    claims.holds((answer.found == there) & (~there | ((answer.flow == flow) & (answer.generation == generation))),
+                 is_answer)
+    claims.reached(is_answer & there)
+
+
+def handles_end_once(claims: Claims, block: ControlRelease) -> None:
+    """An order ends any one handle only if it has begun since it ended last; and an order that is OK is about a handle
+    that is held. Messages come as they like, and handles begin when they are not held."""
+    m = claims.m
+    handle = claims.constant(len(block.held.payload.handle), "handle")
+    claims.given(handle < CONFIG.control_cells)
+    held, begins = Signal(name="is_held"), Signal()
+    place = block.place
+    ends = place.valid & place.ready & place.payload.ends & (place.payload.handle == handle)
+    # It ends where it is judged, a cycle before that is offered.
+    offered = place.valid & (place.payload.handle == handle) & place.payload.ends
+    m.d.comb += begins.eq(block.held.valid & (block.held.payload.handle == handle))
+    claims.given(~held & ~offered, begins)
+    claims.given(block.held.payload.handle < CONFIG.control_cells, block.held.valid)
+    with m.If(begins):
+        m.d.sync += held.eq(1)
+    with m.If(ends):
+        m.d.sync += held.eq(0)
+    claims.holds(held, ends)
+    claims.holds(held, place.valid & place.ready & (place.payload.handle == handle)
+                 & (place.payload.done.status == DoneStatus.OK))
+    claims.stream(place)
+    claims.stream(block.done)
+    claims.reached(ends)
+
+
+def release_waits_for_no_emit(claims: Claims, block: ControlRelease) -> None:
+    """Whoever carries out what was judged takes it, and the flow table answers: then a beat of any order but FLOW_DEL
+    enters within 20 cycles, although EMITs are under way all the time."""
+    m = claims.m
+    claims.given(~block.emit_idle & ~block.held.valid)
+    claims.stream(block.i, given=True)
+    for sink in (block.place, block.done, block.entry, block.complete):
+        claims.given(sink.ready)
+    for order, done in ((block.flow_order, block.flow_done), (block.listen_order, block.listen_done)):
+        # An answer in the cycle behind the order.
+        m.d.sync += done.valid.eq(order.valid & order.ready)
+        claims.given(order.ready == order.valid)
+    header = MessageHeader(block.i.payload.data[:MessageHeader.size])
+    for kind in (ControlType.FLOW_DEL,):
+        claims.given(header.type != kind)
+    claims.answered_within(block.i.valid, block.i.ready, 20)
+    claims.reached(block.place.valid)
+
+
+def nothing_outside_of_its_key(claims: Claims, block: ControlPlace) -> None:
+    """A write begins where the key table's OK said, and has as many bytes as it was asked for, with the WRITE right as
+    the order's channel. Shown for one order at a time."""
+    m = claims.m
+    claims.stream(block.order, given=True)
+    claims.stream(block.key_answer, given=True)
+    claims.given(block.order.payload.begin + block.order.payload.done.length < 1 << 14)
+    order, request, answer, command = block.order, block.key_request, block.key_answer, block.write_cmd
+    taken, asked, allowed, wrote = (Signal(name=name) for name in ("taken", "asked", "allowed", "wrote"))
+    kept, address = Signal.like(order.payload, name="kept"), Signal(64, name="allowed_address")
+    claims.given(~taken, order.valid)
+    with m.If(order.valid & order.ready):
+        m.d.sync += [taken.eq(1), kept.eq(order.payload)]
+    asks = request.valid & request.ready
+    claims.holds(Cat(request.payload.write, request.payload.channel == order.payload.channel,
+                     request.payload.key == order.payload.key, request.payload.offset == order.payload.offset,
+                     request.payload.length == order.payload.done.length).all(), asks)
+    with m.If(asks):
+        m.d.sync += asked.eq(1)
+    claims.given(asked & ~allowed, answer.valid)
+    with m.If(answer.valid & answer.ready):
+        m.d.sync += [allowed.eq(answer.payload.status == Status.OK), address.eq(answer.payload.address), asked.eq(0)]
+    with m.If(command.valid & command.ready):
+        m.d.sync += wrote.eq(1)
+    claims.holds(Cat(allowed, ~wrote, command.payload.address == address,
+                     command.payload.length == kept.done.length).all(), command.valid)
+    claims.stream(command)
+    claims.reached(command.valid & (command.payload.length > 1))
+
+
+def _table() -> FlowTable:
+    return FlowTable(flows=2, buckets=2, words=2, ipv4_words=1, words_per_cycle=1)
+
+
+PROOFS = [
+    Proof("a flow is found while it is there", _table, found_while_there, depth=40, cover=40, long=True),
+    Proof("a handle ends once", lambda: ControlRelease(CONFIG), handles_end_once, depth=22, cover=22, arrays=True,
+          long=True),
+    Proof("release waits for no emit", lambda: ControlRelease(CONFIG), release_waits_for_no_emit, depth=22, cover=16,
+          arrays=True, asserts=False, long=True),
+    Proof("nothing is written outside of its key", lambda: ControlPlace(CONFIG), nothing_outside_of_its_key, depth=14,
+          cover=14, arrays=True),
+]
+
+
+@pytest.mark.parametrize("proof", cases(PROOFS))
+def test_control_port(proof: Proof, tmp_path: Path) -> None:
+    check(proof, tmp_path)
