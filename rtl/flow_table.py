@@ -26,7 +26,7 @@ QUEUE_PLACES = 16
 """Keys that may be between `lookup` and `answer`."""
 
 
-class FlowOrder(enum.Enum, shape=2):
+class FlowOrder(enum.Enum, shape=2):  # type: ignore[call-arg]
     """What an order does."""
 
     CHECK = 0
@@ -35,7 +35,7 @@ class FlowOrder(enum.Enum, shape=2):
     DELETE = 2
 
 
-class FlowStatus(enum.Enum, shape=3):
+class FlowStatus(enum.Enum, shape=3):  # type: ignore[call-arg]
     """What became of an order."""
 
     OK = 0

@@ -21,14 +21,14 @@ ANSWERS = 16
 ListenKey = data.StructLayout({"address": ADDRESS_BITS, "port": PORT_BITS, "ipv6": 1})
 
 
-class ListenOrder(enum.Enum, shape=1):
+class ListenOrder(enum.Enum, shape=1):  # type: ignore[call-arg]
     """What an order does."""
 
     ADD = 0
     DELETE = 1
 
 
-class ListenStatus(enum.Enum, shape=2):
+class ListenStatus(enum.Enum, shape=2):  # type: ignore[call-arg]
     """What became of an order."""
 
     OK = 0

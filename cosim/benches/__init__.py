@@ -24,7 +24,7 @@ class BenchOptions(NamedTuple):
 BENCHES: dict[str, tuple[str, str]] = {
     "engine": ("cosim.benches.engine:measure", "speed of the simulation engines"),
     "rtl": ("cosim.benches.rtl:measure", "what the device does in how many cycles"),
-    "control": ("cosim.benches.control:measure", "offloaded segments through the control port"),
+    "control": ("cosim.benches.control:measure", "offloaded segments through the control port, both ways"),
     "model": ("cosim.benches.model:measure", "how fast the timed model is"),
     "tcp": ("cosim.benches.tcp:measure", "how fast the software TCP is, and what it makes of loss"),
     "overload": ("cosim.benches.overload:measure", "what a flood of packets leaves of a host, by how it is told"),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cosim.benches import control_send
 from cosim.benches.rows import FAILED, Row, row
 from nic_model.checksum import ones_sum
 from nic_model.contract import CONFIGS, KeyRight, key_register, make_key, register
@@ -60,7 +61,7 @@ def measure(options: BenchOptions) -> list[Row]:
             continue
         value = outcome.cycles if unit == "cycles" else FRAMES - outcome.placed
         rows.append(row(figure, value, unit, "<=", bar, f"{outcome.placed} of {FRAMES} placed"))
-    return rows
+    return rows + control_send.measure(options)
 
 
 def _segment(number: int) -> bytes:

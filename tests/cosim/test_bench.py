@@ -65,7 +65,8 @@ def test_bad_use_of_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["bench", "horse"]) == 2
     assert cli.run(["bench", "engine", "--log", "/no/such/log"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert said == ["memnic: no bench 'horse': choose from engine, rtl, model, tcp, overload, accuracy, tap",
+    assert said == ["memnic: no bench 'horse': choose from engine, rtl, control, model, tcp, overload, placements,"
+                    " crossover, accuracy, tap",
                     "memnic: --log: no file /no/such/log"]
 
 
