@@ -1,5 +1,5 @@
 # amaranth: UnusedElaboratable=no
-"""Writes to host memory: two clients, bursts whose rows are at hand, one AXI4 write master."""
+"""Writes to host memory: two or three clients, bursts whose rows are at hand, one AXI4 write master."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
@@ -137,11 +137,12 @@ class DmaWriteClient(wiring.Component):
 class DmaWrite(wiring.Component):
     """The write half of the host bus's master.
 
-    Enters: commands of two clients, of any alignment, and their rows. Leaves: AXI4 bursts, cut at 256-byte
+    Enters: commands of two clients, of any alignment, and their rows; of a third one on a device with a control port,
+    which places payload. Leaves: AXI4 bursts, cut at 256-byte
     boundaries, addresses ascending for each client, with exact strobes; `done` for each command, in its client's
-    order, when the bus has answered all its bursts. Bursts of the clients alternate; one of completions is begun only
-    when its rows are at hand, one of received frames when its first is, behind which the others come in each cycle: so
-    a client without rows does not block the other. BREADY is constantly 1: each burst has a slot for its response,
+    order, when the bus has answered all its bursts. Bursts of the clients take turns; one of completions is begun only
+    when its rows are at hand, one of received bytes when its first is, behind which the others come in each cycle: so
+    a client without rows does not block another. BREADY is constantly 1: each burst has a slot for its response,
     whose number is its ID.
     Latency from a row that is waited for to its W beat 4 cycles, from a command 6; throughput one W beat a cycle. For
     `2 ** id_bits` cycles after reset the table of slots is cleared and no AW is given.
@@ -152,9 +153,9 @@ class DmaWrite(wiring.Component):
 
     Members
     -------
-    cmd_receive, cmd_completion : commands of the clients.
-    row_receive, row_completion : rows of the commands, in order.
-    done_receive, done_completion : one for each command, `error` if the bus refused any of its bursts.
+    cmd_receive, cmd_completion, cmd_place : commands of the clients.
+    row_receive, row_completion, row_place : rows of the commands, in order.
+    done_receive, done_completion, done_place : one for each command, `error` if the bus refused any of its bursts.
     axi : write channels; bursts are INCR of full beats, addresses aligned to the bus. W follows the order of AW,
         and may come before it.
 
@@ -167,12 +168,17 @@ class DmaWrite(wiring.Component):
     def __init__(self, config: NicConfig):
         self.config = config
         burst_rows = BURST // config.host_bytes
+
+        def of_received_bytes():
+            return DmaWriteClient(config=config, slots=RECEIVE_WRITES, rows=RECEIVE_BURSTS_BUFFERED * burst_rows,
+                                  streams=True)
+
         self.clients = {
-            "receive": DmaWriteClient(config=config, slots=RECEIVE_WRITES, rows=RECEIVE_BURSTS_BUFFERED * burst_rows,
-                                      streams=True),
+            "receive": of_received_bytes(),
             # On the widest bus, two completions of frames in 4 cycles and a burst of received rows between them.
             "completion": DmaWriteClient(config=config, slots=completion_writes(config), rows=COMPLETION_ROWS_BUFFERED,
                                          ahead=config.host_bytes == 64),
+            **({"place": of_received_bytes()} if config.flows else {}),
         }
         self.id_bits = ceil_log2(sum(client.slots for client in self.clients.values()))
         members = {"axi": Out(AxiWriteMaster(config, self.id_bits)), "active": Out(1)}
@@ -194,7 +200,8 @@ class DmaWrite(wiring.Component):
         first_ids = [sum(c.slots for c in clients[:index]) for index in range(len(clients))]
 
         # A grant gives an address to AW and an extent to W, each through a buffer of two.
-        extent = data.StructLayout({"client": 1, "start": lanes, "stop": lanes, "beats": OFFSET_BITS - lanes})
+        extent = data.StructLayout({
+            "client": ceil_log2(len(clients)), "start": lanes, "stop": lanes, "beats": OFFSET_BITS - lanes})
         m.submodules.addresses = addresses = SkidBuffer(shape=self.axi.aw.payload.shape())
         m.submodules.extents = extents = SkidBuffer(shape=extent)
         connect(m, addresses.o, flipped(self.axi.aw))
@@ -225,6 +232,9 @@ class DmaWrite(wiring.Component):
 
         # W: the granted burst's rows, one a cycle.
         w, current = self.axi.w, extents.o.payload
+        row_data = Mux(current.client[0], *(client.ready_row.payload.data for client in clients[1::-1]))
+        for client in clients[2:]:
+            row_data = Mux(current.client[1], client.ready_row.payload.data, row_data)
         beat = Signal(OFFSET_BITS - lanes)
         is_final_beat, write, leave = Signal(), Signal(), Signal()
         row_valid = Signal()
@@ -245,7 +255,7 @@ class DmaWrite(wiring.Component):
             m.d.sync += [
                 beat.eq(Mux(is_final_beat, 0, beat + 1)),
                 w.valid.eq(1), w.payload.strb.eq(from_start & to_stop), w.payload.last.eq(is_final_beat),
-                w.payload.data.eq(Mux(current.client, *(c.ready_row.payload.data for c in reversed(clients)))),
+                w.payload.data.eq(row_data),
             ]
         with m.Elif(leave):
             m.d.sync += w.valid.eq(0)

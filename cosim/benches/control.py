@@ -278,9 +278,9 @@ def _rig() -> Any:
             connect(m, control.entry, flipped(self.entry))
             connect(m, control.key_request, keys.request_0)
             connect(m, keys.answer_0, control.key_answer)
-            connect(m, control.write_cmd, dma.cmd_receive)
-            connect(m, control.write_row, dma.row_receive)
-            connect(m, dma.done_receive, control.write_done)
+            connect(m, control.write_cmd, dma.cmd_place)
+            connect(m, control.write_row, dma.row_place)
+            connect(m, dma.done_place, control.write_done)
             connect(m, dma.axi, flipped(self.axi))
             connect(m, control.count_control_placed, flipped(self.count_control_placed))
             m.d.comb += [control.emit_idle.eq(1), control.place_over.ready.eq(1)]

@@ -14,6 +14,7 @@ def test_segments_without_a_gap_are_placed() -> None:
 
 
 def test_what_is_lost_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control.control_send, "measure", lambda options: [])
     monkeypatch.setattr(control, "run", lambda frame_cycles, frames: control.Outcome(frames - 3, 12.5))
     rows = control.measure(BenchOptions(log=None, say=lambda what: None))
     assert [(row.value, row.unit, row.reached) for row in rows] == [(3, "frames", False), (12.5, "cycles", False)]

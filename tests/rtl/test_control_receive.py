@@ -356,7 +356,7 @@ def test_listeners_hear_of_what_has_no_flow():
     pair.run(main)
 
 
-@pytest.mark.parametrize(("seed", "stall"), [(1, 0.0), (2, 0.5)])
+@pytest.mark.parametrize(("seed", "stall"), [(2, 0.5)])
 def test_random_frames_and_orders(seed, stall):
     rng = random.Random(seed)
     pair = Pair(seed=seed, stall=stall)

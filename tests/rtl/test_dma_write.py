@@ -69,8 +69,8 @@ class Bus:
             await ctx.tick()
 
 
-def config_of(width: int) -> NicConfig:
-    return NicConfig(name="test", mac_bytes=width // 2, channels=4, vectors=4, keys=64)
+def config_of(width: int, *, flows: int = 0) -> NicConfig:
+    return NicConfig(name="test", mac_bytes=width // 2, channels=4, vectors=4, keys=64, flows=flows)
 
 
 def rows_of(rng: random.Random, width: int, command: dict, content: bytes) -> list[dict]:
@@ -95,13 +95,13 @@ def spread(rng: random.Random, lengths: list[int], base: int) -> list[dict]:
 
 def write(width: int, commands: dict[str, list[dict]], *, bad_blocks: set[int], latency: int, stall: float = 0.0,
           seed: int = 0) -> tuple[Bench, dict[str, list]]:
-    """All commands of both clients, and what comes of them: memory, and an answer for each."""
-    config, rng = config_of(width), random.Random(seed)
+    """All commands of the clients, and what comes of them: memory, and an answer for each."""
+    config, rng = config_of(width, flows=16 if "place" in commands else 0), random.Random(seed)
     bench = Bench(DmaWrite(config), seed=seed)
-    contents = {c: [rng.randbytes(command["length"]) for command in commands[c]] for c in CLIENTS}
+    contents = {c: [rng.randbytes(command["length"]) for command in commands[c]] for c in commands}
     bus = Bus(bench, width, latency=latency, stall=stall, bad_blocks=bad_blocks)
-    done: dict[str, list] = {c: [] for c in CLIENTS}
-    for client in CLIENTS:
+    done: dict[str, list] = {c: [] for c in commands}
+    for client in commands:
         rows = [r for command, content in zip(commands[client], contents[client], strict=True)
                 for r in rows_of(rng, width, command, content)]
         bench.source(getattr(bench.dut, f"cmd_{client}"), commands[client], stall=stall)
@@ -109,17 +109,17 @@ def write(width: int, commands: dict[str, list[dict]], *, bad_blocks: set[int], 
         bench.sink(getattr(bench.dut, f"done_{client}"), done[client], stall=stall)
 
     async def wait(ctx):
-        while any(len(done[c]) < len(commands[c]) for c in CLIENTS):
+        while any(len(done[c]) < len(commands[c]) for c in commands):
             await ctx.tick()
         await idle(ctx, 20)
         assert ctx.get(bench.dut.active) == 0
 
     bench.add(wait)
     bench.run()
-    expected = {command["address"] + i: byte for c in CLIENTS
+    expected = {command["address"] + i: byte for c in commands
                 for command, content in zip(commands[c], contents[c], strict=True) for i, byte in enumerate(content)}
     assert bus.memory == expected
-    for client in CLIENTS:
+    for client in commands:
         touched = [range(c["address"] // BURST_BYTES, (c["address"] + c["length"] - 1) // BURST_BYTES + 1)
                    for c in commands[client]]
         assert [d["error"] for d in done[client]] == [int(any(b in bad_blocks for b in t)) for t in touched]
@@ -135,7 +135,7 @@ def random_writes(rng: random.Random, receives: int, completions: int) -> dict[s
 
 def some_blocks(rng: random.Random, commands: dict[str, list[dict]], count: int) -> set[int]:
     """Blocks that commands begin in."""
-    begins = [command["address"] // BURST_BYTES for c in CLIENTS for command in commands[c]]
+    begins = [command["address"] // BURST_BYTES for c in commands for command in commands[c]]
     return {rng.choice(begins) for _ in range(count)}
 
 
@@ -148,6 +148,19 @@ def test_two_clients_at_random(width: int, stall: float, seed: int) -> None:
                         stall=stall, seed=seed)
     assert any(d["error"] for c in CLIENTS for d in done[c])
     assert bench.idle_cycles > 0
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_three_clients_at_random(width: int) -> None:
+    # A device with a control port places payload besides.
+    rng = random.Random(width)
+    lengths = [rng.choice([1, 6, rng.randrange(1, 64), 300, 1460]) for _ in range(20)]
+    commands = random_writes(rng, 10, 25) | {"place": spread(rng, lengths, 0x5_0000_0123)}
+    bench, done = write(width, commands, bad_blocks=some_blocks(rng, commands, 4), latency=rng.choice([0, 5, 60]),
+                        stall=0.3, seed=width)
+    assert any(d["error"] for client in done.values() for d in client)
+    assert bench.idle_cycles > 0
+    assert bench.dut.id_bits == 7
 
 
 @pytest.mark.parametrize("width", [16, 64])

@@ -186,7 +186,7 @@ def test_hash_is_crc32c(message, crc):
     assert flow_hash(words) == crc32c(words)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [8, 64])
 def test_one_flow(width):
     table = Table(width)
     for version, key in enumerate(((0x0A000001, 0x0A000002, 0x04D2_0050), tuple(range(1, 10)))):
@@ -219,7 +219,7 @@ def test_one_flow(width):
     assert table.found == 4
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [8, 64])  # one copy of the keys, and two
 def test_random_orders_while_lookups_come_at_full_rate(width):
     seed = 100 + width
     rng = random.Random(seed)
@@ -405,7 +405,7 @@ def test_a_default_table_fills():
     # In the device's own size, a part of a fill: the model of buckets decides the rest.
     rng = random.Random(9)
     table = Table(flows=1024, buckets=256)
-    keys = [random_key(rng) for _ in range(48)]
+    keys = [random_key(rng) for _ in range(16)]
 
     async def main(ctx):
         for number, key in enumerate(keys):
