@@ -1,10 +1,12 @@
 """What the tests of the RTL blocks share: streams with stalls, strobes, and a watch over `active`."""
 
+import contextlib
+import functools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Fragment, ResetInserter, Signal, Value
+from amaranth.hdl import Cat, Const, Fragment, Module, ResetInserter, Signal, Value
 from amaranth.sim import Simulator
 
 PERIOD_SECONDS = 6.4e-9
@@ -18,6 +20,75 @@ def invariants(fragment: Fragment) -> Iterator[tuple[Value, str]]:
         yield from invariants(inside)
 
 
+@functools.lru_cache(maxsize=6)
+def shared(block, *arguments, **named):
+    """`block(*arguments, **named)` for a `Bench`: the same object for equal arguments. Each bench finds it as it is
+    after power-up, but to elaborate it and to make code of it, which takes longer than many a run, happens once."""
+    dut = block(*arguments, **named)
+    dut._simulations = {}
+    return dut
+
+
+class _Simulation:
+    """A block in Amaranth's simulator, which runs one bench after another.
+
+    The simulator keeps all processes and test benches that it was ever given; so it is given *places*, each of which
+    runs what stands in it.
+    """
+
+    def __init__(self, dut, *, now_registers: tuple[str, ...] = (), resets: bool = False):
+        self.dut = dut
+        self.reset = Signal() if resets else Const(0)
+        fragment = Fragment.get(ResetInserter(self.reset)(dut) if resets else dut, None)
+        self.registers = [s for s in _registers(fragment) if s.name not in now_registers]
+        self.invariants = list(invariants(fragment))
+        self.is_watched = hasattr(dut, "active") and bool(self.registers)
+        top = Module()
+        top.submodules.dut = fragment
+        self.state = _computed(top, Cat(*self.registers)) if self.is_watched else Const(0)
+        self.may_change = _computed(top, dut.active | self.reset) if self.is_watched else Const(0)
+        self.held = _computed(top, Cat(Value.cast(condition).bool() for condition, _ in self.invariants))
+        self.simulator = Simulator(top)
+        self.simulator.add_clock(PERIOD_SECONDS)
+        self._has_run = False
+        self._processes: list[Callable[[Any], Any]] = []
+        self._testbenches: list[tuple[Callable[[Any], Any], bool]] = []
+        self._places = {"processes": 0, "testbenches": 0}
+
+    def run(self, processes, testbenches, vcd: str | None) -> None:
+        """From power-up on, until the test benches that are no background ones have ended."""
+        if self._has_run:
+            self.simulator.reset()
+        self._has_run = True
+        self._processes, self._testbenches = processes, testbenches
+        for number in range(self._places["processes"], len(processes)):
+            self.simulator.add_process(self._process(number))
+        for number in range(self._places["testbenches"], len(testbenches)):
+            self.simulator.add_testbench(self._testbench(number), background=True)
+        for kind, there in (("processes", processes), ("testbenches", testbenches)):
+            self._places[kind] = max(self._places[kind], len(there))
+        try:
+            with self.simulator.write_vcd(vcd) if vcd is not None else contextlib.nullcontext():
+                self.simulator.run()
+        except BaseException:
+            shared.cache_clear()  # it stopped in the middle of an instant, from where no reset leads
+            raise
+
+    def _process(self, number: int):
+        async def process(ctx):
+            if number < len(self._processes):
+                await self._processes[number](ctx)
+        return process
+
+    def _testbench(self, number: int):
+        async def testbench(ctx):
+            if number < len(self._testbenches):
+                run, background = self._testbenches[number]
+                with contextlib.nullcontext() if background else ctx.critical():
+                    await run(ctx)
+        return testbench
+
+
 class Bench:
     """One block under Amaranth's simulator.
 
@@ -27,7 +98,7 @@ class Bench:
     Parameters
     ----------
     dut : Component
-        The block; if it has a member `active`, that is watched.
+        The block, of its own or `shared`; if it has a member `active`, that is watched.
     seed : int
         Of all random stalls; print it, or make it a parameter of the test.
     now_registers : tuple of str
@@ -42,17 +113,16 @@ class Bench:
         self.cycle = 0
         self.idle_cycles = 0
         self._max_cycles = 0
-        self._reset = Signal() if resets else Const(0)
-        fragment = Fragment.get(ResetInserter(self._reset)(dut) if resets else dut, None)
-        self._registers = [s for s in _registers(fragment) if s.name not in now_registers]
-        self._simulator = Simulator(fragment)
-        self._simulator.add_clock(PERIOD_SECONDS)
-        self._simulator.add_process(self._count)
-        if hasattr(dut, "active") and self._registers:
-            self._simulator.add_process(self._watch)
-        self._invariants = list(invariants(fragment))
-        if self._invariants:
-            self._simulator.add_process(self._check_invariants)
+        kept = getattr(dut, "_simulations", {})
+        if (now_registers, resets) not in kept:
+            kept[now_registers, resets] = _Simulation(dut, now_registers=now_registers, resets=resets)
+        self._simulation = kept[now_registers, resets]
+        self._processes = [self._count]
+        self._testbenches = []
+        if self._simulation.is_watched:
+            self._processes.append(self._watch)
+        if self._simulation.invariants:
+            self._processes.append(self._check_invariants)
 
     async def _count(self, ctx):
         async for _ in ctx.tick():
@@ -61,22 +131,20 @@ class Bench:
 
     async def _watch(self, ctx):
         before, was_active = None, True
-        may_change = self.dut.active | self._reset
-        async for _, _, active, now in ctx.tick().sample(may_change, Cat(*self._registers)):
+        async for _, _, active, now in ctx.tick().sample(self._simulation.may_change, self._simulation.state):
             if not was_active:
                 self.idle_cycles += 1
                 assert now == before, f"cycle {self.cycle}: {self._changed(before, now)} changed while active was 0"
             before, was_active = now, active
 
     async def _check_invariants(self, ctx):
-        holds = Cat(Value.cast(condition).bool() for condition, _ in self._invariants)
-        async for _, _, seen in ctx.tick().sample(holds):
-            wrong = [what for bit, (_, what) in enumerate(self._invariants) if not seen >> bit & 1]
+        async for _, _, seen in ctx.tick().sample(self._simulation.held):
+            wrong = [what for bit, (_, what) in enumerate(self._simulation.invariants) if not seen >> bit & 1]
             assert not wrong, f"cycle {self.cycle}: {', '.join(wrong)}"
 
     def _changed(self, before: int, now: int) -> str:
         names, offset = [], 0
-        for register in self._registers:
+        for register in self._simulation.registers:
             if (before ^ now) >> offset & ((1 << len(register)) - 1):
                 names.append(register.name)
             offset += len(register)
@@ -84,7 +152,7 @@ class Bench:
 
     def add(self, testbench: Callable[[Any], Any]) -> None:
         """Add `async def testbench(ctx)`; the run lasts until it ends."""
-        self._simulator.add_testbench(testbench)
+        self._testbenches.append((testbench, False))
 
     def source(self, stream, payloads, *, stall: float = 0.0) -> None:
         """Offer each of `payloads` (a list, or a generator that may be fed meanwhile) on `stream`, idle with
@@ -96,9 +164,9 @@ class Bench:
 
     async def reset(self, ctx) -> None:
         """Reset all registers of the block; its memories keep what they hold."""
-        ctx.set(self._reset, 1)
+        ctx.set(self._simulation.reset, 1)
         await ctx.tick()
-        ctx.set(self._reset, 0)
+        ctx.set(self._simulation.reset, 0)
 
     async def send(self, ctx, stream, payload, *, stall: float = 0.0) -> None:
         """Offer one payload on `stream` and wait until it is taken."""
@@ -122,7 +190,7 @@ class Bench:
                     taken.append(value)
                 refused = value if valid and not ready else None
                 ctx.set(stream.ready, self.rng.random() >= stall)
-        self._simulator.add_testbench(testbench, background=True)
+        self._testbenches.append((testbench, True))
 
     def strobes(self, strobe, seen: list, *, with_cycle: bool = False) -> None:
         """Collect each payload of a strobe into `seen`; as (cycle, payload) if asked."""
@@ -130,7 +198,7 @@ class Bench:
             async for _, _, valid, payload in ctx.tick().sample(strobe.valid, strobe.payload):
                 if valid:
                     seen.append((self.cycle, plain(payload)) if with_cycle else plain(payload))
-        self._simulator.add_process(process)
+        self._processes.append(process)
 
     async def strobe(self, ctx, strobe, payload) -> None:
         """Give one strobe, which ends with the next clock edge."""
@@ -141,16 +209,27 @@ class Bench:
 
     def background(self, testbench: Callable[[Any], Any]) -> None:
         """Add a test bench that the run does not wait for."""
-        self._simulator.add_testbench(testbench, background=True)
+        self._testbenches.append((testbench, True))
 
     def run(self, *, max_cycles: int = 20_000, vcd: str | None = None) -> None:
         """Simulate until all test benches have ended; fails after `max_cycles`. `vcd` names a waveform file."""
         self._max_cycles = max_cycles
-        if vcd is None:
-            self._simulator.run()
-        else:
-            with self._simulator.write_vcd(vcd):
-                self._simulator.run()
+        self._simulation.run(self._processes, self._testbenches, vcd)
+
+
+_MOST_BITS = 8192
+"""Of one signal: the simulator writes its mask in decimal, and Python reads no more than 4300 digits."""
+
+
+def _computed(m: Module, value: Value) -> Value:
+    """What the design computes: the simulator compiles what stands in a design, but walks through an expression that a
+    test bench samples, each time, which takes far longer."""
+    signals = []
+    for at in range(0, len(value), _MOST_BITS):
+        part = value[at:at + _MOST_BITS]
+        signals.append(Signal(len(part)))
+        m.d.comb += signals[-1].eq(part)
+    return Cat(*signals)
 
 
 def plain(value):

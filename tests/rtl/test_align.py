@@ -7,7 +7,7 @@ import random
 import pytest
 
 from rtl.align import Aligner
-from tests.rtl.harness import Bench
+from tests.rtl.harness import Bench, shared
 
 SEED = 20_241
 
@@ -39,7 +39,7 @@ def expected_rows(width: int, run: bytes, at: int, tag: int) -> list[tuple[bytes
 
 def align(width: int, runs, *, full: bool, stall: float, registered: bool = True) -> tuple[Bench, int]:
     rng = random.Random(SEED)
-    dut = Aligner(width_bytes=width, tag_bits=8, registered=registered)
+    dut = shared(Aligner, width_bytes=width, tag_bits=8, registered=registered)
     bench = Bench(dut, seed=SEED)
     rows, expected = [], []
     for number, (run, at) in enumerate(runs):

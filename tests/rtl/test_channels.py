@@ -14,7 +14,7 @@ from nic_model.contract import (
 )
 from rtl.channels import FAULT_SOURCES, SETTLE_CYCLES, Channels
 from rtl.registers import WRITE_SPACING_CYCLES
-from tests.rtl.harness import Bench, idle, until
+from tests.rtl.harness import Bench, idle, shared, until
 
 IDLE, RUNNING, DRAINING, ERROR = ChannelState.IDLE, ChannelState.RUNNING, ChannelState.DRAINING, ChannelState.ERROR
 GOOD_RINGS = {"TX_LOG2": 6, "RX_LOG2": 6, "CQ_LOG2": 7, "TX_BASE_LO": 0x1000, "RX_BASE_LO": 0x2000, "CQ_BASE_LO": 0}
@@ -25,7 +25,7 @@ class Host:
 
     def __init__(self, name, seed=0):
         self.config = CONFIGS[name]
-        self.dut = Channels(self.config)
+        self.dut = shared(Channels, self.config)
         self.bench = Bench(self.dut, seed=seed)
         self.log = []
         self.bench.background(self._watch)

@@ -12,7 +12,7 @@ from rtl.coalescer import OPENINGS, Coalescer
 from rtl.rx_buffer import HEADER_BYTES, HEADER_ROWS
 from rtl.rx_rings import TaskKind
 from tests.gro import DEVIATIONS, LinuxGro, Segment, Streams
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 
 NARROW = NicConfig(name="narrow", mac_bytes=8, channels=4)
 MIDDLE = NicConfig(name="middle", mac_bytes=16, channels=4)
@@ -25,7 +25,7 @@ class Surroundings:
 
     def __init__(self, config, *, seed=0, stall=0.0):
         self.config = config
-        self.dut = dut = Coalescer(config)
+        self.dut = dut = shared(Coalescer, config)
         self.bench = Bench(dut, seed=seed)
         self.headers = []
         self.released = 0

@@ -21,7 +21,7 @@ from rtl.completion import BATCH_BYTES, Completion
 from rtl.dma_write import DmaWrite
 from rtl.interfaces import AxiWriteMaster
 from rtl.primitives import SkidBuffer
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 
 CHANNELS = 4
 LOG2 = (4, 5, 6, 8)
@@ -143,7 +143,7 @@ def expected_entry(token: dict, position: int, log2: int) -> dict:
 
 def complete(width: int, tx: list[dict], rx: list[dict], *, stall: float = 0.0, seed: int = 0) -> list[int]:
     """All tokens of sends and receives, and what comes of them; returns the entries of each channel."""
-    bench = Bench(Completion(config_of(width)), seed=seed)
+    bench = Bench(shared(Completion, config_of(width)), seed=seed)
     dut = bench.dut
     engine = Engine(bench, width, stall=stall)
     retired: list[dict] = []
@@ -231,7 +231,7 @@ def test_entries_in_order_on_their_places(width: int, stall: float, seed: int) -
 def test_throughput_and_writes_in_flight() -> None:
     """A completion each 2 cycles; before any answer, 64 entries are out."""
     rng = random.Random(3)
-    bench = Bench(Completion(config_of(16)), seed=3)
+    bench = Bench(shared(Completion, config_of(16)), seed=3)
     engine = Engine(bench, 16, stall=0.0)
     retired: list = []
     cycles: list[int] = []
@@ -263,7 +263,7 @@ def test_throughput_and_writes_in_flight() -> None:
 
 def test_a_failed_write_is_a_fault_and_no_event() -> None:
     rng = random.Random(4)
-    bench = Bench(Completion(config_of(16)), seed=4)
+    bench = Bench(shared(Completion, config_of(16)), seed=4)
     dut = bench.dut
     engine = Engine(bench, 16, stall=0.3, error_rate=0.3)
     tokens = [random_rx(rng) for _ in range(60)]
@@ -381,7 +381,7 @@ def test_cycles_bursts_and_beats_a_completion(width: int, cycles: float, beats: 
 
 def test_a_channel_that_does_not_run_writes_nothing_and_starts_from_0() -> None:
     rng = random.Random(5)
-    bench = Bench(Completion(config_of(16)), seed=5)
+    bench = Bench(shared(Completion, config_of(16)), seed=5)
     dut = bench.dut
     engine = Engine(bench, 16, stall=0.0)
     retired: list[dict] = []

@@ -8,7 +8,7 @@ import pytest
 from nic_model.contract import NicConfig
 from nic_model.contract.config import BURST_BYTES
 from rtl.dma_read import DmaRead
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 
 CLIENTS = ("payload", "descriptor", "receive")
 OKAY, SLVERR = 0, 2
@@ -113,7 +113,7 @@ def read(width: int, commands: dict[str, list[dict]], *, bad_blocks: set[int], l
          seed: int = 0) -> Bench:
     """All clients' commands, and what comes of them."""
     config = config_of(width)
-    bench = Bench(DmaRead(config), seed=seed)
+    bench = Bench(shared(DmaRead, config), seed=seed)
     bus = Bus(bench, config, latency=latency, stall=stall / 2, r_stall=stall / 2, bad_blocks=bad_blocks)
     taken: dict[str, list] = {c: [] for c in CLIENTS}
     for client in CLIENTS:
@@ -153,7 +153,7 @@ def test_three_clients_at_random(width: int, stall: float, seed: int) -> None:
 def test_every_alignment(width: int) -> None:
     """Each start in a 256-byte block near a 4 KB boundary, lengths round a row and round a burst."""
     config = config_of(width)
-    bench = Bench(DmaRead(config), seed=4)
+    bench = Bench(shared(DmaRead, config), seed=4)
     Bus(bench, config, latency=2, in_order=True)
     lengths = (1, width - 1, width, width + 1, 255, 256, 257)
     commands = [{"address": 0x1_2345_6789_af00 + start, "length": lengths[start % len(lengths)]}
@@ -174,7 +174,7 @@ def test_every_alignment(width: int) -> None:
 def test_reads_in_flight_hide_the_latency(width: int, in_flight: int) -> None:
     """32 (96) reads in flight at 250 cycles of latency, data out of order and interleaved: the whole bus is used."""
     config = config_of(width)
-    bench = Bench(DmaRead(config), seed=5)
+    bench = Bench(shared(DmaRead, config), seed=5)
     latency = 250
     bus = Bus(bench, config, latency=latency)
     command = {"address": 0x10_0000, "length": 3 * in_flight * BURST_BYTES}
@@ -204,7 +204,7 @@ def test_reads_in_flight_hide_the_latency(width: int, in_flight: int) -> None:
 def test_payload_streams_at_a_beat_a_cycle(width: int, latency: int) -> None:
     """While enough reads are in flight for the latency and the bus answers in order, no cycle is lost."""
     config = config_of(width)
-    bench = Bench(DmaRead(config), seed=6)
+    bench = Bench(shared(DmaRead, config), seed=6)
     Bus(bench, config, latency=latency, in_order=True)
     commands = [{"address": 0x4000 + 1460 * n, "length": 1460} for n in range(20)]
     taken: list = []
@@ -226,7 +226,7 @@ def test_payload_streams_at_a_beat_a_cycle(width: int, latency: int) -> None:
 
 def test_a_stalled_client_blocks_no_other() -> None:
     config = config_of(16)
-    bench = Bench(DmaRead(config), seed=7)
+    bench = Bench(shared(DmaRead, config), seed=7)
     Bus(bench, config, latency=20)
     stuck = [{"address": 0x8000, "length": 64 * BURST_BYTES}]
     commands = [{"address": 0x100 * n + 3, "length": 200} for n in range(20)]

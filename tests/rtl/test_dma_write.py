@@ -7,7 +7,7 @@ import pytest
 from nic_model.contract import NicConfig
 from nic_model.contract.config import BURST_BYTES
 from rtl.dma_write import DmaWrite
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 
 CLIENTS = ("receive", "completion")
 OKAY, SLVERR = 0, 2
@@ -97,7 +97,7 @@ def write(width: int, commands: dict[str, list[dict]], *, bad_blocks: set[int], 
           seed: int = 0) -> tuple[Bench, dict[str, list]]:
     """All commands of the clients, and what comes of them: memory, and an answer for each."""
     config, rng = config_of(width, flows=16 if "place" in commands else 0), random.Random(seed)
-    bench = Bench(DmaWrite(config), seed=seed)
+    bench = Bench(shared(DmaWrite, config), seed=seed)
     contents = {c: [rng.randbytes(command["length"]) for command in commands[c]] for c in commands}
     bus = Bus(bench, width, latency=latency, stall=stall, bad_blocks=bad_blocks)
     done: dict[str, list] = {c: [] for c in commands}
@@ -166,7 +166,7 @@ def test_three_clients_at_random(width: int) -> None:
 @pytest.mark.parametrize("width", [16, 64])
 def test_every_alignment_near_4_kb(width: int) -> None:
     config, rng = config_of(width), random.Random(4)
-    bench = Bench(DmaWrite(config), seed=4)
+    bench = Bench(shared(DmaWrite, config), seed=4)
     lengths = (1, width, width + 1, 255, 257)
     commands = [{"address": (n << 12) + 0xf00 + start, "length": lengths[n % len(lengths)]}
                 for n, start in enumerate(range(0, 256, 3))]
@@ -192,7 +192,7 @@ def test_every_alignment_near_4_kb(width: int) -> None:
 @pytest.mark.parametrize("width", [16, 64])
 def test_received_frames_stream_at_a_beat_a_cycle(width: int) -> None:
     config, rng = config_of(width), random.Random(5)
-    bench = Bench(DmaWrite(config), seed=5)
+    bench = Bench(shared(DmaWrite, config), seed=5)
     commands = [{"address": 0x1_0000 * n, "length": 2048} for n in range(10)]
     rows = [r for command in commands for r in rows_of(rng, width, command, rng.randbytes(command["length"]))]
     Bus(bench, width, latency=80)
@@ -222,7 +222,7 @@ def test_completions_leave_in_every_other_cycle_beside_received_frames() -> None
     """On the widest bus, where a received burst goes between every two of them."""
     width, count = 64, 200
     config, rng = config_of(width), random.Random(8)
-    bench = Bench(DmaWrite(config), seed=8)
+    bench = Bench(shared(DmaWrite, config), seed=8)
     bus = Bus(bench, width)
     done: dict[str, list] = {c: [] for c in CLIENTS}
     for client, base, number in (("receive", 0x10_0000, count // 2), ("completion", 0x20_0000, count)):
@@ -254,7 +254,7 @@ def test_a_client_without_rows_does_not_block_the_other(waiting: str, given: int
     """Received rows follow each other without a gap, so a burst of those may begin with its first; one of completions
     only when all are there."""
     config, rng = config_of(16), random.Random(6)
-    bench = Bench(DmaWrite(config), seed=6)
+    bench = Bench(shared(DmaWrite, config), seed=6)
     bus = Bus(bench, 16)
     done: list = []
     bench.sink(getattr(bench.dut, f"done_{other}"), done)
@@ -283,7 +283,7 @@ def test_a_client_without_rows_does_not_block_the_other(waiting: str, given: int
 def test_writes_in_flight_are_bounded_by_their_slots(width: int, slots: int) -> None:
     """Nothing is answered for long: the clients fill their slots, and not one burst more."""
     config, rng = config_of(width), random.Random(7)
-    bench = Bench(DmaWrite(config), seed=7)
+    bench = Bench(shared(DmaWrite, config), seed=7)
     bus = Bus(bench, width, latency=1000)
     done: dict[str, list] = {c: [] for c in CLIENTS}
     for client, count in (("receive", 70), ("completion", 70)):

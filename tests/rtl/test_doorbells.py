@@ -6,7 +6,7 @@ import pytest
 
 from nic_model.contract import CONFIGS, DOORBELL_STRIDE, REGISTERS, NicConfig
 from rtl.doorbells import KINDS, Doorbells
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 
 INCR, FIXED = 1, 0
 OKAY, SLVERR = 0, 2
@@ -60,7 +60,7 @@ def plain_doorbell(doorbell):
 def ring(width, bursts, *, stall=0.0, seed=0):
     """Write the bursts, and compare the doorbells and the answers with what their bytes say; returns the doorbells."""
     config = DEVICES[width]
-    dut = Doorbells(config)
+    dut = shared(Doorbells, config)
     bench = Bench(dut, seed=seed)
     bench.source(dut.axi.aw, [b.address_beat() for b in bursts], stall=stall)
     bench.source(dut.axi.w, [beat for b in bursts for beat in b.beats], stall=stall / 2)
@@ -100,7 +100,7 @@ def test_random_bursts(width, stall):
 def test_a_full_fifo_holds_the_bus_and_loses_nothing():
     """Nobody takes the receive doorbells: their burst is not answered until somebody does; the others went ahead."""
     config = CONFIGS["tiny"]
-    dut = Doorbells(config)
+    dut = shared(Doorbells, config)
     bench = Bench(dut)
     count = 40
     bench.source(dut.axi.aw, [{"id": n, "addr": 0, "len": 0, "size": 4, "burst": INCR} for n in range(count)])
@@ -138,7 +138,7 @@ def test_pushed_descriptors_among_doorbells(width, stall):
     config = DEVICES[width]
     seed = 100 + width + round(10 * stall)
     rng = random.Random(seed)
-    dut = Doorbells(config)
+    dut = shared(Doorbells, config)
     bench = Bench(dut, seed=seed)
     addresses, beats, expected, contents = [], [], [], []
 

@@ -7,7 +7,7 @@ import pytest
 from nic_model.contract import MAX_MODERATION_FRAMES, NicConfig, channel_register, vector_register
 from nic_model.events import Arming, Vector
 from rtl.events import Events
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 
 CHANNELS, VECTORS = 8, 4
 CONFIG = NicConfig(name="test", mac_bytes=8, channels=CHANNELS, vectors=VECTORS, keys=64)
@@ -19,7 +19,7 @@ class Host:
     """What software and the other blocks do to the events; `now` counts cycles, or jumps while nothing happens."""
 
     def __init__(self, config: NicConfig = CONFIG, *, seed: int = 0, jump: bool = False):
-        self.bench = Bench(Events(config), seed=seed, now_registers=("due",))
+        self.bench = Bench(shared(Events, config), seed=seed, now_registers=("due",))
         self.config, self.dut, self.jump = config, self.bench.dut, jump
         self.now = 1_000
         self.next_action: int | None = None

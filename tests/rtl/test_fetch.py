@@ -29,7 +29,7 @@ from nic_model.submission import read_submission
 from rtl.descriptor import FETCH_SLOTS, DescriptorCheck, DescriptorCutter, DescriptorParser
 from rtl.fetch import DrainWatch, FetchScheduler, TransmitFetch
 from rtl.interfaces import TxJob
-from tests.rtl.harness import Bench, idle, until
+from tests.rtl.harness import Bench, idle, shared, until
 
 CHANNELS = 4
 QUEUE_SLOTS = {16: 64, 32: 64, 64: 128}
@@ -97,7 +97,7 @@ class Host:
             name="test", mac_bytes=8, host_bytes=host_bytes, channels=CHANNELS, vectors=4, flows=flows)
         self.width, self.stall, self.latency = host_bytes, stall, latency
         self.rings = {ring.channel: ring for ring in rings}
-        self.front = TransmitFetch(self.config)
+        self.front = shared(TransmitFetch, self.config)
         self.bench = Bench(self.front, seed=seed)
         self.rng = random.Random(seed + 1)
         self.keys = KeyTable(self.config.keys)
@@ -664,8 +664,8 @@ class SchedulerBench:
 
     def __init__(self, sizes, *, seed, log2, base=0x7_FFFF_F000, answer_cycles=(0, 60), free_cycles=(2, 60),
                  host_bytes=16):
-        self.scheduler = FetchScheduler(
-            NicConfig(name="test", channels=CHANNELS, vectors=4, mac_bytes=8, host_bytes=host_bytes))
+        self.scheduler = shared(
+            FetchScheduler, NicConfig(name="test", channels=CHANNELS, vectors=4, mac_bytes=8, host_bytes=host_bytes))
         self.queue_slots = QUEUE_SLOTS[host_bytes]
         self.bench = Bench(self.scheduler, seed=seed)
         self.rng = random.Random(seed)

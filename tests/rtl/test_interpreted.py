@@ -5,12 +5,12 @@ All designs stand side by side in one bench. It runs three times: with known inp
 unknown; and with other values in the places of the unknown ones.
 """
 
+import functools
 import random
 import shutil
 import subprocess
 
 import pytest
-from amaranth.hdl import Signal
 from amaranth.lib.wiring import In, Out
 
 from rtl.interpreted import convert
@@ -21,17 +21,24 @@ UNKNOWN_PART = 0.04
 """Of the values that enter."""
 
 
+@functools.cache
 def entering(name):
-    """Ports that enter, the reset first."""
-    return [("rst", Signal()), *ports(DESIGNS[name](), In)]
+    """Name and width of each port that enters, the reset first."""
+    return [("rst", 1), *((port, len(value)) for port, value in ports(DESIGNS[name](), In))]
+
+
+@functools.cache
+def leaving(name):
+    """Name and width of each port that leaves."""
+    return [(port, len(value)) for port, value in ports(DESIGNS[name](), Out)]
 
 
 def unknown_bits(name):
     """For each cycle a mask of each input, the reset first: which of its bits are unknown."""
     rng, masks = random.Random(f"{SEED} {name} unknown"), []
     for _ in range(CYCLES):
-        masks.append([0 if rng.random() > UNKNOWN_PART else rng.choice(((1 << len(value)) - 1, 1 << rng.randrange(
-            len(value)))) for _port, value in entering(name)])
+        masks.append([0 if rng.random() > UNKNOWN_PART else rng.choice(((1 << width) - 1, 1 << rng.randrange(width)))
+                      for _port, width in entering(name)])
     return masks
 
 
@@ -44,7 +51,7 @@ def rows_of(kind):
     """For each cycle the bits of all inputs: `known`, `unknown`, or `other`."""
     rng, rows = random.Random(SEED), ["" for _ in range(CYCLES)]
     for name in DESIGNS:
-        widths = [len(value) for _port, value in entering(name)]
+        widths = [width for _port, width in entering(name)]
         masks = unknown_bits(name)
         for cycle, (rst, values) in enumerate(stimulus(name)):
             for value, mask, width in zip([int(rst), *values], masks[cycle], widths, strict=True):
@@ -59,22 +66,22 @@ def icarus(tmp_path_factory):
     if shutil.which("iverilog") is None:
         pytest.skip("no Icarus")
     folder = tmp_path_factory.mktemp("interpreted")
-    in_bits = sum(len(value) for name in DESIGNS for _port, value in entering(name))
+    in_bits = sum(width for name in DESIGNS for _port, width in entering(name))
     texts, lines, at = [], [], in_bits
     shown, spans, start = [], {}, 0
     for name in DESIGNS:
         texts.append(convert(DESIGNS[name](), name))
         pins = [".clk(clk)"]
-        for port, value in entering(name):
-            at -= len(value)
-            pins.append(f".{port}(i[{at} +: {len(value)}])")
+        for port, width in entering(name):
+            at -= width
+            pins.append(f".{port}(i[{at} +: {width}])")
         spans[name] = start
-        for port, value in ports(DESIGNS[name](), Out):
+        for port, width in leaving(name):
             wire = f"{name}_{port}"
-            lines.append(f"wire [{len(value) - 1}:0] {wire};")
+            lines.append(f"wire [{width - 1}:0] {wire};")
             pins.append(f".{port}({wire})")
             shown.append(wire)
-            start += len(value)
+            start += width
         lines.append(f"{name} dut_{name}({', '.join(pins)});")
     (folder / "designs.v").write_text("\n".join(texts))
     (folder / "bench.v").write_text("\n".join([
@@ -99,7 +106,7 @@ def icarus(tmp_path_factory):
         assert len(found[kind]) == CYCLES
 
     def outputs(kind, name):
-        begin, width = spans[name], sum(len(value) for _port, value in ports(DESIGNS[name](), Out))
+        begin, width = spans[name], sum(width for _port, width in leaving(name))
         return [row[begin:begin + width] for row in found[kind]]
 
     return outputs
@@ -107,10 +114,9 @@ def icarus(tmp_path_factory):
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_icarus_sees_what_amaranth_sees(icarus, name):
-    widths = [(port, len(value)) for port, value in ports(DESIGNS[name](), Out)]
     for cycle, (right, row) in enumerate(zip(amaranth_outputs(name), icarus("known", name), strict=True)):
         wrong, at = {}, 0
-        for value, (port, width) in zip(right, widths, strict=True):
+        for value, (port, width) in zip(right, leaving(name), strict=True):
             seen = row[at:at + width]
             if seen != as_bits(value, 0, width):
                 wrong[port] = hex(value), seen

@@ -7,7 +7,7 @@ import pytest
 
 from nic_model.contract import KeyRight, NicConfig, Status, key_register, make_key
 from rtl.keys import ANSWERS_PER_CLIENT, KeyTable
-from tests.rtl.harness import Bench, idle, plain
+from tests.rtl.harness import Bench, idle, plain, shared
 
 CONFIG = NicConfig(name="test", channels=4, vectors=4, keys=16)
 
@@ -78,7 +78,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_one_request(name):
     asked, status = CASES[name]
-    bench = Bench(KeyTable(CONFIG))
+    bench = Bench(shared(KeyTable, CONFIG))
     taken = []
     bench.sink(bench.dut.answer_0, taken)
 
@@ -120,7 +120,7 @@ def random_request(rng, entries):
 
 def ask(entries, asked, *, seed=0, stall=0.0):
     """Store the entries, let two clients ask, and compare the answers with what the contract says; returns them."""
-    bench = Bench(KeyTable(CONFIG), seed=seed)
+    bench = Bench(shared(KeyTable, CONFIG), seed=seed)
     taken = [[], []]
     for n in range(2):
         bench.sink(getattr(bench.dut, f"answer_{n}"), taken[n], stall=stall)
@@ -160,7 +160,7 @@ def test_random_requests_of_two_clients(seed, stall):
 def test_lookups_while_the_same_entry_is_written():
     """An answer fits the entry before or after a commit; the Ram itself asserts that no clobbered word is read."""
     versions = [ENTRY | {"address": 0x1000 * (n + 1), "generation": n % 2} for n in range(20)]
-    bench = Bench(KeyTable(CONFIG))
+    bench = Bench(shared(KeyTable, CONFIG))
     taken = []
     bench.sink(bench.dut.answer_0, taken)
     done = []
@@ -186,7 +186,7 @@ def test_lookups_while_the_same_entry_is_written():
 
 
 def test_latency_and_rate():
-    bench = Bench(KeyTable(CONFIG))
+    bench = Bench(shared(KeyTable, CONFIG))
     dut, asked_at, answered_at = bench.dut, [], []
 
     async def watch(ctx):
@@ -207,7 +207,7 @@ def test_latency_and_rate():
 
 
 def test_a_client_that_does_not_take_its_answers_holds_up_nobody():
-    bench = Bench(KeyTable(CONFIG))
+    bench = Bench(shared(KeyTable, CONFIG))
     taken, accepted = [], []
     bench.sink(bench.dut.answer_1, taken)
 

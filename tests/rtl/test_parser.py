@@ -23,7 +23,7 @@ from rtl.interfaces import TIME_BITS, RegisterWrite, Strobe, mac_beat
 from rtl.mac_rx import MacRx
 from rtl.parser import Parser, parsed_row
 from tests.rtl import rx_frames
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 from tests.rtl.rx_frames import OWN_BYTES, beats
 
 CONFIGS = [
@@ -60,7 +60,7 @@ class Front(wiring.Component):
 def parse(config, frames, *, stall=0.0, seed=0, rx_filter=0, enable=1, bad=(), writes=()):
     """Rows by frame that leave the front for `frames`, and the cycle of each frame's first beat. `writes` are of other
     registers, (address, value)."""
-    dut = Front(config)
+    dut = shared(Front, config)
     bench = Bench(dut, seed=seed)
     rows, starts = [], []
     bench.strobes(dut.parsed, rows)

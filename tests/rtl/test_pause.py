@@ -15,7 +15,7 @@ from nic_model.contract import NicConfig, PauseControl, register  # noqa: E402
 from nic_model.pause import pause_frame  # noqa: E402
 from rtl.pause import PauseTransmit  # noqa: E402
 from rtl.primitives import EarliestDeadline  # noqa: E402
-from tests.rtl.harness import Bench, idle, plain  # noqa: E402
+from tests.rtl.harness import Bench, idle, plain, shared  # noqa: E402
 from tests.rtl.rx_frames import OWN, OWN_BYTES, PEER, beats  # noqa: E402
 from tests.rtl.test_receive import Host, frame_of  # noqa: E402
 
@@ -121,7 +121,7 @@ class Gate:
 
     def __init__(self, config, *, seed=0, stall=0.0, jump=False):
         self.config, self.jump, self.stall = config, jump, stall
-        self.dut = PauseTransmit(config)
+        self.dut = shared(PauseTransmit, config)
         self.bench = Bench(self.dut, seed=seed)
         self.now = (1 << 32) - 5_000  # a carry into the upper half comes soon
         self.next_action = 0

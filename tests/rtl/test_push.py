@@ -8,7 +8,7 @@ import pytest
 from nic_model.contract import CONFIGS, PUSH_BLOCK_BYTES, PUSH_WINDOW_BYTES, PUSH_WINDOW_SLOTS, SUBMISSION_SLOT_BYTES
 from rtl.interfaces import PUSH_BUFFERS
 from rtl.push import PushCollector, PushReader
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 from tests.rtl.test_doorbells import DEVICES
 
 BLOCKS = PUSH_WINDOW_BYTES // PUSH_BLOCK_BYTES
@@ -109,7 +109,7 @@ def test_collector_against_the_rules(width, channels):
     """Channels push in any mixture, some beats are not whole, and buffers are given back early or late."""
     seed = 10 * width + channels
     rng = random.Random(seed)
-    collector = PushCollector(DEVICES[width])
+    collector = shared(PushCollector, DEVICES[width])
     bench = Bench(collector, seed=seed)
     beats = PUSH_BLOCK_BYTES // width
     rules, found, handed = Rules(), [], collections.deque()

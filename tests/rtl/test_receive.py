@@ -20,7 +20,7 @@ from nic_model.contract import (
 from rtl.receive import Receive
 from tests.gro import LinuxGro, Segment, Streams
 from tests.rtl import rx_frames
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 from tests.rtl.rx_frames import OWN_BYTES, beats
 
 DEFAULT = NicConfig(name="default", mac_bytes=8, channels=4)
@@ -39,7 +39,7 @@ class Host:
 
     def __init__(self, config, *, seed=0, latency=20, stall=0.0, log2=5):
         self.config, self.log2, self.stall, self.latency = config, log2, stall, latency
-        self.dut = dut = Receive(config)
+        self.dut = dut = shared(Receive, config)
         self.bench = bench = Bench(dut, seed=seed)
         self.memory = bytearray([GUARD]) * MEMORY_BYTES
         self.producer = 0

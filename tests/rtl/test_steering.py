@@ -26,7 +26,7 @@ from nic_model.steering import Steering as Model
 from nic_model.toeplitz import toeplitz_hash
 from rtl.steering import Steering, steering_latency
 from tests.nic_model.test_steering import VECTORS
-from tests.rtl.harness import Bench, idle, plain
+from tests.rtl.harness import Bench, idle, plain, shared
 
 CONFIGS = {width: NicConfig(name=f"{8 * width} bits", mac_bytes=width, channels=8, flow_rules=16)
            for width in (8, 16, 32, 64)}
@@ -54,7 +54,7 @@ class Device:
 
     def __init__(self, config, seed):
         self.config = config
-        self.dut = Steering(config)
+        self.dut = shared(Steering, config)
         self.latency = steering_latency(config)
         self.bench = Bench(self.dut, seed=seed)
         self.model = Model(config.channels, config.flow_rules)

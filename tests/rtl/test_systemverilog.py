@@ -4,6 +4,7 @@
 Both forms of every design stand side by side in one library, which is built once.
 """
 
+import functools
 import importlib.util
 import os
 import random
@@ -338,6 +339,7 @@ def stimulus(name):
     return cycles
 
 
+@functools.cache
 def amaranth_outputs(name):
     """What Amaranth's simulator shows before each border."""
     component, seen = DESIGNS[name](), []
@@ -384,8 +386,8 @@ def verilated(tmp_path_factory):
         start = in_words
         for _port, value in [("rst", Signal()), *ports(component, In)]:
             in_words += words(len(value))
+        signals = [("rst", Signal()), *ports(component, In)]
         for cycle, (rst, values) in enumerate(stimuli[name]):
-            signals = [("rst", Signal()), *ports(component, In)]
             for value, (_port, signal) in zip([int(rst), *values], signals, strict=True):
                 rows[cycle] += [value >> 32 * n & 0xFFFFFFFF for n in range(words(len(signal)))]
         for form in ("gated", "named"):

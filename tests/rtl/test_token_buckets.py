@@ -6,14 +6,14 @@ import pytest
 
 from nic_model.contract import NicConfig, channel_register
 from rtl.token_buckets import TokenBuckets
-from tests.rtl.harness import Bench, idle
+from tests.rtl.harness import Bench, idle, shared
 
 CHANNELS = 4
 UNIT = 1 << 16
 
 
 def make(seed: int = 0):
-    dut = TokenBuckets(NicConfig(name="test", channels=CHANNELS, vectors=4))
+    dut = shared(TokenBuckets, NicConfig(name="test", channels=CHANNELS, vectors=4))
     return dut, Bench(dut, seed=seed)
 
 

@@ -18,7 +18,7 @@ from scapy.packet import Raw  # noqa: E402
 from nic_model.contract import NicConfig, SendFlag, Status  # noqa: E402
 from nic_model.segmentation import finish_frame, segment  # noqa: E402
 from rtl.transmit_back import TransmitBack  # noqa: E402
-from tests.rtl.harness import Bench, plain  # noqa: E402
+from tests.rtl.harness import Bench, plain, shared  # noqa: E402
 
 SEED = 7_301
 MACS = {"src": "02:00:00:00:00:01", "dst": "02:00:00:00:00:02"}
@@ -168,7 +168,7 @@ def run(config: NicConfig, sends: list[Send], *, stall: float = 0.0, mac_stall: 
     expected: frames, their order, reports, counters, time stamps."""
     rng = random.Random(seed)
     width, mac_width = config.host_bytes, config.mac_bytes
-    dut = TransmitBack(config)
+    dut = shared(TransmitBack, config)
     bench = Bench(dut, seed=seed)
     jobs = [send.job(number) for number, send in enumerate(sends)]
     order = [(number, frame) for number, send in enumerate(sends) for frame in range(len(send.cuts))]

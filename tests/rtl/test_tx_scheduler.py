@@ -9,7 +9,7 @@ import pytest
 
 from nic_model.contract import NicConfig, Status, channel_register, slots_needed
 from rtl.tx_scheduler import TransmitScheduler, bytes_ahead
-from tests.rtl.harness import Bench, idle, plain
+from tests.rtl.harness import Bench, idle, plain, shared
 
 QUEUE_SLOTS = {16: 64, 32: 64, 64: 128}
 """By the bytes of the host bus."""
@@ -96,7 +96,7 @@ class Host:
 
     def __init__(self, config, *, seed: int = 0, stall: float = 0.0, frame_cycles: int = 0):
         self.config = config
-        self.dut = TransmitScheduler(config)
+        self.dut = shared(TransmitScheduler, config)
         self.bench = Bench(self.dut, seed=seed)
         self.rng = random.Random(seed)
         self.jobs: dict[int, list[Job]] = collections.defaultdict(list)
