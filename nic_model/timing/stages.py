@@ -1306,7 +1306,7 @@ def match(p: Any, s: Any, q: Any) -> bool:
     left = waiting.length
     edge = now
     if needed > 1 and not s.answer_appends:
-        edge += needed * p.match_further
+        edge += needed * p.match_further - 1  # all are looked at, then read again
     if needed > 0:
         shows = edge - p.keep_delay + p.used_to_fetch
         for _ in range(needed):
