@@ -146,6 +146,11 @@ class Coalescer:
         self._contexts = contexts
         self._open: dict[bytes, Aggregate] = {}  # by flow, in the order in which they were opened
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is open, and nothing can open."""
+        return not self._open and not self.ticks
+
     def judge(self, frame: bytes, info: RxInfo, now_cycles: int, *, may_open: bool, l4_offset: int = 0,
               tag: bytes | None = None) -> Verdict:
         """What becomes of a frame. `may_open`: its channel coalesces; `l4_offset`: see `find_headers`. `tag` stands for

@@ -71,6 +71,9 @@ class TimedCoalescer(Coalescer):
     def judge(self, frame: bytes, info: RxInfo, now_cycles: int, *, may_open: bool, l4_offset: int = 0,
               tag: bytes | None = None) -> Verdict:
         """As `Coalescer.judge`."""
+        if self.is_idle:
+            self.is_alone, self.appends = True, False
+            return Verdict([])
         flows = self._open
         self._held = [one if one is not None and flows.get(one.flow) is one else None for one in self._held]
         any_open = bool(flows)

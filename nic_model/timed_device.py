@@ -217,6 +217,7 @@ class TimedDevice:
         self._tables, self._channels = self.machine.tables, self.machine.tables["channels"]
         self._coalescer_free = self._closed = self._before = -1000
         self._stores = 0
+        self._merges = False
         self._ahead = int(self.machine.p.arrived_to_write - self.machine.p.keep_delay)
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
         self.doing.submitted = self._submitted
@@ -312,7 +313,8 @@ class TimedDevice:
             elif kind == rules.COMPLETED:
                 self._completed(a, b, d, e)
             elif kind == rules.MATCHED or (kind == rules.DROPPED and c == rules.NO_BUFFER):
-                self.doing.is_judged, self._deadline_unknown = False, True
+                self.doing.is_judged = False
+                self._deadline_unknown |= not self.doing.coalescer.is_idle
             elif kind == rules.DROPPED and c == rules.FIFO_FULL and self.doing.arrived.pop(a, None) is not None:
                 self.doing.counters["rx_fifo_full"] += 1
                 self._deadline_unknown = True
@@ -438,7 +440,7 @@ class TimedDevice:
         first = self.machine.call("arrive", self.now, channel, len(frame), number)
         if channel != NOT_KEPT:
             doing.arrived[number] = _Arrived(frame, bad, int(first))
-            self._deadline_unknown = True
+            self._deadline_unknown |= not doing.coalescer.is_idle
 
     def _match(self) -> None:
         """The stages ask which buffers a frame has."""
@@ -453,7 +455,8 @@ class TimedDevice:
         doing.work = work = _Work()
         doing.now_cycles = arrived.first_edge
         doing.ended = None
-        doing.end_aged()
+        if not doing.coalescer.is_idle:
+            doing.end_aged()
         drop = doing._deliver(arrived.data, arrived.bad)
         doing.ended = self._tell_ended
         doing.now_cycles = self.now
@@ -483,8 +486,10 @@ class TimedDevice:
     def _tell_closed(self, entries: list[tuple[Any, _Entry]], edge: int, work: _Work) -> None:
         """Aggregates have ended before the frame that was judged, whose edge this is; and when its own turn comes."""
         coalescer, numbers = self.doing.coalescer, self.machine.numbers
-        numbers["answer_edge"][0] = -1
-        numbers["answer_skip"][0] = numbers["answer_appends"][0] = numbers["answer_merges"][0] = 0
+        if self._merges:
+            numbers["answer_edge"][0] = -1
+            numbers["answer_skip"][0] = numbers["answer_appends"][0] = numbers["answer_merges"][0] = 0
+        self._merges = not coalescer.is_alone
         # the rings have done with the frame before this one
         self._closed = max(self._closed, int(numbers["match_ends"][0]) + GIVEN + self._stores)
         self._stores = 0

@@ -72,8 +72,8 @@ class Kernel:
                 self._machine.call("post_buffers", 0, channel, buffers)
 
     def run(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """What comes out, block by block, and then what is left when nothing enters any more. Raises ValueError for a
-        send that no ring has room for."""
+        """What comes out, block by block, and then what is left when nothing enters any more. A block holds until the
+        next is asked for. Raises ValueError for a send that no ring has room for."""
         machine = self._machine
         for block in blocks:
             at = 0

@@ -97,7 +97,7 @@ class Machine:
         return dict(zip(rules.WAITS, waited, strict=True)), dict(zip(rules.BUSY, worked, strict=True))
 
     def taken_rows(self) -> np.ndarray:
-        """The same as an array of rows."""
-        found = self._out[:self._out_count[0]].copy()
+        """The same as an array of rows, which hold until the machine goes on."""
+        found = self._out[:self._out_count[0]]
         self._out_count[0] = 0
         return found

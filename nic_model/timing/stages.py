@@ -1480,9 +1480,8 @@ def plan_write(p: Any, s: Any, q: Any) -> None:
     s.row_first = s.row_ready
     if not q.parts[place].begun:
         s.row_first = max(max(q.parts[place].edge, s.part_began + PART_CYCLES), s.row_ready + q.parts[place].late)
-        if s.parts_head >= TOKENS_IN_FLIGHT:
-            over = q.parts[s.parts_head - TOKENS_IN_FLIGHT & PARTS - 1].over
-            s.row_first = max(s.row_first, over + OVER_TO_DECIDE + DECIDED_TO_WRITE)
+        over = q.parts[s.parts_head - TOKENS_IN_FLIGHT & PARTS - 1].over
+        s.row_first = max(s.row_first, over + OVER_TO_DECIDE + DECIDED_TO_WRITE)
     s.write_ready = max(s.write_ready, s.row_first)
     s.at_write = max(granted(s, s.write_ready, 1), port_free(p, s))
 

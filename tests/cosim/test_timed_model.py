@@ -126,7 +126,7 @@ def test_kernel_in_blocks() -> None:
     found = []
     for size in (len(rows), 64, 7):
         kernel = Kernel(load_device("tiny"), random_case(0, TINY, 1).bus, random_case(0, TINY, 1).mac, buffers=0)
-        events = list(kernel.run(rows[at : at + size] for at in range(0, len(rows), size)))
+        events = [block.copy() for block in kernel.run(rows[at : at + size] for at in range(0, len(rows), size))]
         found.append([list(map(tuple, of(part).tolist())) for of in (frames, completions)
                       for part in events if len(part)])
         assert sum(len(frames(part)) for part in events if len(part)) == len(rows)

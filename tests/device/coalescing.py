@@ -234,7 +234,7 @@ FEW, MANY = 16, 48
 """Segments at once: no more than headers are kept."""
 
 CYCLES = {
-    "appended": (17, 18), "opens": (27, 29), "alone": (15, 16), "age": (21, 22.5),
+    "appended": (17, 18), "opens": (27, 29), "alone": (15, 16), "age": (30, 32),
 }
 """That a segment takes at most if headers come by 16 bytes a cycle and no other aggregate is open, without options and
 with OPTIONS. Frames come faster, and everything behind the coalescer is faster."""

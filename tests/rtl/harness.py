@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -161,6 +162,17 @@ class Bench:
             for payload in payloads:
                 await self.send(ctx, stream, payload, stall=stall)
         self.add(testbench)
+
+    def feed(self, stream, queue: deque) -> None:
+        """Offer what stands in `queue`, pairs of a cycle and a payload, each from its cycle on; the run does not wait
+        for it."""
+        async def testbench(ctx):
+            while True:
+                if queue and queue[0][0] <= self.cycle:
+                    await self.send(ctx, stream, queue.popleft()[1])
+                else:
+                    await ctx.tick()
+        self.background(testbench)
 
     async def reset(self, ctx) -> None:
         """Reset all registers of the block; its memories keep what they hold."""

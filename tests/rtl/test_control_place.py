@@ -73,22 +73,13 @@ class Host:
             self.bench.strobes(getattr(self.dut, f"count_{name}"), seen)
         self.bench.background(self._bus)
         for stream, queue in ((self.dut.key_answer, self._answers), (self.dut.write_done, self._write_dones)):
-            self.bench.background(self._feeder(stream, queue))
+            self.bench.feed(stream, queue)
         self.tag = self.ended = 0
         self.bench.background(self._count_ends)
 
     async def _count_ends(self, ctx):
         async for _, _, ended in ctx.tick().sample(self.dut.ended):
             self.ended += plain(ended)
-
-    def _feeder(self, stream, queue):
-        async def testbench(ctx):
-            while True:
-                if queue and queue[0][0] <= self.bench.cycle:
-                    await self.bench.send(ctx, stream, queue.popleft()[1])
-                else:
-                    await ctx.tick()
-        return testbench
 
     async def _bus(self, ctx):
         asked = written = first_row = 0

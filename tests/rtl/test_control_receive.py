@@ -108,21 +108,12 @@ class Pair:
                               (dut.write_row, self.rows), (dut.entry, self.entries), (dut.place_over, self.over)):
             bench.sink(stream, taken, stall=stall if stream is dut.up else 0.0)
         for stream, queue in ((dut.key_answer, self._answers), (dut.write_done, self._write_dones)):
-            bench.background(self._feeder(stream, queue))
+            bench.feed(stream, queue)
         bench.background(self._bus)
         self._seen = {name: [] for name in COUNTERS}
         for name, seen in self._seen.items():
             bench.strobes(getattr(dut, f"count_control_{name}"), seen)
         self._message, self._taken = b"", 0
-
-    def _feeder(self, stream, queue):
-        async def testbench(ctx):
-            while True:
-                if queue and queue[0][0] <= self.bench.cycle:
-                    await self.bench.send(ctx, stream, queue.popleft()[1])
-                else:
-                    await ctx.tick()
-        return testbench
 
     async def _bus(self, ctx):
         asked = written = first_row = 0

@@ -61,7 +61,7 @@ class Host:
             bench.background(testbench)
         for stream, queue in ((dut.ring_beat, self._ring_beats), (dut.key_answer, self._answers),
                               (dut.write_done, self._write_dones)):
-            bench.background(self._feeder(stream, queue))
+            bench.feed(stream, queue)
 
     def count(self, name):
         return sum(strobe["amount"] for strobe in self.counted[name])
@@ -75,15 +75,6 @@ class Host:
     def ended(self):
         """Frames that were delivered or dropped."""
         return sum(self.count(name) for name in ("frames", *DROPS))
-
-    def _feeder(self, stream, queue):
-        async def testbench(ctx):
-            while True:
-                if queue and queue[0][0] <= self.bench.cycle:
-                    await self.bench.send(ctx, stream, queue.popleft()[1])
-                else:
-                    await ctx.tick()
-        return testbench
 
     async def _take_writes(self, ctx):
         dut = self.dut
