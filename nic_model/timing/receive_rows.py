@@ -93,7 +93,7 @@ def note_burst(s: Any, q: Any, first: int, last: int, room: int, receives: int) 
 
 
 @rule
-def follow_rows(s: Any, q: Any, now: int) -> None:
+def follow_rows(p: Any, s: Any, q: Any, now: int) -> None:
     """Follow all rows from an edge on. Those that are on their way to the port count as if they were in the buffer: it
     is half full, so they will have left it when it is full."""
     s.row_follows = 1
@@ -118,8 +118,11 @@ def follow_rows(s: Any, q: Any, now: int) -> None:
         s.row_order += 1
         s.row_taken += 1
         s.row_cut += 1
-        s.row_head += min(s.part_rows + order.drops, order.rows)
-        s.row_left = max(0, order.reads - s.part_rows)
+        # the row that leaves with the next was read with the one before
+        read = s.part_rows + order.swallows
+        s.row_head += min(read + order.drops, order.rows)
+        s.row_left = max(0, order.reads - read)
+        s.row_spills = rows_between(order.at, order.length, p.host_log2) > order.reads - order.swallows
         s.row_shares = order.reads + order.drops > order.rows
         s.row_cut_at = part.at
         s.row_cut_left = part.left

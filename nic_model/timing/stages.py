@@ -1193,7 +1193,7 @@ def _rows_stored(p: Any, s: Any, q: Any, now: int, last: int, length: int, rows:
     first = last - paced(beats(length, p.mac_log2), p.source_cycles_100)
     between = p.host_bytes // p.mac_bytes
     if not s.row_follows or s.port_tail - s.row_port > PORT_BURSTS // 2:
-        follow_rows(s, q, now)
+        follow_rows(p, s, q, now)
     before = s.kept_at
     for row in range(rows):
         cycle = min(last, first + paced(between * (row + 1), p.source_cycles_100))
