@@ -36,7 +36,7 @@ FEW_FRAMES, MANY_FRAMES = 500, 3_500
 BLOCK = 16_384
 DOORBELL_LOG2 = 6
 """Of the frames that one doorbell tells of."""
-REPETITIONS = 3
+REPETITIONS = 10
 GROWTH = 4
 
 
