@@ -7,10 +7,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cosim.control_port import with_control_port
 from cosim.errors import InputError, ToolError
 from nic_model.contract import NicConfig
 
@@ -24,10 +24,6 @@ WHOLE = "nic"
 PLACE_WHOLE = ("--placer", "static", "--router", "router2")
 """For the whole device. What a block is placed and routed with by default needs hours for it, and the wires are half as
 long again; a block alone is a quarter faster with the default."""
-
-
-FLOWS_ALONE = 1024
-"""Flows of the control port's blocks, of a device that has none."""
 
 
 class Area(NamedTuple):
@@ -98,11 +94,6 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
         "emit": with_port(EmitFront),
         "control_up": lambda config: ControlUp(with_control_port(config), sources=3),
     }
-
-
-def with_control_port(config: NicConfig) -> NicConfig:
-    """The device with a control port, for the blocks that only such a one has."""
-    return config if config.flows else replace(config, flows=FLOWS_ALONE)
 
 
 def block_verilog(config: NicConfig, name: str) -> str:

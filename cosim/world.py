@@ -17,12 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from cosim.control_port import with_control_port
 from cosim.device_processor import DeviceProcessors, FirmwareAccount
 from cosim.engines.base import RunError, failed_task
 from cosim.engines.bench import CountingPort, bus_timing
 from cosim.engines.bus import Bus
 from cosim.engines.compiled import run_bench
-from cosim.engines.model import ModelPort, with_control_port
+from cosim.engines.model import ModelPort
 from cosim.errors import InputError
 from cosim.impairments import BothWays
 from cosim.mac import Mac

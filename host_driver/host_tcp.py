@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from host_driver.account import Account
+from host_driver.device_memory import DeviceMemory
 from host_driver.endpoint import Endpoint, Listening, charge_waking
 from host_driver.errors import (
     AddressInUse,
@@ -24,15 +25,12 @@ from host_driver.errors import (
 from host_driver.interface import NetworkInterface
 from host_driver.memnet.options import Option
 from host_driver.memnet.provider import Direction, Transfer
-from host_driver.nic import MemoryKey
-from host_driver.port import HostMemory
-from host_driver.runtime import Cancelled, Kernel
 from host_driver.tcp.buffers import Chunk
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.profile import MS, SECOND, Nagle
 from host_driver.tcp.stack import FIRST_EPHEMERAL_PORT, LAST_EPHEMERAL_PORT
 from host_driver.tcp.states import State
-from nic_model.contract import RAW_CHANNEL, KeyRight
+from nic_model.contract import RAW_CHANNEL
 
 _CONSTANTS = {
     Option.SO_SNDBUF: ("send_buffer_bytes", 1),
@@ -211,40 +209,15 @@ class HostTcpConnection:
         return self.endpoint.interface.nic.port.now()
 
 
-class HostTcp:
+class HostTcp(DeviceMemory):
     """Implements `memnet.Provider` over a network interface.
 
     Attributes: `memory`, where regions are allocated; `kernel`, the clock.
     """
 
     def __init__(self, interface: NetworkInterface) -> None:
-        self.memory: HostMemory = interface.nic.port.memory
-        self.kernel: Kernel = interface.nic.port.kernel
+        super().__init__(interface.nic, RAW_CHANNEL)
         self._interface = interface
-
-    async def register(self, address: int, length_bytes: int, account: Account) -> MemoryKey:
-        """A key with both rights. Raises MemoryError when the device has none left."""
-        nic = self._interface.nic
-        key = nic.register_memory(address, length_bytes, KeyRight.READ | KeyRight.WRITE, RAW_CHANNEL, account)
-        try:
-            await account.settle()
-        except Cancelled:
-            # Whoever asked for it was killed, and nobody knows the key.
-            self.kernel.spawn(nic.deregister_memory(key), f"the end of key {key.index}")
-            raise
-        return key
-
-    async def deregister(self, key: MemoryKey, account: Account) -> None:
-        """Take a key back; on return the device neither reads nor writes its memory."""
-        await self._interface.nic.deregister_memory(key)
-        await account.settle()
-
-    async def open_channels(self, wanted: int, account: Account) -> int:
-        """Channels are memory alone: all."""
-        return wanted
-
-    async def close_channels(self, count: int, account: Account) -> None:
-        """Nothing to give back."""
 
     # ------------------------------------------------------------------------------------------ connections
 
@@ -342,10 +315,6 @@ class HostTcp:
     def charge_waking(self) -> None:
         """The waking of a process is work of whoever runs the stack."""
         charge_waking(self._interface)
-
-    def charge_sleep(self, account: Account) -> None:
-        """The switch back to it."""
-        account.charge("context_switch", "switch")
 
     # ------------------------------------------------------------------------------------------ ends
 

@@ -11,14 +11,14 @@ from ipaddress import ip_address, ip_interface
 
 from host_driver.account import Account
 from host_driver.interface import CurrentAccount
-from host_driver.nic import DeviceError, MemoryKey, Nic
+from host_driver.nic import DeviceError, Nic
 from host_driver.notification import Interrupts, Notification
 from host_driver.notifier import notifier
 from host_driver.placement import Placement
 from host_driver.runtime import Task
 from host_driver.socket_channel import Over, SocketChannel, SocketDescriptor
 from host_driver.softirq import Softirq
-from nic_model.contract import RAW_CHANNEL, Feature, KeyRight, OperationMask, RxFilter, register
+from nic_model.contract import RAW_CHANNEL, Feature, OperationMask, RxFilter, register
 from nic_model.contract.control import ControlEnable
 
 SOCKET_CHANNEL = RAW_CHANNEL
@@ -91,10 +91,6 @@ class OffloadInterface:
         raise DeviceError("; ".join(f"channel {n} stopped: {error.name}" for n, error in stopped.items()))
 
     # ------------------------------------------------------------------------------------------ operations
-
-    def register(self, address: int, length_bytes: int, account: Account) -> MemoryKey:
-        """A key of both rights for the sockets' channel. Raises MemoryError when the device has none left."""
-        return self.nic.register_memory(address, length_bytes, KeyRight.READ | KeyRight.WRITE, SOCKET_CHANNEL, account)
 
     async def post(self, descriptors: list[SocketDescriptor], over: Over, account: Account) -> None:
         """Post one operation on behalf of `account`: a descriptor and a doorbell. `over` is called at its end."""

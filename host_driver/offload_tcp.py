@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from host_driver.account import Account
+from host_driver.device_memory import DeviceMemory
 from host_driver.errors import (
     AddressInUse,
     AddressNotAvailable,
@@ -26,10 +27,9 @@ from host_driver.errors import (
 from host_driver.memnet.options import Option
 from host_driver.memnet.provider import Direction, Transfer
 from host_driver.nic import MemoryKey
-from host_driver.offload_interface import OffloadInterface
-from host_driver.port import HostMemory
+from host_driver.offload_interface import SOCKET_CHANNEL, OffloadInterface
 from host_driver.rings import Piece, SocketCompletion
-from host_driver.runtime import Cancelled, Kernel
+from host_driver.runtime import Cancelled
 from host_driver.socket_channel import SocketDescriptor
 from host_driver.tcp.stack import FIRST_EPHEMERAL_PORT, LAST_EPHEMERAL_PORT
 from host_driver.waiting import WaitQueue
@@ -117,15 +117,14 @@ class OffloadConnection:
         return not self.sends and (self.has_ended or self.is_over)
 
 
-class OffloadTcp:
+class OffloadTcp(DeviceMemory):
     """Implements `memnet.Provider` over TCP on the device.
 
     Parameters: `interface`; `ring_bytes`, size of each connection's eager ring. Attributes: `memory`, `kernel`.
     """
 
     def __init__(self, interface: OffloadInterface, *, ring_bytes: int = DEFAULT_RING_BYTES) -> None:
-        self.memory: HostMemory = interface.nic.port.memory
-        self.kernel: Kernel = interface.nic.port.kernel
+        super().__init__(interface.nic, SOCKET_CHANNEL)
         self.eager_bytes = 0
         """Bytes that the host had to copy."""
         self._interface = interface
@@ -134,28 +133,6 @@ class OffloadTcp:
         self._connections: set[OffloadConnection] = set()
 
     # ------------------------------------------------------------------------------------------ memory
-
-    async def register(self, address: int, length_bytes: int, account: Account) -> MemoryKey:
-        """A key with both rights. Raises MemoryError when the device has none left."""
-        key = self._interface.register(address, length_bytes, account)
-        try:
-            await account.settle()
-        except Cancelled:
-            self.kernel.spawn(self._interface.nic.deregister_memory(key), f"the end of key {key.index}")
-            raise
-        return key
-
-    async def deregister(self, key: MemoryKey, account: Account) -> None:
-        """Take a key back; on return the device neither reads nor writes its memory."""
-        await self._interface.nic.deregister_memory(key)
-        await account.settle()
-
-    async def open_channels(self, wanted: int, account: Account) -> int:
-        """Channels are memory alone: all."""
-        return wanted
-
-    async def close_channels(self, count: int, account: Account) -> None:
-        """Nothing to give back."""
 
     async def _give_back(self, address: int, key: MemoryKey) -> None:
         await self._interface.nic.deregister_memory(key)
@@ -195,7 +172,7 @@ class OffloadTcp:
         account = self._interface.account
         try:
             listening.address = self.memory.allocate(length, _ALIGNMENT_BYTES)
-            listening.key = self._interface.register(listening.address, length, account)
+            listening.key = self.make_key(listening.address, length, account)
         except MemoryError:
             del self._ports[port]
             raise
@@ -289,7 +266,7 @@ class OffloadTcp:
         remote = ip_address(str(ip))
         address = self.memory.allocate(self._ring_bytes, _ALIGNMENT_BYTES)
         try:
-            key = self._interface.register(address, self._ring_bytes, account)
+            key = self.make_key(address, self._ring_bytes, account)
         except MemoryError:
             self.memory.free(address)
             raise
@@ -432,10 +409,6 @@ class OffloadTcp:
     def charge_waking(self) -> None:
         """The waking of a process is work of whoever takes completions."""
         self._interface.account.charge("context_switch", "wake")
-
-    def charge_sleep(self, account: Account) -> None:
-        """The switch back to it."""
-        account.charge("context_switch", "switch")
 
     # ------------------------------------------------------------------------------------------ ends
 

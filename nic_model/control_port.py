@@ -73,7 +73,6 @@ _LEAD_BYTES = 4
 _TIMESTAMPS_BYTES = 12
 
 _FLOW_HEADER = tuple(name for name, field in FLOW.fields.items() if field.offset >= 8 * UNIT_BYTES)
-_DONE_STATUS = {Status.OK: DoneStatus.OK, Status.BUS_ERROR: DoneStatus.BUS}
 
 
 class Datapath(Protocol):

@@ -13,6 +13,7 @@ from nic_model.aggregates import find_headers
 from nic_model.coalescing import Aggregate, Coalescer, Verdict, has_plain_header
 from nic_model.contract import RxInfo
 from nic_model.timing.parameters import DeviceModel
+from nic_model.timing.receive_rows import FRAME_TO_WRITE
 
 COPY = 5
 """Cycles from ROOM to OPEN, beside one for each row of the header."""
@@ -26,6 +27,11 @@ there to that of the next oldest, if that is due too."""
 
 GIVEN = 3
 """Cycles from a frame's edge until the rings have given it its buffer."""
+
+CLOSE_BEFORE = 2
+"""An aggregate's end does not ask the key table, and so comes so many cycles earlier to `RxDeliver`."""
+
+NEVER_YET = -1000
 
 APPENDS, LOOKS_AHEAD, ALL_NEW, HEAD_AGAIN = 1, 4, 3, 2
 """Cycles by which that is later: for a segment that fits its aggregate's latest buffer; for one that does not, READ,
@@ -125,3 +131,72 @@ class TimedCoalescer(Coalescer):
             at += 2
         assert rows is not None
         return at + COPY + rows
+
+
+class ReceiveTurns:
+    """When tasks leave the coalescer, and when the rings do what they say.
+
+    Enters: `begin`, a frame's edge; then each `close` before it, and the `frame`. Both blocks take a task after the
+    other; the stage between them holds two. `ends` says when the rings were really done with the last frame, which may
+    have waited for buffers.
+    """
+
+    def __init__(self, model: DeviceModel) -> None:
+        self._further = model.timing.match_further
+        self._to_write = FRAME_TO_WRITE - GIVEN - CLOSE_BEFORE
+        self._free = NEVER_YET
+        """The coalescer looks at the next frame."""
+        self._begins = self._told = NEVER_YET
+        self._over = self._over_before = NEVER_YET
+        """The rings are done with the last task, and with the one before it."""
+        self._stores = 0
+        """Cycles more with the last one: what is open is noted."""
+
+    def ends(self, given: int) -> None:
+        """The last frame had all its buffers at an edge of `stages.match`."""
+        self._over = max(self._over, given + GIVEN + self._stores)
+        self._stores = 0
+
+    def rest(self) -> None:
+        """A frame passed by itself, while nothing was open."""
+        self._free = self._over_before = NEVER_YET
+
+    def begin(self, edge: int) -> None:
+        """The next frame stands before the coalescer from an edge on."""
+        self._begins = max(edge, self._free)
+
+    def _tell(self, edge: int) -> int:
+        """A task leaves the coalescer, when there is room for it. Returns how long it waited."""
+        self._told = max(edge, self._over_before + 1)
+        self._over_before = self._over
+        return self._told - edge
+
+    def close(self, cycles: int) -> int:
+        """An aggregate ends, so many cycles behind `begin`. Returns when `RxDeliver` has it, for `close_receive`."""
+        self._begins += self._tell(self._begins + cycles)
+        self._over = max(self._told, self._over) + 2
+        return self._over + self._to_write
+
+    def frame(self, coalescer: TimedCoalescer, *, is_appended: bool, further: int, fills_up: bool) -> int:
+        """The frame's own task. Returns the edge of `stages.match` at which it has its first buffer. `is_appended`: it
+        found its aggregate's buffers; `further`: new ones that it takes then; `fills_up`: behind the rest of it."""
+        self._tell(self._begins + coalescer.cycles)
+        given = max(self._told, self._over)
+        if is_appended and further:
+            given += LOOKS_AHEAD + self._further * (further - 1) + (0 if fills_up else ALL_NEW)
+        elif is_appended:
+            given += APPENDS
+        elif coalescer.appends:
+            given += HEAD_AGAIN
+        self._free = self._told + 1
+        self._stores = int(coalescer.keeps_open)
+        return given
+
+    def by_themselves(self, edge: int) -> Iterator[int]:
+        """Aggregates end without a frame, the first at an edge; as `close`, one after the other."""
+        self._begins = max(edge, self._free)
+        while True:
+            edge = self.close(DUE)
+            self._free = self._begins + DUE + 1
+            self._begins += NEXT_OLDEST
+            yield edge

@@ -37,16 +37,7 @@ from nic_model.flags import IPV4_CHECKSUM, L4_CHECKSUM, TIMESTAMP, VLAN_INSERT
 from nic_model.pause import claims_pause
 from nic_model.receive_parser import passes_filter
 from nic_model.submission import Piece, Submission
-from nic_model.timed_coalescing import (
-    ALL_NEW,
-    APPENDS,
-    DUE,
-    GIVEN,
-    HEAD_AGAIN,
-    LOOKS_AHEAD,
-    NEXT_OLDEST,
-    TimedCoalescer,
-)
+from nic_model.timed_coalescing import ReceiveTurns, TimedCoalescer
 from nic_model.timing import rules, stages
 from nic_model.timing.machine import Machine
 from nic_model.timing.parameters import DeviceModel
@@ -55,9 +46,6 @@ from nic_model.timing.state import BusModel, MacModel
 PUSH_BLOCK_BYTES = 64
 NOT_KEPT = -1
 """Channel of a frame that the receive buffer drops."""
-
-CLOSE_BEFORE = 2
-"""An aggregate's end does not ask the key table, and so comes so many cycles earlier to `RxDeliver`."""
 
 
 @dataclass(slots=True)
@@ -215,10 +203,9 @@ class TimedDevice:
         self._deadline, self._deadline_unknown = rules.NEVER, True
         self._asked = self.machine.numbers["asked"].data
         self._tables, self._channels = self.machine.tables, self.machine.tables["channels"]
-        self._coalescer_free = self._closed = self._before = -1000
-        self._stores = 0
+        self._turns = ReceiveTurns(model)
         self._merges = False
-        self._ahead = int(self.machine.p.arrived_to_write - self.machine.p.keep_delay)
+        """Whether the stages were told of the last frame that it is part of an aggregate, or had to wait for one."""
         self._later = model.timing.deadline_to_irq - model.timing.response_to_irq
         self.doing.submitted = self._submitted
         self.doing.ended = self._tell_ended
@@ -490,58 +477,35 @@ class TimedDevice:
             numbers["answer_edge"][0] = -1
             numbers["answer_skip"][0] = numbers["answer_appends"][0] = numbers["answer_merges"][0] = 0
         self._merges = not coalescer.is_alone
-        # the rings have done with the frame before this one
-        self._closed = max(self._closed, int(numbers["match_ends"][0]) + GIVEN + self._stores)
-        self._stores = 0
+        turns = self._turns
+        turns.ends(int(numbers["match_ends"][0]))
         if coalescer.is_alone:
-            self._coalescer_free = self._before = -1000
+            turns.rest()
             return
-        begins = max(edge, self._coalescer_free)
+        turns.begin(edge)
         for its, cycles in zip_longest(_of_each(entries), coalescer.closes):
-            begins += self._close(its or [], begins + (cycles or 0))
-        told = begins + coalescer.cycles
-        told = max(told, self._before + 1)
-        looks = max(told, self._closed) + 1
-        given = looks - 1
-        if coalescer.appends and not work.appends:
-            given += HEAD_AGAIN
-        elif coalescer.appends:
-            given += APPENDS
-            if work.buffers:
-                given += LOOKS_AHEAD - APPENDS + self.model.timing.match_further * (work.buffers - 1)
-                given += ALL_NEW if len(work.parts) == work.buffers else 0
-            numbers["answer_skip"][0] = coalescer.skips
-        numbers["answer_edge"][0] = given
+            self._close(its or [], turns.close(cycles or 0))
+        numbers["answer_edge"][0] = turns.frame(coalescer, is_appended=work.appends, further=work.buffers,
+                                                fills_up=len(work.parts) > work.buffers)
+        numbers["answer_skip"][0] = coalescer.skips if work.appends else 0
         numbers["answer_appends"][0] = work.appends
         numbers["answer_merges"][0] = coalescer.merges
-        self._coalescer_free = told + 1
-        self._stores = int(coalescer.keeps_open)
-        self._before = self._closed
 
-    def _close(self, entries: list[_Entry], edge: int) -> int:
-        """The coalescer says at an edge that an aggregate has ended. Returns how long that had to wait."""
-        told = max(edge, self._before + 1)
-        self._before = self._closed
-        self._closed = max(told, self._closed) + 2
+    def _close(self, entries: list[_Entry], edge: int) -> None:
+        """The end of an aggregate comes to `RxDeliver`, counted as if it had something to write at an edge."""
         if entries:
             number = self._closes | 1 << 30
             self._closes += 1
             self._receives[number] = deque(entries)
             self._begun += len(entries)
-            self.machine.call("close_receive", self._closed - GIVEN + self._ahead - CLOSE_BEFORE,
-                              entries[0].channel.number, number, len(entries))
-        return told - edge
+            self.machine.call("close_receive", edge, entries[0].channel.number, number, len(entries))
 
     def _tell_ended(self) -> None:
         """Aggregates have ended by themselves, or by a register."""
         work = self.doing.work
-        self._closed = max(self._closed, int(self.machine.numbers["match_ends"][0]) + GIVEN + self._stores)
-        self._stores = 0
-        edge = max(self.now + DUE, self._coalescer_free + DUE)
-        for its in _of_each(work.entries):
+        self._turns.ends(int(self.machine.numbers["match_ends"][0]))
+        for its, edge in zip(_of_each(work.entries), self._turns.by_themselves(self.now), strict=False):
             self._close(its, edge)
-            self._coalescer_free = edge + 1
-            edge += NEXT_OLDEST
         work.entries = []
 
     # ------------------------------------------------------------------------------------------ completion, event

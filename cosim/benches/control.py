@@ -9,33 +9,39 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cosim.benches import control_send
+from cosim.benches.control_rig import (
+    BUS_LATENCY_CYCLES,
+    CHANNEL,
+    CONFIG,
+    CONNECTION,
+    FLOW,
+    FRAME_BYTES,
+    FRAMES,
+    GENERATION,
+    KEY,
+    LINE_CYCLES,
+    LOCAL,
+    MAX_CYCLES,
+    OWN_MAC,
+    PORTS,
+    REMOTE,
+    set_up,
+    simulate,
+    steady_cycles,
+)
 from cosim.benches.rows import FAILED, Row, row
 from nic_model.checksum import ones_sum
-from nic_model.contract import CONFIGS, KeyRight, key_register, make_key, register
-from nic_model.contract.control import ControlEnable, ControlType, DoneStatus, OrderFlag, pack_message, unpack_message
-from nic_model.contract.registers import KEY_COMMIT
+from nic_model.contract import KeyRight, register
+from nic_model.contract.control import ControlType, DoneStatus, OrderFlag, pack_message, unpack_message
 
 if TYPE_CHECKING:
     from cosim.benches import BenchOptions
 
-FRAME_BYTES, PAYLOAD_BYTES = 60, 6
-WIRE_OVERHEAD_BYTES = 24
-"""Preamble, FCS and the gap to the next frame."""
-
-LINE_CYCLES = (FRAME_BYTES + WIRE_OVERHEAD_BYTES) / 8
-"""Of a frame at 10 Gb/s, with 64 bits a cycle at 156.25 MHz."""
-
-FRAMES = 200
-WARM_UP_FRAMES = 40
-BUS_LATENCY_CYCLES = 100
-MAX_CYCLES = 20_000
-FLOW, GENERATION, CHANNEL, KEY = 3, 9, 2, make_key(5, 1)
-_OWN_MAC = bytes.fromhex("020000000001")
-_REMOTE, _LOCAL, _PORTS = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2)), (1000, 80)
+PAYLOAD_BYTES = 6
+KEY_BASE, KEY_BYTES = 0x10_0000, 0x1_0000
 
 
 class Outcome(NamedTuple):
@@ -67,14 +73,14 @@ def measure(options: BenchOptions) -> list[Row]:
 def _segment(number: int) -> bytes:
     """A frame of the flow with its number as payload."""
     payload = number.to_bytes(PAYLOAD_BYTES, "big")
-    tcp = bytearray(b"".join(port.to_bytes(2, "big") for port in _PORTS) + (PAYLOAD_BYTES * number).to_bytes(4, "big")
+    tcp = bytearray(b"".join(port.to_bytes(2, "big") for port in PORTS) + (PAYLOAD_BYTES * number).to_bytes(4, "big")
                     + bytes(4) + bytes((5 << 4, 0x10, 0xFF, 0xFF)) + bytes(4) + payload)
-    pseudo = _REMOTE + _LOCAL + bytes((0, 6)) + len(tcp).to_bytes(2, "big")
+    pseudo = REMOTE + LOCAL + bytes((0, 6)) + len(tcp).to_bytes(2, "big")
     tcp[16:18] = _checksum(pseudo + bytes(tcp))
     ip = bytearray(bytes((0x45, 0)) + (20 + len(tcp)).to_bytes(2, "big") + bytes((0, 0, 0x40, 0, 64, 6, 0, 0))
-                   + _REMOTE + _LOCAL)
+                   + REMOTE + LOCAL)
     ip[10:12] = _checksum(bytes(ip))
-    return _OWN_MAC + bytes(6) + b"\x08\x00" + bytes(ip) + bytes(tcp)
+    return OWN_MAC + bytes(6) + b"\x08\x00" + bytes(ip) + bytes(tcp)
 
 
 def _checksum(content: bytes) -> bytes:
@@ -84,23 +90,9 @@ def _checksum(content: bytes) -> bytes:
 def run(frame_cycles: float, frames: int) -> Outcome:
     """So many segments, one in so many cycles. Raises RuntimeError if the port stands still, or what it placed is
     wrong."""
-    from amaranth.hdl import Fragment
-    from amaranth.sim import Simulator
-
-    rig = _rig()
     bench = _Bench(frame_cycles, frames)
-    simulator = Simulator(Fragment.get(rig, None))
-    simulator.add_clock(6.4e-9)
-
-    async def testbench(ctx: Any) -> None:
-        await bench.run(ctx, rig)
-
-    simulator.add_testbench(testbench)
-    simulator.run()
-    times = bench.placed_at[WARM_UP_FRAMES:]
-    if len(times) < 2:
-        raise RuntimeError(f"only {len(bench.placed_at)} of {frames} segments were placed")
-    return Outcome(len(bench.placed_at), (times[-1] - times[0]) / (len(times) - 1))
+    simulate(_rig(), bench.run)
+    return Outcome(len(bench.placed_at), steady_cycles(bench.placed_at))
 
 
 class _Bench:
@@ -116,15 +108,10 @@ class _Bench:
 
     async def run(self, ctx: Any, rig: Any) -> None:
         """Set the device up, then let the frames come."""
-        for address, value in self._setup():
-            ctx.set(rig.write.payload, {"address": address, "data": value})
-            ctx.set(rig.write.valid, 1)
-            await ctx.tick()
-        ctx.set(rig.write.valid, 0)
+        await set_up(ctx, rig, right=KeyRight.WRITE, key_base=KEY_BASE, key_bytes=KEY_BYTES,
+                     more=[(register("RX_ENABLE"), 1)])
         self._order(pack_message(
-            ControlType.FLOW_ADD, flow=FLOW, generation=GENERATION, channel=CHANNEL,
-            remote_address=int.from_bytes(_REMOTE, "little"), local_address=int.from_bytes(_LOCAL, "little"),
-            remote_port=_PORTS[0], local_port=_PORTS[1]))
+            ControlType.FLOW_ADD, flow=FLOW, generation=GENERATION, channel=CHANNEL, **CONNECTION))
         ctx.set(rig.up.ready, 1)
         ctx.set(rig.entry.ready, 1)
         ctx.set(rig.axi.aw.ready, 1)
@@ -170,17 +157,6 @@ class _Bench:
                     return
             if self._flow_is_there and cycle - first_cycle > self._frames * self._frame_cycles + 1000:
                 return
-
-    @staticmethod
-    def _setup() -> Iterator[tuple[int, int]]:
-        yield register("MAC_ADDRESS_LO"), int.from_bytes(_OWN_MAC[:4], "little")
-        yield register("MAC_ADDRESS_HI"), int.from_bytes(_OWN_MAC[4:], "little")
-        yield register("RX_ENABLE"), 1
-        yield register("CONTROL_ENABLE"), ControlEnable.FLOWS
-        for name, value in (("KEY_ADDRESS_LO", 0x10_0000), ("KEY_ADDRESS_HI", 0), ("KEY_LENGTH_LO", 0x1_0000),
-                            ("KEY_LENGTH_HI", 0), ("KEY_COMMIT", KEY_COMMIT.pack_word(
-                                generation=1, rights=KeyRight.WRITE, owner=CHANNEL, valid=1))):
-            yield key_register(name, 5), value
 
     def _beats(self) -> Iterator[Any]:
         """For each cycle a function of the cycle's number: the beat then, or None."""
@@ -247,25 +223,23 @@ def _rig() -> Any:
     from rtl.mac_rx import MacRx
     from rtl.parser import Parser
 
-    config = replace(CONFIGS["default"], name="default with a control port", flows=1024)
-
     class Rig(wiring.Component):
         def __init__(self) -> None:
-            self.dma = DmaWrite(config)
+            self.dma = DmaWrite(CONFIG)
             super().__init__({
-                "mac": In(stream.Signature(mac_beat(config))), "write": In(Strobe(RegisterWrite)),
-                "up": Out(stream.Signature(message_beat(config))),
-                "release": In(stream.Signature(message_beat(config))),
-                "entry": Out(stream.Signature(FlowWrite)), "axi": Out(AxiWriteMaster(config, self.dma.id_bits)),
+                "mac": In(stream.Signature(mac_beat(CONFIG))), "write": In(Strobe(RegisterWrite)),
+                "up": Out(stream.Signature(message_beat(CONFIG))),
+                "release": In(stream.Signature(message_beat(CONFIG))),
+                "entry": Out(stream.Signature(FlowWrite)), "axi": Out(AxiWriteMaster(CONFIG, self.dma.id_bits)),
                 "count_control_placed": Out(Strobe(CountAmount)),
             })
 
         def elaborate(self, platform: object) -> Module:
             m = Module()
-            m.submodules.mac_rx = mac_rx = MacRx(config)
-            m.submodules.parser = parser = Parser(config)
-            m.submodules.control = control = ControlReceive(config)
-            m.submodules.keys = keys = KeyTable(config, clients=1)
+            m.submodules.mac_rx = mac_rx = MacRx(CONFIG)
+            m.submodules.parser = parser = Parser(CONFIG)
+            m.submodules.control = control = ControlReceive(CONFIG)
+            m.submodules.keys = keys = KeyTable(CONFIG, clients=1)
             m.submodules.dma = dma = self.dma
             connect(m, flipped(self.mac), mac_rx.mac)
             connect(m, mac_rx.row, parser.row)

@@ -9,31 +9,36 @@ headers' lengths and checksums, its sequence number and its payload are looked a
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cosim.benches.control_rig import (
+    BUS_LATENCY_CYCLES,
+    CHANNEL,
+    CONFIG,
+    CONNECTION,
+    FLOW,
+    FRAME_BYTES,
+    FRAMES,
+    GENERATION,
+    KEY,
+    LINE_CYCLES,
+    LOCAL,
+    MAX_CYCLES,
+    REMOTE,
+    set_up,
+    simulate,
+    steady_cycles,
+)
 from cosim.benches.rows import FAILED, Row, row
 from nic_model.checksum import ones_sum
-from nic_model.contract import CONFIGS, KeyRight, NicConfig, key_register, make_key, register
-from nic_model.contract.control import ControlEnable, ControlType, OrderFlag, pack_message, unpack_message
+from nic_model.contract import KeyRight, NicConfig
+from nic_model.contract.control import ControlType, OrderFlag, pack_message, unpack_message
 from nic_model.contract.protocols import ETHERNET_HEADER_BYTES, IPV4_HEADER_BYTES, TCP_HEADER_BYTES
-from nic_model.contract.registers import KEY_COMMIT
 
 if TYPE_CHECKING:
     from cosim.benches import BenchOptions
 
-FRAMES = 200
-WARM_UP_FRAMES = 40
-WIRE_OVERHEAD_BYTES = 24
-"""Preamble, FCS and the gap to the next frame."""
-LINE_CYCLES = (60 + WIRE_OVERHEAD_BYTES) / 8
-"""Of a frame of 60 bytes at 10 Gb/s, with 64 bits a cycle at 156.25 MHz."""
-
-BUS_LATENCY_CYCLES = 100
-MAX_CYCLES = 20_000
-FLOW, GENERATION, CHANNEL, KEY, KEY_BASE = 3, 9, 2, make_key(5, 1), 0x1_2345_6000
-_OWN_MAC = bytes.fromhex("020000000001")
-_LOCAL, _REMOTE = bytes((10, 0, 0, 2)), bytes((10, 0, 0, 1))
+KEY_BASE = 0x1_2345_6000
 _HEADERS_BYTES = ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES + TCP_HEADER_BYTES
 
 
@@ -46,7 +51,7 @@ class Load(NamedTuple):
 
 
 LOADS = (
-    Load("60-byte segments sent, with payload", 60 - _HEADERS_BYTES),
+    Load("60-byte segments sent, with payload", FRAME_BYTES - _HEADERS_BYTES),
     Load("acknowledgements sent, without options", 0),
     Load("acknowledgements sent, with timestamps", 0, OrderFlag.TIMESTAMP),
 )
@@ -69,23 +74,11 @@ def measure(options: BenchOptions) -> list[Row]:
 
 def run(load: Load) -> float:
     """Cycles from frame to frame, behind the first ones. Raises RuntimeError if a frame is wrong or they end."""
-    from amaranth.hdl import Fragment
-    from amaranth.sim import Simulator
-
-    config = replace(CONFIGS["default"], name="default with a control port", flows=1024)
-    rig, bench = _rig(config), _Bench(config, load)
-    simulator = Simulator(Fragment.get(rig, None))
-    simulator.add_clock(6.4e-9)
-
-    async def testbench(ctx: Any) -> None:
-        await bench.run(ctx, rig)
-
-    simulator.add_testbench(testbench)
-    simulator.run()
+    bench = _Bench(CONFIG, load)
+    simulate(_rig(CONFIG), bench.run)
     if len(bench.begun_at) < FRAMES:
         raise RuntimeError(f"only {len(bench.begun_at)} of {FRAMES} segments left in {MAX_CYCLES} cycles")
-    times = bench.begun_at[WARM_UP_FRAMES:]
-    return (times[-1] - times[0]) / (len(times) - 1)
+    return steady_cycles(bench.begun_at)
 
 
 def _byte(offset: int) -> int:
@@ -139,24 +132,9 @@ class _Bench:
                 return
 
     async def _set_up(self, ctx: Any, rig: Any) -> None:
-        commit = KEY_COMMIT.pack_word(valid=1, rights=int(KeyRight.READ), owner=CHANNEL, generation=1)
-        for address, value in (
-            (register("MAC_ADDRESS_LO"), int.from_bytes(_OWN_MAC[:4], "little")),
-            (register("MAC_ADDRESS_HI"), int.from_bytes(_OWN_MAC[4:], "little")),
-            (register("CONTROL_ENABLE"), int(ControlEnable.FLOWS)),
-            (key_register("KEY_ADDRESS_LO", 5), KEY_BASE & 0xFFFF_FFFF),
-            (key_register("KEY_ADDRESS_HI", 5), KEY_BASE >> 32),
-            (key_register("KEY_LENGTH_LO", 5), 1 << 20), (key_register("KEY_LENGTH_HI", 5), 0),
-            (key_register("KEY_COMMIT", 5), commit),
-        ):
-            ctx.set(rig.write.payload, {"address": address, "data": value})
-            ctx.set(rig.write.valid, 1)
-            await ctx.tick()
-        ctx.set(rig.write.valid, 0)
+        await set_up(ctx, rig, right=KeyRight.READ, key_base=KEY_BASE, key_bytes=1 << 20)
         ctx.set(rig.entry.payload, {"flow": FLOW, "entry": {
-            "valid": 1, "generation": GENERATION, "channel": CHANNEL, "remote_port": 1000, "local_port": 80,
-            "remote_address": int.from_bytes(_REMOTE, "little"), "local_address": int.from_bytes(_LOCAL, "little"),
-            "hop_limit": 64}})
+            "valid": 1, "generation": GENERATION, "channel": CHANNEL, "hop_limit": 64, **CONNECTION}})
         ctx.set(rig.entry.valid, 1)
         while not (await ctx.tick().sample(rig.entry.ready))[2]:
             pass
@@ -197,7 +175,7 @@ class _Bench:
     def _check(self, frame: bytes) -> None:
         """Raises RuntimeError for a frame that is not the next one."""
         ip, tcp = frame[ETHERNET_HEADER_BYTES:][:IPV4_HEADER_BYTES], frame[ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES:]
-        pseudo = _LOCAL + _REMOTE + bytes((0, 6)) + len(tcp).to_bytes(2, "big")
+        pseudo = LOCAL + REMOTE + bytes((0, 6)) + len(tcp).to_bytes(2, "big")
         length, number = self._load.payload_bytes, self._checked
         wanted = bytes(_byte(offset) for offset in range(number * length, (number + 1) * length))
         right = (int.from_bytes(ip[2:4], "big") == len(ip) + len(tcp)

@@ -5,9 +5,10 @@ Over `nic_model.device`, which takes no time; or, when the device is a device fi
 
 from __future__ import annotations
 
+from cosim.control_port import with_control_port
 from cosim.engines.base import DeviceCounts, Interrupted, Progress, RunError, RunSpec, SystemResult, failed_task
 from cosim.engines.bench import bus_timing
-from cosim.engines.model import ModelPort, with_control_port
+from cosim.engines.model import ModelPort
 from cosim.engines.timed import TimedPort
 from cosim.errors import InputError
 from cosim.experiment import Experiment

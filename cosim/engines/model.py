@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from cosim.engines.host_port import HostPort, check_block
 from cosim.mac import PS_PER_S, Mac, TransmitFifo
@@ -20,15 +19,6 @@ from nic_model.device import Device
 
 DEFAULT_READ_LATENCY_PS = 1_000_000
 """A register's round trip: 1 us unless the machine says otherwise."""
-
-
-MODEL_FLOWS = 1024
-"""Connections of the flow table that the model of a device gets whose RTL has no control port."""
-
-
-def with_control_port(config: NicConfig) -> NicConfig:
-    """The device, with a control port if it has none."""
-    return config if config.flows else replace(config, flows=MODEL_FLOWS)
 
 
 class WithoutRtl(HostPort):

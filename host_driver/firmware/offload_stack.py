@@ -29,6 +29,7 @@ from nic_model.contract import MAX_SEGMENTED_BYTES, MIN_MSS
 from nic_model.contract.control import (
     HEADER_PREFIX_BYTES,
     MAX_EMIT_PIECES,
+    UNIT_BYTES,
     ControlType,
     DoneStatus,
     OrderFlag,
@@ -42,8 +43,6 @@ LARGEST_EMIT_BYTES = 1 << 16
 HOP_LIMIT = 64
 _WORD_BYTES = 4
 _PIECES_IN_FIRST_UNIT = 2
-_UNIT_BYTES = 64
-_PIECE_BYTES = 16
 
 assert LARGEST_EMIT_BYTES <= MAX_SEGMENTED_BYTES
 
@@ -201,7 +200,7 @@ class OffloadStack(Stack):
         pieces = [chunk.piece() for chunk in payload]
         fields = {f"{name}_{n}": value for n, piece in enumerate(pieces[:_PIECES_IN_FIRST_UNIT])
                   for name, value in zip(("key", "offset", "length"), piece, strict=True)}
-        further = options.ljust(_UNIT_BYTES, b"\0") if options else b""
+        further = options.ljust(UNIT_BYTES, b"\0") if options else b""
         further += b"".join(
             offset.to_bytes(5, "little") + key.to_bytes(3, "little") + piece_bytes.to_bytes(8, "little")
             for key, offset, piece_bytes in pieces[_PIECES_IN_FIRST_UNIT:])

@@ -1614,6 +1614,7 @@ def gather(p: Any, s: Any, q: Any, part: Any) -> int:
 
 @rule
 def tell_receive(p: Any, s: Any, q: Any, channel: int, number: int, edge: int) -> None:
+    """`RxGather` tells of a buffer at an edge at the earliest: `Completion` may write its entry."""
     token = s.rx_tail & TOKENS - 1
     told = q.rx_tokens[token]
     s.gathered = max(edge, s.gathered + GATHER_CYCLES)
