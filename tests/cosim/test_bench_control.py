@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from cosim.benches import BenchOptions, control
+from cosim.benches import BenchOptions, control, control_rig
 
 
 def test_segments_without_a_gap_are_placed() -> None:
-    outcome = control.run(control.FRAME_BYTES / 8, control.WARM_UP_FRAMES + 20)
-    assert outcome.placed == control.WARM_UP_FRAMES + 20
+    outcome = control.run(control.FRAME_BYTES / 8, control_rig.WARM_UP_FRAMES + 20)
+    assert outcome.placed == control_rig.WARM_UP_FRAMES + 20
     assert outcome.cycles <= control.LINE_CYCLES
 
 
