@@ -151,7 +151,12 @@ class NicConfig:
     @property
     def counters(self) -> tuple[Counter, ...]:
         """What this device counts, in the order of the counters' addresses."""
-        return COUNTERS + CONTROL_COUNTERS if self.flows else COUNTERS
+        return counters_of(self.features)
+
+
+def counters_of(features: Feature) -> tuple[Counter, ...]:
+    """What a device with these features counts, in the order of the counters' addresses."""
+    return COUNTERS + CONTROL_COUNTERS if Feature.SOCKETS in features else COUNTERS
 
 
 CONTROL_SIZES = ("flows", "listeners", "control_cells", "control_handles", "control_slots", "emit_credits")
