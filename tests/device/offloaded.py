@@ -133,6 +133,7 @@ async def serve(rig: Rig, arguments: dict[str, Any]) -> Any:
     strays.append(last)
     await decider.answer(last)
     strays.append(decider.order(ControlType.FLOW_DEL, **FLOW))
+    await decider.answer(strays[-1])
     strays.append(decider.order(ControlType.EMIT, **FLOW, mss=MSS, tcp_flags=TcpFlags.ACK))
     ends = [(await decider.answer(tag))["status"] for tag in strays]
     rig.mac.arrive(_segment(len(stream), b"nobody's"), False)
