@@ -266,6 +266,8 @@ class Nic(wiring.Component):
         for name in ("checked", "verdict", "piece", "row"):
             connect(m, getattr(control, name), getattr(fetch, f"emit_{name}"))
         connect(m, blocks["scheduler"].freed, control.freed)
+        link(blocks["scheduler"].operation, control.operation)
+        m.d.comb += fetch.clearing.eq(blocks["scheduler"].clearing)
         m.submodules.link_transmit_done = reports = SkidBuffer(shape=transmit.done.payload.shape())
         blocks["link_transmit_done"] = reports
         is_order = Signal()
@@ -279,5 +281,5 @@ class Nic(wiring.Component):
         connect(m, reports.o, completion.tx)
 
 
-_TO_COME = ("control_ops", "control_passes")
+_TO_COME = ("control_passes",)
 """Counters of what the control port does not do yet."""
