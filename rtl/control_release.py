@@ -340,8 +340,8 @@ class ControlRelease(wiring.Component):
 
     def _handles(self, m, handle):
         """What is known of each handle, and whether it is held. A handle is held if it has begun more often than ended,
-        one bit of each count being kept. Returns what the latest read gave, whether the handle is held, its request,
-        that something moves, and the end of the handle."""
+        one bit of each count being kept. Returns what the latest read gave, whether the handle was held then, the
+        read's request, that something moves, and the end of the handle."""
         config = self.config
         m.submodules.held_frames = frames = Ram(shape=_Held, depth=config.control_cells)
         m.submodules.begun = begun = SmallRam(shape=1, depth=config.control_cells)
@@ -358,11 +358,12 @@ class ControlRelease(wiring.Component):
             ended_before.read_addr.eq(told.handle), begun.write_en.eq(self.held.valid),
             begun.write_addr.eq(told.handle), begun.write_data.eq(~ended_before.read_data),
             begun.read_addr.eq(handle), ended.read_addr.eq(handle), exists.eq(handle < config.control_cells),
-            is_held.eq(exists & (begun.read_data != ended.read_data)),
         ]
         for memory in (ended, ended_before):
             m.d.comb += [memory.write_en.eq(ends), memory.write_addr.eq(handle), memory.write_data.eq(begun.read_data)]
         m.d.sync += arrives.eq(reads)
+        with m.If(reads):
+            m.d.sync += is_held.eq(exists & (begun.read_data != ended.read_data))
         with m.If(arrives):
             m.d.sync += Value.cast(held).eq(frames.read_data)
         return held, is_held, reads, self.held.valid | arrives, ends
