@@ -57,7 +57,8 @@ class ControlRelease(wiring.Component):
     Enters: `i`, messages. Leaves: orders about handles to `place`, each with what became of it by then; orders to the
     tables of flows and listeners, and what a flow's frames look like to `entry`; COMPLETE as it came, when no order
     before it is at `place`; `done`, what came of those that are no orders about handles; for each PASS that is OK what
-    the receive buffer has to know, to `passed`, beside its order. Nothing here waits for the emit stream but a FLOW_DEL.
+    the receive buffer has to know, to `passed`, beside its order. Nothing here waits for the emit stream but a
+    FLOW_DEL.
 
     An order about a handle takes 8 cycles, of which the next message comes in 4. A handle that is not held, or held
     for another flow, is BAD; so are a part that does not lie in the payload, and a PASS to a channel that is not there,
