@@ -19,10 +19,12 @@ CONNECTIONS = 1000
 WITHIN_S = 180
 
 
-@pytest.mark.parametrize("api", ["memnet", "sockets"])
-def test_a_thousand_connections_at_a_time_are_all_served(root: Path, api: str) -> None:
+@pytest.mark.parametrize("options", [
+    ("--engine", "compiled", "--api", "memnet"), ("--engine", "compiled", "--api", "sockets"),
+    ("--engine", "model", "--systems", "nic-tcp")], ids=["memnet", "sockets", "nic-tcp"])
+def test_a_thousand_connections_at_a_time_are_all_served(root: Path, options: tuple[str, ...]) -> None:
     expected = (root / "16K").read_bytes()
-    with Tap(root, "--engine", "compiled", "--api", api) as tap:
+    with Tap(root, *options) as tap:
         began = time.monotonic()
         connections = [tap.connect(4 + 2 * (number % 2)) for number in range(CONNECTIONS)]
         for connection in connections:
@@ -39,11 +41,13 @@ def test_a_thousand_connections_at_a_time_are_all_served(root: Path, api: str) -
     assert took_s < WITHIN_S
 
 
-def test_a_minute_of_garbage_costs_the_others_nothing_but_its_share(root: Path) -> None:
+@pytest.mark.parametrize("options", [
+    ("--engine", "compiled"), ("--engine", "model", "--systems", "nic-tcp")], ids=["nic-tso", "nic-tcp"])
+def test_a_minute_of_garbage_costs_the_others_nothing_but_its_share(root: Path, options: tuple[str, ...]) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     expected = (root / "1M").read_bytes()
-    with Tap(root, "--engine", "compiled", captured=True) as tap:
+    with Tap(root, *options, captured=True) as tap:
         def transfers(duration_s: float) -> float:
             """Transfers a second."""
             done, began = 0, time.monotonic()
