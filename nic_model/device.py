@@ -405,6 +405,9 @@ class Device:
                 self._end(self._coalescer.take_all())
         if command != ChannelCommand.ENABLE or channel.state is not ChannelState.IDLE:
             return
+        if channel.number in self.config.port_queues:
+            self._fail(channel, ChannelError.RESERVED)
+            return
         tx, rx, cq = (self._ring(channel, name, entry_bytes) for name, entry_bytes in (
             ("TX", SUBMISSION_SLOT_BYTES), ("RX", RECEIVE_SLOT_BYTES), ("CQ", COMPLETION_BYTES)))
         sizes_fit = (all(SMALLEST_RING_LOG2 <= r.log2 <= self.config.max_ring_log2 for r in (tx, rx))

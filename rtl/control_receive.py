@@ -55,10 +55,17 @@ class ControlReceive(wiring.Component):
     place_over : see `over` of `rtl.control_place.ControlPlace`.
     now : cycle count.
     count_control_... : strobes.
+
+    Attributes
+    ----------
+    delay : int
+        Cycles from a row at `row` to the same at `rest`.
     """
 
     def __init__(self, config: NicConfig):
         self.config = config
+        self._admission = ControlAdmission(config)
+        self.delay = self._admission.delay
         super().__init__({
             "write": In(Strobe(RegisterWrite)),
             "row": In(Strobe(parsed_row(config))), "flow": In(Strobe(Flow)),
@@ -76,7 +83,7 @@ class ControlReceive(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.admission = admission = ControlAdmission(self.config)
+        m.submodules.admission = admission = self._admission
         m.submodules.release = release = ControlRelease(self.config)
         m.submodules.place = place = ControlPlace(self.config)
         m.submodules.dones = dones = ReleaseDones(self.config)

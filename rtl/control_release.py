@@ -333,13 +333,16 @@ class ControlRelease(wiring.Component):
         told = self.held.payload
         word, reads, arrives, ends = Signal(_Held), Signal(name="reads_handle"), Signal(), Signal(name="ends_handle")
         held, is_held, exists = Signal(_Held, name="held_frame"), Signal(name="is_held"), Signal()
+        begins = Signal(name="begins_handle")
+        m.d.sync += begins.eq(self.held.valid)
+        with m.If(self.held.valid):
+            m.d.sync += [begun.write_addr.eq(told.handle), begun.write_data.eq(~ended_before.read_data)]
         m.d.comb += [
             *(word[name].eq(told[name]) for name, _ in _Held),
             frames.write_en.eq(self.held.valid), frames.write_addr.eq(told.handle),
             frames.write_data.eq(Value.cast(word)),
             frames.read_en.eq(reads), frames.read_addr.eq(handle),
-            ended_before.read_addr.eq(told.handle), begun.write_en.eq(self.held.valid),
-            begun.write_addr.eq(told.handle), begun.write_data.eq(~ended_before.read_data),
+            ended_before.read_addr.eq(told.handle), begun.write_en.eq(begins),
             begun.read_addr.eq(handle), ended.read_addr.eq(handle), exists.eq(handle < config.control_cells),
             is_held.eq(exists & (begun.read_data != ended.read_data)),
         ]
@@ -348,7 +351,7 @@ class ControlRelease(wiring.Component):
         m.d.sync += arrives.eq(reads)
         with m.If(arrives):
             m.d.sync += Value.cast(held).eq(frames.read_data)
-        return held, is_held, reads, self.held.valid | arrives, ends
+        return held, is_held, reads, self.held.valid | begins | arrives, ends
 
 
 def _swapped(word):

@@ -18,11 +18,6 @@ STORED_ROW_BYTES = 256
 """Header bytes on their way: two orders' most."""
 
 
-def emit_queues(config: NicConfig) -> tuple[int, int]:
-    """The scheduler's queues those of the two highest channels: for orders without payload, and `bulk`."""
-    return config.channels - 2, config.channels - 1
-
-
 class EmitFront(wiring.Component):
     """Orders to send become jobs.
 
@@ -72,7 +67,7 @@ class EmitFront(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, queues = self.config, emit_queues(self.config)
+        config, queues = self.config, self.config.port_queues
         m.submodules.gate = gate = EmitGate(config, queues=queues)
         m.submodules.reader = reader = MessageReader(config)
         m.submodules.flows = flows = FlowEntries(flows=config.flows)

@@ -122,7 +122,8 @@ class Receive(wiring.Component):
         m.submodules.pause_rx = pause_rx = PauseReceive(self.config)
         m.submodules.parser = parser = Parser(self.config)
         m.submodules.buffer = buffer = RxBuffer(self.config)
-        m.submodules.arrivals = arrivals = Arrivals()
+        control = ControlReceive(self.config) if self.config.flows else None
+        m.submodules.arrivals = arrivals = Arrivals(behind_parser=control.delay if control else 0)
         m.submodules.coalescer = coalescer = Coalescer(self.config)
         m.submodules.rings = rings = RxRings(self.config)
         m.submodules.deliver = deliver = RxDeliver(self.config)
@@ -138,10 +139,10 @@ class Receive(wiring.Component):
         connect(m, mac_rx.row, parser.row)
         filtered = buffer.count_filtered
         if self.config.flows:
-            filtered, control = self._take_out(m, parser, buffer), [m.submodules.control]
+            m.submodules.control = control
+            filtered = self._take_out(m, control, parser, buffer)
         else:
             connect(m, parser.parsed, buffer.row)
-            control = []
         connect(m, buffer.o, deliver.row)
         connect(m, deliver.write_row, flipped(self.write_row))
 
@@ -200,14 +201,14 @@ class Receive(wiring.Component):
             self.count_rx_oversize.valid.eq(Cat(oversize).any()),
             self.count_rx_oversize.payload.amount.eq(sum(oversize)),
             self.active.eq(Cat(block.active for block in (
-                mac_rx, pause_rx, parser, buffer, arrivals, coalescer, rings, deliver, gather, *control)).any()),
+                mac_rx, pause_rx, parser, buffer, arrivals, coalescer, rings, deliver, gather,
+                *([control] if control else []))).any()),
         ]
         return m
 
-    def _take_out(self, m, parser, buffer):
+    def _take_out(self, m, control, parser, buffer):
         """The frames that are for the control port leave the path behind the parser: the buffer drops them as if the
         filter had not let them in. Returns the strobe of those that it really did not."""
-        m.submodules.control = control = ControlReceive(self.config)
         connect(m, flipped(self.write), control.write)
         connect(m, parser.parsed, control.row)
         connect(m, parser.flow, control.flow)
