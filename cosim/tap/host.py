@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import msgspec
 
-from cosim.device_processor import ControlStreams, DeviceProcessors, FirmwareAccount
-from cosim.engines.bench import CountingPort
+from cosim.device_processor import DeviceProcessors, FirmwareAccount
+from cosim.engines.bench import CountingPort, control_streams
 from cosim.engines.model import ModelPort
 from cosim.errors import InputError
 from cosim.host import offloads
@@ -109,14 +109,6 @@ class TcpOnHost:
         return {}
 
 
-class PortWithControl(Protocol):
-    """A port of a device with a control port: `cosim.engines.model.ModelPort`."""
-
-    @property
-    def control(self) -> ControlStreams:
-        """Its streams."""
-
-
 class TcpOnDevice:
     """Implements `TapHost`, with the device's processors that run the firmware. Made before the host is up, since the
     firmware hears the device from its first message on. Attribute `device`: these processors.
@@ -135,7 +127,7 @@ class TcpOnDevice:
                                  seed=f"of {settings.seed}", account=account, shards=count)
         self.stack: Stack = self.firmware.stack
         self.provider: Provider
-        self.device = DeviceProcessors(port.kernel, cast(PortWithControl, port).control, self.firmware, account, count)
+        self.device = DeviceProcessors(port.kernel, control_streams(port), self.firmware, account, count)
         self._port = port
         self._settings = settings
         self._processors = processors
