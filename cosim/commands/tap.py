@@ -99,7 +99,7 @@ def tap(
     if replay is not None:
         read_recording(replay, port)
     chosen_machine = load_machine(machine)
-    system = _system(systems, api, chosen_machine, engine, client=client)
+    system = _system(systems, api, chosen_machine, engine)
     if replay is None:
         check_rights()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -141,7 +141,7 @@ def tap(
     return int(any(file.problem for file in result.fetched))
 
 
-def _system(names: str | None, api: str | None, machine: Machine, engine: str, *, client: bool) -> System:
+def _system(names: str | None, api: str | None, machine: Machine, engine: str) -> System:
     """The one that serves. Raises InputError for one that cannot, on this engine."""
     if names is None:
         return SYSTEMS[APIS[api or "memnet"]]
@@ -161,8 +161,6 @@ def _system(names: str | None, api: str | None, machine: Machine, engine: str, *
         if engine not in ENGINES_WITH_CONTROL_PORT:
             raise InputError(f"--systems {system.name} cannot run on the {engine} engine yet: use --engine "
                              f"{' or '.join(ENGINES_WITH_CONTROL_PORT)}")
-        if client:
-            raise InputError(f"--client needs TCP on the host, and {system.name} has it on the device")
         if machine.device_processor is None:
             raise InputError(f"--systems {system.name}: it does TCP on a device processor, and machine {machine.name} "
                              "has no table `device_processor`")

@@ -24,7 +24,7 @@ from cosim.memory import PAGE_BYTES, HostMemory
 from cosim.pcapng import PcapngWriter
 from cosim.processor import Processors
 from cosim.systems import System
-from cosim.tap.fetch import FetchClient, Fetched
+from cosim.tap.fetch import FetchClient, Fetched, FetchSockets, MemNetSockets
 from cosim.tap.host import RINGS_BYTES, HostSettings, TapHost, TcpOnDevice, TcpOnHost, open_host
 from cosim.tap.namespace import open_tap
 from cosim.tap.real_time import RealTime
@@ -255,9 +255,13 @@ class TapBench:
 
     async def _fetch(self, host: TapHost) -> None:
         account = self._processors.process_context("client")
-        assert isinstance(host, TcpOnHost)
-        self._client = FetchClient(KernelSockets(host.interface, account), self.kernel, Path(self._spec.root),
-                                   self._changed)
+        sockets: FetchSockets
+        if isinstance(host, TcpOnHost):
+            sockets = KernelSockets(host.interface, account)
+        else:
+            sockets = await MemNetSockets.open(MemNet(host.provider, account))
+        self._keys = host.keys_in_use
+        self._client = FetchClient(sockets, self.kernel, Path(self._spec.root), self._changed)
         for address in PEER_ADDRESSES:
             await self._client.fetch(str(address.ip), self._spec.port, self._spec.paths)
 

@@ -28,7 +28,6 @@ from tests.tap.harness import MEMNIC, Tap, assert_at_rest, needs_tap, url
      "host or on the device"),
     (("--systems", "uniproc"), "--systems uniproc: it uses some of the machine's processors"),
     (("--systems", "nic-tcp", "--engine", "cocotb"), "--systems nic-tcp cannot run on the cocotb engine yet: use "),
-    (("--systems", "nic-tcp", "--engine", "model", "--client"), "--client needs TCP on the host, and nic-tcp has it "),
     (("--profile", "bsd"), "--profile must be one of "),
     (("--port", "70000"), "--port must be 1 to 65535, not 70000"),
     (("--root", "/nowhere"), "--root: no folder /nowhere"),
