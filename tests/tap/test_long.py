@@ -17,6 +17,8 @@ pytestmark = [needs_tap, pytest.mark.long]
 
 CONNECTIONS = 1000
 WITHIN_S = 180
+REST_S = 6
+"""Ends that were lost in the crowd come again when the kernel's timers say so, which have seen a slow peer."""
 
 
 @pytest.mark.parametrize("options", [
@@ -34,7 +36,7 @@ def test_a_thousand_connections_at_a_time_are_all_served(root: Path, options: tu
             connection.close()
         took_s = time.monotonic() - began
         print(f"{CONNECTIONS} connections in {took_s:.1f} s")
-        time.sleep(1)
+        time.sleep(REST_S)
         result = tap.finish()
     assert result.server.connections == CONNECTIONS
     assert_at_rest(result)
