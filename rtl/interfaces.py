@@ -134,6 +134,18 @@ TxJob = data.StructLayout({
     "payload_bytes": LENGTH_BITS, "slots": SLOT_COUNT_BITS, "epoch": 1, "tagged": 1, "vlan_tci": 16,
 })
 
+SOCKET_OPERATION = 0x80
+"""`status` of a job, inside the device, that is a socket operation for who sits at the control port; no Status has this
+bit. It is no frame; of its fields count `channel`, `tag`, `slots`, `epoch` and `inline_bytes`, and what
+`rtl.descriptor.DescriptorCheck` says. Two pieces come with it, whose addresses are words of its slot, and the rows of
+its parameters."""
+
+
+def is_operation(status):
+    """Whether a job's status is SOCKET_OPERATION."""
+    return status[exact_log2(SOCKET_OPERATION)]
+
+
 # Transmit front -> scheduler, a strobe each: what a descriptor brings, to be kept until its job is over. First the rows
 # of its inline bytes (lane 0 = first byte of the frame) and its pieces, each in order, then its job; a job whose status
 # is not OK has neither. There is always room: see `rtl.fetch.FetchScheduler.freed`.

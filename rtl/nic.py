@@ -261,6 +261,8 @@ class Nic(wiring.Component):
         for name in ("checked", "verdict", "piece", "row"):
             connect(m, getattr(control, name), getattr(fetch, f"emit_{name}"))
         connect(m, blocks["scheduler"].freed, control.freed)
+        link(blocks["scheduler"].operation, control.operation)
+        m.d.comb += fetch.clearing.eq(blocks["scheduler"].clearing)
         m.submodules.link_transmit_done = reports = SkidBuffer(shape=transmit.done.payload.shape())
         blocks["link_transmit_done"] = reports
         is_order = Signal()
@@ -274,5 +276,5 @@ class Nic(wiring.Component):
         connect(m, reports.o, completion.tx)
 
 
-_TO_COME = ("control_ops", "control_passes", "control_completes")
+_TO_COME = ("control_passes", "control_completes")
 """Counters of what the control port does not do yet."""
