@@ -20,7 +20,7 @@ from host_driver.firmware.placing import NO_RING, PlacingBuffer, Ring
 from host_driver.firmware.references import HeldPayload
 from host_driver.firmware.shards import shard_of_key
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import Connection
+from host_driver.tcp.connection import MAX_WINDOW_SHIFT, Connection
 from host_driver.tcp.frames import OutFrame, OutSegment
 from host_driver.tcp.links import IpAddress, Link, OwnAddress
 from host_driver.tcp.listener import Listener
@@ -361,9 +361,10 @@ class OffloadStack(Stack):
         ring_bytes = self._ring_bytes(port)
         profile = self._profiles.get(ring_bytes)
         if profile is None:
-            scale = None if self.profile.window_scale is None else max((ring_bytes - 1).bit_length() - _WINDOW_BITS, 0)
-            profile = self._profiles[ring_bytes] = replace(self.profile, receive_buffer_bytes=max(ring_bytes, 1),
-                                                           window_scale=scale)
+            scale = min(max((ring_bytes - 1).bit_length() - _WINDOW_BITS, 0), MAX_WINDOW_SHIFT)
+            profile = self._profiles[ring_bytes] = replace(
+                self.profile, receive_buffer_bytes=max(ring_bytes, 1),
+                window_scale=None if self.profile.window_scale is None else scale)
         return profile
 
 
