@@ -52,8 +52,9 @@ class ControlRelease(wiring.Component):
     """Takes the orders of the release stream, one after the other.
 
     Enters: `i`, messages. Leaves: orders about handles to `place`, each with what became of it by then; orders to the
-    tables of flows and listeners, and what a flow's frames look like to `entry`; COMPLETE as it came; `done`, what came
-    of those that are no orders about handles. Nothing here waits for the emit stream but a FLOW_DEL.
+    tables of flows and listeners, and what a flow's frames look like to `entry`; COMPLETE as it came, when no order
+    before it is at `place`; `done`, what came of those that are no orders about handles. Nothing here waits for the
+    emit stream but a FLOW_DEL.
 
     An order about a handle takes 8 cycles, of which the next message comes in 4. A handle that is not held, or held
     for another flow, is BAD; so is a part that does not lie in the payload. A handle ends with its order: what names it
@@ -304,8 +305,8 @@ class ControlRelease(wiring.Component):
                         with m.Case(ListenStatus.FULL):
                             m.d.comb += status.eq(DoneStatus.FULL)
             with m.State("FORWARD"):
-                m.d.comb += [self.complete.valid.eq(unit.valid), unit.ready.eq(self.complete.ready),
-                             moves.eq(unit.valid & unit.ready)]
+                m.d.comb += [self.complete.valid.eq(unit.valid & ~judged_valid),
+                             unit.ready.eq(self.complete.ready & ~judged_valid), moves.eq(unit.valid & unit.ready)]
                 with m.If(unit.valid & unit.ready & unit.payload.last):
                     m.next = "ORDER"
             with m.State("SKIP"):

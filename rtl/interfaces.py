@@ -26,6 +26,7 @@ from nic_model.contract import (
 )
 from nic_model.contract.config import BURST_BYTES
 from nic_model.contract.descriptors import Layout
+from nic_model.contract.sockets import SOCKET_COMPLETION
 
 CHANNEL_BITS = exact_log2(MAX_CHANNELS)
 REGISTER_BITS = exact_log2(REGISTER_SPACE_BYTES)
@@ -186,6 +187,15 @@ RxDone = data.StructLayout({
     "length": RECEIVE_BITS, "info": 16, "checksum": 16, "segments": 16, "timestamp": TIME_BITS, "mss": 14,
     "more": 8, "further": 1, "last": 1,
 })
+
+# Control port -> completion: the completion of a socket operation, its fields as the decider gave them.
+SocketDone = data.StructLayout({"channel": CHANNEL_BITS, **{
+    name: SOCKET_COMPLETION.fields[name].width
+    for name in ("status", "tag", "length", "result", "remote_port", "local_port", "socket")}})
+
+# Completion -> control port, one for each of these, in order: whether the channel runs, so that the entry has its place
+# in the ring and is written there.
+SocketTaken = data.StructLayout({"written": 1})
 
 # Completion -> events: the bus has answered this completion's write; `index` is the CQ index behind it.
 Retired = data.StructLayout({"channel": CHANNEL_BITS, "receive": 1, "index": INDEX_BITS})
