@@ -30,7 +30,7 @@ from cosim.options import (
 )
 from cosim.systems import SYSTEMS, System, select_systems
 from cosim.tap.bench import PEER_ADDRESSES, PEER_MAC, SERVER_ADDRESSES, TapResult, TapSpec
-from cosim.tap.engines import ENGINES, ENGINES_WITH_CONTROL_PORT, prepare, run
+from cosim.tap.engines import ENGINES, prepare, run
 from cosim.tap.namespace import Namespace, check_rights
 from cosim.tap.real_server import RealServer, files_below
 from cosim.tap.replay import read_recording
@@ -99,7 +99,7 @@ def tap(
     if replay is not None:
         read_recording(replay, port)
     chosen_machine = load_machine(machine)
-    system = _system(systems, api, chosen_machine, engine)
+    system = _system(systems, api, chosen_machine)
     if replay is None:
         check_rights()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -141,8 +141,8 @@ def tap(
     return int(any(file.problem for file in result.fetched))
 
 
-def _system(names: str | None, api: str | None, machine: Machine, engine: str) -> System:
-    """The one that serves. Raises InputError for one that cannot, on this engine."""
+def _system(names: str | None, api: str | None, machine: Machine) -> System:
+    """The one that serves. Raises InputError for one that cannot."""
     if names is None:
         return SYSTEMS[APIS[api or "memnet"]]
     if api is not None:
@@ -157,13 +157,9 @@ def _system(names: str | None, api: str | None, machine: Machine, engine: str) -
     placed = system.placed_on(machine)
     if (placed.processors, placed.interrupts_on, placed.processes_on) != (machine.processors, None, None):
         raise InputError(f"--systems {system.name}: it uses some of the machine's processors, and all are used here")
-    if system.is_on_device:
-        if engine not in ENGINES_WITH_CONTROL_PORT:
-            raise InputError(f"--systems {system.name} cannot run on the {engine} engine yet: use --engine "
-                             f"{' or '.join(ENGINES_WITH_CONTROL_PORT)}")
-        if machine.device_processor is None:
-            raise InputError(f"--systems {system.name}: it does TCP on a device processor, and machine {machine.name} "
-                             "has no table `device_processor`")
+    if system.is_on_device and machine.device_processor is None:
+        raise InputError(f"--systems {system.name}: it does TCP on a device processor, and machine {machine.name} has "
+                         "no table `device_processor`")
     return system
 
 

@@ -18,9 +18,6 @@ from host_driver.runtime import TaskFailed
 
 ENGINES = ("compiled", "model", "cocotb")
 
-ENGINES_WITH_CONTROL_PORT = ("model",)
-"""Those whose devices offer the three streams of a control port."""
-
 OnStatus = Callable[[TapStatus], None]
 
 

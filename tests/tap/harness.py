@@ -33,8 +33,11 @@ START_S = 200.0
 """Long enough for a device to be built."""
 
 SERVERS = {"nic-tso": ("--engine", "compiled", "--device", "tiny"),
-           "nic-tcp": ("--systems", "nic-tcp", "--engine", "model", "--device", "tiny")}
-"""TCP on the host, and on the device: options of the command by the system that they mean."""
+           "nic-tcp": ("--systems", "nic-tcp", "--engine", "compiled", "--device", "tiny"),
+           "nic-tcp-model": ("--systems", "nic-tcp", "--engine", "model", "--device", "tiny")}
+"""TCP on the host, and on the device over its RTL and without: options of the command."""
+
+EACH_SERVER = [pytest.param(name, marks=[pytest.mark.long] if name == "nic-tcp-model" else []) for name in SERVERS]
 
 MEMNIC = [sys.executable, "-c", "from cosim.cli import main; main()"]
 _numbers = count()

@@ -27,7 +27,6 @@ from tests.tap.harness import MEMNIC, Tap, assert_at_rest, needs_tap, url
     (("--systems", "ded1"), "--systems ded1: its TCP is on dedicated processors or on nodes; here it must be on the "
      "host or on the device"),
     (("--systems", "uniproc"), "--systems uniproc: it uses some of the machine's processors"),
-    (("--systems", "nic-tcp", "--engine", "cocotb"), "--systems nic-tcp cannot run on the cocotb engine yet: use "),
     (("--profile", "bsd"), "--profile must be one of "),
     (("--port", "70000"), "--port must be 1 to 65535, not 70000"),
     (("--root", "/nowhere"), "--root: no folder /nowhere"),
@@ -113,8 +112,9 @@ def test_idle_it_costs_next_to_nothing(root: Path, system: str) -> None:
 
 
 @needs_tap
-def test_under_cocotb_a_simulator_process_serves_and_ctrl_c_ends_it_with_a_result(root: Path) -> None:
-    with Tap(root, "--engine", "cocotb", "--device", "tiny") as tap:
+@pytest.mark.parametrize("system", ["nic-tso", pytest.param("nic-tcp", marks=pytest.mark.long)])
+def test_under_cocotb_a_simulator_process_serves_and_ctrl_c_ends_it_with_a_result(root: Path, system: str) -> None:
+    with Tap(root, "--engine", "cocotb", "--device", "tiny", "--systems", system) as tap:
         assert tap.curl(url("segment")) == (root / "segment").read_bytes()
         assert tap.curl(url("16K", 6)) == (root / "16K").read_bytes()
         time.sleep(0.5)

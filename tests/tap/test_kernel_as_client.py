@@ -18,7 +18,7 @@ import pytest
 
 from cosim.tap.bench import TapResult
 from tests.tap.conftest import SIZES
-from tests.tap.harness import SERVERS, Tap, assert_at_rest, error_notes, needs_tap, read_all, url
+from tests.tap.harness import EACH_SERVER, SERVERS, Tap, assert_at_rest, error_notes, needs_tap, read_all, url
 from tests.tap.hostile import Garbage, SynFlood
 
 pytestmark = needs_tap
@@ -27,7 +27,7 @@ VERSIONS = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
 EACH_SIZE = pytest.mark.parametrize("name", SIZES)
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+@pytest.fixture(scope="module", params=EACH_SERVER)
 def tap(root: Path, request: pytest.FixtureRequest) -> Iterator[Tap]:
     with Tap(root, *SERVERS[request.param], captured=True) as running:
         yield running

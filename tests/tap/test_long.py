@@ -10,7 +10,7 @@ import pytest
 
 from cosim.benches import BenchOptions
 from cosim.benches.tap import measure
-from tests.tap.harness import Tap, assert_at_rest, error_notes, needs_tap, read_all, url
+from tests.tap.harness import SERVERS, Tap, assert_at_rest, error_notes, needs_tap, read_all, url
 from tests.tap.hostile import Garbage
 
 pytestmark = [needs_tap, pytest.mark.long]
@@ -23,7 +23,7 @@ REST_S = 6
 
 @pytest.mark.parametrize("options", [
     ("--engine", "compiled", "--api", "memnet"), ("--engine", "compiled", "--api", "sockets"),
-    ("--engine", "model", "--systems", "nic-tcp")], ids=["memnet", "sockets", "nic-tcp"])
+    SERVERS["nic-tcp"]], ids=["memnet", "sockets", "nic-tcp"])
 def test_a_thousand_connections_at_a_time_are_all_served(root: Path, options: tuple[str, ...]) -> None:
     expected = (root / "16K").read_bytes()
     with Tap(root, *options) as tap:
@@ -44,7 +44,7 @@ def test_a_thousand_connections_at_a_time_are_all_served(root: Path, options: tu
 
 
 @pytest.mark.parametrize("options", [
-    ("--engine", "compiled"), ("--engine", "model", "--systems", "nic-tcp")], ids=["nic-tso", "nic-tcp"])
+    ("--engine", "compiled"), SERVERS["nic-tcp"]], ids=["nic-tso", "nic-tcp"])
 def test_a_minute_of_garbage_costs_the_others_nothing_but_its_share(root: Path, options: tuple[str, ...]) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
