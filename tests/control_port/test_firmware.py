@@ -280,10 +280,14 @@ def test_a_flood_of_syns_takes_no_rings_and_others_come_by_cookies() -> None:
     assert {name: count for name, count in firmware.left_over.items() if count} == {}
 
 
-def test_a_handshake_that_finds_no_ring_ends_when_one_is_free() -> None:
+@pytest.mark.parametrize("flood", [0, 40], ids=["", "by cookie"])
+def test_a_handshake_that_finds_no_ring_ends_when_one_is_free(flood: int) -> None:
     b = bench()
     sockets: list[Socket] = []
     listening = Listening(b, sockets.append, rings=1)
+    for port in range(flood):
+        b.device.receive(syn(b, 1024 + port), now_cycles=b.step * 15_625)
+        b.tick()
     # Both SYNs find the ring free; one handshake ends first, and the other waits.
     peers = [Peer(b, b"one"), Peer(b, b"two")]
     b.run(lambda: len(sockets) == 1)
@@ -297,6 +301,7 @@ def test_a_handshake_that_finds_no_ring_ends_when_one_is_free() -> None:
     sockets[1].receive(100)
     b.run(lambda: bool(sockets[1].received))
     assert {bytes(socket.received) for socket in sockets} == {b"one", b"two"}
+    assert of(b).stack.counters.cookies_accepted == (2 if flood else 0)
     sockets[1].close()
     b.run(lambda: all(socket.closed for socket in sockets) and all(peer.is_over for peer in peers), 60_000)
     listening.close()
