@@ -19,7 +19,7 @@ NEVER_US = 10**9
 
 
 def latencies_ps(machine: str) -> list[int]:
-    """How long a client waits for each byte to come back, one every 30 to 50 ms, beside a program that only computes."""
+    """How long a client waits for each byte to come back, one in 30 to 50 ms, beside a program that only computes."""
     world, rng = World(machine=machine, seed=5), random.Random(5)
     found: list[int] = []
 
