@@ -41,7 +41,10 @@ BUS_USERS: frozenset[Item] = frozenset({
 """Items that wait for memory or registers, and so for a poll of another processor."""
 
 USER = "user"
-"""The category of the account that is no work of the system: outside of the kernel."""
+"""The category of the account that is no work of the system."""
+
+USER_LIBRARY: frozenset[Item] = frozenset({("san", "post"), ("san", "poll")})
+"""Other items of work outside of the kernel: a VI belongs to the program that uses it."""
 
 TRIGGERS = frozenset({"syscall", "interrupt", "softirq"})
 """Categories of work at whose end there is a trigger state (`cosim.steering.TriggerStates`)."""
@@ -76,8 +79,8 @@ class _Job:
     def in_kernel_ps(self) -> int:
         """Time until it is outside of the kernel; all that remains if it never is."""
         total_ps = 0
-        for (category, _), ps in self.parts:
-            if category == USER:
+        for item, ps in self.parts:
+            if item[0] == USER or item in USER_LIBRARY:
                 break
             total_ps += ps
         return total_ps
