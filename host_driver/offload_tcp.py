@@ -76,6 +76,8 @@ class OffloadListening:
         self.key: MemoryKey
         self.asked = 0
         """ACCEPTs under way."""
+        self.acceptors = 0
+        """Processes in `accept`: those that sleep, and those that were woken and may find that another was quicker."""
         self.connections = 0
         """That have one of its eager rings."""
         self.is_closed = False
@@ -202,15 +204,19 @@ class OffloadTcp(DeviceMemory):
             await waiting.sleep(lambda: listening.number is not None or listening.error is not None, account)
         if listening.error is not None:
             raise listening.error
-        if listening.asked < len(waiting) + 1 and not listening.ready:
-            self._ask(listening, account)
-            await account.settle()
-        while True:
-            await waiting.sleep(lambda: bool(listening.ready) or listening.error is not None, account)
-            if listening.ready:
-                return listening.ready.popleft()
-            if listening.error is not None:
-                raise listening.error
+        listening.acceptors += 1
+        try:
+            if listening.asked + len(listening.ready) < listening.acceptors:
+                self._ask(listening, account)
+                await account.settle()
+            while True:
+                await waiting.sleep(lambda: bool(listening.ready) or listening.error is not None, account)
+                if listening.ready:
+                    return listening.ready.popleft()
+                if listening.error is not None:
+                    raise listening.error
+        finally:
+            listening.acceptors -= 1
 
     def _ask(self, listening: OffloadListening, account: Account) -> None:
         listening.asked += 1

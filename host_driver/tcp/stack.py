@@ -22,7 +22,7 @@ from itertools import count
 
 from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import DEFAULT_MSS_IPV4, DEFAULT_MSS_IPV6, Connection, timestamp
+from host_driver.tcp.connection import DEFAULT_MSS_IPV4, DEFAULT_MSS_IPV6, Arrival, Connection, timestamp
 from host_driver.tcp.frames import OutFrame, OutSegment
 from host_driver.tcp.icmp import Icmp
 from host_driver.tcp.icmp_errors import no_neighbour, path_mtu, verdict
@@ -262,7 +262,21 @@ class Stack:
         if not checksum_ok:
             counters.bad_checksum += 1
             return
-        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, ip.traffic_class & ECN_MASK, merged_bytes)
+        ecn = ip.traffic_class & ECN_MASK
+        connection = self._connections.get((ip.source, tcp.source_port, tcp.destination_port))
+        if connection is not None and connection.backlog is not None:
+            kept = memoryview(bytes(parsed.payload))
+            connection.backlog.append(Arrival(local, ip.source, tcp, kept, ecn, merged_bytes))
+            return
+        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, ecn, merged_bytes)
+
+    def carry_out_waiting(self, connection: Connection, now: int) -> None:
+        """Do what the oldest segment on a connection's backlog asks for."""
+        assert connection.backlog
+        self._now = now
+        local, source, tcp, payload, ecn, merged_bytes = connection.backlog.popleft()
+        # It may have ended since, or another may be open.
+        self._receive_tcp(local, source, tcp, payload, now, ecn, merged_bytes)
 
     def poll(self, now: int) -> None:
         """Run every timer that is due."""
