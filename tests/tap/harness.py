@@ -32,6 +32,13 @@ PORT = 8080
 START_S = 200.0
 """Long enough for a device to be built."""
 
+SERVERS = {"nic-tso": ("--engine", "compiled", "--device", "tiny"),
+           "nic-tcp": ("--systems", "nic-tcp", "--engine", "compiled", "--device", "tiny"),
+           "nic-tcp-model": ("--systems", "nic-tcp", "--engine", "model", "--device", "tiny")}
+"""TCP on the host, and on the device over its RTL and without: options of the command."""
+
+EACH_SERVER = [pytest.param(name, marks=[pytest.mark.long] if name == "nic-tcp-model" else []) for name in SERVERS]
+
 MEMNIC = [sys.executable, "-c", "from cosim.cli import main; main()"]
 _numbers = count()
 
@@ -67,7 +74,7 @@ class Tap:
         return (self._folder / "log").read_text()
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self.is_running:
             self._process.send_signal(signal.SIGTERM)
             self._process.communicate()
         self._log.close()
@@ -78,6 +85,11 @@ class Tap:
         assert self._process is not None
         self._process.communicate(timeout=timeout_s)
         return self._process.returncode
+
+    @property
+    def is_running(self) -> bool:
+        """Whether nobody has ended it."""
+        return self._process is not None and self._process.poll() is None
 
     def cpu_s(self) -> float:
         """Processor time that it took so far."""
@@ -139,6 +151,10 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+FAILURES = ("send_errors", "receive_errors", "failed_orders")
+"""Of the driver, and of the firmware: what never happens."""
+
+
 def assert_at_rest(result: TapResult) -> None:
     """Nothing leaked: no connection but those that wait for their time, no frame, send or buffer.
 
@@ -148,8 +164,10 @@ def assert_at_rest(result: TapResult) -> None:
     assert result.server.open_connections == 0
     assert (result.half_open, result.waiting_to_be_accepted) == (0, 0)
     assert not any(result.left_over.values()), result.left_over
-    assert (result.interface["send_errors"], result.interface["receive_errors"]) == (0, 0)
+    assert not any(result.interface.get(name, 0) for name in FAILURES), result.interface
     assert result.unsent_frames == 0
+    control = result.control
+    assert (control.get("control_stale", 0), control.get("control_refused", 0)) == (0, 0), control
 
 
 def error_notes(capture: Path, more: str = "") -> list[str]:
