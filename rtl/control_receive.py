@@ -28,10 +28,11 @@ from rtl.interfaces import (
     row,
 )
 from rtl.parser import parsed_row
+from rtl.rx_buffer import RxFrame
 
 COUNTED = {
     "admission": ("no_slot", "no_handle", "no_cell", "segments", "unknown", "bytes"),
-    "place": ("placed", "drops"), "complete": ("completes",), "dones": ("stale", "refused"),
+    "place": ("placed", "drops", "passes"), "complete": ("completes",), "dones": ("stale", "refused"),
 }
 """Block -> what it counts, as `control_` counters."""
 
@@ -40,8 +41,8 @@ class ControlReceive(wiring.Component):
     """Frames of offloaded connections to their decider, and their payload to where it says.
 
     Enters: `row` and `flow`, from the parser; `release`, the decider's orders. Leaves: `rest`, the rows of all frames,
-    of which the last of one that was taken does not pass; `up`, messages; writes of host memory; what the send side has
-    to know of flows; completions of socket operations.
+    of which the last of one that was taken does not pass; `passed`, frames that come back; `up`, messages; writes of
+    host memory; what the send side has to know of flows; completions of socket operations.
 
     Parameters
     ----------
@@ -52,6 +53,7 @@ class ControlReceive(wiring.Component):
     -------
     write : register writes.
     row, flow, rest, taken : see `rtl.control_admission.ControlAdmission`.
+    passed, passed_row : see `rtl.rx_buffer.RxBuffer`.
     release, up : beats of messages.
     key_request, key_answer : client of the key table.
     write_cmd, write_row, write_done : client of the DMA write engine.
@@ -76,6 +78,7 @@ class ControlReceive(wiring.Component):
             "write": In(Strobe(RegisterWrite)),
             "row": In(Strobe(parsed_row(config))), "flow": In(Strobe(Flow)),
             "rest": Out(Strobe(parsed_row(config))), "taken": Out(1),
+            "passed": Out(stream.Signature(RxFrame)), "passed_row": Out(stream.Signature(row(config))),
             "release": In(stream.Signature(message_beat(config))), "up": Out(stream.Signature(message_beat(config))),
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
             "write_cmd": Out(stream.Signature(WriteCommand)), "write_row": Out(stream.Signature(row(config))),
@@ -115,6 +118,8 @@ class ControlReceive(wiring.Component):
             connect(m, getattr(admission, f"{table}_done"), getattr(release, f"{table}_done"))
         connect(m, release.entry, flipped(self.entry))
         connect(m, release.done, dones.other)
+        connect(m, release.passed, flipped(self.passed))
+        connect(m, admission.passed_row, flipped(self.passed_row))
 
         # Bytes of frames to host memory.
         connect(m, release.place, place.order)

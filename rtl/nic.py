@@ -216,8 +216,6 @@ class Nic(wiring.Component):
             strobes = [getattr(block, port) for block in blocks.values()
                        if block is not counters and hasattr(block, port)]
             if not strobes:
-                if counter.name in _TO_COME:
-                    continue
                 raise RuntimeError(f"counter {counter.name} has no owner")
             if len(strobes) == 1:
                 connect(m, strobes[0], getattr(counters, port))
@@ -280,7 +278,3 @@ class Nic(wiring.Component):
             *(sink.payload.eq(transmit.done.payload) for sink in (control.done, reports.i)),
         ]
         connect(m, reports.o, completion.tx)
-
-
-_TO_COME = ("control_passes",)
-"""Counters of what the control port does not do yet."""

@@ -212,11 +212,14 @@ class Receive(wiring.Component):
 
     def _take_out(self, m, control, parser, buffer):
         """The frames that are for the control port leave the path behind the parser: the buffer drops them as if the
-        filter had not let them in. Returns the strobe of those that it really did not."""
+        filter had not let them in. Those that the port passes on come back there. Returns the strobe of those that the
+        filter really did not let in."""
         connect(m, flipped(self.write), control.write)
         connect(m, parser.parsed, control.row)
         connect(m, parser.flow, control.flow)
         connect(m, control.rest, buffer.row)
+        connect(m, control.passed, buffer.passed)
+        connect(m, control.passed_row, buffer.passed_row)
         for name in ("release", "key_answer", "write_done"):
             connect(m, flipped(getattr(self, f"control_{name}")), getattr(control, name))
         for name in ("up", "key_request", "write_cmd", "write_row", "entry", "socket", "place_over"):

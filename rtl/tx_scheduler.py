@@ -109,7 +109,8 @@ class FrameScheduler(wiring.Component):
     arrived, arrived_channel, read_job, job_at, job_data : see `TxQueues`.
     arriving_job : the job that arrives, beside `arrived`.
     begun, dropped : strobes, the bytes of frames that have begun to leave, or never will.
-    operation_left : strobe, of a device with a control port: there is a place for a socket operation again.
+    operation_taken, operation_left : strobes, of a device with a control port: a socket operation that was decided is
+        taken, and there is a place for one again.
     clearing : of a device with a control port, 1 cycle late: something is queued on a channel that has stopped, or a
         socket operation is decided and not taken.
     decision : stream of decisions.
@@ -120,7 +121,7 @@ class FrameScheduler(wiring.Component):
         self.config = config
         self.channel_bits = exact_log2(config.channels)
         super().__init__({
-            **({"operation_left": In(1), "clearing": Out(1)} if config.flows else {}),
+            **({"operation_taken": In(1), "operation_left": In(1), "clearing": Out(1)} if config.flows else {}),
             "write": In(Strobe(RegisterWrite)),
             "running": In(config.channels), "held": In(config.channels),
             "limited": In(config.channels), "sent": Out(Strobe(sent_frame(config))),
@@ -238,7 +239,6 @@ class FrameScheduler(wiring.Component):
         if self.config.flows:
             # So is one whose socket operation has to wait; whether it has was looked up in the cycle before.
             no_place, untaken, clears = Signal(), Signal(2), Signal()
-            taken = self.decision.valid & self.decision.ready & self.decision.payload.operation
             m.d.comb += [
                 clears.eq((pending & ~self.running).any() | (untaken != 0)),
                 made.operation.eq(is_operation(job.status)),
@@ -246,7 +246,9 @@ class FrameScheduler(wiring.Component):
                 turns.decided.eq(Mux(decides, current_bit, 0)), turns.taken.eq(decides & made.operation & runs),
                 turns.left.eq(self.operation_left),
             ]
-            m.d.sync += [untaken.eq(untaken + (decides & made.operation) - taken), self.clearing.eq(clears)]
+            m.d.sync += [
+                untaken.eq(untaken + (decides & made.operation) - self.operation_taken), self.clearing.eq(clears),
+            ]
         m.d.comb += [
             passes_over.eq(lacks_credit | no_place if self.config.flows else lacks_credit),
             credit_after.eq(Mux(passes_over, credit, Mux(longer, less_limit, less_left) - header_bytes)),
@@ -357,7 +359,7 @@ class FrameScheduler(wiring.Component):
         m.d.comb += self.active.eq(
             moves | choosing | rounds | self.write.valid | (by_weight ^ weighted.any()) | self.arrived.any()
             | changes | counting | (in_reach ^ may_decide) | decisions.active
-            | (turns.active | taken | (clears ^ self.clearing) if self.config.flows else 0))
+            | (turns.active | self.operation_taken | (clears ^ self.clearing) if self.config.flows else 0))
         return m
 
 
@@ -651,7 +653,7 @@ class TransmitScheduler(wiring.Component):
         if self.config.flows:
             m.submodules.operations = operations = SocketOperations(self.config)
             blocks.append(operations)
-            is_frame, operation_taken = self._take_operations(m, frames, operations)
+            is_frame = self._take_operations(m, frames, operations)
         for block, what in ((frames, "job"), (walker, "piece"), (slices, "row")):
             read, at = getattr(block, f"read_{what}"), getattr(block, f"{what}_at")
             if self.config.flows and what != "job":
@@ -673,10 +675,10 @@ class TransmitScheduler(wiring.Component):
             with m.If(is_frame):
                 m.d.sync += done.eq(~decided.ready & (done | block.i.ready))
         freed, slice_ = self.freed, decided.payload.slice
-        both = dones[0] & dones[1]
+        taken = dones[0] & dones[1]
         if self.config.flows:
-            both = Mux(decided.payload.operation, operation_taken, both)
-        m.d.comb += decided.ready.eq(both)
+            taken |= frames.operation_taken  # of which neither sees anything
+        m.d.comb += decided.ready.eq(taken)
         m.d.sync += freed.valid.eq(decided.valid & decided.ready & slice_.last)
         with m.If(decided.valid & decided.ready):
             m.d.sync += [freed.payload.channel.eq(slice_.job.channel), freed.payload.slots.eq(slice_.job.slots)]
@@ -689,10 +691,12 @@ class TransmitScheduler(wiring.Component):
 
     def _take_operations(self, m, frames, operations):
         """Let socket operations go to who makes messages of them. One that is discarded goes no further. Returns: what
-        is decided is a frame; an operation is taken."""
+        is decided is a frame."""
         decided, slice_ = frames.decision, frames.decision.payload.slice
+        comes = decided.valid & decided.payload.operation
         m.d.comb += [
-            operations.i.valid.eq(decided.valid & decided.payload.operation & ~slice_.discarded),
+            operations.i.valid.eq(comes & ~slice_.discarded),
+            frames.operation_taken.eq(comes & (operations.i.ready | slice_.discarded)),
             operations.i.payload.job.eq(slice_.job),
             operations.i.payload.first_piece.eq(decided.payload.first_piece),
             operations.i.payload.first_row.eq(decided.payload.first_row),
@@ -700,4 +704,4 @@ class TransmitScheduler(wiring.Component):
         ]
         connect(m, operations.o, flipped(self.operation))
         connect(m, operations.count_control_ops, flipped(self.count_control_ops))
-        return decided.valid & ~decided.payload.operation, operations.i.ready | slice_.discarded
+        return decided.valid & ~decided.payload.operation

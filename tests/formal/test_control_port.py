@@ -28,8 +28,9 @@ def handles_end_once(claims: Claims, block: ControlRelease) -> None:
     orders out takes them at once."""
     m = claims.m
     header = MessageHeader(block.i.payload.data[:MessageHeader.size])
-    claims.given(((header.type == ControlType.PLACE) | (header.type == ControlType.DROP)) & (header.units == 1))
-    claims.given(block.place.ready & block.done.ready)
+    kinds = (ControlType.PLACE, ControlType.DROP, ControlType.PASS)
+    claims.given(Cat(header.type == kind for kind in kinds).any() & (header.units == 1))
+    claims.given(block.place.ready & block.passed.ready & block.done.ready)
     handle = claims.constant(len(block.held.payload.handle), "handle")
     claims.given(handle < CONFIG.control_cells)
     held, begins = Signal(name="is_held"), Signal()
@@ -47,9 +48,14 @@ def handles_end_once(claims: Claims, block: ControlRelease) -> None:
     claims.holds(held, ends)
     claims.holds(held, place.valid & place.ready & (place.payload.handle == handle)
                  & (place.payload.done.status == DoneStatus.OK))
+    # What is passed on is told of once, beside its order.
+    claims.holds(block.passed.valid, place.valid & place.ready & place.payload.passes)
+    claims.holds(place.payload.ends & place.valid, block.passed.valid)
     claims.stream(place)
     claims.stream(block.done)
+    claims.stream(block.passed)
     claims.reached(ends)
+    claims.reached(block.passed.valid)
 
 
 def release_waits_for_no_emit(claims: Claims, block: ControlRelease) -> None:
@@ -58,7 +64,7 @@ def release_waits_for_no_emit(claims: Claims, block: ControlRelease) -> None:
     m = claims.m
     claims.given(~block.emit_idle & ~block.held.valid)
     claims.stream(block.i, given=True)
-    for sink in (block.place, block.done, block.entry, block.complete):
+    for sink in (block.place, block.passed, block.done, block.entry, block.complete):
         claims.given(sink.ready)
     for order, done in ((block.flow_order, block.flow_done), (block.listen_order, block.listen_done)):
         # An answer in the cycle behind the order.

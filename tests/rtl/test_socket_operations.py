@@ -134,6 +134,8 @@ class Host(MessageTaker, test_fetch.Host):
     """
 
     FRONT = Front
+    DEVICE_CHANNELS = 2 * CHANNELS
+    """The highest are the control port's."""
 
     def __init__(self, rings, **named):
         self.slices, self.payload, self.inline_rows, self.ops_counted, self.keys_added = [], [], [], [], {}
