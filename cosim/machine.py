@@ -84,6 +84,18 @@ class Moderation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     source: str
 
 
+class WakeupPreemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a process that wakes takes the processor from one that runs: if that one has had so much more time."""
+
+    process_us: int
+    """More than a process of another address space,"""
+    thread_us: int
+    """and than another thread of its own."""
+    credit_us: int
+    """Who has slept counts as having had at most so much less than any that did not."""
+    source: str
+
+
 class San(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A system area network between nodes of such a machine: an adapter on a PCI bus in each, links, a switch."""
 
@@ -124,6 +136,8 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     clock_hz: int
     quantum_us: int
     """Time after which a process gives way to a waiting one."""
+    wakeup_preemption: WakeupPreemption | None = None
+    """None: a process that wakes waits until another gives way."""
     interrupt_routing: Literal["first", "rotate", "idle"]
     """Interrupts and bottom halves run on the first of the processors that may take them, on each in turn, or on one
     whose work is least urgent: idle, else a process."""
@@ -192,6 +206,8 @@ def load_machine(name_or_path: str) -> Machine:
         for field in ("first", "count"):
             _check_number(path, f"bus.faults[{number}].{field}", getattr(fault, field), least=1)
     _check_fields(path, "moderation", machine.moderation)
+    if machine.wakeup_preemption is not None:
+        _check_fields(path, "wakeup_preemption", machine.wakeup_preemption)
     if machine.san is not None:
         _check_fields(path, "san", machine.san)
         for field in ("link_bytes_per_s", "packet_bytes", "bus_bytes_per_s", "bus_burst_bytes"):

@@ -3,8 +3,10 @@
 Code that would run on a processor charges an account (`host_driver.account.Account`) and waits in `settle` until a
 processor had the time. Interrupts suspend softirqs, both suspend processes; what was suspended resumes where it
 stood. Equal priorities take turns: interrupts and softirqs first come, first served; processes when one has
-used its quantum, which costs a context switch. A process may be held to some processors, and so may interrupts, whose
-bottom halves run where the last one was taken. A poll takes the bus away from processors that use it at that moment.
+used its quantum, which costs a context switch. Where the machine says so, a process that wakes takes its last processor
+from one that has had more time, as soon as that one is outside of the kernel. A process may be held to some processors,
+and so may interrupts, whose bottom halves run where the last one was taken. A poll takes the bus away from processors
+that use it at that moment.
 
 All times are integer picoseconds. What is charged is booked by (category, item) at the charge, and by
 (processor, category) as the processor spends it; when nothing is waiting, both sums are equal.
@@ -38,6 +40,12 @@ BUS_USERS: frozenset[Item] = frozenset({
     ("driver", "mmio_read"), ("driver", "mmio_write"), ("driver", "block_write"), _POLL, _BUS_WAIT})
 """Items that wait for memory or registers, and so for a poll of another processor."""
 
+USER = "user"
+"""The category of the account that is no work of the system."""
+
+USER_LIBRARY: frozenset[Item] = frozenset({("san", "post"), ("san", "poll")})
+"""Other items of work outside of the kernel: a VI belongs to the program that uses it."""
+
 TRIGGERS = frozenset({"syscall", "interrupt", "softirq"})
 """Categories of work at whose end there is a trigger state (`cosim.steering.TriggerStates`)."""
 
@@ -53,16 +61,29 @@ class Level(IntEnum):
 class _Job:
     """Time that one `settle` waits for: what it is spent on, in order, and the future of its end."""
 
-    __slots__ = ("context", "future", "has_begun", "is_new_interrupt", "is_trigger", "parts", "remaining_ps")
+    __slots__ = ("context", "future", "has_begun", "is_new_interrupt", "is_trigger", "is_waking", "parts",
+                 "remaining_ps")
 
     def __init__(self, context: Context, parts: dict[Item, int]) -> None:
         self.context = context
         self.is_new_interrupt = _INTERRUPT_ENTRY in parts
+        self.is_waking = _SWITCH in parts
+        """The context has slept."""
         self.is_trigger = any(category in TRIGGERS for category, _ in parts)
         self.has_begun = False
         self.parts: deque[tuple[Item, int]] = deque(parts.items())
         self.remaining_ps = sum(parts.values())
         self.future: Future[None] = Future(f"processor time of {context.name}")
+
+    @property
+    def in_kernel_ps(self) -> int:
+        """Time until it is outside of the kernel; all that remains if it never is."""
+        total_ps = 0
+        for item, ps in self.parts:
+            if item[0] == USER or item in USER_LIBRARY:
+                break
+            total_ps += ps
+        return total_ps
 
 
 class Context:
@@ -81,6 +102,10 @@ class Context:
         self.processor: int | None = None
         """Where it runs or ran last."""
         self.quantum_left_ps = processors.quantum_ps
+        self.had_ps = 0
+        """Of a process: the time that it has had, or counts as having had."""
+        self.must_yield = False
+        """Of a process: another has woken that is to have its processor."""
         self._processors = processors
         self._debt: dict[Item, int] = {}
 
@@ -127,6 +152,14 @@ class _Processor:
         self.busy_ps: Counter[str] = Counter()
 
     @property
+    def process(self) -> Context | None:
+        """The process that it runs, if need be behind what has suspended it."""
+        if self.running is not None and self.running.context.level is Level.PROCESS:
+            return self.running.context
+        suspended = self.waiting[Level.PROCESS]
+        return suspended[0].context if suspended else self.reserved_for
+
+    @property
     def urgency(self) -> int:
         """How little what runs here likes to be interrupted: 0 idle, 1 a process, 2 a softirq, 3 an interrupt."""
         running = self.running.context if self.running is not None else self.reserved_for
@@ -149,6 +182,7 @@ class Processors:
         self._steering = Steering(self._processors, self._routing)
         self._trigger_states: list[TriggerStates[_Processor]] = []
         self.quantum_ps = machine.quantum_us * 10**6
+        self._preemption = machine.wakeup_preemption
         self.prices = prices_ps(machine, application)
         self.booked_ps: Counter[Item] = Counter()
         self.counts: Counter[Item] = Counter()
@@ -236,17 +270,82 @@ class Processors:
     def _submit_process(self, job: _Job) -> None:
         context = job.context
         last = self._processors[context.processor] if context.processor is not None else None
+        gives_way = False
         if last is not None and last.reserved_for is context and last.running is None:
             last.reserved_for = None
-            last.waiting[Level.PROCESS].appendleft(job)
-            self._dispatch(last)
-            return
-        if context.quantum_left_ps <= 0 and last is not None and self._waits_for(last):
+            gives_way = self._gives_way(job, last)
+            if not gives_way:
+                last.waiting[Level.PROCESS].appendleft(job)
+                self._dispatch(last)
+                return
+        if gives_way or (context.quantum_left_ps <= 0 and last is not None and self._waits_for(last)):
             self._charge_switch(job)
-        context.quantum_left_ps = self.quantum_ps
-        self._ready.append(job)
+        if job.is_waking:
+            self._limit_credit(context)
+        self._renew_quanta(context)
+        self._put_behind(job)
         if not self._fill_idle(context, last):
+            if job.is_waking and last is not None:
+                self._preempt(job, last)
             self._arm_quanta(context)
+
+    def _put_behind(self, job: _Job) -> None:
+        """A process goes behind those that wait."""
+        job.context.quantum_left_ps = self.quantum_ps
+        job.context.must_yield = False
+        self._ready.append(job)
+
+    def _renew_quanta(self, newcomer: Context) -> None:
+        """Where nobody has waited, one quantum has followed the other."""
+        for processor in self._processors:
+            if newcomer.may_run_on(processor.index) and not self._waits_for(processor):
+                self._book(processor)
+                process = processor.process
+                if process is not None and process.quantum_left_ps <= 0:
+                    process.quantum_left_ps = process.quantum_left_ps % self.quantum_ps or self.quantum_ps
+
+    def _limit_credit(self, context: Context) -> None:
+        """Who slept does not count as having had very much less time than those that did not."""
+        if self._preemption is None:
+            return
+        others = [job.context.had_ps for job in self._awake()]
+        if others:
+            context.had_ps = max(context.had_ps, min(others) - self._preemption.credit_us * 10**6)
+
+    def _awake(self) -> Iterable[_Job]:
+        """Jobs of all processes that run or want to, booked up to now."""
+        yield from self._ready
+        for processor in self._processors:
+            self._book(processor)
+            if processor.running is not None and processor.running.context.level is Level.PROCESS:
+                yield processor.running
+            yield from processor.waiting[Level.PROCESS]
+
+    def _preempt(self, job: _Job, last: _Processor) -> None:
+        """Let a process that woke have its last processor, if the one there has had enough more time: now, or as soon
+        as it is outside of the kernel. On any other processor its caches would be cold.
+
+        Ref: Linux 2.4, kernel/sched.c, reschedule_idle(), goodness() with its PROC_CHANGE_PENALTY
+        """
+        preemption, context = self._preemption, job.context
+        if preemption is None or not context.may_run_on(last.index):
+            return
+        there = last.process
+        if there is None:
+            return
+        margin_us = preemption.thread_us if there.space is context.space else preemption.process_us
+        if there.had_ps - context.had_ps < margin_us * 10**6:
+            return
+        self._ready.remove(job)
+        self._ready.appendleft(job)
+        there.must_yield = True
+        if last.running is not None and last.running.context is there:
+            self._arm(last)
+
+    def _gives_way(self, job: _Job, processor: _Processor) -> bool:
+        """Whether a process is outside of the kernel, and another has woken that is to have its processor."""
+        return (job.context.must_yield and job.remaining_ps > 0 and not job.in_kernel_ps
+                and self._waits_for(processor))
 
     def _fill_idle(self, context: Context, last: _Processor | None) -> bool:
         """Let an idle processor take a job of this process, the last one first; False: none is idle."""
@@ -271,7 +370,11 @@ class Processors:
     def _dispatch(self, processor: _Processor) -> None:
         """Let a free processor take the job that goes first, if there is one."""
         queue = next(filter(None, processor.waiting), None)
-        job = queue.popleft() if queue is not None else self._next_ready(processor)
+        if queue and self._gives_way(queue[0], processor):
+            suspended = queue.popleft()
+            self._charge_switch(suspended)
+            self._put_behind(suspended)
+        job = queue.popleft() if queue else self._next_ready(processor)
         if job is None:
             self._reach_trigger_state(processor)
             return
@@ -335,6 +438,8 @@ class Processors:
         slice_ps = job.remaining_ps
         if job.context.level is Level.PROCESS and self._waits_for(processor):
             slice_ps = min(slice_ps, max(job.context.quantum_left_ps, 0))
+            if job.context.must_yield:
+                slice_ps = min(slice_ps, job.in_kernel_ps)
         if processor.timer is not None:
             processor.timer.cancel()
         processor.timer = self._kernel.call_at(processor.since_ps + slice_ps, lambda: self._expire(processor))
@@ -358,6 +463,7 @@ class Processors:
         processor.since_ps = self._kernel.now
         job.remaining_ps -= spent_ps
         job.context.quantum_left_ps -= spent_ps
+        job.context.had_ps += spent_ps
         while spent_ps:
             item, part_ps = job.parts.popleft()
             ps = min(spent_ps, part_ps)
@@ -386,8 +492,7 @@ class Processors:
         if job.remaining_ps:
             if self._waits_for(processor):
                 self._charge_switch(job)
-            context.quantum_left_ps = self.quantum_ps
-            self._ready.append(job)
+            self._put_behind(job)
             self._dispatch(processor)
             self._fill_idle(context, None)
             return

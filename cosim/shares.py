@@ -7,11 +7,8 @@ from itertools import pairwise
 
 import msgspec
 
-from cosim.processor import Processors
+from cosim.processor import USER, Processors
 from host_driver.runtime import Kernel, Timer
-
-USER = "user"
-"""The category of the account that is no work of the system."""
 
 FIRST_INTERVAL_PS = 10**9
 MOST_INTERVALS = 128

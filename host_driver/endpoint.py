@@ -13,6 +13,7 @@ from host_driver.account import Account
 from host_driver.errors import network_error
 from host_driver.interface import NetworkInterface
 from host_driver.runtime import Cancelled
+from host_driver.socket_lock import SocketLock
 from host_driver.softirq import Softirq, leave_job
 from host_driver.tcp.connection import Connection
 from host_driver.tcp.listener import Listener
@@ -66,7 +67,7 @@ class Endpoint:
     """A connection with its sleepers.
 
     `on_change`, if set, is called before they are woken, and must be cheap. `closed_here`: `shutdown` or `close` was
-    called; `released`: `close` was.
+    called; `released`: `close` was. `lock` is held by system calls that work on it.
     """
 
     def __init__(self, interface: NetworkInterface, connection: Connection) -> None:
@@ -77,6 +78,7 @@ class Endpoint:
         self.released = False
         self.left_bytes = 0
         """Copied, and left to a bottom half that has not yet given them to TCP."""
+        self.lock = SocketLock(interface, connection, lambda: charge_waking(interface))
         self._waiting = WaitQueue(lambda: charge_waking(interface), f"connection {connection!r}")
         connection.on_event = self._changed
 
@@ -127,20 +129,22 @@ class Endpoint:
         """Send a FIN behind all that was queued; receiving goes on. Returns without waiting for the peer."""
         account.charge("syscall", "close")
         await account.settle()
-        self.closed_here = True
-        self.interface.account.target = account
-        self.connection.close(self.interface.nic.port.now())
-        await self.interface.push(account)
+        async with self.lock.held(account):
+            self.closed_here = True
+            self.interface.account.target = account
+            self.connection.close(self.interface.nic.port.now())
+            await self.interface.push(account)
 
     async def close(self, account: Account) -> None:
         """The same, and nobody will read any more: what was not read, or comes later, is answered with a reset."""
         account.charge("syscall", "close")
         await account.settle()
-        self.closed_here = self.released = True
-        self.interface.account.target = account
-        self.connection.release(self.interface.nic.port.now())
-        self.wake()
-        await self.interface.push(account)
+        async with self.lock.held(account):
+            self.closed_here = self.released = True
+            self.interface.account.target = account
+            self.connection.release(self.interface.nic.port.now())
+            self.wake()
+            await self.interface.push(account)
 
     async def end_behind(self, softirq: Softirq, account: Account, *, release: bool) -> None:
         """`close`, or without `release` `shutdown`, by a bottom half, behind the sends that were left to it."""
@@ -164,9 +168,10 @@ class Endpoint:
         except Cancelled:
             self.drop(account)
             raise
-        self.interface.account.target = account
-        self.connection.abort(self.interface.nic.port.now())
-        await self.interface.push(account)
+        async with self.lock.held(account):
+            self.interface.account.target = account
+            self.connection.abort(self.interface.nic.port.now())
+            await self.interface.push(account)
 
     def drop(self, account: Account) -> None:
         """Drop the connection of a process that was killed: at once, the reset follows by itself."""

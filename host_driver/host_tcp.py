@@ -300,17 +300,19 @@ class HostTcp(DeviceMemory):
         """A system call: TCP queues the bytes by reference."""
         account.charge("syscall", "write")
         await account.settle()
-        self._interface.account.target = account
-        connection.post_send(transfer)
-        await self._interface.push(account)
+        async with connection.endpoint.lock.held(account):
+            self._interface.account.target = account
+            connection.post_send(transfer)
+            await self._interface.push(account)
 
     async def receive(self, connection: HostTcpConnection, transfer: Transfer, account: Account) -> None:
         """A system call: bytes that are there are copied at once, others when they come."""
         account.charge("syscall", "read")
         await account.settle()
-        self._interface.account.target = account
-        connection.post_receive(transfer)
-        await self._interface.push(account)
+        async with connection.endpoint.lock.held(account):
+            self._interface.account.target = account
+            connection.post_receive(transfer)
+            await self._interface.push(account)
 
     def charge_waking(self) -> None:
         """The waking of a process is work of whoever runs the stack."""
@@ -322,8 +324,9 @@ class HostTcp(DeviceMemory):
         """A FIN behind all sends that were posted; or no more receives."""
         account.charge("syscall", "close")
         await account.settle()
-        self._shut_down(connection, direction, account)
-        await self._interface.push(account)
+        async with connection.endpoint.lock.held(account):
+            self._shut_down(connection, direction, account)
+            await self._interface.push(account)
 
     def _shut_down(self, connection: HostTcpConnection, direction: Direction, account: Account) -> None:
         self._interface.account.target = account
@@ -338,9 +341,10 @@ class HostTcp(DeviceMemory):
         account.charge("syscall", "close")
         await account.settle()
         if has_all:
-            self._interface.account.target = account
-            connection.finish_close()
-            await self._interface.push(account)
+            async with connection.endpoint.lock.held(account):
+                self._interface.account.target = account
+                connection.finish_close()
+                await self._interface.push(account)
 
     async def abort(self, connection: HostTcpConnection, account: Account) -> None:
         """A reset; all transfers fail."""

@@ -5,6 +5,7 @@ One `KernelSockets` for each process. Listening ports are shared: processes that
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -35,15 +36,16 @@ class Socket:
         account, connection, endpoint = self._account, self._connection, self._endpoint
         account.charge("syscall", "read")
         await account.settle()
-        await endpoint.sleep(lambda: connection.readable or endpoint.released, account)
-        interface = endpoint.interface
-        interface.account.target = account
-        try:
-            data = connection.recv(max_bytes)
-        except OSError as error:
-            raise network_error(error, f"read on {connection!r}") from error
-        account.charge("copy", "kernel_to_user_byte", len(data))
-        await interface.push(account)
+        async with endpoint.lock.held(account) as held:
+            await held.sleep(lambda: connection.readable or endpoint.released, endpoint.sleep)
+            interface = endpoint.interface
+            interface.account.target = account
+            try:
+                data = connection.recv(max_bytes)
+            except OSError as error:
+                raise network_error(error, f"read on {connection!r}") from error
+            account.charge("copy", "kernel_to_user_byte", len(data))
+            await interface.push(account)
         return data
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -53,11 +55,20 @@ class Socket:
         """
         self._account.charge("syscall", "write")
         await self._account.settle()
-        give = self._send if self._server is None else self._leave
-        view = memoryview(data)
+        endpoint, account, view = self._endpoint, self._account, memoryview(data)
+        if self._server is not None:
+            # The processor that it is left to has the connection to itself: nothing here touches it.
+            await self._copy(view, self._leave, lambda until: endpoint.sleep(until, account))
+            return
+        async with endpoint.lock.held(account) as held:
+            await self._copy(view, self._send, lambda until: held.sleep(until, endpoint.sleep))
+
+    async def _copy(self, view: memoryview, give: Callable[[bytes], Awaitable[None]],
+                    sleep: Callable[[Callable[[], bool]], Awaitable[None]]) -> None:
+        """Copy piece by piece, and `give` each away; `sleep` until there is room for it."""
         while len(view):
             wanted = min(len(view), self._connection.mss)
-            await self._endpoint.sleep(partial(self._has_space, wanted), self._account)
+            await sleep(partial(self._has_space, wanted))
             piece = bytes(view[:wanted])
             self._account.charge("copy", "user_to_kernel_byte", wanted)
             await give(piece)

@@ -200,6 +200,11 @@ class Nic:
 
     # ------------------------------------------------------------------------------------------ memory keys
 
+    @property
+    def keys_in_use(self) -> int:
+        """Entries of the device's table that somebody has."""
+        return self.capabilities.keys - len(self._free_keys)
+
     def register_memory(self, address: int, length_bytes: int, rights: KeyRight, owner: int,
                         account: Account) -> MemoryKey:
         """Let the device use [address, address + length_bytes) for channel `owner`.

@@ -66,7 +66,8 @@ class QueuedTcp(HostTcp):
         if server is None:
             account.charge("syscall", "write")
             await account.settle()
-            await self._send(connection, transfer, account)
+            async with connection.endpoint.lock.held(account):
+                await self._send(connection, transfer, account)
             return
 
         async def job(account: Account) -> None:

@@ -13,7 +13,7 @@ __all__ = ["BASELINES", "DEFAULT_SYSTEMS", "SYSTEMS", "Dedicated", "DeviceWork",
 _SHIPPED = (
     # TCP on the host's processors, and on some of them alone
     "uniproc", "smp", "ded1", "ded2", "ded1-send", "ded2-send", "ded1-poll", "ded2-poll", "ded1-send-poll",
-    "ded2-send-poll", "ded1-send-balanced",
+    "ded2-send-poll", "ded1-async", "ded2-async", "ded1-async-poll", "ded2-async-poll", "ded1-send-balanced",
     # TCP on the host of a machine with a SAN, and on a node behind it
     "reg-tcp", "tcps-sock", "tcps-sync", "tcps-async", "tcps-async-eacc", "tcps-async-ercv",
     # what the device does

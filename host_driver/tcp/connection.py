@@ -13,11 +13,12 @@ in `emit`, which the stack calls when it is asked to transmit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.links import Link
+from host_driver.tcp.links import Link, LocalAddress
 from host_driver.tcp.liveness import Due, Liveness
 from host_driver.tcp.profile import MS, SECOND, Ecn, Nagle, Profile
 from host_driver.tcp.receiver import Receiver
@@ -71,6 +72,17 @@ def timestamp(now: int, iss: int, tick_ps: int = MS) -> int:
     return now // tick_ps + iss & MASK
 
 
+class Arrival(NamedTuple):
+    """A segment as it came, which waits until the connection is free."""
+
+    local: LocalAddress
+    source: bytes
+    tcp: TcpHeader
+    payload: memoryview
+    ecn: int
+    merged_bytes: int
+
+
 class Output(Protocol):
     """Where a connection's segments and wishes go: the stack."""
 
@@ -102,7 +114,7 @@ class Connection:
     __slots__ = (
         "_advertised_mss", "_challenge_after", "_close_requested", "_has_timestamps", "_is_released",
         "_is_scaled", "_liveness", "_output", "_path_mss", "_profile", "_rcv_up", "_sack_blocks", "_stamps",
-        "_stamps_option", "_time_wait_at", "_urgent_due", "error", "is_passive", "link", "local", "on_event",
+        "_stamps_option", "_time_wait_at", "_urgent_due", "backlog", "error", "is_passive", "link", "local", "on_event",
         "receiver", "remote", "sender", "soft_error", "state", "timer_at", "timestamp_offset",
     )
 
@@ -121,6 +133,9 @@ class Connection:
         self.is_passive = False
         """Opened by the peer."""
         self.on_event: Callable[[Connection], None] | None = None
+        self.backlog: deque[Arrival] | None = None
+        """Segments that came while a system call works on the connection, which will carry them out; None: none does.
+        """
 
         self._profile = profile
         self._output = output

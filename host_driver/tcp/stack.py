@@ -22,7 +22,7 @@ from itertools import count
 
 from host_driver.account import Account
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import DEFAULT_MSS_IPV4, DEFAULT_MSS_IPV6, Connection, timestamp
+from host_driver.tcp.connection import DEFAULT_MSS_IPV4, DEFAULT_MSS_IPV6, Arrival, Connection, timestamp
 from host_driver.tcp.frames import OutFrame, OutSegment
 from host_driver.tcp.icmp import Icmp
 from host_driver.tcp.icmp_errors import no_neighbour, path_mtu, verdict
@@ -103,6 +103,10 @@ class StackCounters:
     """ICMP errors about no segment that is under way, or that say nothing new."""
     resets_sent: int = 0
     """RSTs that answer segments of no connection."""
+
+
+def _is_icmp(frame: Frame, local: LocalAddress) -> bool:
+    return frame.protocol == (IpProtocol.ICMPV6 if local.ipv6 else IpProtocol.ICMP)
 
 
 _Key = tuple[bytes, int, int]  # remote address, remote port, local port
@@ -187,6 +191,10 @@ class Stack:
         """Whether something listens on `port`."""
         return port in self._listeners
 
+    def listener(self, port: int) -> Listener | None:
+        """Who listens on `port`."""
+        return self._listeners.get(port)
+
     def connect(self, remote_ip: IpAddress | str, remote_port: int, now: int,
                 local_port: int | None = None) -> Connection:
         """Open a connection; `local_port` None picks a free one. The SYN leaves with the next `transmit`.
@@ -254,7 +262,21 @@ class Stack:
         if not checksum_ok:
             counters.bad_checksum += 1
             return
-        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, ip.traffic_class & ECN_MASK, merged_bytes)
+        ecn = ip.traffic_class & ECN_MASK
+        connection = self._connections.get((ip.source, tcp.source_port, tcp.destination_port))
+        if connection is not None and connection.backlog is not None:
+            kept = memoryview(bytes(parsed.payload))
+            connection.backlog.append(Arrival(local, ip.source, tcp, kept, ecn, merged_bytes))
+            return
+        self._receive_tcp(local, ip.source, tcp, parsed.payload, now, ecn, merged_bytes)
+
+    def carry_out_waiting(self, connection: Connection, now: int) -> None:
+        """Do what the oldest segment on a connection's backlog asks for."""
+        assert connection.backlog
+        self._now = now
+        local, source, tcp, payload, ecn, merged_bytes = connection.backlog.popleft()
+        # It may have ended since, or another may be open.
+        self._receive_tcp(local, source, tcp, payload, now, ecn, merged_bytes)
 
     def poll(self, now: int) -> None:
         """Run every timer that is due."""
@@ -389,12 +411,29 @@ class Stack:
         self.account.charge("ip", "receive")
         if frame.is_fragment:
             counters.malformed += 1
-        elif frame.protocol != (IpProtocol.ICMPV6 if local.ipv6 else IpProtocol.ICMP):
+        elif not _is_icmp(frame, local):
             counters.not_for_us += 1
         elif not frame.l3_checksum_ok():
             counters.bad_checksum += 1
         else:
             self.icmp.receive(frame, local, now)
+
+    def receive_beginning(self, frame: Buffer, now: int) -> bool:
+        """Take in a frame that is not TCP's and of which only the beginning is there, the lengths in its headers cut to
+        that, and no checksum verified here; whether it was of use, as an ICMP error is."""
+        self._now = now
+        try:
+            parsed = parse_frame(frame)
+            ip = parsed.ipv4 or parsed.ipv6
+            local = self._locals.get(ip.destination) if ip is not None else None
+            if (local is None or parsed.ethernet.destination != self.mac or parsed.is_fragment
+                    or not _is_icmp(parsed, local)):
+                return False
+            self.account.charge("ip", "receive")
+            return self.icmp.receive_beginning(parsed, local, now)
+        except PacketError:
+            self.counters.malformed += 1
+            return False
 
     def _on_unreachable(self, neighbour: Neighbour) -> None:
         """A neighbour did not answer."""
@@ -496,7 +535,7 @@ class Stack:
         local = link.local
         mss = syn.options.mss or (DEFAULT_MSS_IPV6 if local.ipv6 else DEFAULT_MSS_IPV4)
         peer = Peer(link.destination, link.source, syn.source_port, syn.destination_port, syn.sequence)
-        profile, asked = self.profile, syn.options
+        profile, asked = self._profile_of(listener.port), syn.options
         window = min(profile.receive_buffer_bytes, MAX_UNSCALED_WINDOW)
         cookie = self._cookies.make(peer, mss, now)
         options = TcpOptions(mss=local.mss)
@@ -588,10 +627,14 @@ class Stack:
             iss = self._initial_sequence_number(link.source, remote, port, now)
         connection = Connection(
             local=Endpoint(link.local.ip, port), remote=remote, iss=iss, advertised_mss=link.local.mss,
-            path_mss=link.path_mss(now), max_segment_bytes=self._max_segment_bytes, profile=self.profile, output=self,
-            link=link)
+            path_mss=link.path_mss(now), max_segment_bytes=self._max_segment_bytes, profile=self._profile_of(port),
+            output=self, link=link)
         self._connections[remote.ip.packed, remote.port, port] = connection
         return connection
+
+    def _profile_of(self, port: int) -> Profile:
+        """The constants of a connection that begins, to or from an own port."""
+        return self.profile
 
     def _initial_sequence_number(self, own: bytes, remote: Endpoint, port: int, now: int) -> int:
         # RFC 6528 §3: "ISN = M + F(localip, localport, remoteip, remoteport, secretkey) where M is the 4 microsecond

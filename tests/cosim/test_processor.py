@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cosim.machine import load_application, load_machine
+from cosim.machine import WakeupPreemption, load_application, load_machine
 from cosim.processor import Context, Processors
 from host_driver.runtime import Kernel
 
@@ -22,13 +22,14 @@ class Bench:
     """A kernel, processors with round prices, and a log of (microsecond, what)."""
 
     def __init__(self, processors: int = 1, quantum_us: int = 1000, routing: str = "first",
-                 prices: Mapping[tuple[str, str], float] | None = None) -> None:
+                 prices: Mapping[tuple[str, str], float] | None = None,
+                 preemption: WakeupPreemption | None = None) -> None:
         machine = load_machine("p2-300-smp2")
         cycles_us, prices = machine.clock_hz // 10**6, prices or {}
         costs = {category: {item: msgspec.structs.replace(cost, cycles=cycles_us * prices.get((category, item), 1))
                             for item, cost in items.items()} for category, items in machine.costs.items()}
         machine = msgspec.structs.replace(machine, processors=processors, quantum_us=quantum_us, costs=costs,
-                                          interrupt_routing=routing)
+                                          interrupt_routing=routing, wakeup_preemption=preemption)
         self.kernel = Kernel()
         self.processors = Processors(self.kernel, machine, load_application("apache"))
         self.log: list[tuple[float, str]] = []
@@ -102,6 +103,14 @@ def test_quantum_does_not_matter_to_a_process_alone() -> None:
     bench = Bench(quantum_us=50)
     bench.work(bench.processors.process_context("a"), 0, 1000)
     assert bench.run() == [(1000, "a")]
+
+
+def test_while_nobody_waits_one_quantum_follows_the_other() -> None:
+    bench = Bench(quantum_us=50)
+    bench.work(bench.processors.process_context("a"), 0, 1000)
+    bench.work(bench.processors.process_context("b"), 130, 10)
+    # In the third of a's, which ends at 150.
+    assert bench.run() == [(160, "b"), (1011, "a")]
 
 
 def test_quantum_counts_across_charges() -> None:
@@ -324,3 +333,153 @@ def test_bookkeeping_is_exact_for_any_mixture(seed: int) -> None:
         spent = sum(processor.get(category, 0) for processor in busy)
         assert spent == sum(ps for (booked_category, _), ps in booked.items() if booked_category == category)
     assert all(sum(processor.values()) <= bench.kernel.now for processor in busy)
+
+
+# ------------------------------------------------------------------------------------------ preemption by who wakes
+
+PREEMPTION = WakeupPreemption(process_us=100, thread_us=50, credit_us=200, source="test")
+
+
+class Sleeper(Bench):
+    """A process that works for 10 us, and later wakes, pays the switch of 1 us and works for 5 us."""
+
+    def __init__(self, wakes_us: int, **changes: Any) -> None:
+        super().__init__(**{"preemption": PREEMPTION, **changes})
+        self.sleeper = self.processors.process_context("sleeper", [0])
+        self.work(self.sleeper, 0, 10)
+        self.wake(self.sleeper, wakes_us)
+
+    def wake(self, context: Context, at_us: int) -> None:
+        """Let a process that sleeps go on."""
+        async def run() -> None:
+            await self.kernel.sleep_until(at_us * US)
+            context.charge("context_switch", "switch")
+            context.charge(*ITEM, 5)
+            await context.settle()
+            self.log.append((self.kernel.now / US, context.name))
+        self.kernel.spawn(run(), context.name)
+
+
+@pytest.mark.parametrize(("preemption", "sleeper_us", "other_us"), [(PREEMPTION, 206, 317), (None, 316, 310)])
+def test_who_wakes_takes_the_processor_from_one_that_has_had_enough_more(
+        preemption: WakeupPreemption | None, sleeper_us: int, other_us: int) -> None:
+    bench = Sleeper(200, preemption=preemption)
+    bench.work(bench.processors.process_context("other", [0]), 10, 300)
+    # "other" has had 190 us by then, "sleeper" 10. It pays a switch for going on.
+    assert sorted(bench.run(), key=lambda entry: entry[1])[1:] == [(10, "sleeper"), (sleeper_us, "sleeper")]
+    assert {name: at for at, name in bench.log}["other"] == other_us
+    assert bench.processors.counts["context_switch", "switch"] == (2 if preemption else 1)
+
+
+def test_who_wakes_waits_for_one_that_has_not_had_enough_more() -> None:
+    bench = Sleeper(110)
+    bench.work(bench.processors.process_context("other", [0]), 10, 300)
+    # 100 us against 10; a difference of 100 would do.
+    assert bench.run()[1:] == [(310, "other"), (316, "sleeper")]
+
+
+def test_another_thread_of_the_process_needs_less() -> None:
+    bench = Sleeper(80, prices={("context_switch", "thread_switch"): 1})
+    bench.work(bench.sleeper.thread("thread"), 10, 300)
+    assert bench.run()[1] == (86, "sleeper")
+
+
+def test_the_kernel_is_not_preempted() -> None:
+    bench = Sleeper(200)
+    other = bench.processors.process_context("other", [0])
+
+    async def run() -> None:
+        await bench.kernel.sleep_until(10 * US)
+        for item, duration_us in ((ITEM, 150), (("copy", "user_to_kernel_byte"), 100), (ITEM, 50)):
+            other.charge(*item, duration_us)
+            await other.settle()
+            bench.log.append((bench.kernel.now / US, "other"))
+
+    bench.kernel.spawn(run(), "other")
+    # In the middle of its copy; it gives way when that is done, at 260, and goes on behind a switch.
+    assert bench.run() == [(10, "sleeper"), (160, "other"), (260, "other"), (266, "sleeper"), (317, "other")]
+
+
+def test_the_kernel_part_of_a_charge_is_done_first() -> None:
+    bench = Sleeper(200)
+    other = bench.processors.process_context("other", [0])
+
+    async def run() -> None:
+        await bench.kernel.sleep_until(10 * US)
+        for category, item, count in ((*ITEM, 150), ("syscall", "read", 60), ("file_system", "open", 40)):
+            other.charge(category, item, count)
+            if item == "memnet_call":
+                await other.settle()
+        other.charge(*ITEM, 40)
+        await other.settle()
+        bench.log.append((bench.kernel.now / US, "other"))
+
+    bench.kernel.spawn(run(), "other")
+    # 160 to 260 in the kernel, then 40 us of its own that are left behind the switch.
+    assert bench.run() == [(10, "sleeper"), (266, "sleeper"), (307, "other")]
+
+
+def test_one_that_a_softirq_has_suspended_gives_way_too() -> None:
+    bench = Sleeper(205)
+    bench.work(bench.processors.process_context("other", [0]), 10, 300)
+    bench.work(bench.processors.softirq_context("softirq"), 200, 10, item=("softirq", "packet"))
+    assert bench.run()[1:] == [(210, "softirq"), (216, "sleeper"), (327, "other")]
+
+
+def test_it_takes_an_idle_processor_or_its_last_one_and_no_other() -> None:
+    bench = Bench(processors=2, preemption=PREEMPTION)
+    sleeper, log = bench.processors.process_context("sleeper"), bench.log
+    bench.work(sleeper, 0, 10)
+    bench.work(bench.processors.process_context("hog", [1]), 0, 1000)
+    bench.work(bench.processors.process_context("young", [0]), 300, 300)
+
+    async def wake() -> None:
+        await bench.kernel.sleep_until(350 * US)
+        sleeper.charge("context_switch", "switch")
+        await sleeper.settle()
+        log.append((bench.kernel.now / US, "sleeper"))
+
+    bench.kernel.spawn(wake(), "sleeper")
+    # On its last processor, 0, runs one that has had 50 us; on the other one that has had 350.
+    assert bench.run() == [(10, "sleeper"), (600, "young"), (601, "sleeper"), (1000, "hog")]
+
+
+def test_a_long_sleep_gives_no_more_credit_than_the_machine_says() -> None:
+    bench = Bench(preemption=PREEMPTION)
+    hog, sleeper = bench.processors.process_context("hog"), bench.processors.process_context("sleeper")
+    bench.work(sleeper, 0, 10)
+    bench.work(hog, 10, 1000)
+
+    async def wake() -> None:
+        await bench.kernel.sleep_until(600 * US)
+        sleeper.charge("context_switch", "switch")
+        sleeper.charge(*ITEM, 5)
+        await sleeper.settle()
+
+    bench.kernel.spawn(wake(), "sleeper")
+    bench.run()
+    # It counted as having had 590 - 200 when it woke, and had 6 then.
+    assert sleeper.had_ps == (590 - 200 + 6) * US
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_work_with_preemption_loses_no_time_and_costs_a_switch_each(seed: int) -> None:
+    rng = random.Random(seed)
+    print("seed", seed)
+    bench = Bench(processors=2, quantum_us=300, preemption=PREEMPTION)
+    asked_us = 0
+    for number in range(8):
+        context = bench.processors.process_context(f"p{number}", rng.choice(([0], [1], None)))
+        start_us = 0
+        for _ in range(12):
+            start_us += rng.randrange(1, 600)
+            duration_us = rng.randrange(1, 300)
+            asked_us += duration_us
+            bench.work(context, start_us, duration_us, item=rng.choice((ITEM, ("context_switch", "switch"), (
+                "syscall", "read"))))
+    bench.run()
+    assert len(bench.log) == 8 * 12
+    switches = bench.processors.counts["context_switch", "switch"]
+    spent_us = sum(sum(busy.values()) for busy in bench.processors.busy_ps) / US
+    assert spent_us == sum(bench.processors.booked_ps.values()) / US >= asked_us
+    assert switches > 0

@@ -256,6 +256,43 @@ def test_many_connections_wait_for_their_turn_and_a_killed_process_leaves_nothin
     assert before <= set(world.memory._taken)
 
 
+def test_an_accept_is_under_way_for_each_process_though_another_took_what_it_was_woken_for() -> None:
+    world = offload_world(machine="p2-300-smp2")
+    processes, clients = 4, 24
+    served: list[int] = []
+
+    async def serve(memnet: MemNet) -> None:
+        listening = memnet.listen(PORT, backlog=clients)
+
+        async def worker(number: int) -> None:
+            while True:
+                # Another thread may be woken for a connection while this one comes for its next, and takes it.
+                socket = await memnet.accept(listening)
+                served.append(number)
+                await memnet.close(socket)
+
+        workers = [world.kernel.spawn(worker(number), f"worker {number}") for number in range(processes)]
+        while len(served) < clients:
+            await world.kernel.sleep(MS)
+        await world.kernel.sleep(10 * MS)
+        (port,) = world.server.tcp_server.provider._ports.values()  # type: ignore[attr-defined]
+        assert (port.asked, len(port.waiting)) == (processes, processes)
+        for each in workers:
+            each.cancel()
+        await world.kernel.sleep(MS)
+        await memnet.close(listening)
+
+    async def ask(memnet: MemNet) -> None:
+        await world.kernel.sleep(MS)
+        for _ in range(clients // 6):
+            sockets = [await memnet.create_connection(world.server.ip, PORT) for _ in range(6)]
+            for socket in sockets:
+                await memnet.close(socket)
+
+    run(world, serve, ask)
+    assert len(set(served)) == processes
+
+
 def test_an_address_that_nobody_has() -> None:
     world = offload_world()
 

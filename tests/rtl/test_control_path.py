@@ -12,8 +12,8 @@ from tests.rtl.rx_frames import IP, TCP, data, ether
 from tests.rtl.test_control_receive import flow_fields, tcp
 from tests.rtl.test_receive import Host, frame_of
 
-CONFIG = NicConfig(name="control", channels=4, flows=16, listeners=4)
-WIDE = NicConfig(name="wide", channels=4, mac_bytes=64, flows=16, listeners=4)
+CONFIG = NicConfig(name="control", channels=8, flows=16, listeners=4)
+WIDE = NicConfig(name="wide", channels=8, mac_bytes=64, flows=16, listeners=4)
 
 
 def test_frames_for_the_port_leave_the_path():
@@ -143,7 +143,7 @@ def test_frames_are_passed_on_beside_others(config, seed, stall):
                                       flags=asked | OrderFlag.LAST)
                     at += fields["length"] + 5
                 elif what == "nowhere":
-                    await twins.order(ctx, ControlType.PASS, handle=fields["handle"], channel=4)
+                    await twins.order(ctx, ControlType.PASS, handle=fields["handle"], channel=config.channels)
                     held.append(fields)
                 else:
                     await twins.order(ctx, ControlType.DROP, handle=fields["handle"], flags=asked)
