@@ -736,7 +736,7 @@ class DescriptorCheck(wiring.Component):
         head, payload_bytes = parsed.head, parsed.payload_bytes
         compared, has_compared = Signal(Checked), Signal()
         moves_on, leaves = Signal(), Signal()
-        # Behind it two sources of jobs take turns, which must not reach back to the parser. Each takes 2 cycles or more.
+        # Behind it two sources of jobs take turns, 2 cycles or more each: that must not reach back to the parser.
         is_free = ~self.o.valid if self.has_sockets else ~self.o.valid | self.o.ready
         m.d.comb += [leaves.eq(is_free), moves_on.eq(~has_compared | leaves), self.i.ready.eq(moves_on)]
         enters = self.i.valid & moves_on
