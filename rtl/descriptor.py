@@ -714,7 +714,7 @@ class DescriptorCheck(wiring.Component):
 
     Enters: descriptors. Leaves: jobs with OK, BAD_OPCODE, NOT_PERMITTED or BAD_DESCRIPTOR, the first that applies; or
     with SOCKET_OPERATION, which has its operation in `l4_offset`, its flags in `checksum_offset` and its socket in
-    `vlan_tci`. Latency 2 cycles, throughput one a cycle.
+    `vlan_tci`. Latency 2 cycles, throughput one a cycle, or with socket operations one in 2.
 
     Parameters
     ----------
@@ -736,9 +736,9 @@ class DescriptorCheck(wiring.Component):
         head, payload_bytes = parsed.head, parsed.payload_bytes
         compared, has_compared = Signal(Checked), Signal()
         moves_on, leaves = Signal(), Signal()
-        m.d.comb += [
-            leaves.eq(~self.o.valid | self.o.ready), moves_on.eq(~has_compared | leaves), self.i.ready.eq(moves_on),
-        ]
+        # Behind it two sources of jobs take turns, 2 cycles or more each: that must not reach back to the parser.
+        is_free = ~self.o.valid if self.has_sockets else ~self.o.valid | self.o.ready
+        m.d.comb += [leaves.eq(is_free), moves_on.eq(~has_compared | leaves), self.i.ready.eq(moves_on)]
         enters = self.i.valid & moves_on
 
         def flag(which):
@@ -793,6 +793,9 @@ class DescriptorCheck(wiring.Component):
                         job.checksum_offset.eq(socket_head.flags), job.vlan_tci.eq(socket_head.socket),
                     ]
 
+        if self.has_sockets:
+            with m.If(self.o.ready):
+                m.d.sync += self.o.valid.eq(0)
         with m.If(leaves):
             m.d.sync += self.o.valid.eq(has_compared)
         with m.If(leaves & has_compared):
