@@ -38,7 +38,7 @@ from rtl.interfaces import (
     contract_view,
     row,
 )
-from rtl.primitives import SmallRam, StreamArbiter, StreamFifo
+from rtl.primitives import OrderedDrain, SmallRam, StreamArbiter, StreamFifo
 
 TOKENS_IN_FLIGHT = 128
 """Tokens between the completion's write and its response, which may be a hundred cycles later; also how many may wait
@@ -145,7 +145,14 @@ class Completion(wiring.Component):
         working = self._write_completions(m, arbiter.o, in_flight.i)
         retiring = self._retire(m, in_flight.o, answered)
         if self.config.flows:
-            retiring |= self._drain(m, answered.o)
+            # All tokens end in the order in which they came.
+            m.submodules.drain = drain = OrderedDrain(most=4 * TOKENS_IN_FLIGHT)
+            m.d.comb += [
+                drain.begins.eq(self.socket_taken.valid), drain.request.eq(self.drain_request),
+                drain.ends.eq(answered.o.valid & answered.o.ready & answered.o.payload.socket),
+                self.drain_done.eq(drain.done),
+            ]
+            retiring |= drain.active
         m.d.comb += self.error.eq(arbiter.o.valid & arbiter.o.ready & (arbiter.o.payload.status != Status.OK))
         m.d.comb += self.active.eq(
             arbiter.active | in_flight.active | answered.active | working | retiring | self.write.valid)
@@ -371,24 +378,3 @@ class Completion(wiring.Component):
             self.tx_retired_epoch.eq(token.epoch),
         ]
         return retire | leave | self.index.valid
-
-    def _drain(self, m, answered):
-        """Whether the socket operations that were under way at the request are over: all tokens end in the order in
-        which they came. Returns a Value that is 1 while something moves."""
-        under_way = Signal(range(4 * TOKENS_IN_FLIGHT), name="sockets_under_way")
-        left, is_marked = Signal.like(under_way, name="sockets_left"), Signal(name="drain_marked")
-        begins, ends, sets_mark, done = (
-            Signal(name=f"drain_{name}") for name in ("begins", "ends", "sets_mark", "ended"))
-        m.d.comb += [
-            begins.eq(self.socket_taken.valid),
-            ends.eq(answered.valid & answered.ready & answered.payload.socket),
-            sets_mark.eq(self.drain_request & ~is_marked), done.eq(self.drain_request & is_marked & (left == 0)),
-        ]
-        m.d.sync += [
-            under_way.eq(under_way + begins - ends), is_marked.eq(self.drain_request), self.drain_done.eq(done),
-        ]
-        with m.If(sets_mark):
-            m.d.sync += left.eq(under_way - ends)
-        with m.Elif(left != 0):
-            m.d.sync += left.eq(left - ends)
-        return sets_mark | (is_marked & ~self.drain_request) | (done != self.drain_done)

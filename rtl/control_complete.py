@@ -10,7 +10,7 @@ from rtl.control_messages import Unit
 from rtl.control_place import ORDERS_ASKED, ORDERS_IN_FLIGHT, DoneToken
 from rtl.flow_entries import FLOW_BITS
 from rtl.interfaces import CountAmount, SocketDone, SocketTaken, Strobe, contract_view
-from rtl.primitives import Ram
+from rtl.primitives import OrderedDrain, Ram
 from rtl.small_fifo import SmallFifo
 
 PARKED = 16
@@ -69,6 +69,7 @@ class ControlComplete(wiring.Component):
     o, taken : completions; what became of each, behind it.
     done : see above.
     idle : no COMPLETE is inside.
+    drain_request, drain_done : see `rtl.primitives.OrderedDrain`: PLACEs that were given are over.
     count_completes : strobe, COMPLETEs carried out.
     active : see `rtl.interfaces`.
     """
@@ -79,6 +80,7 @@ class ControlComplete(wiring.Component):
             "i": In(stream.Signature(Unit)), "place_given": In(Strobe(FLOW_BITS)), "place_over": In(1),
             "o": Out(stream.Signature(SocketDone)), "taken": In(Strobe(SocketTaken)),
             "done": Out(stream.Signature(DoneToken)), "idle": Out(1),
+            "drain_request": In(1), "drain_done": Out(1),
             "count_completes": Out(Strobe(CountAmount)), "active": Out(1),
         })
 
@@ -101,7 +103,12 @@ class ControlComplete(wiring.Component):
             under_way.eq(under_way + self.place_given.valid - is_over),
         ]
         self.invariants = [(under_way <= PLACES_UNDER_WAY, "more PLACEs are under way than there is room for")]
-        return given, under_way, self.place_given.valid | self.place_over | is_over
+        m.submodules.drain = drain = OrderedDrain(most=PLACES_UNDER_WAY)
+        m.d.comb += [
+            drain.begins.eq(self.place_given.valid), drain.ends.eq(is_over), drain.request.eq(self.drain_request),
+            self.drain_done.eq(drain.done),
+        ]
+        return given, under_way, self.place_given.valid | self.place_over | is_over | drain.active
 
     def _park(self, m, given, parked):
         """Put each order into the queue, with the number of its flow's latest PLACE. Returns a Value that is 1 while

@@ -87,6 +87,7 @@ class ControlPort(wiring.Component):
     receive_release, receive_up, entry, keeps_key, place_over : those of the receive side.
     operation : `TransmitScheduler.operation`.
     write : register writes, for MAC_ADDRESS, CONTROL_ENABLE and DEVICE_RESET.
+    drain_request, drain_done : EMITs and RAWs that had begun are over.
     key_request, key_answer, checked, verdict, piece, row, freed, done : see `EmitFront`.
     now, next_deadline, deadline_valid : the device's cycle count, and when the next TICK is due.
     count_control_emits, count_control_stale, count_control_refused : count strobes.
@@ -107,7 +108,7 @@ class ControlPort(wiring.Component):
             "receive_release": Out(stream.Signature(beat)), "receive_up": In(stream.Signature(beat)),
             "entry": In(stream.Signature(FlowWrite)), "keeps_key": In(1),
             "place_over": In(stream.Signature(FLOW_BITS)), "operation": In(stream.Signature(beat)),
-            "write": In(Strobe(RegisterWrite)),
+            "write": In(Strobe(RegisterWrite)), "drain_request": In(1), "drain_done": Out(1),
             **{name: self._front.signature.members[name] for name in self.SENDS},
             "now": In(TIME_BITS), "next_deadline": Out(TIME_BITS), "deadline_valid": Out(1), "active": Out(1),
         })
@@ -152,6 +153,7 @@ class ControlPort(wiring.Component):
         m.d.comb += [
             messages.left.eq(front.left), messages.enabled.eq(enabled),
             messages.room.eq(~self.up.valid | self.up.ready), front.source_mac.eq(own.address),
+            front.drain_request.eq(self.drain_request), self.drain_done.eq(front.drain_done),
             front.now.eq(self.now), messages.now.eq(self.now),
             self.next_deadline.eq(messages.next_deadline), self.deadline_valid.eq(messages.deadline_valid),
             self.active.eq(self.write.valid | Cat(block.active for block in (watch, front, messages)).any()),

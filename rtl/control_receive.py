@@ -60,6 +60,7 @@ class ControlReceive(wiring.Component):
     entry, keeps_key, emit_idle : see `rtl.control_release.ControlRelease`.
     socket, socket_taken : see `o` and `taken` of `rtl.control_complete.ControlComplete`.
     place_over : see `over` of `rtl.control_place.ControlPlace`.
+    drain_request, drain_done : PLACEs that passed the key table's check before are over.
     now : cycle count.
     count_control_... : strobes.
 
@@ -85,6 +86,7 @@ class ControlReceive(wiring.Component):
             "entry": Out(stream.Signature(FlowWrite)), "keeps_key": Out(1), "emit_idle": In(1),
             "socket": Out(stream.Signature(SocketDone)), "socket_taken": In(Strobe(SocketTaken)),
             "place_over": Out(stream.Signature(FLOW_BITS)),
+            "drain_request": In(1), "drain_done": Out(1),
             "now": In(TIME_BITS),
             **{f"count_control_{name}": Out(Strobe(CountAmount)) for names in COUNTED.values() for name in names},
             "active": Out(1),
@@ -142,6 +144,7 @@ class ControlReceive(wiring.Component):
                                           & (handed_on.order == ControlType.PLACE)),
             complete.place_given.payload.eq(handed_on.flow),
             complete.place_over.eq(place.over.valid & place.over.ready),
+            complete.drain_request.eq(self.drain_request), self.drain_done.eq(complete.drain_done),
         ]
 
         blocks = {"admission": admission, "release": release, "place": place, "complete": complete, "dones": dones,

@@ -488,22 +488,28 @@ class DescriptorParser(wiring.Component):
         with m.Elif(leaves):
             m.d.sync += has_slot.eq(0)
 
-        # Of a socket operation's head two words leave, where that of others has one piece at most.
-        operation, ends_head = Signal(), first
+        # Of a socket operation's head two words leave, the second as if the first were a piece and this the upper one.
+        operation, is_send_head = Signal(), Signal()
         if self.has_sockets:
-            ends_head = first & ~operation
             m.d.comb += self.unasked.eq(operation)
+            with m.If(enters):
+                m.d.sync += is_send_head.eq(part.first & ~names_operation(arriving.opcode))
 
         # What of it leaves in this cycle. The descriptor itself goes with its last slot, or already with its head.
         named, names_piece, gives_inline, has_piece, last_piece = (
             Signal(Piece), Signal(), Signal(), Signal(), Signal())
         may_go = Signal()
+        head_names, is_last, ends_head, upper_next = pieces_left != 0, pieces_left == 1, first, ~first & ~last_piece
+        if self.has_sockets:
+            head_names |= operation
+            is_last = Mux(operation, in_upper, is_last)
+            ends_head, upper_next = is_send_head, operation | upper_next
         m.d.comb += [
             early.eq(may_be_early & ~refused),
             may_go.eq(has_slot & (~((last & ~given) | early) | ~self.parsed.valid | self.parsed.ready)),
-            has_piece.eq(~refused & Mux(first, pieces_left != 0, inline_left == 0)),
+            has_piece.eq(~refused & Mux(first, head_names, inline_left == 0)),
             self.piece.valid.eq(may_go & has_piece), names_piece.eq(self.piece.valid & self.piece.ready),
-            last_piece.eq(pieces_left == 1),
+            last_piece.eq(is_last),
             named.eq(slot.word_select(first | in_upper, SLOT_BITS // 2)),
             gives_inline.eq(~refused & ~first & (inline_left != 0)),
             self.inline.valid.eq(may_go & gives_inline),
@@ -516,10 +522,10 @@ class DescriptorParser(wiring.Component):
         ]
         if self.has_sockets:
             with m.If(operation):
-                word = named.as_value().word_select(last_piece, WORD_BITS)
+                word = named.as_value().word_select(in_upper, WORD_BITS)
                 m.d.comb += Cat(self.piece.payload.offset, self.piece.payload.key).eq(word)
         with m.If(names_piece):
-            m.d.sync += [pieces_left.eq(pieces_left - 1), in_upper.eq(~first & ~last_piece & ~in_upper)]
+            m.d.sync += [pieces_left.eq(pieces_left - 1), in_upper.eq(upper_next & ~in_upper)]
         with m.If(self.inline.valid & self.inline.ready):
             m.d.sync += inline_left.eq(inline_left - 1)
         m.d.comb += [
@@ -541,7 +547,6 @@ class DescriptorParser(wiring.Component):
                    | arriving.slots[counted:].any()
                    | ((arriving.slots[:counted] - (arriving.pieces >> 1)[:counted])[:counted]
                       != full_slots + Mux(begun_slot, 2, 1)))
-        first_pieces = arriving.pieces
         if self.has_sockets:
             is_socket, parameters = Signal(), arriving.inline_bytes
             m.d.comb += is_socket.eq(names_operation(arriving.opcode))
@@ -549,7 +554,6 @@ class DescriptorParser(wiring.Component):
             forbids |= is_socket & ~(self.operations & OperationMask.SOCKET).any()
             misfits |= is_socket & (
                 ((parameters != 0) & (parameters != SOCKET_PARAMETERS.size_bytes)) | (arriving.pieces > 1))
-            first_pieces = Mux(is_socket, OPERATION_WORDS, arriving.pieces)
             with m.If(enters & part.first):
                 m.d.sync += operation.eq(is_socket)
         m.d.comb += [
@@ -561,7 +565,7 @@ class DescriptorParser(wiring.Component):
                 head.eq(arriving), channel.eq(part.channel), ring_index.eq(part.ring_index),
                 unknown.eq(is_unknown), forbidden.eq(is_forbidden), bad_shape.eq(is_bad_shape),
                 refused.eq(is_unknown | is_forbidden | is_bad_shape),
-                inline_left.eq(inline_slots), pieces_left.eq(first_pieces),
+                inline_left.eq(inline_slots), pieces_left.eq(arriving.pieces),
                 short.eq(begun_slot & (arriving.inline_bytes[:5] <= 16)),
             ]
 

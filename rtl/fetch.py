@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from amaranth.hdl import Array, Assert, Cat, Const, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
@@ -27,6 +27,7 @@ from rtl.descriptor import (
     FetchEnd,
     InlineRows,
     JobIssue,
+    NamedPiece,
     PieceTranslator,
     SlotReader,
 )
@@ -52,7 +53,7 @@ from rtl.interfaces import (
     tx_row,
 )
 from rtl.job_sources import JobSources, issue_streams
-from rtl.primitives import SmallRam, StreamArbiter, StreamFifo, number_of, round_robin
+from rtl.primitives import SkidBuffer, SmallRam, StreamArbiter, StreamFifo, number_of, round_robin
 from rtl.push import PushBuffer, PushedDescriptor, PushReader, PushWrite
 from rtl.small_fifo import SmallFifo
 
@@ -669,7 +670,17 @@ class TransmitFetch(wiring.Component):
         connect(m, cutter.part, parser.part)
 
         # Descriptors to jobs; pieces and inline rows go beside them and meet them again at the end.
-        connect(m, parser.piece, translator.i)
+        if has_sockets:
+            # whether a piece is a question is one more thing to look at before the parser may go on
+            m.submodules.named = named = SkidBuffer(shape=data.StructLayout({"piece": NamedPiece, "unasked": 1}))
+            m.d.comb += [
+                named.i.valid.eq(parser.piece.valid), parser.piece.ready.eq(named.i.ready),
+                named.i.payload.piece.eq(parser.piece.payload), named.i.payload.unasked.eq(parser.unasked),
+                translator.i.valid.eq(named.o.valid), named.o.ready.eq(translator.i.ready),
+                translator.i.payload.eq(named.o.payload.piece), translator.unasked.eq(named.o.payload.unasked),
+            ]
+        else:
+            connect(m, parser.piece, translator.i)
         connect(m, translator.key_request, flipped(self.key_request))
         connect(m, flipped(self.key_answer), translator.key_answer)
         connect(m, parser.inline, inline_rows.i)
@@ -687,7 +698,7 @@ class TransmitFetch(wiring.Component):
             ends = issue.done & (sources.of == 0)
             begins = issue.job.valid & (sources.of == 0) & ~is_operation(issue.job.payload.status)
             holds |= self.clearing
-            m.d.comb += [sources.done.eq(issue.done), translator.unasked.eq(parser.unasked)]
+            m.d.comb += sources.done.eq(issue.done)
         connect(m, parts["checked"], issue.i)
         for name in ("verdict", "piece", "row"):
             connect(m, parts[name], getattr(issue, name))
@@ -709,7 +720,7 @@ class TransmitFetch(wiring.Component):
             drain.holds.eq(holds), drain.request.eq(self.drain_request), self.drain_done.eq(drain.done),
             self.active.eq(Cat(block.active for block in (
                 scheduler, slots, pushed, cutter, parser, translator, inline_rows, rows, check, issue, faults,
-                drain, *([sources] if config.flows else []))).any()),
+                drain, *([sources, named] if config.flows else []))).any()),
         ]
         return m
 

@@ -135,12 +135,13 @@ class Nic(wiring.Component):
         # the control port's queues always run
         m.d.comb += [scheduler.running[queue].eq(1) for queue in config.port_queues]
         m.d.comb += [block.drain_request.eq(channels.drain_request) for block in (fetch, receive)]
-        received = receive.drain_done
+        sent, received = fetch.drain_done, receive.drain_done
         if config.flows:
-            m.d.comb += completion.drain_request.eq(channels.drain_request)
-            received = received & completion.drain_done
+            control = blocks["control"]
+            m.d.comb += [block.drain_request.eq(channels.drain_request) for block in (completion, control)]
+            sent, received = sent & control.drain_done, received & completion.drain_done
         m.d.comb += [
-            channels.drain_done_tx.eq(fetch.drain_done),
+            channels.drain_done_tx.eq(sent),
             channels.drain_done_rx.eq(received),
         ]
         link(fetch.fault, channels.fault_fetch)

@@ -184,7 +184,8 @@ class Receive(wiring.Component):
         connect(m, rings.index, flipped(self.index))
         m.d.comb += [
             mac_rx.now.eq(self.now), rings.running.eq(self.running), rings.rx_retired.eq(self.rx_retired),
-            rings.drain_request.eq(self.drain_request), self.drain_done.eq(rings.drain_done),
+            rings.drain_request.eq(self.drain_request),
+            self.drain_done.eq(rings.drain_done & control.drain_done if control else rings.drain_done),
             self.fill.eq(buffer.fill),
             coalescer.drain_request.eq(self.drain_request), rings.flushed.eq(coalescer.flushed),
             coalescer.now.eq(self.now), self.next_deadline.eq(coalescer.next_deadline),
@@ -230,6 +231,7 @@ class Receive(wiring.Component):
         filtered, taken = Strobe(CountAmount).create(), Signal(name="was_taken")
         m.d.sync += taken.eq(control.taken)  # the buffer counts in the cycle behind a frame's last row
         m.d.comb += [
+            control.drain_request.eq(self.drain_request),
             control.now.eq(self.now), control.emit_idle.eq(self.control_emit_idle),
             self.control_keeps_key.eq(control.keeps_key),
             filtered.valid.eq(buffer.count_filtered.valid & ~taken),

@@ -196,8 +196,15 @@ class FrameScheduler(wiring.Component):
         header_bytes = Signal(range(MAX_INLINE_BYTES + 1))  # with the tag
         less_limit, less_left = Signal(Credit), Signal(Credit)
         moves, decides, nothing_else = Signal(), Signal(), Signal()
+        is_idle = ~pending.any() & ~grants.any()
+        if self.config.flows:
+            # a cycle later, since much depends on it
+            idle_next, idle_now = Signal(), Signal()
+            m.d.comb += idle_next.eq(~(pending | self.arrived | grants | first).any())
+            m.d.sync += idle_now.eq(idle_next)
+            is_idle = idle_now
         m.d.comb += [
-            nothing_else.eq(~pending.any() & ~grants.any()),
+            nothing_else.eq(is_idle),
             rounds.eq(~current_valid & ready.any() & ~may_go.any() & ~grants.any() & ~next_valid),
             weights.read_addr.eq(current), credits.read_addr.eq(current),
             counts.read_addr.eq(self.arrived_channel), tails.read_addr.eq(current), heads.read_addr.eq(current),
@@ -235,10 +242,10 @@ class FrameScheduler(wiring.Component):
 
         # What the frame costs. A channel that owes more than a round's credit is passed over.
         passes_over, credit_after, is_spent = Signal(), Signal(Credit), Signal()
-        lacks_credit = by_weight & runs & ~has_credit
+        skipped = by_weight & runs & ~has_credit
         if self.config.flows:
-            # So is one whose socket operation has to wait; whether it has was looked up in the cycle before.
-            no_place, untaken, clears = Signal(), Signal(2), Signal()
+            # So is one whose socket operation has to wait. Both are looked up in the cycle before.
+            skipped, no_place, untaken, clears = Signal(), Signal(), Signal(2), Signal()
             m.d.comb += [
                 clears.eq((pending & ~self.running).any() | (untaken != 0)),
                 made.operation.eq(is_operation(job.status)),
@@ -250,7 +257,7 @@ class FrameScheduler(wiring.Component):
                 untaken.eq(untaken + (decides & made.operation) - self.operation_taken), self.clearing.eq(clears),
             ]
         m.d.comb += [
-            passes_over.eq(lacks_credit | no_place if self.config.flows else lacks_credit),
+            passes_over.eq(skipped),
             credit_after.eq(Mux(passes_over, credit, Mux(longer, less_limit, less_left) - header_bytes)),
             is_spent.eq(credit_after[-1]),
             credits.write_addr.eq(current), credits.write_data.eq(credit_after),
@@ -339,8 +346,10 @@ class FrameScheduler(wiring.Component):
                 ]
                 if self.config.flows:
                     # one that lacks credit is spent, and must not have the turn
-                    m.d.sync += no_place.eq(
-                        runs & is_operation(job.status) & turns.refused & ~(by_weight & credit[-1]))
+                    lacks_credit, waits = by_weight & credit[-1], is_operation(job.status) & turns.refused
+                    m.d.sync += [
+                        skipped.eq(runs & (lacks_credit | waits)), no_place.eq(runs & waits & ~lacks_credit),
+                    ]
                 m.next = "DECIDE"
             with m.State("DECIDE"):
                 m.d.comb += [
@@ -359,7 +368,8 @@ class FrameScheduler(wiring.Component):
         m.d.comb += self.active.eq(
             moves | choosing | rounds | self.write.valid | (by_weight ^ weighted.any()) | self.arrived.any()
             | changes | counting | (in_reach ^ may_decide) | decisions.active
-            | (turns.active | self.operation_taken | (clears ^ self.clearing) if self.config.flows else 0))
+            | (turns.active | self.operation_taken | (idle_next ^ idle_now) | (clears ^ self.clearing)
+               if self.config.flows else 0))
         return m
 
 

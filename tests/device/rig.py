@@ -16,7 +16,6 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
-from cosim import builds
 from cosim.control_port import with_control_port
 from cosim.engines import compiled
 from cosim.engines.base import Wave
@@ -55,10 +54,7 @@ WIDE_ICARUS = NicConfig(name="wide-test", mac_bytes=64, channels=4, vectors=2, k
                         tx_buffer_bytes=16384, rx_buffer_bytes=16384)
 """The widest bus in a device that is otherwise small."""
 
-OFFLOADING = "offloading"
-"""The device with a control port."""
-
-DEVICES = {"tiny": CONFIGS["tiny"], WIDE_ICARUS.name: WIDE_ICARUS, OFFLOADING: with_control_port(CONFIGS["tiny"])}
+DEVICES = {"tiny": CONFIGS["tiny"], WIDE_ICARUS.name: WIDE_ICARUS, "offloading": with_control_port(CONFIGS["tiny"])}
 
 
 class CaseFailed(AssertionError):
@@ -293,9 +289,6 @@ def on_rtl(spec: RigSpec, *, jump: bool = True, engine: str = "compiled", wave: 
     Raises what the scenario raised; from a simulator's process it comes as RunError.
     """
     if engine == "compiled":
-        if library is None and spec.device == OFFLOADING:
-            # its scenarios are short: a library without a profile is built in a third of the time
-            library = builds.build(DEVICES[OFFLOADING], builds.COUNTING) / "obj" / builds.LIBRARY_NAME
         return json.loads(json.dumps(compiled.run_bench(RigBench(spec), jump=jump, wave=wave, path=library)))
     from cosim.engines.cocotb_engine import BenchSpec, run_bench
 

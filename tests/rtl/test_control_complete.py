@@ -331,6 +331,19 @@ def test_a_completion_waits_for_its_flows_places_and_others_pass() -> None:
         await pair.place(ctx, 0, handles[0], payloads[0], 3000)
         await idle(ctx, 40)
         assert len(pair.issued) == 2 + PARKED
+        # A drain waits for both, and for none that comes later.
+        ctx.set(pair.dut.drain_request, 1)
+        await pair.place(ctx, 2, handles[2], payloads[2], 4000)
+        await idle(ctx, 60)
+        assert not ctx.get(pair.dut.drain_done)
+        assert len(pair.writes[""][2]) == 3
+        pair.places_may_end = True
+        while len(pair.writes[""][2]) > 1:
+            await ctx.tick()
+        pair.places_may_end = False
+        await idle(ctx, 10)
+        assert ctx.get(pair.dut.drain_done)
+        ctx.set(pair.dut.drain_request, 0)
         pair.places_may_end = True
         await pair.settle(ctx)
     pair.run(main)

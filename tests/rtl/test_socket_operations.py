@@ -497,7 +497,7 @@ def test_rate_and_latency(parameters):
     host.bench.run()
     compare(host, rings)
     assert beats[0] - jobs[0] <= LATENCY_CYCLES
-    each = (host.messages[-1][0] - host.messages[0][0]) / 11
+    each = (host.messages[-1][0] - host.messages[2][0]) / 9  # the first ones come as they are fetched
     assert each <= (RATE_CYCLES_PARAMETERS if parameters else RATE_CYCLES)
 
 

@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
+from cosim import builds
+from cosim.control_port import with_control_port
 from cosim.tap.bench import TapResult
 from cosim.tap.namespace import INTERFACE, Namespace, why_not
+from nic_model.contract import CONFIGS
 
 T = TypeVar("T")
 
@@ -29,8 +32,8 @@ needs_tap = pytest.mark.skipif(REASON is not None, reason=f"no TAP here: {REASON
 
 SERVER = {4: "10.0.0.1", 6: "fd00::1"}
 PORT = 8080
-START_S = 200.0
-"""Long enough for a device to be built."""
+START_S = 60.0
+"""For a server whose device is built."""
 
 SERVERS = {"nic-tso": ("--engine", "compiled", "--device", "tiny"),
            "nic-tcp": ("--systems", "nic-tcp", "--engine", "compiled", "--device", "tiny"),
@@ -50,6 +53,7 @@ class Tap:
     """
 
     def __init__(self, root: Path, *options: str, captured: bool = False) -> None:
+        self._options = options
         name = f"memnic-test-{next(_numbers)}-{time.monotonic_ns() % 10**9}"
         self.namespace = Namespace(name)
         self._folder = Path(tempfile.mkdtemp(prefix="memnic-tap-"))
@@ -60,6 +64,10 @@ class Tap:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Tap:
+        if "compiled" in self._options:
+            config = CONFIGS[self._option("--device", "default")]
+            builds.build(with_control_port(config) if self._option("--systems", "") == "nic-tcp" else config,
+                         builds.LIBRARY)
         self._log = (self._folder / "log").open("w+")
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         until = time.monotonic() + START_S
@@ -68,6 +76,10 @@ class Tap:
             assert time.monotonic() < until, self.said()
             time.sleep(0.05)
         return self
+
+    def _option(self, name: str, default: str) -> str:
+        """Value of an option of the command."""
+        return self._options[self._options.index(name) + 1] if name in self._options else default
 
     def said(self) -> str:
         """What it printed for people so far."""
