@@ -92,7 +92,8 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
             "flow_table": flow_table, "control_cells": ControlCells, "control_segments": SegmentMessages,
             "control_admission": ControlAdmission, "control_release": ControlRelease, "control_place": ControlPlace,
             "control_complete": ControlComplete, "control_completion": Completion,
-            "control_receive": ControlReceive, "control_rx_buffer": RxBuffer}.items()},
+            "control_receive": ControlReceive, "control_rx_buffer": RxBuffer,
+            "control_coalescer": Coalescer}.items()},
         "emit": with_port(EmitFront),
         "control_up": lambda config: ControlUp(with_control_port(config), sources=3),
     }

@@ -234,6 +234,8 @@ class Coalescer(wiring.Component):
             m.d.sync += closing.eq(number)
             m.next = "CLOSE"
 
+        # Whether an aggregate may have the frame's hash; known in AGE.
+        searches = Signal(name="searches") if config.flows else has(RxInfo.TCP)
         searching = Signal()
         with m.FSM(name="coalesce_state") as fsm:
             with m.State("IDLE"):
@@ -248,6 +250,8 @@ class Coalescer(wiring.Component):
                 with m.Elif(self.frame.valid):
                     with m.If(any_open):
                         m.d.comb += moves.eq(1)
+                        if config.flows:
+                            m.d.sync += searches.eq(has(RxInfo.TCP) & ~frame.passed)
                         m.next = "AGE"
                         with m.If(has(RxInfo.TCP) & may_hold):
                             m.next = "SEARCH"
@@ -265,7 +269,7 @@ class Coalescer(wiring.Component):
                     end_context(oldest)
                 with m.Elif(~is_known):
                     m.d.comb += moves.eq(1)
-                with m.Elif(has(RxInfo.TCP) & ~frame.passed if config.flows else has(RxInfo.TCP)):
+                with m.Elif(searches):
                     m.d.comb += moves.eq(1)
                     m.next = "SEARCH"
                 with m.Elif(free):
