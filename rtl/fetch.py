@@ -45,6 +45,7 @@ from rtl.interfaces import (
     SubmissionDoorbell,
     TxJob,
     TxPiece,
+    is_operation,
     queue_slots,
     read_beat,
     row,
@@ -593,6 +594,8 @@ class TransmitFetch(wiring.Component):
     drain_request, drain_done : see DrainWatch.
     emit_checked, emit_verdict, emit_piece, emit_row : of a device with a control port, a second source of jobs, with
         what belongs to them; see `rtl.job_sources`.
+    clearing : of a device with a control port, see `rtl.tx_scheduler.TransmitScheduler`. A drain waits for that instead
+        of socket operations.
     """
 
     def __init__(self, config: NicConfig):
@@ -612,7 +615,7 @@ class TransmitFetch(wiring.Component):
             "tx_retired": In(1), "tx_retired_epoch": In(1),
             "drain_request": In(1), "drain_done": Out(1), "active": Out(1),
             **({f"emit_{name}": In(stream.Signature(shape)) for name, shape in issue_streams(config).items()}
-               if config.flows else {}),
+               | {"clearing": In(1)} if config.flows else {}),
         })
 
     def elaborate(self, platform):
@@ -622,11 +625,12 @@ class TransmitFetch(wiring.Component):
         m.submodules.slots = slots = SlotReader(config)
         m.submodules.pushed = pushed = PushReader(config)
         m.submodules.cutter = cutter = DescriptorCutter(channels=config.channels)
-        m.submodules.parser = parser = DescriptorParser()
-        m.submodules.translator = translator = PieceTranslator()
+        has_sockets = bool(config.flows)
+        m.submodules.parser = parser = DescriptorParser(has_sockets=has_sockets)
+        m.submodules.translator = translator = PieceTranslator(has_sockets=has_sockets)
         m.submodules.inline_rows = inline_rows = InlineRows(config)
         m.submodules.rows = rows = StreamFifo(shape=row(config), depth=STORED_ROW_BYTES // config.host_bytes)
-        m.submodules.check = check = DescriptorCheck()
+        m.submodules.check = check = DescriptorCheck(has_sockets=has_sockets)
         m.submodules.issue = issue = JobIssue(config)
         m.submodules.faults = faults = StreamArbiter(shape=ChannelFault, count=2)
         m.submodules.drain = drain = DrainWatch(job_bits=job_bits(config))
@@ -672,16 +676,18 @@ class TransmitFetch(wiring.Component):
         connect(m, inline_rows.o, rows.i)
         connect(m, parser.parsed, check.i)
         parts = {"checked": check.o, "verdict": translator.verdict, "piece": translator.piece, "row": rows.o}
-        ends, begins = issue.done, issue.job.valid
+        ends, begins, holds = issue.done, issue.job.valid, faults.o.valid
         if config.flows:
             m.submodules.sources = sources = JobSources(config)
             for name, part in parts.items():
                 connect(m, part, getattr(sources, f"{name}_0"))
                 connect(m, flipped(getattr(self, f"emit_{name}")), getattr(sources, f"{name}_1"))
                 parts[name] = getattr(sources, name)
-            # what drains are descriptors
-            ends, begins = issue.done & (sources.of == 0), issue.job.valid & (sources.of == 0)
-            m.d.comb += sources.done.eq(issue.done)
+            # What drains are descriptors. A socket operation reads no memory, and may wait for who takes messages.
+            ends = issue.done & (sources.of == 0)
+            begins = issue.job.valid & (sources.of == 0) & ~is_operation(issue.job.payload.status)
+            holds |= self.clearing
+            m.d.comb += [sources.done.eq(issue.done), translator.unasked.eq(parser.unasked)]
         connect(m, parts["checked"], issue.i)
         for name in ("verdict", "piece", "row"):
             connect(m, parts[name], getattr(issue, name))
@@ -700,7 +706,7 @@ class TransmitFetch(wiring.Component):
             drain.descriptor_begins.eq(cutter.begun), drain.descriptor_ends.eq(ends),
             drain.job_begins.eq(begins), issue.epoch.eq(drain.epoch),
             drain.job_ends.eq(self.tx_retired), drain.job_ends_epoch.eq(self.tx_retired_epoch),
-            drain.holds.eq(faults.o.valid), drain.request.eq(self.drain_request), self.drain_done.eq(drain.done),
+            drain.holds.eq(holds), drain.request.eq(self.drain_request), self.drain_done.eq(drain.done),
             self.active.eq(Cat(block.active for block in (
                 scheduler, slots, pushed, cutter, parser, translator, inline_rows, rows, check, issue, faults,
                 drain, *([sources] if config.flows else []))).any()),

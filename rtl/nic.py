@@ -135,9 +135,13 @@ class Nic(wiring.Component):
         # the control port's queues always run
         m.d.comb += [scheduler.running[queue].eq(1) for queue in config.port_queues]
         m.d.comb += [block.drain_request.eq(channels.drain_request) for block in (fetch, receive)]
+        received = receive.drain_done
+        if config.flows:
+            m.d.comb += completion.drain_request.eq(channels.drain_request)
+            received = received & completion.drain_done
         m.d.comb += [
             channels.drain_done_tx.eq(fetch.drain_done),
-            channels.drain_done_rx.eq(receive.drain_done),
+            channels.drain_done_rx.eq(received),
         ]
         link(fetch.fault, channels.fault_fetch)
         link(receive.fault, channels.fault_receive)
@@ -211,8 +215,6 @@ class Nic(wiring.Component):
             strobes = [getattr(block, port) for block in blocks.values()
                        if block is not counters and hasattr(block, port)]
             if not strobes:
-                if counter.name in _TO_COME:
-                    continue
                 raise RuntimeError(f"counter {counter.name} has no owner")
             if len(strobes) == 1:
                 connect(m, strobes[0], getattr(counters, port))
@@ -248,7 +250,8 @@ class Nic(wiring.Component):
         connect(m, receive.control_place_over, control.place_over)
         # an order may wait for a PLACE that stands behind a FLOW_DEL: so release waits for no order to send
         m.d.comb += [control.keeps_key.eq(receive.control_keeps_key), receive.control_emit_idle.eq(1)]
-        m.d.comb += receive.control_complete.ready.eq(1)
+        connect(m, receive.control_socket, completion.socket)
+        connect(m, completion.socket_taken, receive.control_socket_taken)
         link(receive.control_key_request, keys.request_2)
         link(keys.answer_2, receive.control_key_answer)
         link(receive.control_write_cmd, dma_write.cmd_place)
@@ -261,6 +264,8 @@ class Nic(wiring.Component):
         for name in ("checked", "verdict", "piece", "row"):
             connect(m, getattr(control, name), getattr(fetch, f"emit_{name}"))
         connect(m, blocks["scheduler"].freed, control.freed)
+        link(blocks["scheduler"].operation, control.operation)
+        m.d.comb += fetch.clearing.eq(blocks["scheduler"].clearing)
         m.submodules.link_transmit_done = reports = SkidBuffer(shape=transmit.done.payload.shape())
         blocks["link_transmit_done"] = reports
         is_order = Signal()
@@ -272,7 +277,3 @@ class Nic(wiring.Component):
             *(sink.payload.eq(transmit.done.payload) for sink in (control.done, reports.i)),
         ]
         connect(m, reports.o, completion.tx)
-
-
-_TO_COME = ("control_ops", "control_passes", "control_completes")
-"""Counters of what the control port does not do yet."""

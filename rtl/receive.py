@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 from nic_model.contract import NicConfig
 from rtl.arrivals import Arrivals
 from rtl.coalescer import Coalescer
-from rtl.control_messages import Unit, message_beat
+from rtl.control_messages import message_beat
 from rtl.control_receive import COUNTED, ControlReceive
 from rtl.flow_entries import FLOW_BITS, FlowWrite
 from rtl.interfaces import (
@@ -23,6 +23,8 @@ from rtl.interfaces import (
     ReadCommand,
     RegisterWrite,
     RxDone,
+    SocketDone,
+    SocketTaken,
     Strobe,
     WriteCommand,
     WriteDone,
@@ -50,7 +52,8 @@ def _control_members(config):
         "control_write_row": Out(stream.Signature(row(config))),
         "control_write_done": In(stream.Signature(WriteDone)),
         "control_entry": Out(stream.Signature(FlowWrite)), "control_keeps_key": Out(1), "control_emit_idle": In(1),
-        "control_complete": Out(stream.Signature(Unit)), "control_place_over": Out(stream.Signature(FLOW_BITS)),
+        "control_socket": Out(stream.Signature(SocketDone)), "control_socket_taken": In(Strobe(SocketTaken)),
+        "control_place_over": Out(stream.Signature(FLOW_BITS)),
         **{f"count_control_{name}": Out(Strobe(CountAmount)) for names in COUNTED.values() for name in names},
     }
 
@@ -208,15 +211,19 @@ class Receive(wiring.Component):
 
     def _take_out(self, m, control, parser, buffer):
         """The frames that are for the control port leave the path behind the parser: the buffer drops them as if the
-        filter had not let them in. Returns the strobe of those that it really did not."""
+        filter had not let them in. Those that the port passes on come back there. Returns the strobe of those that the
+        filter really did not let in."""
         connect(m, flipped(self.write), control.write)
         connect(m, parser.parsed, control.row)
         connect(m, parser.flow, control.flow)
         connect(m, control.rest, buffer.row)
+        connect(m, control.passed, buffer.passed)
+        connect(m, control.passed_row, buffer.passed_row)
         for name in ("release", "key_answer", "write_done"):
             connect(m, flipped(getattr(self, f"control_{name}")), getattr(control, name))
-        for name in ("up", "key_request", "write_cmd", "write_row", "entry", "complete", "place_over"):
+        for name in ("up", "key_request", "write_cmd", "write_row", "entry", "socket", "place_over"):
             connect(m, getattr(control, name), flipped(getattr(self, f"control_{name}")))
+        connect(m, flipped(self.control_socket_taken), control.socket_taken)
         for name in self.signature.members:
             if name.startswith("count_control_"):
                 connect(m, getattr(control, name), flipped(getattr(self, name)))

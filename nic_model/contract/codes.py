@@ -149,7 +149,7 @@ class CompletionKind(IntEnum):
     RECEIVE_MORE = 3
     """A further buffer of the same receive."""
     SOCKET = 4
-    """A socket operation: the entry is a SOCKET_COMPLETION."""
+    """A socket operation: the entry is a SOCKET_COMPLETION. As an event it is a receive."""
 
 
 class Status(IntEnum):

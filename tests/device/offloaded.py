@@ -16,6 +16,7 @@ from scapy.layers.l2 import Ether  # noqa: E402
 
 from host_driver.account import NullAccount  # noqa: E402
 from host_driver.nic import DeviceError, Nic  # noqa: E402
+from host_driver.rings import Piece  # noqa: E402
 from host_driver.runtime import Event  # noqa: E402
 from nic_model.contract import KeyRight, OperationMask, RxFilter, register  # noqa: E402
 from nic_model.contract.control import (  # noqa: E402
@@ -36,6 +37,7 @@ from tests.device.rig import US, Rig  # noqa: E402
 OWN, PEER = "02:00:00:00:aa:01", "02:00:00:00:bb:02"
 OWN_IP, PEER_IP, OWN_PORT, PEER_PORT = "10.0.0.1", "10.0.0.2", 80, 4096
 NUMBER, GENERATION, OWNER = 5, 3, 1
+HOST_CHANNEL, BUFFER_BYTES = 0, 2048
 FLOW = {"flow": NUMBER, "generation": GENERATION}
 FIRST, OWN_FIRST = 0xFFFF_F000, 77_000
 """Sequence numbers that begin the streams; the peer's wraps."""
@@ -139,20 +141,37 @@ async def serve(rig: Rig, arguments: dict[str, Any]) -> Any:
     rig.mac.arrive(_segment(len(stream), b"nobody's"), False)
     await kernel.sleep(STILL_PS)
     unknown = [fields for kind, fields in decider.told if kind is ControlType.UNKNOWN]
-    for fields in unknown:
-        await decider.answer(decider.order(ControlType.DROP, handle=fields["handle"], flags=OrderFlag.DONE))
-    await kernel.sleep(STILL_PS)
+    passed = await _pass(rig, nic, decider, [fields["handle"] for fields in unknown])
     counters = {name: value for name, value in (await nic.read_counters()).items()
-                if name.startswith(("control_", "tx_frames", "rx_filtered", "rx_frames", "rx_fifo"))}
+                if name.startswith(("control_", "tx_frames", "rx_filtered", "rx_frames", "rx_fifo", "rx_no_buffer"))}
     assert b"".join(_payload(frame) for _, frame in rig.mac.sent if _is_data(frame)) == sent
     return {
         "refused": refused, "placed": placed, "statuses": statuses, "ends": ends,
         "unknown": [(fields["reason"], fields["frame_bytes"], fields["frame"]) for fields in unknown],
-        "kinds": sorted(Counter(kind.name for kind, _ in decider.told).items()),
+        "passed": passed, "kinds": sorted(Counter(kind.name for kind, _ in decider.told).items()),
         "frames": [hashlib.sha256(frame).hexdigest() for _, frame in rig.mac.sent if _is_data(frame)],
         "others": sorted(frame.hex() for _, frame in rig.mac.sent if not _is_data(frame)),
         "counters": counters,
     }
+
+
+async def _pass(rig: Rig, nic: Nic, decider: Decider, handles: list[int]) -> list[Any]:
+    """Give frames to a channel of the host that has buffers for all but the last, which is given twice. Returns what
+    the orders are answered with, and what the channel got."""
+    channel = await nic.open_channel(HOST_CHANNEL, operations=OperationMask.RECEIVE_RAW, vector=0, tx_log2=4, rx_log2=4)
+    area = rig.memory.allocate(len(handles) * BUFFER_BYTES)
+    key = nic.register_memory(area, len(handles) * BUFFER_BYTES, KeyRight.WRITE, HOST_CHANNEL, NullAccount()).value
+    for number in range(len(handles) - 1):
+        channel.post(Piece(key, number * BUFFER_BYTES, BUFFER_BYTES), number, number)
+    channel.ring_doorbell(NullAccount())
+    await rig.kernel.sleep(STILL_PS)
+    tags = [decider.order(ControlType.PASS, handle=handle, channel=HOST_CHANNEL, flags=OrderFlag.DONE)
+            for handle in (*handles, handles[-1])]
+    answers = [(await decider.answer(tag))["status"] for tag in tags]
+    await rig.kernel.sleep(STILL_PS)
+    told = [done.completion for done in channel.completions()]
+    got = [(completion.status, completion.length, int(completion.info)) for completion in told]
+    return [answers, got, bytes(rig.memory.view(area, 128)).hex()]
 
 
 async def _refused(nic: Nic, channel: int) -> str:
