@@ -678,10 +678,16 @@ class PieceTranslator(wiring.Component):
         ]
 
         # The last answer of a descriptor waits for the verdict's place.
-        question, answer = questions.o.payload, self.key_answer.payload
+        asking = questions.o
+        if self.has_sockets:
+            # what is unasked decides more than a question does: it comes out of a register
+            m.submodules.question = stage = SkidBuffer(shape=Question)
+            wiring.connect(m, questions.o, stage.i)
+            asking = stage.o
+        question, answer = asking.payload, self.key_answer.payload
         has_place, answered = Signal(), Signal()
         first_refusal = Signal(8)
-        has_answer, takes, comes = self.key_answer.valid, has_place & questions.o.valid, self.key_answer.ready
+        has_answer, takes, comes = self.key_answer.valid, has_place & asking.valid, self.key_answer.ready
         address, status = answer.address, answer.status
         if self.has_sockets:
             comes = takes
@@ -692,7 +698,7 @@ class PieceTranslator(wiring.Component):
             has_place.eq(pieces.i.ready & ~(question.last & self.verdict.valid)),
             self.key_answer.ready.eq(takes),
             answered.eq(has_answer & comes),
-            questions.o.ready.eq(has_answer & has_place),
+            asking.ready.eq(has_answer & has_place),
             pieces.i.valid.eq(answered),
             pieces.i.payload.address.eq(address), pieces.i.payload.length.eq(question.length),
             pieces.i.payload.last.eq(question.last),
@@ -704,8 +710,10 @@ class PieceTranslator(wiring.Component):
             m.d.sync += first_refusal.eq(Mux(question.last, Status.OK, so_far))
             with m.If(question.last):
                 m.d.sync += [self.verdict.valid.eq(1), self.verdict.payload.status.eq(so_far)]
-        m.d.comb += self.active.eq(
-            questions.active | pieces.active | answered | (self.verdict.valid & self.verdict.ready))
+        active = questions.active | pieces.active | answered | (self.verdict.valid & self.verdict.ready)
+        if self.has_sockets:
+            active |= stage.active
+        m.d.comb += self.active.eq(active)
         return m
 
 
