@@ -15,7 +15,7 @@ from typing import Protocol
 from cosim.machine import DeviceProcessor, firmware_prices_ps
 from host_driver.firmware.shards import shard_of_message
 from host_driver.runtime import Kernel
-from nic_model.contract.control import EMIT_TYPES
+from nic_model.contract.control import EMIT_TYPES, ControlType
 from nic_model.control_log import Decider, PortLog
 
 QUEUE_MESSAGES = 256
@@ -98,6 +98,7 @@ class DeviceProcessors:
         self._log = log
         self._processors = [_Processor(index) for index in range(processors)]
         self._head: bytes | None = None
+        self._activity = 0
         self._is_distributing = False
         streams.on_up = self._distribute
 
@@ -105,6 +106,15 @@ class DeviceProcessors:
     def counts(self) -> list[ProcessorCounts]:
         """What each did so far."""
         return [processor.counts for processor in self._processors]
+
+    @property
+    def waiting(self) -> int:
+        """Messages that no processor has begun with."""
+        return sum(len(processor.waiting) for processor in self._processors) + (self._head is not None)
+
+    def activity(self) -> int:
+        """A number that changes when more goes on than the ticking of the device's clock."""
+        return self._activity
 
     def _distribute(self) -> None:
         """Give messages to their processors, as long as the first of them finds a place."""
@@ -137,6 +147,7 @@ class DeviceProcessors:
             self._log.add(True, message)
             for order in orders:
                 self._log.add(False, order)
+        self._activity += bool(orders) or message[0] != ControlType.TICK
         busy_ps = self.account.take()
         counts = processor.counts
         counts.messages += 1

@@ -54,6 +54,7 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
     from rtl.completion import Completion
     from rtl.control_admission import ControlAdmission, flow_table
     from rtl.control_cells import ControlCells
+    from rtl.control_complete import ControlComplete
     from rtl.control_place import ControlPlace
     from rtl.control_receive import ControlReceive
     from rtl.control_release import ControlRelease
@@ -90,7 +91,8 @@ def blocks() -> dict[str, Callable[[NicConfig], Any]]:
         **{name: with_port(maker) for name, maker in {
             "flow_table": flow_table, "control_cells": ControlCells, "control_segments": SegmentMessages,
             "control_admission": ControlAdmission, "control_release": ControlRelease, "control_place": ControlPlace,
-            "control_receive": ControlReceive}.items()},
+            "control_complete": ControlComplete, "control_completion": Completion,
+            "control_receive": ControlReceive, "control_rx_buffer": RxBuffer}.items()},
         "emit": with_port(EmitFront),
         "control_up": lambda config: ControlUp(with_control_port(config), sources=3),
     }

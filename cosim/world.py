@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from cosim.control_port import with_control_port
 from cosim.device_processor import DeviceProcessors, FirmwareAccount
 from cosim.engines.base import RunError, failed_task
-from cosim.engines.bench import CountingPort, bus_timing
+from cosim.engines.bench import CountingPort, bus_timing, control_streams
 from cosim.engines.bus import Bus
 from cosim.engines.compiled import run_bench
 from cosim.engines.model import ModelPort
@@ -44,12 +44,12 @@ from host_driver.nic import Nic
 from host_driver.notification import Interrupts
 from host_driver.offload_interface import OffloadInterface
 from host_driver.offload_tcp import OffloadTcp
-from host_driver.port import Port
 from host_driver.runtime import Event, Kernel, TaskFailed
 from host_driver.san.node import NodeSettings, TcpServerNode
 from host_driver.san.provider import SanTcp, TcpNode
 from host_driver.tcp import LINUX, Profile
 from nic_model.contract import CONFIGS
+from nic_model.contract.config import PortFacts
 
 ENGINES = ("model", "compiled")
 
@@ -68,7 +68,8 @@ def mac_of(number: int) -> bytes:
 
 class WorldHost:
     """One host. Attributes: `name`, `ip`; `interface` and `tcp_server`, when it is `up`; `device_processor`, what does
-    TCP on its device, if that is so: then `offload` and `firmware` instead of `interface`."""
+    TCP on its device, if that is so, and `port_facts`, what its firmware knows of it: then there are `offload` and
+    `firmware` instead of `interface`."""
 
     def __init__(self, kernel: Kernel, number: int, name: str, seed: int, processors: Processors | None,
                  notification: Interrupts | None, profile: Profile, admission: AdmissionPolicy | None) -> None:
@@ -78,6 +79,7 @@ class WorldHost:
         self.up = Event(f"{name} coming up")
         self.interface: NetworkInterface
         self.device_processor: DeviceProcessor | None = None
+        self.port_facts: PortFacts
         self.offload: OffloadInterface
         self.firmware: Firmware
         self.tcp_server: TcpServer
@@ -97,7 +99,7 @@ class WorldHost:
         """An account for a process of this host."""
         return NullAccount() if self.processors is None else self.processors.process_context(name)
 
-    async def bring_up(self, port: Port) -> None:
+    async def bring_up(self, port: CountingPort) -> None:
         """Over a device that is out of reset."""
         processors, seed = self.processors, f"{self.name} of {self._seed}"
         if self.device_processor is not None:
@@ -124,13 +126,12 @@ class WorldHost:
         self.tcp_server = TcpServer(san, rng=random.Random(f"capabilities of {self.name} of {self._seed}"))
         self.up.set()
 
-    async def _bring_up_offload(self, port: Port, device: DeviceProcessor, seed: str) -> None:
+    async def _bring_up_offload(self, port: CountingPort, device: DeviceProcessor, seed: str) -> None:
         """The same with TCP on the device."""
-        assert isinstance(port, ModelPort)
-        facts, account = port.device.config.port_facts, FirmwareAccount(device)
-        self.firmware = Firmware(facts, mac=self.mac, ip=self.ip, profile=self._profile, seed=seed, account=account,
-                                 shards=device.processors)
-        DeviceProcessors(self._kernel, port.control, self.firmware, account, device.processors)
+        account = FirmwareAccount(device)
+        self.firmware = Firmware(self.port_facts, mac=self.mac, ip=self.ip, profile=self._profile, seed=seed,
+                                 account=account, shards=device.processors)
+        DeviceProcessors(self._kernel, control_streams(port), self.firmware, account, device.processors)
         processors = self.processors
         self.offload = await OffloadInterface.open(
             await Nic.probe(port), mac=self.mac, ip=self.ip,
@@ -176,8 +177,6 @@ class World:
             raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
         self.kernel = Kernel()
         self.config = with_control_port(CONFIGS[device]) if on_device else CONFIGS[device]
-        if on_device and engine != "model":
-            raise InputError(f"TCP on the device cannot run on the {engine} engine yet: use model")
         self.memory = HostMemory(memory_bytes)
         self._capture = None if capture is None else PcapngWriter(capture, "server")
         self.wire = Wire(self.kernel, bit_rate=link_bit_rate, capture=self._capture, impairments=impairments)
@@ -209,7 +208,8 @@ class World:
         if tcp_nodes is not None and self._chosen.san is None:
             raise InputError(f"machine {chosen.name} has no `[san]`, which TCP server nodes need")
         self.server = self._new_host("server", processors, notification, admission)
-        self.server.device_processor = chosen.device_processor if on_device else None
+        if on_device:
+            self.server.device_processor, self.server.port_facts = chosen.device_processor, self.config.port_facts
         self.client = self.add_host("client")
 
     def _new_host(self, name: str, processors: Processors | None, notification: Interrupts | None,
@@ -227,7 +227,7 @@ class World:
         self.kernel.spawn(host.bring_up(port), f"{name} coming up")
         return host
 
-    async def bring_up(self, port: Port) -> None:
+    async def bring_up(self, port: CountingPort) -> None:
         """The server, over the device under study."""
         wanted, san = self._tcp_nodes, self._chosen.san
         if wanted is None:

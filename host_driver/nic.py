@@ -15,7 +15,6 @@ from host_driver.flow_rules import FlowRule, FlowRuleError, choose_place
 from host_driver.port import Port
 from nic_model.contract import (
     CHANNEL_STATUS,
-    COUNTERS,
     COUNTERS_BASE,
     DEFAULT_HASH_TYPES,
     KEY_COMMIT,
@@ -49,6 +48,7 @@ from nic_model.contract import (
     steering_register,
     vector_register,
 )
+from nic_model.contract.config import counters_of
 
 PS_PER_S = 10**12
 US_PER_S = 10**6
@@ -199,6 +199,11 @@ class Nic:
         self.port.write32(channel_register(name, number), value)
 
     # ------------------------------------------------------------------------------------------ memory keys
+
+    @property
+    def keys_in_use(self) -> int:
+        """Entries of the device's table that somebody has."""
+        return self.capabilities.keys - len(self._free_keys)
 
     def register_memory(self, address: int, length_bytes: int, rights: KeyRight, owner: int,
                         account: Account) -> MemoryKey:
@@ -459,10 +464,10 @@ class Nic:
     # ------------------------------------------------------------------------------------------ figures
 
     async def read_counters(self) -> dict[str, int]:
-        """All counters of the device, at one instant."""
+        """All counters of the device, those of its control port too, at one instant."""
         await self._write_and_wait(register("SNAPSHOT"))
         counters = {}
-        for number, counter in enumerate(COUNTERS):
+        for number, counter in enumerate(counters_of(self.capabilities.features)):
             low = await self.port.read32(COUNTERS_BASE + 8 * number)
             high = await self.port.read32(COUNTERS_BASE + 8 * number + 4)
             counters[counter.name] = low | high << 32

@@ -52,9 +52,9 @@ _ERRORS: dict[SocketStatus, Callable[[str], NetworkError]] = {
     SocketStatus.IN_USE: AddressInUse, SocketStatus.UNREACHABLE: ConnectionTimedOut}
 
 
-def ring_pool_bytes(backlog: int, ring_bytes: int = DEFAULT_RING_BYTES) -> int:
+def ring_pool_bytes(backlog: int, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS) -> int:
     """Host memory that the eager rings of a listening socket take."""
-    return min(backlog, DEFAULT_RINGS) * ring_bytes
+    return min(backlog, rings) * ring_bytes
 
 
 def _error(status: SocketStatus, doing: str) -> NetworkError | None:
@@ -122,15 +122,18 @@ class OffloadConnection:
 class OffloadTcp(DeviceMemory):
     """Implements `memnet.Provider` over TCP on the device.
 
-    Parameters: `interface`; `ring_bytes`, size of each connection's eager ring. Attributes: `memory`, `kernel`.
+    Parameters: `interface`; `ring_bytes`, size of each connection's eager ring, a power of two; `rings` of a listening
+    socket, at most as many as its backlog. Attributes: `memory`, `kernel`.
     """
 
-    def __init__(self, interface: OffloadInterface, *, ring_bytes: int = DEFAULT_RING_BYTES) -> None:
+    def __init__(self, interface: OffloadInterface, *, ring_bytes: int = DEFAULT_RING_BYTES,
+                 rings: int = DEFAULT_RINGS) -> None:
         super().__init__(interface.nic, SOCKET_CHANNEL)
         self.eager_bytes = 0
         """Bytes that the host had to copy."""
         self._interface = interface
         self._ring_bytes = ring_bytes
+        self._rings = rings
         self._ports: dict[int, OffloadListening] = {}
         self._connections: set[OffloadConnection] = set()
 
@@ -170,7 +173,7 @@ class OffloadTcp(DeviceMemory):
         if port in self._ports:
             raise AddressInUse(f"port {port} is listened on")
         listening = self._ports[port] = OffloadListening(self, port)
-        length = ring_pool_bytes(backlog, self._ring_bytes)
+        length = ring_pool_bytes(backlog, self._ring_bytes, self._rings)
         account = self._interface.account
         try:
             listening.address = self.memory.allocate(length, _ALIGNMENT_BYTES)
@@ -188,6 +191,11 @@ class OffloadTcp(DeviceMemory):
         self._interface.post_now([SocketDescriptor(Opcode.SOCKET_LISTEN, piece=Piece(listening.key.value, 0, length),
                                                    parameters=parameters)], over, account)
         return listening
+
+    @property
+    def waiting_accepts(self) -> int:
+        """Operations that are over when a client comes."""
+        return sum(listening.asked for listening in self._ports.values())
 
     async def accept(self, listening: OffloadListening, account: Account) -> OffloadConnection:
         """The next connection: an operation that waits on the device."""

@@ -89,8 +89,8 @@ class Datapath(Protocol):
     def send_frame(self, frame: bytes) -> None:
         """To the MAC."""
 
-    def give_frame(self, channel: int, frame: bytes, parsed: Parsed) -> None:
-        """Deliver a frame as one that was received, to this channel."""
+    def give_frame(self, channel: int, frame: bytes, parsed: Parsed, arrived_cycles: int) -> None:
+        """Deliver a frame as one that was received, to this channel; and when that was."""
 
     def complete_socket(self, channel: int, fields: Mapping[str, int]) -> bool:
         """Write a completion; False if the channel does not run."""
@@ -110,6 +110,7 @@ class _Held:
     """Its payload's first byte and length."""
     cells: int
     flow: int
+    arrived_cycles: int
 
 
 class _Refused(Exception):
@@ -278,7 +279,8 @@ class ControlPort:
         handle = self._free_handles.popleft()
         self._free_cells -= cells
         payload = header.payload if header is not None else (0, len(frame))
-        self._held[handle] = _Held(frame, parsed, payload, cells, NO_FLOW if flow is None else flow.number)
+        self._held[handle] = _Held(frame, parsed, payload, cells, NO_FLOW if flow is None else flow.number,
+                                   self._datapath.now_cycles)
         self.counters["control_bytes"] += len(frame)
         if flow is not None:
             self.counters["control_segments"] += 1
@@ -396,7 +398,7 @@ class ControlPort:
             raise _Refused(DoneStatus.BAD)
         self._end_handle(fields["handle"])
         self.counters["control_passes"] += 1
-        self._datapath.give_frame(fields["channel"], held.frame, held.parsed)
+        self._datapath.give_frame(fields["channel"], held.frame, held.parsed, held.arrived_cycles)
         return 0
 
     def _flow_add(self, fields: Mapping[str, int], further: bytes) -> int:

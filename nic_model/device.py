@@ -405,6 +405,9 @@ class Device:
                 self._end(self._coalescer.take_all())
         if command != ChannelCommand.ENABLE or channel.state is not ChannelState.IDLE:
             return
+        if channel.number in self.config.port_queues:
+            self._fail(channel, ChannelError.RESERVED)
+            return
         tx, rx, cq = (self._ring(channel, name, entry_bytes) for name, entry_bytes in (
             ("TX", SUBMISSION_SLOT_BYTES), ("RX", RECEIVE_SLOT_BYTES), ("CQ", COMPLETION_BYTES)))
         sizes_fit = (all(SMALLEST_RING_LOG2 <= r.log2 <= self.config.max_ring_log2 for r in (tx, rx))
@@ -636,14 +639,14 @@ class Device:
             aggregate.receive = receive
         return self._count_delivery(frame, info, delivered)
 
-    def give_frame(self, channel: int, frame: bytes, parsed: Parsed) -> None:
-        """Deliver a frame that the control port passed on, by itself."""
+    def give_frame(self, channel: int, frame: bytes, parsed: Parsed, arrived_cycles: int) -> None:
+        """Deliver a frame that the control port passed on, by itself, stamped as it arrived."""
         target = self._channels[channel]
         slots = self._take_slots(target, len(frame))
         if isinstance(slots, str):
             self.counters[slots] += 1
             return
-        receive = _Receive(target, parsed.info, self.now_cycles,
+        receive = _Receive(target, parsed.info, arrived_cycles,
                            checksum=parsed.raw_sum if RxInfo.RAW_SUM in parsed.info else 0)
         delivered = self._write(receive, frame, slots)
         self._tell(receive)

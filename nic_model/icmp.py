@@ -93,6 +93,14 @@ class IcmpMessage:
             raise PacketError(f"ICMP: {len(data)} bytes, a header has {HEADER_BYTES}")
         if ones_sum(data, _seed(addresses, len(data))) != 0xFFFF:
             raise PacketError("ICMP: wrong checksum")
+        return cls.parse_beginning(data)
+
+    @classmethod
+    def parse_beginning(cls, data: Buffer) -> IcmpMessage:
+        """Read a message of which only the beginning is there, so that its checksum tells nothing. Raises PacketError
+        if it is too short."""
+        if len(data) < HEADER_BYTES:
+            raise PacketError(f"ICMP: {len(data)} bytes, a header has {HEADER_BYTES}")
         kind, code, _, word = _HEADER.unpack_from(data)
         return cls(kind, code, word, data[HEADER_BYTES:])
 

@@ -17,7 +17,8 @@ from rtl.simulation import streams
 CACHE_NORMAL_BUFFERABLE = 0b0011
 """AxCACHE of DMA: Normal memory, non-cacheable, bufferable."""
 
-LEAVING = ("m_axi_ar", "m_axi_aw", "m_axi_w", "m_axis_tx", "s_axil_b", "s_axil_r", "s_axi_b", "s_axi_r")
+LEAVING = ("m_axi_ar", "m_axi_aw", "m_axi_w", "m_axis_tx", "s_axil_b", "s_axil_r", "s_axi_b", "s_axi_r",
+           "m_axis_up")
 """Streams whose payload leaves the device; the other ones enter."""
 
 IGNORED = {
@@ -60,6 +61,7 @@ class AmbaNic(wiring.Component):
         wide, since tools know one ID width for a port.
     m_axis_tx_*, s_axis_rx_* : AXI-Stream to and from the MAC, frames without FCS. TUSER in the last beat of a received
         frame: it is bad; of a sent one it is 0.
+    m_axis_up_*, s_axis_release_*, s_axis_emit_* : of a device with flows, AXI-Stream of its control port's messages.
     irq, now, quiet, next_deadline, deadline_valid, pause_active, pause_request : as in `Nic`.
     """
 

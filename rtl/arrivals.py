@@ -7,9 +7,6 @@ from amaranth.lib.wiring import In, Out
 from rtl.interfaces import TIME_BITS, Strobe
 from rtl.parser import DELAY_ROWS
 
-_COMING_BITS = (2 * DELAY_ROWS - 1).bit_length()
-"""Of the number of frames between the MAC and the end of the parser, where each has a row at least."""
-
 
 class Arrivals(wiring.Component):
     """Counts frames on their way from the MAC to the receive buffer's end.
@@ -17,6 +14,11 @@ class Arrivals(wiring.Component):
     Enters: the events in a frame's life there. Leaves, a cycle later: `clear` while no frame is on the way, neither
     from the MAC nor in the buffer, waiting to be taken; `time`, that of the last one that left without being offered
     while none before it was on the way: so that aggregates end in time under a stream of frames that nobody wants.
+
+    Parameters
+    ----------
+    behind_parser : int
+        Cycles that a row takes from the parser's end to the receive buffer.
 
     Members
     -------
@@ -29,7 +31,9 @@ class Arrivals(wiring.Component):
     time : so has every frame that came before this time, unless one is `offered`.
     """
 
-    def __init__(self):
+    def __init__(self, *, behind_parser: int = 0):
+        # each frame between the MAC and the receive buffer has a row at least
+        self._most = 2 * DELAY_ROWS - 1 + behind_parser
         super().__init__({
             "begins": In(1), "skipped": In(Strobe(TIME_BITS)),
             "ended": In(1), "dropped": In(Strobe(TIME_BITS)), "offered": In(1),
@@ -38,7 +42,7 @@ class Arrivals(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        coming, coming_next = Signal(_COMING_BITS), Signal(_COMING_BITS)
+        coming, coming_next = Signal(range(self._most + 1)), Signal(range(self._most + 1))
         clear = Signal()
         # Frames end in order, but for those that are skipped, which may have others before them.
         skips_alone = self.skipped.valid & (coming == 1)

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-from amaranth.hdl import Assert, Cat, Module, Signal
+from amaranth.hdl import Assert, Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
@@ -152,6 +152,10 @@ class Channels(wiring.Component):
         bit = Signal(count)
         fail_bit, drain_bit, ended = Signal(count), Signal(count), Signal(count)
         was_running, was_draining, had_failed = Signal(), Signal(), Signal()
+        fits, refusal = rings_checked.all(), ChannelError.RING_CONFIG
+        if self.config.port_queues:
+            reserved = Cat(subject == queue for queue in self.config.port_queues).any()
+            fits, refusal = fits & ~reserved, Mux(reserved, ChannelError.RESERVED, refusal)
         state, found_code = (Signal(CHANNEL_STATUS.fields[name].width, name=f"status_{name}")
                              for name in ("state", "error"))
         status = Signal(32)
@@ -225,11 +229,11 @@ class Channels(wiring.Component):
                 with m.Switch(work):
                     with m.Case(_Work.ENABLE):
                         with m.If(~was_running & ~was_draining & ~had_failed):
-                            with m.If(rings_checked.all()):
+                            with m.If(fits):
                                 m.d.sync += [self.start.valid.eq(1), self.start.payload.channel.eq(subject)]
                                 m.next = "Start"
                             with m.Else():
-                                fail(ChannelError.RING_CONFIG)
+                                fail(refusal)
                     with m.Case(_Work.RESET):
                         with m.If(was_running):
                             stop()

@@ -21,7 +21,7 @@ from nic_model.contract.protocols import (
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import TIME_BITS, RegisterWrite, Strobe, lane_bits
 from rtl.primitives import Ram, SkidBuffer, SmallRam, StreamFifo
-from rtl.rx_buffer import HEADER_BYTES, HEADER_ROWS, LENGTH_BITS, OfferedFrame
+from rtl.rx_buffer import HEADER_BYTES, HEADER_ROWS, LENGTH_BITS, offered_frame
 from rtl.rx_rings import TaskKind, rx_task
 
 WAYS = 4
@@ -95,8 +95,8 @@ class Coalescer(wiring.Component):
     A TCP segment whose headers are kept is looked for among the open aggregates by its hash, `WAYS` tags a cycle; then
     its header is compared with that of the aggregate's first segment, a row a cycle. By the result it is appended,
     or the aggregate ends and the segment opens another, or goes by itself. Everything else goes by itself, and ends
-    the aggregate with its hash, if there is one: so no segment overtakes those of its flow. The rules stand in
-    `nic_model.coalescing`.
+    the aggregate with its hash, if there is one: so no segment overtakes those of its flow. A frame that the control
+    port passed on ends none: it is late, and what is open is of later ones. The rules stand in `nic_model.coalescing`.
 
     With 16 contexts and a bus of 16 bytes: a frame that is no TCP 2 cycles, a TCP frame without payload 9, a segment
     that is appended 20, one that opens an aggregate 28. While nothing is open, a frame by itself takes 1.
@@ -130,7 +130,7 @@ class Coalescer(wiring.Component):
         rows = HEADER_BYTES // config.host_bytes
         super().__init__({
             "write": In(Strobe(RegisterWrite)),
-            "frame": In(stream.Signature(OfferedFrame)),
+            "frame": In(stream.Signature(offered_frame(config))),
             "header_read": Out(1), "header_row": Out(exact_log2(HEADER_ROWS)), "header_data": In(8 * config.host_bytes),
             "header_release": Out(1),
             "task": Out(stream.Signature(rx_task(config))),
@@ -265,7 +265,7 @@ class Coalescer(wiring.Component):
                     end_context(oldest)
                 with m.Elif(~is_known):
                     m.d.comb += moves.eq(1)
-                with m.Elif(has(RxInfo.TCP)):
+                with m.Elif(has(RxInfo.TCP) & ~frame.passed if config.flows else has(RxInfo.TCP)):
                     m.d.comb += moves.eq(1)
                     m.next = "SEARCH"
                 with m.Elif(free):

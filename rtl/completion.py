@@ -15,6 +15,7 @@ from nic_model.contract import (
     NicConfig,
     Status,
 )
+from nic_model.contract.sockets import SOCKET_COMPLETION
 from rtl.addresses import channel_of, is_channel_register
 from rtl.interfaces import (
     CHANNEL_BITS,
@@ -28,13 +29,16 @@ from rtl.interfaces import (
     RegisterWrite,
     Retired,
     RxDone,
+    SocketDone,
+    SocketTaken,
     Strobe,
     TxDone,
     WriteCommand,
     WriteDone,
+    contract_view,
     row,
 )
-from rtl.primitives import SmallRam, StreamArbiter, StreamFifo
+from rtl.primitives import OrderedDrain, SmallRam, StreamArbiter, StreamFifo
 
 TOKENS_IN_FLIGHT = 128
 """Tokens between the completion's write and its response, which may be a hundred cycles later; also how many may wait
@@ -49,17 +53,31 @@ LOG2_BITS = LARGEST_CQ_LOG2.bit_length()
 # One bit more than the index that software sees, since the largest ring (2^16 entries) has its phase there.
 POSITION_BITS = INDEX_BITS + 1
 
-# TxDone and RxDone in one shape. `writes`: a completion is due if the channel runs.
-Token = data.StructLayout({
-    "receive": 1, "channel": CHANNEL_BITS, "writes": 1, "status": 8, "tag": 16, "length": LENGTH_BITS,
-    "ring_index": INDEX_BITS, "info": 16, "checksum": 16, "timestamp": TIME_BITS, "segments": 16,
-    "mss": 14, "more": 8, "further": 1, "epoch": 1,
-})
+_SHARED = tuple(name for name, field in COMPLETION.fields.items()
+                if field.offset >= SOCKET_COMPLETION.fields["result"].offset and name not in ("more", "phase"))
+"""Fields of COMPLETION where SOCKET_COMPLETION has its result, its ports and its socket."""
 
-# What must be known of a token when its write is answered; `ends`: no further token's entry is in the same write.
-Pending = data.StructLayout({
-    "receive": 1, "channel": CHANNEL_BITS, "index": INDEX_BITS, "writes": 1, "ends": 1, "epoch": 1,
-})
+
+def token_layout(config: NicConfig) -> data.StructLayout:
+    """TxDone and RxDone in one shape. `writes`: a completion is due if the channel runs. On a device with a control
+    port SocketDone too: it has its bits where these have theirs, `socket` marks it, and as an event it is a receive."""
+    fields = {
+        "receive": 1, "channel": CHANNEL_BITS, "writes": 1, "status": 8, "tag": 16, "length": LENGTH_BITS,
+        "ring_index": INDEX_BITS, "info": 16, "checksum": 16, "timestamp": TIME_BITS, "segments": 16,
+        "mss": 14, "more": 8, "further": 1, "epoch": 1,
+    }
+    if config.flows:
+        fields |= {name: COMPLETION.fields[name].width for name in ("length", *_SHARED)} | {"socket": 1}
+    return data.StructLayout(fields)
+
+
+def pending_layout(config: NicConfig) -> data.StructLayout:
+    """What must be known of a token when its write is answered; `ends`: no further token's entry is in the same
+    write."""
+    return data.StructLayout({
+        "receive": 1, "channel": CHANNEL_BITS, "index": INDEX_BITS, "writes": 1, "ends": 1, "epoch": 1,
+        **({"socket": 1} if config.flows else {}),
+    })
 
 
 class Completion(wiring.Component):
@@ -77,6 +95,9 @@ class Completion(wiring.Component):
     Latency from a token to its write command 5 cycles, and as many more as entries follow at once in the same write;
     throughput one completion in 2 cycles (one with a bus of 32 bytes or more), 128 in flight.
 
+    On a device with a control port completions of socket operations enter too, by `socket`, and take their turn with
+    the others. As an event one is a receive.
+
     Parameters
     ----------
     config : NicConfig
@@ -86,6 +107,10 @@ class Completion(wiring.Component):
     write, start, running : registers (CQ_BASE, CQ_LOG2), channel enabled, which channels run.
     tx, rx : finished sends and received frames.
     write_cmd, write_row, write_done : client of the DMA write engine.
+    socket, socket_taken : on a device with a control port: finished socket operations; strobe of SocketTaken for each,
+        when it has its place in the ring or is found to have none. The write is certain then, its success is not.
+    drain_request, drain_done : on a device with a control port: all of these that were taken before the request and are
+        written have been retired.
     retired : completions that the bus has answered, for the events.
     tx_retired, rx_retired : one cycle for each token; tx_retired_epoch : that of the send.
     fault : channels whose completion could not be written.
@@ -106,16 +131,28 @@ class Completion(wiring.Component):
             "fault": Out(stream.Signature(ChannelFault)), "index": Out(Strobe(IndexReport)),
             "count_completions": Out(Strobe(CountAmount)), "count_tx_sends": Out(Strobe(CountAmount)),
             "count_tx_errors": Out(Strobe(CountAmount)), "error": Out(1), "active": Out(1),
+            **({"socket": In(stream.Signature(SocketDone)), "socket_taken": Out(Strobe(SocketTaken)),
+                "drain_request": In(1), "drain_done": Out(1)} if config.flows else {}),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.arbiter = arbiter = StreamArbiter(shape=Token, count=2)
-        m.submodules.in_flight = in_flight = StreamFifo(shape=Pending, depth=TOKENS_IN_FLIGHT)
-        m.submodules.answered = answered = StreamFifo(shape=Pending, depth=TOKENS_IN_FLIGHT)
+        shape, pending = token_layout(self.config), pending_layout(self.config)
+        m.submodules.arbiter = arbiter = StreamArbiter(shape=shape, count=3 if self.config.flows else 2)
+        m.submodules.in_flight = in_flight = StreamFifo(shape=pending, depth=TOKENS_IN_FLIGHT)
+        m.submodules.answered = answered = StreamFifo(shape=pending, depth=TOKENS_IN_FLIGHT)
         self._take_tokens(m, arbiter)
         working = self._write_completions(m, arbiter.o, in_flight.i)
         retiring = self._retire(m, in_flight.o, answered)
+        if self.config.flows:
+            # All tokens end in the order in which they came.
+            m.submodules.drain = drain = OrderedDrain(most=4 * TOKENS_IN_FLIGHT)
+            m.d.comb += [
+                drain.begins.eq(self.socket_taken.valid), drain.request.eq(self.drain_request),
+                drain.ends.eq(answered.o.valid & answered.o.ready & answered.o.payload.socket),
+                self.drain_done.eq(drain.done),
+            ]
+            retiring |= drain.active
         m.d.comb += self.error.eq(arbiter.o.valid & arbiter.o.ready & (arbiter.o.payload.status != Status.OK))
         m.d.comb += self.active.eq(
             arbiter.active | in_flight.active | answered.active | working | retiring | self.write.valid)
@@ -143,6 +180,18 @@ class Completion(wiring.Component):
             self.count_tx_sends.valid.eq(taken & (tx.status == Status.OK)), self.count_tx_sends.payload.amount.eq(1),
             self.count_tx_errors.valid.eq(taken & (tx.status != Status.OK)), self.count_tx_errors.payload.amount.eq(1),
         ]
+        if self.config.flows:
+            done, token = self.socket.payload, arbiter.i[2].payload
+            entry = contract_view(SOCKET_COMPLETION)(Signal(8 * COMPLETION_BYTES, name="socket_entry"))
+            m.d.comb += [
+                arbiter.i[2].valid.eq(self.socket.valid & ~inside), self.socket.ready.eq(arbiter.i[2].ready & ~inside),
+                *(token[name].eq(done[name]) for name in ("channel", "status", "tag", "length")),
+                token.receive.eq(1), token.socket.eq(1), token.writes.eq(1),
+                *(entry[name].eq(done[name]) for name in ("result", "remote_port", "local_port", "socket")),
+            ]
+            for name in _SHARED:
+                field = COMPLETION.fields[name]
+                m.d.comb += token[name].eq(entry.as_value()[field.offset:field.offset + field.width])
 
     def _write_completions(self, m, tokens, in_flight):
         """Pipeline from token to write: look up the ring, find the place, add the address, offer. Returns a Value
@@ -168,7 +217,7 @@ class Completion(wiring.Component):
         enter, place, address = (Signal(name=n) for n in ("enter", "place", "address"))
         sent = Signal()
         writes = Signal()
-        found_token, found_log2 = Signal(Token), Signal(LOG2_BITS)
+        found_token, found_log2 = Signal(tokens.payload.shape()), Signal(LOG2_BITS)
         found_base, found_position = Signal(64 - RING_ALIGN_BITS), Signal(POSITION_BITS)
         m.d.comb += [
             # A channel that starts takes the table's port.
@@ -190,7 +239,7 @@ class Completion(wiring.Component):
 
         # Stage 2: the entry's offset in the ring, and the phase of this lap.
         entry_bits = ceil_log2(COMPLETION_BYTES)
-        placed_token, placed_base = Signal(Token), Signal.like(found_base, name="placed_base")
+        placed_token, placed_base = Signal(tokens.payload.shape()), Signal.like(found_base, name="placed_base")
         offset = Signal(INDEX_BITS + entry_bits)
         position, phase = Signal(INDEX_BITS), Signal()
         size = Signal(POSITION_BITS)
@@ -205,7 +254,8 @@ class Completion(wiring.Component):
 
         # Stage 3: the lower half of the address.
         low_bits = 32 - RING_ALIGN_BITS
-        addressed_token, addressed_phase, addressed_index = Signal(Token), Signal(), Signal(INDEX_BITS)
+        addressed_token, addressed_phase, addressed_index = (
+            Signal(tokens.payload.shape()), Signal(), Signal(INDEX_BITS))
         address_low, address_inner = Signal(low_bits + 1), Signal(RING_ALIGN_BITS)
         address_high = Signal(32)
         m.d.comb += address.eq(placed & (~addressed | sent))
@@ -240,6 +290,13 @@ class Completion(wiring.Component):
             "checksum": addressed_token.checksum, "timestamp": addressed_token.timestamp,
             "segments": addressed_token.segments, "phase": addressed_phase,
         }
+        if self.config.flows:
+            fields["kind"] = Mux(addressed_token.socket, CompletionKind.SOCKET, fields["kind"])
+            fields["offset"] = addressed_token.offset
+            m.d.comb += in_flight.payload.socket.eq(addressed_token.socket)
+            m.d.sync += self.socket_taken.valid.eq(enter & tokens.payload.socket)
+            with m.If(enter):
+                m.d.sync += self.socket_taken.payload.written.eq(writes)
         for name, value in fields.items():
             field = COMPLETION.fields[name]
             m.d.comb += entry[field.offset:field.offset + field.width].eq(value)
@@ -281,7 +338,8 @@ class Completion(wiring.Component):
                 m.d.sync += cmd.valid.eq(0)
             with m.If(row_leaves):
                 m.d.sync += [rest.eq(rest >> (8 * width)), rows_left.eq(rows_left - 1)]
-        return enter | place | address | sent | row_leaves | (cmd.valid & cmd.ready) | self.start.valid
+        moves = enter | place | address | sent | row_leaves | (cmd.valid & cmd.ready) | self.start.valid
+        return moves | self.socket_taken.valid if self.config.flows else moves
 
     def _retire(self, m, in_flight, answered):
         """Wait for the bus's response, report, and hand on. Returns a Value that is 1 while something moves."""
@@ -315,7 +373,8 @@ class Completion(wiring.Component):
             self.retired.payload.receive.eq(token.receive), self.retired.payload.index.eq(token.index),
             answered.o.ready.eq(self.retired.ready | ~token.writes),
             leave.eq(answered.o.valid & answered.o.ready),
-            self.tx_retired.eq(leave & ~token.receive), self.rx_retired.eq(leave & token.receive),
+            self.tx_retired.eq(leave & ~token.receive),
+            self.rx_retired.eq(leave & token.receive & ~token.socket if self.config.flows else leave & token.receive),
             self.tx_retired_epoch.eq(token.epoch),
         ]
         return retire | leave | self.index.valid

@@ -13,7 +13,7 @@ from rtl.control_messages import message_beat
 from rtl.control_segments import SegmentMessages, has_tcp_header, held_frame
 from rtl.flow_table import SLOTS_PER_BUCKET, TABLES, FlowTable
 from rtl.header_fields import Flow
-from rtl.interfaces import TIME_BITS, CountAmount, RegisterWrite, Strobe
+from rtl.interfaces import TIME_BITS, CountAmount, RegisterWrite, Strobe, row
 from rtl.listen_table import ListenTable
 from rtl.parser import FOUND_STAGE, parsed_row, parser_latency
 from rtl.primitives import SmallRam
@@ -60,7 +60,7 @@ class ControlAdmission(wiring.Component):
     row, flow : from the parser.
     rest, taken : see above.
     flow_order, flow_done, listen_order, listen_done : those of the tables.
-    order, cell : those of `ControlCells`.
+    order, cell, passed_row : those of `ControlCells`.
     ended : strobe, a handle has ended.
     to_tell, told : frames that were taken and whose message has not left; strobe, one leaves.
     o, held : those of `SegmentMessages`.
@@ -87,7 +87,7 @@ class ControlAdmission(wiring.Component):
             **{f"listen_{name}": member for name, member in self._listeners.signature.members.items()
                if name in ("order", "done")},
             "order": In(stream.Signature(cell_order(config))),
-            "cell": Out(stream.Signature(buffered_row(config))),
+            "cell": Out(stream.Signature(buffered_row(config))), "passed_row": Out(stream.Signature(row(config))),
             "ended": In(1), "to_tell": Out(range(config.control_slots + 4)), "told": Out(1),
             "o": Out(stream.Signature(message_beat(config))),
             "held": Out(Strobe(held_frame(config))),
@@ -110,6 +110,7 @@ class ControlAdmission(wiring.Component):
             connect(m, table.done, flipped(getattr(self, f"{name}_done")))
         connect(m, flipped(self.order), cells.order)
         connect(m, cells.o, flipped(self.cell))
+        connect(m, cells.passed, flipped(self.passed_row))
         connect(m, messages.o, flipped(self.o))
         connect(m, messages.held, flipped(self.held))
         m.d.comb += messages.now.eq(self.now)

@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2, exact_log2
 
 from nic_model.contract import NicConfig
 from nic_model.contract.control import CELL_BYTES
-from rtl.interfaces import Strobe, lane_bits
+from rtl.interfaces import Strobe, lane_bits, row
 from rtl.primitives import Ram, SmallRam, StreamFifo
 from rtl.rx_buffer import LENGTH_BITS, ROW_NUMBER_BITS, buffered_row
 
@@ -27,11 +27,12 @@ def cell_row(config: NicConfig) -> data.StructLayout:
 
 def cell_order(config: NicConfig) -> data.StructLayout:
     """What to do with a kept frame: give `rows` of it from row `begin` on, where `start`, `first_count`, `last_count`
-    and `at` are as in `rtl.rx_buffer.rx_order`. With `frees` its cells, `cells` of them, are given back behind that."""
+    and `at` are as in `rtl.rx_buffer.rx_order`; with `passes`, to `passed`. With `frees` its cells, `cells` of them,
+    are given back behind that."""
     lanes, rows = lane_bits(config), ROW_NUMBER_BITS - lane_bits(config)
     return data.StructLayout({
         "handle": handle_bits(config), "begin": rows, "rows": rows, "start": lanes, "first_count": lanes + 1,
-        "last_count": lanes + 1, "at": lanes, "frees": 1, "cells": FRAME_CELLS_BITS,
+        "last_count": lanes + 1, "at": lanes, "passes": 1, "frees": 1, "cells": FRAME_CELLS_BITS,
     })
 
 
@@ -39,8 +40,8 @@ class ControlCells(wiring.Component):
     """Keeps frames in chains of cells, and gives back the cells in any order.
 
     Enters: `row`, rows of frames, one in each cycle if need be, of which some are kept; `order`, one or more for each
-    of those, the last of which frees it. Leaves: `o`, the rows of an order, the first 3 cycles behind it and one more
-    for each whole cell in front of it; then a row a cycle, also from one order to the next.
+    of those, the last of which frees it. Leaves: `o` or `passed`, the rows of an order, the first 3 cycles behind it
+    and one more for each whole cell in front of it; then a row a cycle, also from one order to the next.
 
     A frame is kept or not with its last row, so rows are written before. They go into a chain of cells that are no
     frame's yet: what is kept takes its cells off the chain, what is not leaves them for the next. A row for which there
@@ -57,7 +58,7 @@ class ControlCells(wiring.Component):
     -------
     row : rows of `cell_row`.
     handle, missed : of the frame whose row is at `row`, combinational.
-    order, o : see above.
+    order, o, passed : see above.
     held : cells of frames that are kept.
     """
 
@@ -67,7 +68,7 @@ class ControlCells(wiring.Component):
             "row": In(Strobe(cell_row(config))),
             "handle": Out(handle_bits(config)), "missed": Out(1),
             "order": In(stream.Signature(cell_order(config))),
-            "o": Out(stream.Signature(buffered_row(config))),
+            "o": Out(stream.Signature(buffered_row(config))), "passed": Out(stream.Signature(row(config))),
             "held": Out(range(config.control_cells + 1)),
             "active": Out(1),
         })
@@ -187,16 +188,19 @@ class ControlCells(wiring.Component):
         first_cell, cells = Signal.like(order.handle), Signal.like(order.cells)
         rows_left, hops = Signal.like(order.rows), Signal(len(order.begin) - place_bits)
         start, count, last_count = Signal.like(order.start), Signal.like(order.first_count), Signal(lanes + 1)
-        at, reading, walking, frees = Signal.like(order.at), Signal(), Signal(), Signal()
+        at, reading, walking, frees, passes = Signal.like(order.at), Signal(), Signal(), Signal(), Signal()
 
         # A row is read into the memory's own register, and moves on into the output's.
         waiting = Signal()
-        waiting_row = Signal(data.StructLayout({"start": lanes, "count": lanes + 1, "last": 1, "at": lanes}))
+        waiting_row = Signal(data.StructLayout({
+            "start": lanes, "count": lanes + 1, "last": 1, "at": lanes, "passes": 1}))
         read, advance, leave, is_last, takes, gives_back = (
             Signal(name=name) for name in ("read", "advance", "leave", "is_last_row", "takes_order", "gives_back"))
         idle = ~reading & ~walking & ~frees
         m.d.comb += [
-            leave.eq(self.o.valid & self.o.ready), advance.eq(waiting & (~self.o.valid | self.o.ready)),
+            leave.eq((self.o.valid & self.o.ready) | (self.passed.valid & self.passed.ready)),
+            advance.eq(waiting & (~self.o.valid | self.o.ready) & (~self.passed.valid | self.passed.ready)),
+            self.passed.payload.data.eq(o.data), self.passed.payload.last.eq(o.last),
             read.eq(reading & ~walking & (~waiting | advance)), is_last.eq(rows_left == 1),
             # One that frees goes on as soon as its cells may: behind its last row.
             self.order.ready.eq(idle | (read & is_last & ~frees)),
@@ -211,7 +215,7 @@ class ControlCells(wiring.Component):
                 cells.eq(order.cells), place.eq(order.begin), hops.eq(order.begin[place_bits:]),
                 walking.eq((order.rows != 0) & order.begin[place_bits:].any()),
                 rows_left.eq(order.rows), start.eq(order.start), count.eq(order.first_count),
-                last_count.eq(order.last_count), at.eq(order.at),
+                last_count.eq(order.last_count), at.eq(order.at), passes.eq(order.passes),
             ]
         with m.Elif(walking):
             m.d.sync += [cell.eq(self._next["read"].read_data), hops.eq(hops - 1), walking.eq(hops != 1)]
@@ -228,15 +232,16 @@ class ControlCells(wiring.Component):
         with m.If(read):
             m.d.sync += [
                 waiting.eq(1), waiting_row.last.eq(is_last), waiting_row.at.eq(at), waiting_row.start.eq(start),
-                waiting_row.count.eq(count),
+                waiting_row.count.eq(count), waiting_row.passes.eq(passes),
             ]
         with m.Elif(advance):
             m.d.sync += waiting.eq(0)
         with m.If(advance):
             m.d.sync += [
                 o.data.eq(rows.read_data), o.count.eq(waiting_row.count), o.last.eq(waiting_row.last),
-                o.start.eq(waiting_row.start), o.at.eq(waiting_row.at), self.o.valid.eq(1),
+                o.start.eq(waiting_row.start), o.at.eq(waiting_row.at), self.o.valid.eq(~waiting_row.passes),
+                self.passed.valid.eq(waiting_row.passes),
             ]
         with m.Elif(leave):
-            m.d.sync += self.o.valid.eq(0)
+            m.d.sync += [self.o.valid.eq(0), self.passed.valid.eq(0)]
         return takes | walking | read | advance | leave | gives_back

@@ -17,8 +17,8 @@ Done = contract_view(DONE)
 class ReleaseDones(wiring.Component):
     """Makes a message of each order of the release stream that is done and has to be answered.
 
-    Enters: `place`, of orders about handles, and `other`, of all others. Leaves: `o`, a DONE of each, in the order of
-    each source. Latency 2 cycles; a DONE in as many cycles as a unit has beats.
+    Enters: `place`, of orders about handles, `complete`, of COMPLETEs, and `other`, of all others. Leaves: `o`, a DONE
+    of each, in the order of each source. Latency 2 cycles; a DONE in as many cycles as a unit has beats.
 
     Parameters
     ----------
@@ -27,26 +27,28 @@ class ReleaseDones(wiring.Component):
 
     Members
     -------
-    place, other : see above.
+    place, complete, other : see above.
     now : cycle count.
     o : beats of messages.
     count_stale, count_refused : strobes, orders that were refused or failed, likewise.
     """
 
+    SOURCES = ("place", "complete", "other")
+
     def __init__(self, config: NicConfig):
         self.config = config
         super().__init__({
-            "place": In(stream.Signature(DoneToken)), "other": In(stream.Signature(DoneToken)), "now": In(TIME_BITS),
+            **{name: In(stream.Signature(DoneToken)) for name in self.SOURCES}, "now": In(TIME_BITS),
             "o": Out(stream.Signature(message_beat(config))),
             "count_stale": Out(Strobe(CountAmount)), "count_refused": Out(Strobe(CountAmount)), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.arbiter = arbiter = StreamArbiter(shape=DoneToken, count=2)
+        m.submodules.arbiter = arbiter = StreamArbiter(shape=DoneToken, count=len(self.SOURCES))
         m.submodules.writer = writer = MessageWriter(self.config)
-        connect(m, flipped(self.place), arbiter.i[0])
-        connect(m, flipped(self.other), arbiter.i[1])
+        for source, i in zip(self.SOURCES, arbiter.i, strict=True):
+            connect(m, flipped(getattr(self, source)), i)
         connect(m, writer.o, flipped(self.o))
         token, unit = arbiter.o.payload, writer.i.payload
         message = Done(unit.data)

@@ -38,15 +38,16 @@ DoneToken = data.StructLayout({
 
 def place_order(config: NicConfig) -> data.StructLayout:
     """An order about a handle that has been judged: with status OK and a `length`, write that many bytes of its frame
-    from byte `begin` on; then, if it `ends`, give its cells back."""
+    from byte `begin` on, or if it `passes`, give them, which are all, to the receive buffer; then, if it `ends`, give
+    its cells back."""
     return data.StructLayout({
-        "done": DoneToken, "handle": handle_bits(config), "begin": LENGTH_BITS, "ends": 1, "frame_bytes": LENGTH_BITS,
-        "channel": CHANNEL_BITS, "key": 24, "offset": 40,
+        "done": DoneToken, "handle": handle_bits(config), "begin": LENGTH_BITS, "passes": 1, "ends": 1,
+        "frame_bytes": LENGTH_BITS, "channel": CHANNEL_BITS, "key": 24, "offset": 40,
     })
 
 
 def _token():
-    return data.StructLayout({"done": DoneToken, "writes": 1})
+    return data.StructLayout({"done": DoneToken, "writes": 1, "passes": 1})
 
 
 class ControlPlace(wiring.Component):
@@ -57,7 +58,8 @@ class ControlPlace(wiring.Component):
     answered its write. An order in 3 cycles; 5 cycles lie between a row and the same row in the host's lanes.
 
     The key is asked for the WRITE right over exactly the bytes that are written, as the flow's channel; so no byte goes
-    anywhere else. An order whose key is refused writes nothing. It ends its handle all the same.
+    anywhere else. An order whose key is refused writes nothing. It ends its handle all the same. A PASS is done when
+    the cells have the order to give its frame to the receive buffer.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ class ControlPlace(wiring.Component):
     over : stream, the flow of each PLACE that has found its end, told or not. It is taken soon, whatever else waits.
     ended : strobe, the cells of a handle are given back.
     idle : no order is under way, and nothing waits at `done`.
-    count_placed, count_drops : strobes.
+    count_placed, count_drops, count_passes : strobes.
     """
 
     def __init__(self, config: NicConfig):
@@ -89,6 +91,7 @@ class ControlPlace(wiring.Component):
             "over": Out(stream.Signature(DoneToken.members["flow"])),
             "ended": Out(1), "idle": Out(1),
             "count_placed": Out(Strobe(CountAmount)), "count_drops": Out(Strobe(CountAmount)),
+            "count_passes": Out(Strobe(CountAmount)),
             "active": Out(1),
         })
 
@@ -106,7 +109,7 @@ class ControlPlace(wiring.Component):
         m.d.sync += under_way.eq(under_way + enters - finishes)
         m.d.comb += self.active.eq(
             asks | decides | aligns | finishes | asked.active | tokens.active | (self.done.valid & self.done.ready)
-            | self.count_placed.valid | self.count_drops.valid)
+            | Cat(self.count_placed.valid, self.count_drops.valid, self.count_passes.valid).any())
         return m
 
     def _ask(self, m, asked):
@@ -145,10 +148,11 @@ class ControlPlace(wiring.Component):
         ]
         m.d.sync += counts.eq(decides)
         length = Signal.like(entry.done.length, name="part_bytes")
-        frees = Signal(name="order_frees")
+        frees, passes = Signal(name="order_frees"), Signal(name="order_passes")
         with m.If(decides):
             m.d.sync += [
-                end.eq(entry.begin + entry.done.length), length.eq(Mux(writes, entry.done.length, 0)),
+                end.eq(entry.begin + entry.done.length), length.eq(Mux(writes | entry.passes, entry.done.length, 0)),
+                passes.eq(entry.passes), cells.passes.eq(entry.passes), token.passes.eq(entry.passes),
                 cells.handle.eq(entry.handle), cells.begin.eq(entry.begin[lanes:]), cells.start.eq(entry.begin),
                 cells.at.eq(answer.address), cells.frees.eq(entry.ends), frees.eq(entry.ends),
                 cells.cells.eq((entry.frame_bytes + (CELL_BYTES - 1))[_CELL_BITS:]),
@@ -161,7 +165,7 @@ class ControlPlace(wiring.Component):
                 m.d.sync += token.done.length.eq(0)
         with m.If(counts):
             m.d.sync += [
-                self.cell_order.valid.eq(length.any() | frees), self.write_cmd.valid.eq(length.any()),
+                self.cell_order.valid.eq(length.any() | frees), self.write_cmd.valid.eq(length.any() & ~passes),
                 token_valid.eq(1), cells.rows.eq(Mux(length.any(), first - cells.begin + has_tail, 0)),
                 cells.first_count.eq(Mux(is_one, length, width - cells.start)),
                 cells.last_count.eq(Mux(has_tail, tail, width)),
@@ -211,7 +215,8 @@ class ControlPlace(wiring.Component):
         with m.Elif(self.done.ready):
             m.d.sync += self.done.valid.eq(0)
         for strobe, event, amount in ((self.count_placed, token.writes & ~failed, token.done.length),
-                                      (self.count_drops, ~token.writes & is_good, 1)):
+                                      (self.count_drops, ~token.writes & ~token.passes & is_good, 1),
+                                      (self.count_passes, token.passes, 1)):
             m.d.sync += strobe.valid.eq(finishes & event)
             with m.If(finishes):
                 m.d.sync += strobe.payload.amount.eq(amount)
@@ -223,4 +228,4 @@ _CELL_BITS = CELL_BYTES.bit_length() - 1
 
 def _writes(order):
     """Whether an order that was judged writes something."""
-    return (order.done.status == DoneStatus.OK) & order.done.length.any()
+    return (order.done.status == DoneStatus.OK) & order.done.length.any() & ~order.passes

@@ -73,8 +73,8 @@ class ControlPort(wiring.Component):
     """What joins the streams of the control port to the send side, beside `rtl.control_receive.ControlReceive`.
 
     Enters: messages of the release and of the emit stream; messages up of the receive side, and what it learns of
-    flows; reports of sends. Leaves: the messages of the release stream, in the same cycle; all messages up; jobs with
-    what belongs to them.
+    flows; reports of sends; messages up that socket operations have become. Leaves: the messages of the release stream,
+    in the same cycle; all messages up; jobs with what belongs to them.
 
     Parameters
     ----------
@@ -85,7 +85,9 @@ class ControlPort(wiring.Component):
     -------
     release, emit, up : the port's streams, beats of messages.
     receive_release, receive_up, entry, keeps_key, place_over : those of the receive side.
+    operation : `TransmitScheduler.operation`.
     write : register writes, for MAC_ADDRESS, CONTROL_ENABLE and DEVICE_RESET.
+    drain_request, drain_done : EMITs and RAWs that had begun are over.
     key_request, key_answer, checked, verdict, piece, row, freed, done : see `EmitFront`.
     now, next_deadline, deadline_valid : the device's cycle count, and when the next TICK is due.
     count_control_emits, count_control_stale, count_control_refused : count strobes.
@@ -105,8 +107,8 @@ class ControlPort(wiring.Component):
             "up": Out(stream.Signature(beat)),
             "receive_release": Out(stream.Signature(beat)), "receive_up": In(stream.Signature(beat)),
             "entry": In(stream.Signature(FlowWrite)), "keeps_key": In(1),
-            "place_over": In(stream.Signature(FLOW_BITS)),
-            "write": In(Strobe(RegisterWrite)),
+            "place_over": In(stream.Signature(FLOW_BITS)), "operation": In(stream.Signature(beat)),
+            "write": In(Strobe(RegisterWrite)), "drain_request": In(1), "drain_done": Out(1),
             **{name: self._front.signature.members[name] for name in self.SENDS},
             "now": In(TIME_BITS), "next_deadline": Out(TIME_BITS), "deadline_valid": Out(1), "active": Out(1),
         })
@@ -116,7 +118,7 @@ class ControlPort(wiring.Component):
         config = self.config
         m.submodules.watch = watch = PlaceWatch(config)
         m.submodules.front = front = self._front
-        m.submodules.messages = messages = ControlUp(config, sources=2)
+        m.submodules.messages = messages = ControlUp(config, sources=3)
         m.submodules.own = own = OwnAddress()
 
         # Orders of the release stream; those to send wait behind PLACEs on their way.
@@ -141,6 +143,7 @@ class ControlPort(wiring.Component):
         # Messages up.
         connect(m, flipped(self.receive_up), messages.i[0])
         connect(m, front.o, messages.i[1])
+        connect(m, flipped(self.operation), messages.i[2])
         connect(m, messages.o, flipped(self.up))
         enabled, written = Signal(), self.write.payload
         with m.If(self.write.valid & (written.address == register("CONTROL_ENABLE"))):
@@ -150,6 +153,7 @@ class ControlPort(wiring.Component):
         m.d.comb += [
             messages.left.eq(front.left), messages.enabled.eq(enabled),
             messages.room.eq(~self.up.valid | self.up.ready), front.source_mac.eq(own.address),
+            front.drain_request.eq(self.drain_request), self.drain_done.eq(front.drain_done),
             front.now.eq(self.now), messages.now.eq(self.now),
             self.next_deadline.eq(messages.next_deadline), self.deadline_valid.eq(messages.deadline_valid),
             self.active.eq(self.write.valid | Cat(block.active for block in (watch, front, messages)).any()),

@@ -5,9 +5,11 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nic_model.contract import NicConfig
+from nic_model.contract.control import ControlType
 from rtl.control_admission import ControlAdmission
+from rtl.control_complete import ControlComplete
 from rtl.control_dones import ReleaseDones
-from rtl.control_messages import MessageArbiter, Unit, message_beat
+from rtl.control_messages import MessageArbiter, message_beat
 from rtl.control_place import ControlPlace
 from rtl.control_release import ControlRelease
 from rtl.flow_entries import FLOW_BITS, FlowWrite
@@ -18,16 +20,19 @@ from rtl.interfaces import (
     KeyAnswer,
     KeyRequest,
     RegisterWrite,
+    SocketDone,
+    SocketTaken,
     Strobe,
     WriteCommand,
     WriteDone,
     row,
 )
 from rtl.parser import parsed_row
+from rtl.rx_buffer import RxFrame
 
 COUNTED = {
     "admission": ("no_slot", "no_handle", "no_cell", "segments", "unknown", "bytes"),
-    "place": ("placed", "drops"), "dones": ("stale", "refused"),
+    "place": ("placed", "drops", "passes"), "complete": ("completes",), "dones": ("stale", "refused"),
 }
 """Block -> what it counts, as `control_` counters."""
 
@@ -36,8 +41,8 @@ class ControlReceive(wiring.Component):
     """Frames of offloaded connections to their decider, and their payload to where it says.
 
     Enters: `row` and `flow`, from the parser; `release`, the decider's orders. Leaves: `rest`, the rows of all frames,
-    of which the last of one that was taken does not pass; `up`, messages; writes of host memory; what the send side has
-    to know of flows; COMPLETE orders.
+    of which the last of one that was taken does not pass; `passed`, frames that come back; `up`, messages; writes of
+    host memory; what the send side has to know of flows; completions of socket operations.
 
     Parameters
     ----------
@@ -48,27 +53,40 @@ class ControlReceive(wiring.Component):
     -------
     write : register writes.
     row, flow, rest, taken : see `rtl.control_admission.ControlAdmission`.
+    passed, passed_row : see `rtl.rx_buffer.RxBuffer`.
     release, up : beats of messages.
     key_request, key_answer : client of the key table.
     write_cmd, write_row, write_done : client of the DMA write engine.
-    entry, keeps_key, complete, emit_idle : see `rtl.control_release.ControlRelease`.
+    entry, keeps_key, emit_idle : see `rtl.control_release.ControlRelease`.
+    socket, socket_taken : see `o` and `taken` of `rtl.control_complete.ControlComplete`.
     place_over : see `over` of `rtl.control_place.ControlPlace`.
+    drain_request, drain_done : PLACEs that passed the key table's check before are over.
     now : cycle count.
     count_control_... : strobes.
+
+    Attributes
+    ----------
+    delay : int
+        Cycles from a row at `row` to the same at `rest`.
     """
 
     def __init__(self, config: NicConfig):
         self.config = config
+        self._admission = ControlAdmission(config)
+        self.delay = self._admission.delay
         super().__init__({
             "write": In(Strobe(RegisterWrite)),
             "row": In(Strobe(parsed_row(config))), "flow": In(Strobe(Flow)),
             "rest": Out(Strobe(parsed_row(config))), "taken": Out(1),
+            "passed": Out(stream.Signature(RxFrame)), "passed_row": Out(stream.Signature(row(config))),
             "release": In(stream.Signature(message_beat(config))), "up": Out(stream.Signature(message_beat(config))),
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
             "write_cmd": Out(stream.Signature(WriteCommand)), "write_row": Out(stream.Signature(row(config))),
             "write_done": In(stream.Signature(WriteDone)),
             "entry": Out(stream.Signature(FlowWrite)), "keeps_key": Out(1), "emit_idle": In(1),
-            "complete": Out(stream.Signature(Unit)), "place_over": Out(stream.Signature(FLOW_BITS)),
+            "socket": Out(stream.Signature(SocketDone)), "socket_taken": In(Strobe(SocketTaken)),
+            "place_over": Out(stream.Signature(FLOW_BITS)),
+            "drain_request": In(1), "drain_done": Out(1),
             "now": In(TIME_BITS),
             **{f"count_control_{name}": Out(Strobe(CountAmount)) for names in COUNTED.values() for name in names},
             "active": Out(1),
@@ -76,9 +94,10 @@ class ControlReceive(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.admission = admission = ControlAdmission(self.config)
+        m.submodules.admission = admission = self._admission
         m.submodules.release = release = ControlRelease(self.config)
         m.submodules.place = place = ControlPlace(self.config)
+        m.submodules.complete = complete = ControlComplete(self.config)
         m.submodules.dones = dones = ReleaseDones(self.config)
         m.submodules.messages = messages = MessageArbiter(self.config, count=2)
 
@@ -98,8 +117,9 @@ class ControlReceive(wiring.Component):
             connect(m, getattr(release, f"{table}_order"), getattr(admission, f"{table}_order"))
             connect(m, getattr(admission, f"{table}_done"), getattr(release, f"{table}_done"))
         connect(m, release.entry, flipped(self.entry))
-        connect(m, release.complete, flipped(self.complete))
         connect(m, release.done, dones.other)
+        connect(m, release.passed, flipped(self.passed))
+        connect(m, admission.passed_row, flipped(self.passed_row))
 
         # Bytes of frames to host memory.
         connect(m, release.place, place.order)
@@ -113,12 +133,28 @@ class ControlReceive(wiring.Component):
         connect(m, place.done, dones.place)
         connect(m, place.over, flipped(self.place_over))
 
-        blocks = {"admission": admission, "release": release, "place": place, "dones": dones, "messages": messages}
+        # Completions of socket operations, behind PLACEs.
+        connect(m, release.complete, complete.i)
+        connect(m, complete.o, flipped(self.socket))
+        connect(m, flipped(self.socket_taken), complete.taken)
+        connect(m, complete.done, dones.complete)
+        handed_on = release.place.payload.done
+        m.d.comb += [
+            complete.place_given.valid.eq(release.place.valid & release.place.ready
+                                          & (handed_on.order == ControlType.PLACE)),
+            complete.place_given.payload.eq(handed_on.flow),
+            complete.place_over.eq(place.over.valid & place.over.ready),
+            complete.drain_request.eq(self.drain_request), self.drain_done.eq(complete.drain_done),
+        ]
+
+        blocks = {"admission": admission, "release": release, "place": place, "complete": complete, "dones": dones,
+                  "messages": messages}
         for name, counts in COUNTED.items():
             for count in counts:
                 connect(m, getattr(blocks[name], f"count_{count}"), flipped(getattr(self, f"count_control_{count}")))
         m.d.comb += [
-            self.taken.eq(admission.taken), admission.ended.eq(place.ended), release.place_idle.eq(place.idle),
+            self.taken.eq(admission.taken), admission.ended.eq(place.ended),
+            release.place_idle.eq(place.idle & complete.idle),
             release.emit_idle.eq(self.emit_idle), release.to_tell.eq(admission.to_tell),
             release.told.eq(admission.told), self.keeps_key.eq(release.keeps_key),
             admission.now.eq(self.now), dones.now.eq(self.now),

@@ -10,6 +10,7 @@ from nic_model.contract.control import (
     CONTROL_VERSION,
     FLOW,
     NO_FLOW,
+    PASS,
     PLACE,
     SEGMENT,
     UNIT_BYTES,
@@ -25,7 +26,7 @@ from rtl.flow_table import FlowDone, FlowOrder, FlowStatus, flow_order
 from rtl.interfaces import Strobe, contract_view
 from rtl.listen_table import ListenDone, ListenOrder, ListenStatus, listen_order
 from rtl.primitives import Ram, SmallRam
-from rtl.rx_buffer import LENGTH_BITS
+from rtl.rx_buffer import LENGTH_BITS, RxFrame
 
 SETTLE_CYCLES = 63
 """From a DELETE that is done until every frame that was found before has been kept or dropped: more than the rows wait
@@ -40,11 +41,13 @@ _FlowHeader = data.FlexibleLayout(_UNIT_BITS, {
 _FlowKey = data.FlexibleLayout(_UNIT_BITS, {
     name: data.Field(field.width, field.offset) for name, field in FLOW.fields.items() if field.offset < _UNIT_BITS})
 _Place = contract_view(PLACE)
+_Pass = contract_view(PASS)
 
 # Of a frame whose handle is held.
 _Held = data.StructLayout({
     "flow": CONTROL_HEADER.fields["flow"].width, "payload_offset": SEGMENT.fields["payload_offset"].width,
     "payload_bytes": LENGTH_BITS, "length": LENGTH_BITS,
+    **{name: RxFrame[name].shape for name in ("info", "checksum", "time")},
 })
 
 
@@ -52,12 +55,15 @@ class ControlRelease(wiring.Component):
     """Takes the orders of the release stream, one after the other.
 
     Enters: `i`, messages. Leaves: orders about handles to `place`, each with what became of it by then; orders to the
-    tables of flows and listeners, and what a flow's frames look like to `entry`; COMPLETE as it came; `done`, what came
-    of those that are no orders about handles. Nothing here waits for the emit stream but a FLOW_DEL.
+    tables of flows and listeners, and what a flow's frames look like to `entry`; COMPLETE as it came, when no order
+    before it is at `place`; `done`, what came of those that are no orders about handles; for each PASS that is OK what
+    the receive buffer has to know, to `passed`, beside its order. Nothing here waits for the emit stream but a
+    FLOW_DEL.
 
     An order about a handle takes 8 cycles, of which the next message comes in 4. A handle that is not held, or held
-    for another flow, is BAD; so is a part that does not lie in the payload. A handle ends with its order: what names it
-    later is BAD, until another frame has it. PASS is not built: it is BAD, and ends nothing.
+    for another flow, is BAD; so are a part that does not lie in the payload, and a PASS to a channel that is not there,
+    which ends nothing. A handle ends with its order: what names it later is BAD, until another frame has it. A second
+    PASS waits until what is told of the one before was taken.
 
     FLOW_DEL waits until no order about a handle and no EMIT is under way; its DONE, until every message of a frame that
     was found for the flow has left.
@@ -93,7 +99,7 @@ class ControlRelease(wiring.Component):
             "listen_done": In(stream.Signature(ListenDone)),
             "entry": Out(stream.Signature(FlowWrite)), "keeps_key": Out(1),
             "complete": Out(stream.Signature(Unit)),
-            "done": Out(stream.Signature(DoneToken)),
+            "passed": Out(stream.Signature(RxFrame)), "done": Out(stream.Signature(DoneToken)),
             "active": Out(1),
         })
 
@@ -160,6 +166,10 @@ class ControlRelease(wiring.Component):
         with m.If(judged_valid & self.place.ready):
             m.d.sync += judged_valid.eq(0)
         is_part, is_place = Signal(name="is_part"), order.order == ControlType.PLACE
+        is_pass = order.order == ControlType.PASS
+        may_end, passes = Signal(name="may_end"), Signal(name="passes")
+        with m.If(self.passed.valid & self.passed.ready):
+            m.d.sync += self.passed.valid.eq(0)
         is_mine, is_stale = Signal(name="is_mine"), Signal(name="is_stale")
 
         asks_flow, waits = Signal(name="asks_flow"), Signal(range(SETTLE_CYCLES + 1), name="settles")
@@ -214,16 +224,16 @@ class ControlRelease(wiring.Component):
                 m.d.sync += [
                     is_part.eq((place.length != 0) & (place.skip + place.length <= held.payload_bytes)),
                     is_mine.eq((held.flow == NO_FLOW) | (held.flow == order.flow)),
+                    may_end.eq(Mux(is_place, (flags & int(OrderFlag.LAST)).any(),
+                                   ~is_pass | (_Pass(Value.cast(place)).channel < config.channels))),
                 ]
                 m.next = "JUDGE"
             with m.State("JUDGE"):
-                with m.If(~judged_valid):
+                with m.If(~judged_valid & ~(is_pass & self.passed.valid)):
                     m.d.comb += [
-                        moves.eq(1), status.eq(ok),
-                        ends.eq(is_held & Mux(is_place, (flags & int(OrderFlag.LAST)).any(),
-                                              order.order == ControlType.DROP)),
+                        moves.eq(1), status.eq(ok), ends.eq(is_held & may_end), passes.eq(ends & is_pass),
                     ]
-                    with m.If(~is_held | (order.order == ControlType.PASS)):
+                    with m.If(~is_held | (is_pass & ~may_end)):
                         m.d.comb += status.eq(DoneStatus.BAD)
                     with m.Elif(is_place & is_stale):
                         m.d.comb += status.eq(DoneStatus.STALE)
@@ -231,11 +241,19 @@ class ControlRelease(wiring.Component):
                         m.d.comb += status.eq(DoneStatus.BAD)
                     m.d.sync += [
                         judged_valid.eq(1), judged.done.eq(order), judged.done.status.eq(status),
-                        judged.done.length.eq(Mux(is_place & (status == ok), place.length, 0)),
-                        judged.handle.eq(place.handle), judged.begin.eq(held.payload_offset + place.skip),
-                        judged.ends.eq(ends), judged.frame_bytes.eq(held.length), judged.channel.eq(channel),
+                        judged.done.length.eq(Mux(passes, held.length,
+                                                  Mux(is_place & (status == ok), place.length, 0))),
+                        judged.handle.eq(place.handle), judged.passes.eq(passes), judged.ends.eq(ends),
+                        judged.begin.eq(Mux(is_place, held.payload_offset + place.skip, 0)),
+                        judged.frame_bytes.eq(held.length), judged.channel.eq(channel),
                         judged.key.eq(place.key), judged.offset.eq(place.offset),
                     ]
+                    with m.If(passes):
+                        m.d.sync += [
+                            self.passed.valid.eq(1), self.passed.payload.channel.eq(_Pass(Value.cast(place)).channel),
+                            *(self.passed.payload[name].eq(held[name])
+                              for name in ("length", "info", "checksum", "time")),
+                        ]
                     m.next = "ORDER"
 
             # Orders about flows.
@@ -304,8 +322,8 @@ class ControlRelease(wiring.Component):
                         with m.Case(ListenStatus.FULL):
                             m.d.comb += status.eq(DoneStatus.FULL)
             with m.State("FORWARD"):
-                m.d.comb += [self.complete.valid.eq(unit.valid), unit.ready.eq(self.complete.ready),
-                             moves.eq(unit.valid & unit.ready)]
+                m.d.comb += [self.complete.valid.eq(unit.valid & ~judged_valid),
+                             unit.ready.eq(self.complete.ready & ~judged_valid), moves.eq(unit.valid & unit.ready)]
                 with m.If(unit.valid & unit.ready & unit.payload.last):
                     m.next = "ORDER"
             with m.State("SKIP"):
@@ -317,14 +335,14 @@ class ControlRelease(wiring.Component):
         m.d.comb += [
             self.complete.payload.eq(unit.payload),
             self.active.eq(moves | keeps_moves | reader.active | (judged_valid & self.place.ready)
-                           | (self.done.valid & self.done.ready)),
+                           | (self.passed.valid & self.passed.ready) | (self.done.valid & self.done.ready)),
         ]
         return m
 
     def _handles(self, m, handle):
         """What is known of each handle, and whether it is held. A handle is held if it has begun more often than ended,
-        one bit of each count being kept. Returns what the latest read gave, whether the handle is held, its request,
-        that something moves, and the end of the handle."""
+        one bit of each count being kept. Returns what the latest read gave, whether the handle was held then, the
+        read's request, that something moves, and the end of the handle."""
         config = self.config
         m.submodules.held_frames = frames = Ram(shape=_Held, depth=config.control_cells)
         m.submodules.begun = begun = SmallRam(shape=1, depth=config.control_cells)
@@ -333,22 +351,26 @@ class ControlRelease(wiring.Component):
         told = self.held.payload
         word, reads, arrives, ends = Signal(_Held), Signal(name="reads_handle"), Signal(), Signal(name="ends_handle")
         held, is_held, exists = Signal(_Held, name="held_frame"), Signal(name="is_held"), Signal()
+        begins = Signal(name="begins_handle")
+        m.d.sync += begins.eq(self.held.valid)
+        with m.If(self.held.valid):
+            m.d.sync += [begun.write_addr.eq(told.handle), begun.write_data.eq(~ended_before.read_data)]
         m.d.comb += [
             *(word[name].eq(told[name]) for name, _ in _Held),
             frames.write_en.eq(self.held.valid), frames.write_addr.eq(told.handle),
             frames.write_data.eq(Value.cast(word)),
             frames.read_en.eq(reads), frames.read_addr.eq(handle),
-            ended_before.read_addr.eq(told.handle), begun.write_en.eq(self.held.valid),
-            begun.write_addr.eq(told.handle), begun.write_data.eq(~ended_before.read_data),
+            ended_before.read_addr.eq(told.handle), begun.write_en.eq(begins),
             begun.read_addr.eq(handle), ended.read_addr.eq(handle), exists.eq(handle < config.control_cells),
-            is_held.eq(exists & (begun.read_data != ended.read_data)),
         ]
         for memory in (ended, ended_before):
             m.d.comb += [memory.write_en.eq(ends), memory.write_addr.eq(handle), memory.write_data.eq(begun.read_data)]
         m.d.sync += arrives.eq(reads)
+        with m.If(reads):
+            m.d.sync += is_held.eq(exists & (begun.read_data != ended.read_data))
         with m.If(arrives):
             m.d.sync += Value.cast(held).eq(frames.read_data)
-        return held, is_held, reads, self.held.valid | arrives, ends
+        return held, is_held, reads, self.held.valid | begins | arrives, ends
 
 
 def _swapped(word):

@@ -5,12 +5,15 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from nic_model.contract import COUNTERS, NicConfig, register
+from nic_model.contract import NicConfig, register
 from rtl.interfaces import CountAmount, RegisterRead, RegisterValue, RegisterWrite, Strobe
 from rtl.primitives import SmallRam
 
-ROUND_CYCLES = len(COUNTERS) + 6
-"""Longest time from the wish for a round, while none goes on, to the end of that round."""
+
+def round_cycles(config: NicConfig):
+    """Longest time from the wish for a round, while none goes on, to the end of that round."""
+    return len(config.counters) + 6
+
 
 LOW_BITS = 24
 """Bits of a counter that are added in the first of two steps: more than what is pending, so no carry chain is long."""
@@ -24,10 +27,10 @@ def amount_bits(counter):
     return CountAmount["amount"].width if counter.unit == "bytes" else EVENT_AMOUNT_BITS
 
 
-def pending_bits(counter):
+def pending_bits(config: NicConfig, counter):
     """Bits of what a counter gathers outside its memory: what comes from one copy to the next, with the largest amount
     in each cycle. The highest bit asks for a round, so that the copy follows at once or when the round before ends."""
-    return ceil_log2(ROUND_CYCLES + 2 << amount_bits(counter))
+    return ceil_log2(round_cycles(config) + 2 << amount_bits(counter))
 
 
 class Counters(wiring.Component):
@@ -36,14 +39,14 @@ class Counters(wiring.Component):
     Enters: one strobe port for each counter, a strobe in each cycle if need be. Leaves: values of the last snapshot.
     Amounts gather in a few bits for each counter. A round copies all of these at one instant, leaves 0 there, and adds
     the copies to the 64-bit words, one in a cycle; it is made when a counter's few bits are half full, or for a
-    snapshot, which stores the sums a second time, where they are read. A round takes `ROUND_CYCLES`; a snapshot has
+    snapshot, which stores the sums a second time, where they are read. A round takes `round_cycles`; a snapshot has
     ended two rounds after the SNAPSHOT write at the latest. A SNAPSHOT write during a snapshot asks for another one
     behind it. A value read while SNAPSHOT shows 1 may be old or new.
 
     Parameters
     ----------
     config : NicConfig
-        Sizes (none of them counts here).
+        Sizes; `counters` is used.
 
     Members
     -------
@@ -56,7 +59,7 @@ class Counters(wiring.Component):
     def __init__(self, config: NicConfig):
         self.config = config
         super().__init__({
-            **{f"count_{counter.name}": In(Strobe(CountAmount)) for counter in COUNTERS},
+            **{f"count_{counter.name}": In(Strobe(CountAmount)) for counter in config.counters},
             "write": In(Strobe(RegisterWrite)),
             "read": In(Strobe(RegisterRead)), "value": Out(Strobe(RegisterValue)),
             "active": Out(1),
@@ -64,17 +67,18 @@ class Counters(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        number_bits = ceil_log2(len(COUNTERS))
+        counters = self.config.counters
+        number_bits = ceil_log2(len(counters))
         m.submodules.totals = totals = SmallRam(shape=64, depth=1 << number_bits)
         m.submodules.shown = shown = SmallRam(shape=64, depth=1 << number_bits)
 
         copy = Signal()
         copies, counting, half_full = [], [], []
-        for counter in COUNTERS:
+        for counter in counters:
             port = getattr(self, f"count_{counter.name}")
             amount = port.payload.amount[:amount_bits(counter)]
-            pending = Signal(pending_bits(counter), name=f"pending_{counter.name}")
-            copied = Signal(pending_bits(counter), name=f"copied_{counter.name}")
+            pending = Signal(pending_bits(self.config, counter), name=f"pending_{counter.name}")
+            copied = Signal(pending_bits(self.config, counter), name=f"copied_{counter.name}")
             with m.If(copy):
                 m.d.sync += [copied.eq(pending), pending.eq(Mux(port.valid, amount, 0))]
             with m.Elif(port.valid):
@@ -115,7 +119,7 @@ class Counters(wiring.Component):
             with m.State("Walk"):
                 m.d.comb += walk.eq(1)
                 m.d.sync += number.eq(number + 1)
-                with m.If(number == len(COUNTERS) - 1):
+                with m.If(number == len(counters) - 1):
                     m.next = "Finish"
             with m.State("Finish"):
                 with m.If(~Cat(valid).any()):

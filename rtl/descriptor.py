@@ -1,7 +1,7 @@
 """Submission descriptors: from bus beats to jobs. In packet order: slots, cutter, parser, keys of the pieces, checks,
 issue."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -32,10 +32,12 @@ from nic_model.contract.protocols import (
     TCP_HEADER_BYTES,
     VLAN_TAG_BYTES,
 )
+from nic_model.contract.sockets import SOCKET_HEAD, SOCKET_PARAMETERS
 from rtl.interfaces import (
     CHANNEL_BITS,
     INDEX_BITS,
     LENGTH_BITS,
+    SOCKET_OPERATION,
     ChannelFault,
     ChannelNumber,
     IndexReport,
@@ -45,6 +47,7 @@ from rtl.interfaces import (
     TxJob,
     TxPiece,
     contract_view,
+    is_operation,
     read_beat,
     row,
     tx_row,
@@ -59,7 +62,12 @@ FETCH_SLOTS = 64
 PAYLOAD_BITS = (MAX_PIECES * MAX_PIECE_BYTES).bit_length()
 
 
+WORD_BITS = 64
+OPERATION_WORDS = 2
+"""Words of a socket operation's slot behind its first half; the pieces' places keep them."""
+
 Head = contract_view(SUBMISSION_HEAD)
+SocketHead = contract_view(SOCKET_HEAD)
 Piece = contract_view(PIECE)
 
 # What was asked of the bus: `count` slots from `index` on; `more` slots stood behind them in the ring. A `pushed` one
@@ -104,6 +112,11 @@ Parsed = data.StructLayout({
 
 # The same with all its checks done but that of its keys.
 Checked = data.StructLayout({"job": TxJob, "broken": 1, "has_pieces": 1, "has_inline": 1})
+
+
+def names_operation(opcode):
+    """Whether an Opcode is a socket operation's: those are the eight from SOCKET_CONNECT on."""
+    return opcode[3:] == Opcode.SOCKET_CONNECT >> 3
 
 
 class SlotReader(wiring.Component):
@@ -419,21 +432,32 @@ class DescriptorParser(wiring.Component):
     descriptor itself. One whose operation or shape is refused leaves neither pieces nor inline slots. A pushed one that
     has no pieces behind its head leaves before its inline slots.
 
+    Of a socket operation the second half of its slot leaves as if it were two pieces, `unasked`: each is a word of 64
+    bits, in the places of offset and key. Its parameters leave as inline slots.
+
     Latency 2 cycles, 1 for pieces and inline slots; a slot a cycle, but two for a slot with two pieces, and on a
     16-byte bus for an inline slot.
+
+    Parameters
+    ----------
+    has_sockets : bool
+        Whether socket operations are known.
 
     Members
     -------
     part : slots.
     channel, operations : a channel's OperationMask is looked up: in the same cycle.
     piece, inline, parsed : what leaves.
+    unasked : beside `piece`, if there are socket operations: it is one's word, and names no memory.
     """
 
-    def __init__(self):
+    def __init__(self, *, has_sockets: bool = False):
+        self.has_sockets = has_sockets
         super().__init__({
             "part": In(stream.Signature(Part)), "channel": Out(CHANNEL_BITS), "operations": In(len(OperationMask)),
             "piece": Out(stream.Signature(NamedPiece)), "inline": Out(stream.Signature(InlineSlot)),
             "parsed": Out(stream.Signature(Parsed)), "active": Out(1),
+            **({"unasked": Out(1)} if has_sockets else {}),
         })
 
     def elaborate(self, platform):
@@ -464,28 +488,44 @@ class DescriptorParser(wiring.Component):
         with m.Elif(leaves):
             m.d.sync += has_slot.eq(0)
 
+        # Of a socket operation's head two words leave, the second as if the first were a piece and this the upper one.
+        operation, is_send_head = Signal(), Signal()
+        if self.has_sockets:
+            m.d.comb += self.unasked.eq(operation)
+            with m.If(enters):
+                m.d.sync += is_send_head.eq(part.first & ~names_operation(arriving.opcode))
+
         # What of it leaves in this cycle. The descriptor itself goes with its last slot, or already with its head.
         named, names_piece, gives_inline, has_piece, last_piece = (
             Signal(Piece), Signal(), Signal(), Signal(), Signal())
         may_go = Signal()
+        head_names, is_last, ends_head, upper_next = pieces_left != 0, pieces_left == 1, first, ~first & ~last_piece
+        if self.has_sockets:
+            head_names |= operation
+            is_last = Mux(operation, in_upper, is_last)
+            ends_head, upper_next = is_send_head, operation | upper_next
         m.d.comb += [
             early.eq(may_be_early & ~refused),
             may_go.eq(has_slot & (~((last & ~given) | early) | ~self.parsed.valid | self.parsed.ready)),
-            has_piece.eq(~refused & Mux(first, pieces_left != 0, inline_left == 0)),
+            has_piece.eq(~refused & Mux(first, head_names, inline_left == 0)),
             self.piece.valid.eq(may_go & has_piece), names_piece.eq(self.piece.valid & self.piece.ready),
-            last_piece.eq(pieces_left == 1),
+            last_piece.eq(is_last),
             named.eq(slot.word_select(first | in_upper, SLOT_BITS // 2)),
             gives_inline.eq(~refused & ~first & (inline_left != 0)),
             self.inline.valid.eq(may_go & gives_inline),
             leaves.eq(may_go & Mux(
                 gives_inline, self.inline.ready,
-                ~has_piece | (self.piece.ready & (first | last_piece | in_upper)))),
+                ~has_piece | (self.piece.ready & (ends_head | last_piece | in_upper)))),
             self.piece.payload.channel.eq(channel),
             self.piece.payload.key.eq(named.key), self.piece.payload.offset.eq(named.offset),
             self.piece.payload.length.eq(named.length), self.piece.payload.last.eq(last_piece),
         ]
+        if self.has_sockets:
+            with m.If(operation):
+                word = named.as_value().word_select(in_upper, WORD_BITS)
+                m.d.comb += Cat(self.piece.payload.offset, self.piece.payload.key).eq(word)
         with m.If(names_piece):
-            m.d.sync += [pieces_left.eq(pieces_left - 1), in_upper.eq(~first & ~last_piece & ~in_upper)]
+            m.d.sync += [pieces_left.eq(pieces_left - 1), in_upper.eq(upper_next & ~in_upper)]
         with m.If(self.inline.valid & self.inline.ready):
             m.d.sync += inline_left.eq(inline_left - 1)
         m.d.comb += [
@@ -499,16 +539,26 @@ class DescriptorParser(wiring.Component):
         counted = MAX_DESCRIPTOR_SLOTS.bit_length()
         full_slots = arriving.inline_bytes[5:MAX_INLINE_BYTES.bit_length()]
         begun_slot = arriving.inline_bytes[:5].any()
+        is_none = ~is_frame & ~is_segmented
+        forbids = ((is_frame & ~(self.operations & OperationMask.SEND_FRAME).any())
+                   | (is_segmented & ~(self.operations & OperationMask.SEND_SEGMENTED).any()))
+        # the head's slot has a piece too; within the limits few bits say the rest
+        misfits = ((arriving.inline_bytes > MAX_INLINE_BYTES) | (arriving.pieces > MAX_PIECES)
+                   | arriving.slots[counted:].any()
+                   | ((arriving.slots[:counted] - (arriving.pieces >> 1)[:counted])[:counted]
+                      != full_slots + Mux(begun_slot, 2, 1)))
+        if self.has_sockets:
+            is_socket, parameters = Signal(), arriving.inline_bytes
+            m.d.comb += is_socket.eq(names_operation(arriving.opcode))
+            is_none &= ~is_socket
+            forbids |= is_socket & ~(self.operations & OperationMask.SOCKET).any()
+            misfits |= is_socket & (
+                ((parameters != 0) & (parameters != SOCKET_PARAMETERS.size_bytes)) | (arriving.pieces > 1))
+            with m.If(enters & part.first):
+                m.d.sync += operation.eq(is_socket)
         m.d.comb += [
-            inline_slots.eq(full_slots + begun_slot),
-            is_unknown.eq(~is_frame & ~is_segmented),
-            is_forbidden.eq((is_frame & ~(self.operations & OperationMask.SEND_FRAME).any())
-                            | (is_segmented & ~(self.operations & OperationMask.SEND_SEGMENTED).any())),
-            # the head's slot has a piece too; within the limits few bits say the rest
-            is_bad_shape.eq((arriving.inline_bytes > MAX_INLINE_BYTES) | (arriving.pieces > MAX_PIECES)
-                            | arriving.slots[counted:].any()
-                            | ((arriving.slots[:counted] - (arriving.pieces >> 1)[:counted])[:counted]
-                               != full_slots + Mux(begun_slot, 2, 1))),
+            inline_slots.eq(full_slots + begun_slot), is_unknown.eq(is_none), is_forbidden.eq(forbids),
+            is_bad_shape.eq(misfits),
         ]
         with m.If(enters & part.first):
             m.d.sync += [
@@ -521,12 +571,13 @@ class DescriptorParser(wiring.Component):
 
         # Sums over the pieces, with the one at hand.
         payload_now, total_now, bad_now = Signal.like(payload_bytes), Signal.like(total_bytes), Signal()
-        length = Mux(has_piece, named.length, 0)
+        is_piece = has_piece & ~operation if self.has_sockets else has_piece
+        length = Mux(is_piece, named.length, 0)
         m.d.comb += [
             payload_now.eq(Mux(first, 0, payload_bytes) + length),
             total_now.eq(Mux(first, head.inline_bytes, total_bytes) + length),
             bad_now.eq((bad_length & ~first)
-                       | (has_piece & ((named.length == 0) | (named.length > MAX_PIECE_BYTES)))),
+                       | (is_piece & ((named.length == 0) | (named.length > MAX_PIECE_BYTES)))),
         ]
         with m.If(names_piece | leaves & first):
             m.d.sync += [payload_bytes.eq(payload_now), total_bytes.eq(total_now), bad_length.eq(bad_now)]
@@ -540,6 +591,9 @@ class DescriptorParser(wiring.Component):
         with m.If(gives_parsed):
             is_ipv6 = (head.opcode == Opcode.SEND_SEGMENTED) & (head.flags & SendFlag.IPV6).any()
             counts = has_piece | first
+            has_pieces = head.pieces != 0
+            if self.has_sockets:
+                has_pieces |= operation
             m.d.sync += [
                 self.parsed.valid.eq(1),
                 parsed.channel.eq(channel), parsed.ring_index.eq(ring_index), parsed.head.eq(head),
@@ -551,7 +605,7 @@ class DescriptorParser(wiring.Component):
                 parsed.checksum_end.eq(head.checksum_offset + 2),
                 parsed.unknown.eq(unknown), parsed.forbidden.eq(forbidden),
                 parsed.misshapen.eq(bad_shape | Mux(counts, bad_now, bad_length)),
-                parsed.broken.eq(broken), parsed.has_pieces.eq(~refused & (head.pieces != 0)),
+                parsed.broken.eq(broken), parsed.has_pieces.eq(~refused & has_pieces),
                 parsed.has_inline.eq(~refused & (head.inline_bytes != 0)),
             ]
         m.d.comb += self.active.eq(
@@ -565,13 +619,20 @@ class PieceTranslator(wiring.Component):
 
     Enters: pieces as the descriptors name them. Leaves: the same pieces with their bus addresses, and one verdict for
     each descriptor that has pieces: OK, or the status of the first piece that was refused; then its pieces mean
-    nothing. A whole descriptor's pieces and the verdict are there before any of them need be taken.
+    nothing. A whole descriptor's pieces and the verdict are there before any of them need be taken. What is `unasked`
+    keeps its place among the pieces, but the key table does not see it, and what it names stands for an address.
 
     Latency is the key table's and 1 cycle; one piece a cycle.
+
+    Parameters
+    ----------
+    has_sockets : bool
+        Whether there are words of socket operations among the pieces.
 
     Members
     -------
     i : pieces.
+    unasked : beside `i`, see `DescriptorParser`.
     key_request, key_answer : the key table.
     piece, verdict : what leaves.
     """
@@ -581,25 +642,36 @@ class PieceTranslator(wiring.Component):
     STORED_PIECES = 64
     """Two descriptors' pieces: one may be issued while the next is checked."""
 
-    def __init__(self):
+    def __init__(self, *, has_sockets: bool = False):
+        self.has_sockets = has_sockets
         super().__init__({
-            "i": In(stream.Signature(NamedPiece)),
+            "i": In(stream.Signature(NamedPiece)), **({"unasked": In(1)} if has_sockets else {}),
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
             "piece": Out(stream.Signature(BusPiece)), "verdict": Out(stream.Signature(KeyVerdict)), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        Question = data.StructLayout({"length": LENGTH_BITS, "last": 1})
+        Question = data.StructLayout({
+            "length": LENGTH_BITS, "last": 1, **({"unasked": 1, "word": WORD_BITS} if self.has_sockets else {}),
+        })
         m.submodules.questions = questions = SmallFifo(shape=Question, depth=self.QUESTIONS)
         m.submodules.pieces = pieces = StreamFifo(shape=BusPiece, depth=self.STORED_PIECES, bypass=True)
         wiring.connect(m, pieces.o, wiring.flipped(self.piece))
 
         asked, request = self.i.payload, self.key_request.payload
+        asks, may_ask = self.i.valid & questions.i.ready, self.key_request.ready
+        if self.has_sockets:
+            asks &= ~self.unasked
+            may_ask |= self.unasked
+            m.d.comb += [
+                questions.i.payload.unasked.eq(self.unasked),
+                questions.i.payload.word.eq(Cat(asked.offset, asked.key)),
+            ]
         m.d.comb += [
-            self.key_request.valid.eq(self.i.valid & questions.i.ready),
-            questions.i.valid.eq(self.i.valid & self.key_request.ready),
-            self.i.ready.eq(self.key_request.ready & questions.i.ready),
+            self.key_request.valid.eq(asks),
+            questions.i.valid.eq(self.i.valid & may_ask),
+            self.i.ready.eq(may_ask & questions.i.ready),
             request.channel.eq(asked.channel), request.key.eq(asked.key), request.offset.eq(asked.offset),
             request.length.eq(asked.length), request.write.eq(0),
             questions.i.payload.length.eq(asked.length), questions.i.payload.last.eq(asked.last),
@@ -609,19 +681,26 @@ class PieceTranslator(wiring.Component):
         question, answer = questions.o.payload, self.key_answer.payload
         has_place, answered = Signal(), Signal()
         first_refusal = Signal(8)
+        has_answer, takes, comes = self.key_answer.valid, has_place & questions.o.valid, self.key_answer.ready
+        address, status = answer.address, answer.status
+        if self.has_sockets:
+            comes = takes
+            takes = takes & ~question.unasked
+            has_answer |= question.unasked
+            address, status = Mux(question.unasked, question.word, address), Mux(question.unasked, Status.OK, status)
         m.d.comb += [
             has_place.eq(pieces.i.ready & ~(question.last & self.verdict.valid)),
-            self.key_answer.ready.eq(has_place & questions.o.valid),
-            answered.eq(self.key_answer.valid & self.key_answer.ready),
-            questions.o.ready.eq(self.key_answer.valid & has_place),
+            self.key_answer.ready.eq(takes),
+            answered.eq(has_answer & comes),
+            questions.o.ready.eq(has_answer & has_place),
             pieces.i.valid.eq(answered),
-            pieces.i.payload.address.eq(answer.address), pieces.i.payload.length.eq(question.length),
+            pieces.i.payload.address.eq(address), pieces.i.payload.length.eq(question.length),
             pieces.i.payload.last.eq(question.last),
         ]
         with m.If(self.verdict.ready):
             m.d.sync += self.verdict.valid.eq(0)
         with m.If(answered):
-            so_far = Mux(first_refusal == Status.OK, answer.status, first_refusal)
+            so_far = Mux(first_refusal == Status.OK, status, first_refusal)
             m.d.sync += first_refusal.eq(Mux(question.last, Status.OK, so_far))
             with m.If(question.last):
                 m.d.sync += [self.verdict.valid.eq(1), self.verdict.payload.status.eq(so_far)]
@@ -633,15 +712,22 @@ class PieceTranslator(wiring.Component):
 class DescriptorCheck(wiring.Component):
     """Checks what a descriptor asks for, but for its keys, by the contract's rules.
 
-    Enters: descriptors. Leaves: jobs with OK, BAD_OPCODE, NOT_PERMITTED or BAD_DESCRIPTOR, the first that applies.
-    Latency 2 cycles, throughput one a cycle.
+    Enters: descriptors. Leaves: jobs with OK, BAD_OPCODE, NOT_PERMITTED or BAD_DESCRIPTOR, the first that applies; or
+    with SOCKET_OPERATION, which has its operation in `l4_offset`, its flags in `checksum_offset` and its socket in
+    `vlan_tci`. Latency 2 cycles, throughput one a cycle.
+
+    Parameters
+    ----------
+    has_sockets : bool
+        Whether there are socket operations among the descriptors.
 
     Members
     -------
     i, o : descriptors in, jobs out.
     """
 
-    def __init__(self):
+    def __init__(self, *, has_sockets: bool = False):
+        self.has_sockets = has_sockets
         super().__init__({"i": In(stream.Signature(Parsed)), "o": Out(stream.Signature(Checked)), "active": Out(1)})
 
     def elaborate(self, platform):
@@ -696,6 +782,16 @@ class DescriptorCheck(wiring.Component):
                 checksum_beyond_inline.eq(parsed.checksum_end > head.inline_bytes),
                 l4_beyond_frame.eq(head.l4_offset > parsed.total_bytes),
             ]
+        operation = Signal()
+        if self.has_sockets:
+            socket_head = SocketHead(Cat(head, Const(0, SLOT_BITS - Head.size)))
+            with m.If(enters):
+                m.d.sync += operation.eq(names_operation(head.opcode))
+                with m.If(names_operation(head.opcode)):
+                    m.d.sync += [
+                        job.tagged.eq(0), job.l4_offset.eq(socket_head.opcode),
+                        job.checksum_offset.eq(socket_head.flags), job.vlan_tci.eq(socket_head.socket),
+                    ]
 
         with m.If(leaves):
             m.d.sync += self.o.valid.eq(has_compared)
@@ -704,16 +800,19 @@ class DescriptorCheck(wiring.Component):
                          | (job.l4_checksum & (bad_l4 | checksum_beyond_frame))
                          | (job.ipv4_checksum & (bad_l3 | l4_beyond_frame)))
             bad_segmented = bad_segments | bad_template | bad_l4 | bad_l3 | checksum_beyond_inline
+            bad = misshapen | bad_tag | Mux(job.segmented, bad_segmented, bad_frame)
+            if self.has_sockets:
+                bad = Mux(operation, misshapen, bad)
             status = self.o.payload.job.status
             m.d.sync += self.o.payload.eq(compared)
             with m.If(unknown):
                 m.d.sync += status.eq(Status.BAD_OPCODE)
             with m.Elif(forbidden):
                 m.d.sync += status.eq(Status.NOT_PERMITTED)
-            with m.Elif(misshapen | bad_tag | Mux(job.segmented, bad_segmented, bad_frame)):
+            with m.Elif(bad):
                 m.d.sync += status.eq(Status.BAD_DESCRIPTOR)
             with m.Else():
-                m.d.sync += status.eq(Status.OK)
+                m.d.sync += status.eq(Mux(operation, SOCKET_OPERATION, Status.OK) if self.has_sockets else Status.OK)
         m.d.comb += self.active.eq(enters | (leaves & has_compared) | (self.o.valid & self.o.ready))
         return m
 
@@ -754,10 +853,13 @@ class JobIssue(wiring.Component):
         job = Signal(TxJob)
         good, broken, has_pieces, has_rows, moves = Signal(), Signal(), Signal(), Signal(), Signal()
         rows_open, pieces_open = Signal(), Signal()
+        def is_good(status):
+            return (status == Status.OK) | is_operation(status) if self.config.flows else status == Status.OK
+
         # what is decided counts in the same cycle
         status, decided, good_now, rows_now, pieces_now = Signal(8), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            good_now.eq(Mux(decided, (status == Status.OK) & ~broken, good)),
+            good_now.eq(Mux(decided, is_good(status) & ~broken, good)),
             rows_now.eq(Mux(decided, has_rows, rows_open)), pieces_now.eq(Mux(decided, has_pieces, pieces_open)),
             self.row.ready.eq(rows_now), self.piece.ready.eq(pieces_now),
             self.stored_row.valid.eq(self.row.valid & rows_now & good_now),

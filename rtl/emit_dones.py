@@ -1,6 +1,6 @@
 """What is under way of the orders to send, and what the decider is told when they are over."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -10,7 +10,7 @@ from rtl.control_messages import MessageWriter, message_beat
 from rtl.emit import NO_FRAME, REFUSED_STALE, OrderRecord
 from rtl.flow_entries import FLOW_BITS
 from rtl.interfaces import LENGTH_BITS, TIME_BITS, CountAmount, Strobe, TxDone, contract_view
-from rtl.primitives import StreamFifo
+from rtl.primitives import OrderedDrain, StreamFifo
 from rtl.small_fifo import SmallFifo
 
 ORDERS_UNDER_WAY = 128
@@ -50,6 +50,8 @@ class EmitDones(wiring.Component):
     now : the device's cycle count.
     done : stream of reports, of the orders' queues alone.
     o : messages up.
+    drain_request, drain_done : levels: sends of all orders that had begun are over. What begins later does not hold it
+        up.
     count_control_emits, count_control_stale, count_control_refused : count strobes.
     active : see `rtl.interfaces`.
     """
@@ -60,6 +62,7 @@ class EmitDones(wiring.Component):
             "begun": In(1), "room": Out(1, init=1), "record": In(stream.Signature(OrderRecord)),
             "now": In(TIME_BITS), "done": In(stream.Signature(TxDone)),
             "o": Out(stream.Signature(message_beat(config))),
+            "drain_request": In(1), "drain_done": Out(1),
             **{f"count_control_{name}": Out(Strobe(CountAmount)) for name in ("emits", "stale", "refused")},
             "active": Out(1),
         })
@@ -85,6 +88,21 @@ class EmitDones(wiring.Component):
                 fifo.i.valid.eq(self.record.valid & (self.record.payload.bulk == n)),
             ]
         m.d.comb += self.record.ready.eq(1)  # there are as many places as orders under way
+
+        # A drain begins between an order's record and the next order: then each order under way has its queue, and the
+        # orders of a queue are over in their order.
+        has_record, asks, drains = Signal(init=1), Signal(), []
+        with m.If(self.begun | self.record.valid):
+            m.d.sync += has_record.eq(~self.begun)
+        m.d.sync += asks.eq(self.drain_request & (asks | (has_record & ~self.begun)))
+        for n in range(2):
+            m.submodules[f"drain_{n}"] = drain = OrderedDrain(most=ORDERS_UNDER_WAY)
+            drains.append(drain)
+            m.d.comb += [
+                drain.request.eq(asks & self.drain_request), drain.begins.eq(records[n].i.valid & records[n].i.ready),
+                drain.ends.eq(records[n].o.valid & records[n].o.ready),
+            ]
+        m.d.comb += self.drain_done.eq(Cat(drain.done for drain in drains).all())
 
         # A report meets its record, in registers; then it becomes a note, or is done with.
         report, report_valid, enters = Signal(TxDone), Signal(), Signal()
@@ -138,5 +156,6 @@ class EmitDones(wiring.Component):
         ]
         m.d.comb += self.active.eq(
             self.begun | settles | self.record.valid | enters | report_valid | notes.active
-            | writer.active | records[0].active | records[1].active)
+            | writer.active | records[0].active | records[1].active | (asks != self.drain_request)
+            | Cat(drain.active for drain in drains).any())
         return m

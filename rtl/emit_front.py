@@ -18,11 +18,6 @@ STORED_ROW_BYTES = 256
 """Header bytes on their way: two orders' most."""
 
 
-def emit_queues(config: NicConfig) -> tuple[int, int]:
-    """The scheduler's queues those of the two highest channels: for orders without payload, and `bulk`."""
-    return config.channels - 2, config.channels - 1
-
-
 class EmitFront(wiring.Component):
     """Orders to send become jobs.
 
@@ -45,7 +40,7 @@ class EmitFront(wiring.Component):
     source_mac, now : own Ethernet address, first byte lowest; the device's cycle count.
     key_request, key_answer : client of the key table.
     checked, verdict, piece, row : what leaves.
-    done : see `EmitDones`.
+    done, drain_request, drain_done : see `EmitDones`.
     o : messages up.
     count_control_emits, count_control_stale, count_control_refused : count strobes.
     active : see `rtl.interfaces`.
@@ -65,14 +60,14 @@ class EmitFront(wiring.Component):
             "checked": Out(stream.Signature(Checked)), "verdict": Out(stream.Signature(KeyVerdict)),
             "piece": Out(stream.Signature(BusPiece)), "row": Out(stream.Signature(row(config))),
             "freed": In(Strobe(FreedSlots)), "done": In(stream.Signature(TxDone)), "left": Out(1),
-            "o": Out(stream.Signature(beat)),
+            "o": Out(stream.Signature(beat)), "drain_request": In(1), "drain_done": Out(1),
             **{f"count_control_{name}": Out(Strobe(CountAmount)) for name in ("emits", "stale", "refused")},
             "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        config, queues = self.config, emit_queues(self.config)
+        config, queues = self.config, self.config.port_queues
         m.submodules.gate = gate = EmitGate(config, queues=queues)
         m.submodules.reader = reader = MessageReader(config)
         m.submodules.flows = flows = FlowEntries(flows=config.flows)
@@ -109,6 +104,7 @@ class EmitFront(wiring.Component):
         connect(m, dones.o, flipped(self.o))
         m.d.comb += [
             decoder.room.eq(dones.room), dones.begun.eq(decoder.begun), self.left.eq(gate.left),
+            dones.drain_request.eq(self.drain_request), self.drain_done.eq(dones.drain_done),
         ]
         for name in ("emits", "stale", "refused"):
             connect(m, getattr(dones, f"count_control_{name}"), flipped(getattr(self, f"count_control_{name}")))

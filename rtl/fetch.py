@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from amaranth.hdl import Array, Assert, Cat, Const, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
@@ -27,6 +27,7 @@ from rtl.descriptor import (
     FetchEnd,
     InlineRows,
     JobIssue,
+    NamedPiece,
     PieceTranslator,
     SlotReader,
 )
@@ -45,13 +46,14 @@ from rtl.interfaces import (
     SubmissionDoorbell,
     TxJob,
     TxPiece,
+    is_operation,
     queue_slots,
     read_beat,
     row,
     tx_row,
 )
 from rtl.job_sources import JobSources, issue_streams
-from rtl.primitives import SmallRam, StreamArbiter, StreamFifo, number_of, round_robin
+from rtl.primitives import SkidBuffer, SmallRam, StreamArbiter, StreamFifo, number_of, round_robin
 from rtl.push import PushBuffer, PushedDescriptor, PushReader, PushWrite
 from rtl.small_fifo import SmallFifo
 
@@ -593,6 +595,8 @@ class TransmitFetch(wiring.Component):
     drain_request, drain_done : see DrainWatch.
     emit_checked, emit_verdict, emit_piece, emit_row : of a device with a control port, a second source of jobs, with
         what belongs to them; see `rtl.job_sources`.
+    clearing : of a device with a control port, see `rtl.tx_scheduler.TransmitScheduler`. A drain waits for that instead
+        of socket operations.
     """
 
     def __init__(self, config: NicConfig):
@@ -612,7 +616,7 @@ class TransmitFetch(wiring.Component):
             "tx_retired": In(1), "tx_retired_epoch": In(1),
             "drain_request": In(1), "drain_done": Out(1), "active": Out(1),
             **({f"emit_{name}": In(stream.Signature(shape)) for name, shape in issue_streams(config).items()}
-               if config.flows else {}),
+               | {"clearing": In(1)} if config.flows else {}),
         })
 
     def elaborate(self, platform):
@@ -622,11 +626,12 @@ class TransmitFetch(wiring.Component):
         m.submodules.slots = slots = SlotReader(config)
         m.submodules.pushed = pushed = PushReader(config)
         m.submodules.cutter = cutter = DescriptorCutter(channels=config.channels)
-        m.submodules.parser = parser = DescriptorParser()
-        m.submodules.translator = translator = PieceTranslator()
+        has_sockets = bool(config.flows)
+        m.submodules.parser = parser = DescriptorParser(has_sockets=has_sockets)
+        m.submodules.translator = translator = PieceTranslator(has_sockets=has_sockets)
         m.submodules.inline_rows = inline_rows = InlineRows(config)
         m.submodules.rows = rows = StreamFifo(shape=row(config), depth=STORED_ROW_BYTES // config.host_bytes)
-        m.submodules.check = check = DescriptorCheck()
+        m.submodules.check = check = DescriptorCheck(has_sockets=has_sockets)
         m.submodules.issue = issue = JobIssue(config)
         m.submodules.faults = faults = StreamArbiter(shape=ChannelFault, count=2)
         m.submodules.drain = drain = DrainWatch(job_bits=job_bits(config))
@@ -665,22 +670,34 @@ class TransmitFetch(wiring.Component):
         connect(m, cutter.part, parser.part)
 
         # Descriptors to jobs; pieces and inline rows go beside them and meet them again at the end.
-        connect(m, parser.piece, translator.i)
+        if has_sockets:
+            # whether a piece is a question is one more thing to look at before the parser may go on
+            m.submodules.named = named = SkidBuffer(shape=data.StructLayout({"piece": NamedPiece, "unasked": 1}))
+            m.d.comb += [
+                named.i.valid.eq(parser.piece.valid), parser.piece.ready.eq(named.i.ready),
+                named.i.payload.piece.eq(parser.piece.payload), named.i.payload.unasked.eq(parser.unasked),
+                translator.i.valid.eq(named.o.valid), named.o.ready.eq(translator.i.ready),
+                translator.i.payload.eq(named.o.payload.piece), translator.unasked.eq(named.o.payload.unasked),
+            ]
+        else:
+            connect(m, parser.piece, translator.i)
         connect(m, translator.key_request, flipped(self.key_request))
         connect(m, flipped(self.key_answer), translator.key_answer)
         connect(m, parser.inline, inline_rows.i)
         connect(m, inline_rows.o, rows.i)
         connect(m, parser.parsed, check.i)
         parts = {"checked": check.o, "verdict": translator.verdict, "piece": translator.piece, "row": rows.o}
-        ends, begins = issue.done, issue.job.valid
+        ends, begins, holds = issue.done, issue.job.valid, faults.o.valid
         if config.flows:
             m.submodules.sources = sources = JobSources(config)
             for name, part in parts.items():
                 connect(m, part, getattr(sources, f"{name}_0"))
                 connect(m, flipped(getattr(self, f"emit_{name}")), getattr(sources, f"{name}_1"))
                 parts[name] = getattr(sources, name)
-            # what drains are descriptors
-            ends, begins = issue.done & (sources.of == 0), issue.job.valid & (sources.of == 0)
+            # What drains are descriptors. A socket operation reads no memory, and may wait for who takes messages.
+            ends = issue.done & (sources.of == 0)
+            begins = issue.job.valid & (sources.of == 0) & ~is_operation(issue.job.payload.status)
+            holds |= self.clearing
             m.d.comb += sources.done.eq(issue.done)
         connect(m, parts["checked"], issue.i)
         for name in ("verdict", "piece", "row"):
@@ -700,10 +717,10 @@ class TransmitFetch(wiring.Component):
             drain.descriptor_begins.eq(cutter.begun), drain.descriptor_ends.eq(ends),
             drain.job_begins.eq(begins), issue.epoch.eq(drain.epoch),
             drain.job_ends.eq(self.tx_retired), drain.job_ends_epoch.eq(self.tx_retired_epoch),
-            drain.holds.eq(faults.o.valid), drain.request.eq(self.drain_request), self.drain_done.eq(drain.done),
+            drain.holds.eq(holds), drain.request.eq(self.drain_request), self.drain_done.eq(drain.done),
             self.active.eq(Cat(block.active for block in (
                 scheduler, slots, pushed, cutter, parser, translator, inline_rows, rows, check, issue, faults,
-                drain, *([sources] if config.flows else []))).any()),
+                drain, *([sources, named] if config.flows else []))).any()),
         ]
         return m
 

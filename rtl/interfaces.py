@@ -26,6 +26,7 @@ from nic_model.contract import (
 )
 from nic_model.contract.config import BURST_BYTES
 from nic_model.contract.descriptors import Layout
+from nic_model.contract.sockets import SOCKET_COMPLETION
 
 CHANNEL_BITS = exact_log2(MAX_CHANNELS)
 REGISTER_BITS = exact_log2(REGISTER_SPACE_BYTES)
@@ -134,6 +135,18 @@ TxJob = data.StructLayout({
     "payload_bytes": LENGTH_BITS, "slots": SLOT_COUNT_BITS, "epoch": 1, "tagged": 1, "vlan_tci": 16,
 })
 
+SOCKET_OPERATION = 0x80
+"""`status` of a job, inside the device, that is a socket operation for who sits at the control port; no Status has this
+bit. It is no frame; of its fields count `channel`, `tag`, `slots`, `epoch` and `inline_bytes`, and what
+`rtl.descriptor.DescriptorCheck` says. Two pieces come with it, whose addresses are words of its slot, and the rows of
+its parameters."""
+
+
+def is_operation(status):
+    """Whether a job's status is SOCKET_OPERATION."""
+    return status[exact_log2(SOCKET_OPERATION)]
+
+
 # Transmit front -> scheduler, a strobe each: what a descriptor brings, to be kept until its job is over. First the rows
 # of its inline bytes (lane 0 = first byte of the frame) and its pieces, each in order, then its job; a job whose status
 # is not OK has neither. There is always room: see `rtl.fetch.FetchScheduler.freed`.
@@ -174,6 +187,15 @@ RxDone = data.StructLayout({
     "length": RECEIVE_BITS, "info": 16, "checksum": 16, "segments": 16, "timestamp": TIME_BITS, "mss": 14,
     "more": 8, "further": 1, "last": 1,
 })
+
+# Control port -> completion: the completion of a socket operation, its fields as the decider gave them.
+SocketDone = data.StructLayout({"channel": CHANNEL_BITS, **{
+    name: SOCKET_COMPLETION.fields[name].width
+    for name in ("status", "tag", "length", "result", "remote_port", "local_port", "socket")}})
+
+# Completion -> control port, one for each of these, in order: whether the channel runs, so that the entry has its place
+# in the ring and is written there.
+SocketTaken = data.StructLayout({"written": 1})
 
 # Completion -> events: the bus has answered this completion's write; `index` is the CQ index behind it.
 Retired = data.StructLayout({"channel": CHANNEL_BITS, "receive": 1, "index": INDEX_BITS})

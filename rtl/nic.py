@@ -1,14 +1,16 @@
 # amaranth: UnusedElaboratable=no
 """The device: this file is the block diagram. It creates the blocks and connects them, in packet order."""
 
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from nic_model.contract import COUNTERS, NicConfig
+from nic_model.contract import NicConfig
 from rtl.axi_lite import AxiLiteSlave
 from rtl.channels import Channels
 from rtl.completion import Completion
+from rtl.control_messages import message_beat
+from rtl.control_port import ControlPort
 from rtl.counters import Counters
 from rtl.dma_read import DmaRead
 from rtl.dma_write import DmaWrite
@@ -39,6 +41,7 @@ class Nic(wiring.Component):
     s_axi : AXI4 slave as wide as the host bus, doorbell pages.
     m_axi_read, m_axi_write : the two halves of one AXI4 master, DMA.
     m_axis_tx, s_axis_rx : frames to and from the MAC, without FCS.
+    m_axis_up, s_axis_release, s_axis_emit : of a device with flows, the streams of its control port.
     irq : one line per vector, level; the highest is the error vector.
     now : cycle count that all time inside is measured by; a plain counter on an FPGA.
     quiet : nothing changes, whatever time passes, until an input changes or `next_deadline` comes.
@@ -67,6 +70,9 @@ class Nic(wiring.Component):
             "error_completion": Out(1),
             "next_deadline": Out(64),
             "deadline_valid": Out(1),
+            **({"m_axis_up": Out(stream.Signature(message_beat(config))),
+                "s_axis_release": In(stream.Signature(message_beat(config))),
+                "s_axis_emit": In(stream.Signature(message_beat(config)))} if config.flows else {}),
         })
 
     def elaborate(self, platform):
@@ -76,7 +82,7 @@ class Nic(wiring.Component):
         m.submodules.registers = registers = Registers(config)
         m.submodules.doorbells = doorbells = Doorbells(config)
         m.submodules.channels = channels = Channels(config)
-        m.submodules.keys = keys = KeyTable(config)
+        m.submodules.keys = keys = KeyTable(config, clients=4 if config.flows else 2)
         m.submodules.fetch = fetch = TransmitFetch(config)
         m.submodules.scheduler = scheduler = TransmitScheduler(config)
         m.submodules.dma_read = dma_read = self.dma_read
@@ -87,7 +93,7 @@ class Nic(wiring.Component):
         m.submodules.completion = completion = Completion(config)
         m.submodules.events = events = Events(config)
         m.submodules.counters = counters = Counters(config)
-        m.submodules.deadlines = deadlines = EarliestDeadline(count=4)
+        m.submodules.deadlines = deadlines = EarliestDeadline(count=5 if config.flows else 4)
         links = []
 
         def link(source, sink):
@@ -104,6 +110,8 @@ class Nic(wiring.Component):
                   "scheduler": scheduler, "dma_read": dma_read, "transmit": transmit, "pause": pause,
                   "receive": receive,
                   "dma_write": dma_write, "completion": completion, "events": events, "counters": counters}
+        if config.flows:
+            m.submodules.control = blocks["control"] = ControlPort(config)
 
         # The host's registers and doorbells.
         connect(m, flipped(self.s_axil), registers.axil)
@@ -124,10 +132,17 @@ class Nic(wiring.Component):
             connect(m, channels.start, block.start)
         connect(m, channels.stop, events.stop)
         m.d.comb += [block.running.eq(channels.running) for block in (fetch, scheduler, receive, completion, events)]
+        # the control port's queues always run
+        m.d.comb += [scheduler.running[queue].eq(1) for queue in config.port_queues]
         m.d.comb += [block.drain_request.eq(channels.drain_request) for block in (fetch, receive)]
+        sent, received = fetch.drain_done, receive.drain_done
+        if config.flows:
+            control = blocks["control"]
+            m.d.comb += [block.drain_request.eq(channels.drain_request) for block in (completion, control)]
+            sent, received = sent & control.drain_done, received & completion.drain_done
         m.d.comb += [
-            channels.drain_done_tx.eq(fetch.drain_done),
-            channels.drain_done_rx.eq(receive.drain_done),
+            channels.drain_done_tx.eq(sent),
+            channels.drain_done_rx.eq(received),
         ]
         link(fetch.fault, channels.fault_fetch)
         link(receive.fault, channels.fault_receive)
@@ -149,7 +164,10 @@ class Nic(wiring.Component):
         connect(m, transmit.dropped, scheduler.dropped)
         connect(m, transmit.mac, pause.i)
         connect(m, pause.o, flipped(self.m_axis_tx))
-        link(transmit.done, completion.tx)
+        if config.flows:
+            self._connect_control_port(m, blocks, link)
+        else:
+            link(transmit.done, completion.tx)
 
         # Receive: MAC, buffers, keys, host memory.
         connect(m, flipped(self.s_axis_rx), receive.mac)
@@ -183,7 +201,8 @@ class Nic(wiring.Component):
             self.next_deadline.eq(deadlines.next_deadline),
             self.deadline_valid.eq(deadlines.deadline_valid),
         ]
-        for entry, block in zip(deadlines.i, (events, scheduler, pause, receive), strict=True):
+        timed = [events, scheduler, pause, receive, *([blocks["control"]] if config.flows else [])]
+        for entry, block in zip(deadlines.i, timed, strict=True):
             m.d.comb += [entry.valid.eq(block.deadline_valid), entry.payload.eq(block.next_deadline)]
 
         # The bus, and what is counted and reported on the way.
@@ -192,13 +211,70 @@ class Nic(wiring.Component):
         connect(m, fetch.index, registers.index_tx)
         connect(m, receive.index, registers.index_rx)
         connect(m, completion.index, registers.index_cq)
-        for counter in COUNTERS:
+        for counter in config.counters:
             port = f"count_{counter.name}"
-            owners = [b for b in (transmit, pause, receive, completion, events) if hasattr(b, port)]
-            if len(owners) != 1:
-                raise RuntimeError(f"counter {counter.name} must have one owner, not {len(owners)}")
-            connect(m, getattr(owners[0], port), getattr(counters, port))
+            strobes = [getattr(block, port) for block in blocks.values()
+                       if block is not counters and hasattr(block, port)]
+            if not strobes:
+                raise RuntimeError(f"counter {counter.name} has no owner")
+            if len(strobes) == 1:
+                connect(m, strobes[0], getattr(counters, port))
+            else:
+                m.d.comb += [
+                    getattr(counters, port).valid.eq(Cat(strobe.valid for strobe in strobes).any()),
+                    getattr(counters, port).payload.amount.eq(sum(
+                        Mux(strobe.valid, strobe.payload.amount, 0) for strobe in strobes)),
+                ]
 
-        m.d.comb += [block.now.eq(self.now) for block in (registers, scheduler, transmit, pause, receive, events)]
+        m.d.comb += [block.now.eq(self.now) for block in (registers, *timed, transmit)]
         m.d.comb += self.quiet.eq(~Cat(block.active for block in (*blocks.values(), *links)).any())
         return m
+
+    def _connect_control_port(self, m, blocks, link):
+        """Join the control port to the paths of both directions, and to the device's own ports."""
+        control, receive, fetch, keys, dma_write, transmit, completion = (blocks[name] for name in (
+            "control", "receive", "fetch", "keys", "dma_write", "transmit", "completion"))
+
+        # Its streams.
+        for name in ("release", "emit"):
+            m.submodules[f"skid_{name}"] = skid = SkidBuffer(shape=message_beat(self.config))
+            blocks[f"skid_{name}"] = skid
+            connect(m, flipped(getattr(self, f"s_axis_{name}")), skid.i)
+            connect(m, skid.o, getattr(control, name))
+        connect(m, control.up, flipped(self.m_axis_up))
+        connect(m, blocks["registers"].write, control.write)
+
+        # Receive: frames to the decider, what it orders about them, and what the send side learns of flows.
+        connect(m, control.receive_release, receive.control_release)
+        connect(m, receive.control_up, control.receive_up)
+        connect(m, receive.control_entry, control.entry)
+        connect(m, receive.control_place_over, control.place_over)
+        # an order may wait for a PLACE that stands behind a FLOW_DEL: so release waits for no order to send
+        m.d.comb += [control.keeps_key.eq(receive.control_keeps_key), receive.control_emit_idle.eq(1)]
+        connect(m, receive.control_socket, completion.socket)
+        connect(m, completion.socket_taken, receive.control_socket_taken)
+        link(receive.control_key_request, keys.request_2)
+        link(keys.answer_2, receive.control_key_answer)
+        link(receive.control_write_cmd, dma_write.cmd_place)
+        connect(m, receive.control_write_row, dma_write.row_place)
+        connect(m, dma_write.done_place, receive.control_write_done)
+
+        # Send: orders are a second source of jobs, and their reports are the control port's.
+        link(control.key_request, keys.request_3)
+        connect(m, keys.answer_3, control.key_answer)
+        for name in ("checked", "verdict", "piece", "row"):
+            connect(m, getattr(control, name), getattr(fetch, f"emit_{name}"))
+        connect(m, blocks["scheduler"].freed, control.freed)
+        link(blocks["scheduler"].operation, control.operation)
+        m.d.comb += fetch.clearing.eq(blocks["scheduler"].clearing)
+        m.submodules.link_transmit_done = reports = SkidBuffer(shape=transmit.done.payload.shape())
+        blocks["link_transmit_done"] = reports
+        is_order = Signal()
+        m.d.comb += [
+            is_order.eq(Cat(transmit.done.payload.channel == queue for queue in self.config.port_queues).any()),
+            control.done.valid.eq(transmit.done.valid & is_order),
+            reports.i.valid.eq(transmit.done.valid & ~is_order),
+            transmit.done.ready.eq(Mux(is_order, control.done.ready, reports.i.ready)),
+            *(sink.payload.eq(transmit.done.payload) for sink in (control.done, reports.i)),
+        ]
+        connect(m, reports.o, completion.tx)

@@ -236,6 +236,46 @@ class StreamArbiter(wiring.Component):
         return m
 
 
+class OrderedDrain(wiring.Component):
+    """Says when all that had begun before a request is over, of what ends in the order in which it began.
+
+    Parameters
+    ----------
+    most : int
+        Under way at a time, at most.
+
+    Members
+    -------
+    begins, ends : 1 for a cycle for each that begins, or ends.
+    request : level. What begins later does not hold it up.
+    done : level, while `request` is 1: all that was under way when it rose is over. It falls a cycle behind it.
+    """
+
+    def __init__(self, *, most):
+        if not isinstance(most, int) or most < 1:
+            raise ValueError(f"most must be a positive integer, not {most!r}")
+        self.most = most
+        super().__init__({"begins": In(1), "ends": In(1), "request": In(1), "done": Out(1), "active": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        under_way, left = Signal(range(self.most + 1)), Signal(range(self.most + 1))
+        is_marked, sets_mark, is_over = Signal(), Signal(), Signal()
+        m.d.comb += [
+            sets_mark.eq(self.request & ~is_marked), is_over.eq(self.request & is_marked & (left == 0)),
+            self.active.eq(self.begins | self.ends | (self.request != is_marked) | (is_over != self.done)),
+        ]
+        m.d.sync += [
+            under_way.eq(under_way + self.begins - self.ends), is_marked.eq(self.request), self.done.eq(is_over),
+        ]
+        with m.If(sets_mark):
+            m.d.sync += left.eq(under_way + self.begins - self.ends)
+        with m.Elif(left != 0):
+            m.d.sync += left.eq(left - self.ends)
+        self.invariants = [(under_way <= self.most, "more is under way than there may be")]
+        return m
+
+
 class EarliestDeadline(wiring.Component):
     """The earliest of several deadlines, in the same cycle.
 

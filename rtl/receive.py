@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 from nic_model.contract import NicConfig
 from rtl.arrivals import Arrivals
 from rtl.coalescer import Coalescer
-from rtl.control_messages import Unit, message_beat
+from rtl.control_messages import message_beat
 from rtl.control_receive import COUNTED, ControlReceive
 from rtl.flow_entries import FLOW_BITS, FlowWrite
 from rtl.interfaces import (
@@ -23,6 +23,8 @@ from rtl.interfaces import (
     ReadCommand,
     RegisterWrite,
     RxDone,
+    SocketDone,
+    SocketTaken,
     Strobe,
     WriteCommand,
     WriteDone,
@@ -50,7 +52,8 @@ def _control_members(config):
         "control_write_row": Out(stream.Signature(row(config))),
         "control_write_done": In(stream.Signature(WriteDone)),
         "control_entry": Out(stream.Signature(FlowWrite)), "control_keeps_key": Out(1), "control_emit_idle": In(1),
-        "control_complete": Out(stream.Signature(Unit)), "control_place_over": Out(stream.Signature(FLOW_BITS)),
+        "control_socket": Out(stream.Signature(SocketDone)), "control_socket_taken": In(Strobe(SocketTaken)),
+        "control_place_over": Out(stream.Signature(FLOW_BITS)),
         **{f"count_control_{name}": Out(Strobe(CountAmount)) for names in COUNTED.values() for name in names},
     }
 
@@ -122,7 +125,8 @@ class Receive(wiring.Component):
         m.submodules.pause_rx = pause_rx = PauseReceive(self.config)
         m.submodules.parser = parser = Parser(self.config)
         m.submodules.buffer = buffer = RxBuffer(self.config)
-        m.submodules.arrivals = arrivals = Arrivals()
+        control = ControlReceive(self.config) if self.config.flows else None
+        m.submodules.arrivals = arrivals = Arrivals(behind_parser=control.delay if control else 0)
         m.submodules.coalescer = coalescer = Coalescer(self.config)
         m.submodules.rings = rings = RxRings(self.config)
         m.submodules.deliver = deliver = RxDeliver(self.config)
@@ -138,10 +142,10 @@ class Receive(wiring.Component):
         connect(m, mac_rx.row, parser.row)
         filtered = buffer.count_filtered
         if self.config.flows:
-            filtered, control = self._take_out(m, parser, buffer), [m.submodules.control]
+            m.submodules.control = control
+            filtered = self._take_out(m, control, parser, buffer)
         else:
             connect(m, parser.parsed, buffer.row)
-            control = []
         connect(m, buffer.o, deliver.row)
         connect(m, deliver.write_row, flipped(self.write_row))
 
@@ -180,7 +184,8 @@ class Receive(wiring.Component):
         connect(m, rings.index, flipped(self.index))
         m.d.comb += [
             mac_rx.now.eq(self.now), rings.running.eq(self.running), rings.rx_retired.eq(self.rx_retired),
-            rings.drain_request.eq(self.drain_request), self.drain_done.eq(rings.drain_done),
+            rings.drain_request.eq(self.drain_request),
+            self.drain_done.eq(rings.drain_done & control.drain_done if control else rings.drain_done),
             self.fill.eq(buffer.fill),
             coalescer.drain_request.eq(self.drain_request), rings.flushed.eq(coalescer.flushed),
             coalescer.now.eq(self.now), self.next_deadline.eq(coalescer.next_deadline),
@@ -200,28 +205,33 @@ class Receive(wiring.Component):
             self.count_rx_oversize.valid.eq(Cat(oversize).any()),
             self.count_rx_oversize.payload.amount.eq(sum(oversize)),
             self.active.eq(Cat(block.active for block in (
-                mac_rx, pause_rx, parser, buffer, arrivals, coalescer, rings, deliver, gather, *control)).any()),
+                mac_rx, pause_rx, parser, buffer, arrivals, coalescer, rings, deliver, gather,
+                *([control] if control else []))).any()),
         ]
         return m
 
-    def _take_out(self, m, parser, buffer):
+    def _take_out(self, m, control, parser, buffer):
         """The frames that are for the control port leave the path behind the parser: the buffer drops them as if the
-        filter had not let them in. Returns the strobe of those that it really did not."""
-        m.submodules.control = control = ControlReceive(self.config)
+        filter had not let them in. Those that the port passes on come back there. Returns the strobe of those that the
+        filter really did not let in."""
         connect(m, flipped(self.write), control.write)
         connect(m, parser.parsed, control.row)
         connect(m, parser.flow, control.flow)
         connect(m, control.rest, buffer.row)
+        connect(m, control.passed, buffer.passed)
+        connect(m, control.passed_row, buffer.passed_row)
         for name in ("release", "key_answer", "write_done"):
             connect(m, flipped(getattr(self, f"control_{name}")), getattr(control, name))
-        for name in ("up", "key_request", "write_cmd", "write_row", "entry", "complete", "place_over"):
+        for name in ("up", "key_request", "write_cmd", "write_row", "entry", "socket", "place_over"):
             connect(m, getattr(control, name), flipped(getattr(self, f"control_{name}")))
+        connect(m, flipped(self.control_socket_taken), control.socket_taken)
         for name in self.signature.members:
             if name.startswith("count_control_"):
                 connect(m, getattr(control, name), flipped(getattr(self, name)))
         filtered, taken = Strobe(CountAmount).create(), Signal(name="was_taken")
         m.d.sync += taken.eq(control.taken)  # the buffer counts in the cycle behind a frame's last row
         m.d.comb += [
+            control.drain_request.eq(self.drain_request),
             control.now.eq(self.now), control.emit_idle.eq(self.control_emit_idle),
             self.control_keeps_key.eq(control.keeps_key),
             filtered.valid.eq(buffer.count_filtered.valid & ~taken),

@@ -10,7 +10,6 @@ from amaranth.utils import ceil_log2, exact_log2
 from nic_model.contract import (
     CHANNEL_STRIDE,
     CHANNELS_BASE,
-    COUNTERS,
     COUNTERS_BASE,
     INDIRECTION_BASE,
     INDIRECTION_STRIDE,
@@ -234,8 +233,9 @@ class Registers(wiring.Component):
                             if register.block is block:
                                 with m.Case(register.offset // 4):
                                     decode_register(register)
-            with m.If(here(COUNTERS_BASE, 1 << ceil_log2(8 * len(COUNTERS)))
-                      & (address[2:ceil_log2(8 * len(COUNTERS))] < 2 * len(COUNTERS))):
+            counters = len(config.counters)
+            with m.If(here(COUNTERS_BASE, 1 << ceil_log2(8 * counters))
+                      & (address[2:ceil_log2(8 * counters)] < 2 * counters)):
                 m.d.sync += source.eq(_Source.COUNTERS)
 
         def decode_register(register):

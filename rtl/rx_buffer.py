@@ -7,9 +7,10 @@ from amaranth.utils import exact_log2
 
 from nic_model.contract import NicConfig, RxInfo
 from nic_model.contract.protocols import IPV4_HEADER_BYTES, IPV6_HEADER_BYTES
-from rtl.interfaces import CHANNEL_BITS, TIME_BITS, CountAmount, Strobe, lane_bits
+from rtl.interfaces import CHANNEL_BITS, TIME_BITS, CountAmount, Strobe, lane_bits, row
 from rtl.parser import CHECKSUM_BITS, INFO_BITS, parsed_row
 from rtl.primitives import Ram, StreamFifo
+from rtl.row_banks import RowBanks
 
 LENGTH_BITS = 14
 """Of a frame that is let in."""
@@ -31,8 +32,14 @@ RxFrame = data.StructLayout({
     "channel": CHANNEL_BITS, "length": LENGTH_BITS, "info": INFO_BITS, "checksum": CHECKSUM_BITS, "time": TIME_BITS,
 })
 
-# Likewise, with the parser's hash; `header` if its header is kept, and so it may be coalesced.
-OfferedFrame = data.StructLayout({**{name: field.shape for name, field in RxFrame}, "hash": 32, "header": 1})
+
+def offered_frame(config: NicConfig) -> data.StructLayout:
+    """Likewise, with the parser's hash; `header` if its header is kept, and so it may be coalesced. On a device with a
+    control port, `passed` if the frame was passed on by that one, and neither is merged nor ends what is."""
+    return data.StructLayout({
+        **{name: field.shape for name, field in RxFrame}, "hash": 32, "header": 1,
+        **({"passed": 1} if config.flows else {}),
+    })
 
 
 def rx_order(config: NicConfig) -> data.StructLayout:
@@ -66,6 +73,12 @@ class RxBuffer(wiring.Component):
     without extension headers, no fragments, whose checksums are right. When there is no room for another header, a
     segment comes without.
 
+    On a device with a control port, `passed` also enters: a frame that this one held and passes on, whose rows come at
+    `passed_row`. Between two frames of the MAC it gets as many rows of the buffer as it needs, or is dropped. Its rows
+    are written in cycles in which none comes from the MAC (or with a MAC as wide as the bus, none to the same half of
+    the memory), so the MAC's never wait. Frames that come behind are offered behind it, when all its rows are there.
+    It is offered as one that arrived when it did, and counts in no counter here but, if dropped, `count_fifo_full`.
+
     A row has room if two were free a cycle before: so the compare is not on its way, and the last row may stay free.
 
     Each frame counts in `count_frames_in`, and if it is dropped, in one of the others, the first that applies.
@@ -82,6 +95,8 @@ class RxBuffer(wiring.Component):
     header_read, header_row, header_data, header_release : reads a row of the headers that are kept, there one cycle
         later; the oldest of them is done with.
     order : what to do with them.
+    passed, passed_row : of a device with a control port; a frame's rows begin to come whatever becomes of it before,
+        and then do not wait for anything else.
     o : rows of frames that were ordered.
     fill : rows in the buffer, those of the frame under way among them.
     ended, dropped, offered : see `rtl.arrivals.Arrivals`.
@@ -92,9 +107,11 @@ class RxBuffer(wiring.Component):
         self.config = config
         super().__init__({
             "row": In(Strobe(parsed_row(config))),
-            "frame": Out(stream.Signature(OfferedFrame)),
+            "frame": Out(stream.Signature(offered_frame(config))),
             "header_read": In(1), "header_row": In(exact_log2(HEADER_ROWS)),
             "header_data": Out(8 * config.host_bytes), "header_release": In(1),
+            **({"passed": In(stream.Signature(RxFrame)), "passed_row": In(stream.Signature(row(config)))}
+               if config.flows else {}),
             "order": In(stream.Signature(rx_order(config))),
             "o": Out(stream.Signature(buffered_row(config))),
             "fill": Out(exact_log2(config.rx_buffer_bytes // config.host_bytes) + 1),
@@ -108,17 +125,26 @@ class RxBuffer(wiring.Component):
         m = Module()
         depth = self.config.rx_buffer_bytes // self.config.host_bytes
         address_bits = exact_log2(depth)
-        m.submodules.rows = rows = Ram(shape=8 * self.config.host_bytes, depth=depth)
+        if self.config.flows:
+            m.submodules.rows = rows = RowBanks(
+                shape=8 * self.config.host_bytes, depth=depth,
+                banks=2 if self.config.mac_bytes == self.config.host_bytes else 1)
+        else:
+            m.submodules.rows = rows = Ram(shape=8 * self.config.host_bytes, depth=depth)
         m.submodules.entries = entries = StreamFifo(
-            shape=OfferedFrame, depth=self.config.rx_buffer_bytes // BYTES_PER_ENTRY)
-        connect(m, entries.o, flipped(self.frame))
+            shape=offered_frame(self.config), depth=self.config.rx_buffer_bytes // BYTES_PER_ENTRY)
+        if not self.config.flows:
+            connect(m, entries.o, flipped(self.frame))
 
         # Row numbers, free-running: rows head .. committed-1 are of whole frames, the frame under way ends at tail.
         head, committed, tail = (Signal(address_bits + 1, name=name) for name in ("head", "committed", "tail"))
         fills = self._take_in(m, rows, entries, head, committed, tail)
         reads = self._give_out(m, rows, head)
-        m.d.comb += [self.fill.eq(tail - head), self.active.eq(fills | reads | entries.active)]
         self.invariants = [(self.fill <= depth, "more rows than the buffer has")]
+        moves = fills | reads | entries.active
+        if self.config.flows:
+            moves |= self._take_passed(m, rows, entries, committed, tail)
+        m.d.comb += [self.fill.eq(tail - head), self.active.eq(moves)]
         return m
 
     def _take_in(self, m, rows, entries, head, committed, tail):
@@ -174,6 +200,72 @@ class RxBuffer(wiring.Component):
             m.d.sync += tail.eq(committed)
         return (self.row.valid | Cat(counted).any() | self.count_frames_in.valid | self.header_release
                 | self.header_read | changes_room)
+
+    def _take_passed(self, m, rows, entries, committed, tail):
+        """The side of the control port. Returns whether something moves.
+
+        A frame is measured in one cycle and compared with the room in the next; that is a cycle old when it is used, so
+        it leaves a row more. Places are given out while no frame of the MAC is under way: none has to move.
+        """
+        lanes, depth = lane_bits(self.config), rows.depth
+        frame, entry = self.passed.payload, entries.i.payload
+        in_frame, measured, weighed, fits_next, fits = (
+            Signal(name=name) for name in ("in_mac_frame", "measured", "weighed", "fits_next", "fits"))
+        needed = Signal(ROW_NUMBER_BITS - lanes, name="needed_rows")
+        begins, reserves, refuses, refused = (
+            Signal(name=name) for name in ("begins_passed", "reserves", "refuses", "was_refused"))
+        with m.If(self.row.valid):
+            m.d.sync += in_frame.eq(~self.row.payload.last)
+        m.d.sync += [measured.eq(self.passed.valid & ~begins), weighed.eq(measured & ~begins), refused.eq(refuses)]
+        with m.If(self.passed.valid):
+            m.d.sync += needed.eq(frame.length[lanes:] + frame.length[:lanes].any())
+        m.d.comb += fits_next.eq(self.fill + needed <= depth - 3)
+        with m.If(measured):
+            m.d.sync += fits.eq(fits_next)
+
+        # Its rows, one after the other; those of a frame that is dropped go nowhere.
+        copying, stores, at = Signal(name="copying"), Signal(name="stores_passed"), Signal.like(tail, name="passed_at")
+        late, ends, moves = rows.late, Signal(name="ends_passed"), Signal(name="moves_passed")
+        m.d.comb += [
+            begins.eq(weighed & ~copying & self.passed_row.valid & ~self.row.valid & ~in_frame),
+            reserves.eq(begins & fits & entries.i.ready), refuses.eq(begins & ~(fits & entries.i.ready)),
+            self.passed.ready.eq(begins),
+            late.valid.eq(copying & stores & self.passed_row.valid), late.payload.addr.eq(at),
+            late.payload.data.eq(self.passed_row.payload.data),
+            self.passed_row.ready.eq(copying & (late.ready | ~stores)),
+            moves.eq(self.passed_row.valid & self.passed_row.ready), ends.eq(moves & self.passed_row.payload.last),
+        ]
+        with m.If(begins):
+            m.d.sync += [copying.eq(1), stores.eq(reserves), at.eq(tail)]
+        with m.If(reserves):
+            m.d.sync += [tail.eq(tail + needed), committed.eq(tail + needed)]
+        with m.If(moves):
+            m.d.sync += [at.eq(at + 1), copying.eq(~ends)]
+        m.d.comb += entry.passed.eq(~self.row.valid)
+        with m.If(~self.row.valid):
+            m.d.comb += [entries.i.valid.eq(reserves), entry.header.eq(0),
+                         *(entry[name].eq(frame[name]) for name, _ in RxFrame)]
+        with m.If(refuses):
+            m.d.sync += self.count_fifo_full.valid.eq(1)
+        with m.Elif(refused & ~(self.row.valid & self.row.payload.last)):
+            m.d.sync += self.count_fifo_full.valid.eq(0)
+        self.invariants += [(~reserves | (tail == committed), "a passed frame has its place inside of another"),
+                            (~(copying & stores) | (at != tail), "a passed row has no place")]
+
+        # It is offered when it is whole; those of which that is so may wait behind others.
+        offered = entries.o.payload
+        whole, whole_next = Signal(range(entries.depth + 3), name="whole_passed"), Signal(range(entries.depth + 3))
+        has_whole, leaves = Signal(name="has_whole_passed"), Signal(name="leaves_passed")
+        m.d.comb += [
+            leaves.eq(self.frame.valid & self.frame.ready & offered.passed),
+            whole_next.eq(whole + (ends & stores) - leaves),
+            self.frame.valid.eq(entries.o.valid & (~offered.passed | has_whole)),
+            entries.o.ready.eq(self.frame.ready & (~offered.passed | has_whole)),
+            self.frame.payload.eq(offered),
+        ]
+        m.d.sync += [whole.eq(whole_next), has_whole.eq(whole_next != 0)]
+        return (begins | moves | refused | (self.passed.valid & ~(measured & weighed))
+                | (measured & (fits != fits_next)))
 
     def _keep_header(self, m, keeps):
         """Write the first rows of each frame in the next place for a header, and leave them there if the frame is kept

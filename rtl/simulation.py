@@ -15,19 +15,39 @@ from rtl.primitives import SkidBuffer
 from rtl.probes import find_probes, probes_document, probes_width
 
 OUTPUTS = ("m_axi_ar", "m_axi_aw", "m_axi_w", "m_axis_tx", "s_axil_b", "s_axil_r", "s_axi_b")
-"""Streams that leave the device: bit n of `flags` is the valid of the n-th, bit n of `ready` its ready."""
+"""Streams that leave any device: bit n of `flags` is the valid of the n-th, bit n of `ready` its ready."""
 
 INPUTS = ("s_axil_aw", "s_axil_w", "s_axil_ar", "s_axi_aw", "s_axi_w", "m_axi_r", "m_axi_b", "s_axis_rx")
 """Streams that enter: lowest bit of each vector is valid, the payload above it; their ready bits follow in `flags`."""
+
+PORT_OUTPUTS, PORT_INPUTS = ("m_axis_up",), ("s_axis_release", "s_axis_emit")
+"""Those of a control port. Their bits of `flags` stand behind all others, that of `ready` too."""
 
 LANE_ENABLES = {"m_axi_w": "strb", "m_axis_tx": "keep"}
 """Of streams that leave: the field with a bit for each byte of `data`."""
 
 MARKS = ("quiet", "deadline_valid", "error_irq", "error_completion")
-"""Single bits of the device; they end `flags`."""
+"""Single bits of the device, in `flags` behind those of the streams."""
 
 FLAGS = (*(f"{name}_valid" for name in OUTPUTS), *(f"{name}_ready" for name in INPUTS), *MARKS)
-"""Names of the bits of `flags`, from the lowest."""
+"""Names of the bits of `flags` of any device, from the lowest."""
+
+
+def outputs(config: NicConfig) -> tuple[str, ...]:
+    """All streams that leave this device, in the order of the bits of `ready`."""
+    return OUTPUTS + (PORT_OUTPUTS if config.flows else ())
+
+
+def inputs(config: NicConfig) -> tuple[str, ...]:
+    """All streams that enter it."""
+    return INPUTS + (PORT_INPUTS if config.flows else ())
+
+
+def flag_names(config: NicConfig) -> tuple[str, ...]:
+    """Names of the bits of its `flags`, from the lowest."""
+    if not config.flows:
+        return FLAGS
+    return (*FLAGS, *(f"{name}_valid" for name in PORT_OUTPUTS), *(f"{name}_ready" for name in PORT_INPUTS))
 
 
 def streams(nic):
@@ -40,6 +60,8 @@ def streams(nic):
         "s_axil_ar": nic.s_axil.ar, "s_axil_r": nic.s_axil.r,
         "s_axi_aw": nic.s_axi.aw, "s_axi_w": nic.s_axi.w, "s_axi_b": nic.s_axi.b,
         "s_axi_ar": nic.s_axi.ar, "s_axi_r": nic.s_axi.r,
+        **({name: getattr(nic, name) for name in (*PORT_OUTPUTS, *PORT_INPUTS)}
+           if nic.config.flows else {}),
     }
 
 
@@ -68,9 +90,9 @@ class SimulationTop(wiring.Component):
 
     Members
     -------
-    flags : a bit for each of `FLAGS`.
+    flags : a bit for each of `flag_names`.
     irq : interrupt lines of the vectors; the error line is among the flags.
-    ready : a ready bit for each of `OUTPUTS`.
+    ready : a ready bit for each of `outputs`.
     <output name>, <input name> : payload vectors.
     jump, jump_to : at an edge with `jump`, `now` becomes `jump_to` instead of one more.
     asked, probes : what `rtl.probes.probes_document` explains, of the last cycle with `asked`.
@@ -82,13 +104,14 @@ class SimulationTop(wiring.Component):
         self.probed = probed
         self.nic = Nic(config)
         found = streams(self.nic)
-        members = {name: Out(Value.cast(found[name].payload).shape().width) for name in OUTPUTS}
-        members |= {name: In(Value.cast(found[name].payload).shape().width + 1) for name in INPUTS}
+        members = {name: Out(Value.cast(found[name].payload).shape().width) for name in outputs(config)}
+        members |= {name: In(Value.cast(found[name].payload).shape().width + 1) for name in inputs(config)}
         if probed:
             members |= {"asked": In(1), "probes": Out(probes_width(probes_document(config)))}
         super().__init__({
-            **members, "flags": Out(len(FLAGS)), "irq": Out(config.vectors), "ready": In(len(OUTPUTS)),
-            "jump": In(1), "jump_to": In(64), "now": Out(64), "next_deadline": Out(64),
+            **members, "flags": Out(len(flag_names(config))), "irq": Out(config.vectors),
+            "ready": In(len(outputs(config))), "jump": In(1), "jump_to": In(64),
+            "now": Out(64), "next_deadline": Out(64),
         })
 
     def elaborate(self, platform):
@@ -104,7 +127,7 @@ class SimulationTop(wiring.Component):
         now = Signal(64)
         m.d.sync += now.eq(Mux(jump, jump_to, now + 1))
         m.d.comb += [nic.now.eq(now), self.now.eq(now), self.next_deadline.eq(nic.next_deadline)]
-        for index, name in enumerate(OUTPUTS):
+        for index, name in enumerate(outputs(self.config)):
             m.d.comb += [getattr(self, name).eq(found[name].payload), found[name].ready.eq(ready[index])]
             # Lanes that do not count may be anything, unknown in a simulator with four values; a test bench sees 0.
             payload, enable = found[name].payload, LANE_ENABLES.get(name)
@@ -115,8 +138,8 @@ class SimulationTop(wiring.Component):
                 # mostly all of them do: a compiled simulator then looks at none
                 m.d.comb += getattr(self, name)[offset:offset + 8 * lanes].eq(
                     counting if self.registered else Mux(payload[enable].all(), payload.data, counting))
-        readies, busy = [], []
-        for name in INPUTS:
+        readies, busy = {}, []
+        for name in inputs(self.config):
             vector, port = self._input(m, name), found[name]
             entry = stream.Signature(port.payload.shape()).create(path=(name,))
             m.d.comb += [entry.valid.eq(vector[0]), Value.cast(entry.payload).eq(vector[1:])]
@@ -128,12 +151,13 @@ class SimulationTop(wiring.Component):
                 busy.append(skid.active)
             else:
                 m.d.comb += [port.valid.eq(entry.valid), port.payload.eq(entry.payload), entry.ready.eq(port.ready)]
-            readies.append(entry.ready)
+            readies[f"{name}_ready"] = entry.ready
         m.d.comb += [found["s_axi_ar"].valid.eq(0), found["s_axi_r"].ready.eq(1)]
         marks = {"quiet": nic.quiet & ~Cat(busy).any(), "deadline_valid": nic.deadline_valid,
                  "error_irq": nic.irq[-1], "error_completion": nic.error_completion}
+        bits = {f"{name}_valid": found[name].valid for name in outputs(self.config)} | readies | marks
         m.d.comb += [
-            self.flags.eq(Cat(*(found[name].valid for name in OUTPUTS), *readies, *(marks[name] for name in MARKS))),
+            self.flags.eq(Cat(bits[name] for name in flag_names(self.config))),
             self.irq.eq(nic.irq[:-1]),
         ]
         return m

@@ -16,6 +16,7 @@ from nic_model.contract import (
 )
 from nic_model.contract.protocols import MAC_ADDRESSES_BYTES, VLAN_TAG_BYTES, EtherType
 from rtl.addresses import channel_of, is_channel_register
+from rtl.control_messages import message_beat
 from rtl.interfaces import (
     BURST,
     LENGTH_BITS,
@@ -28,11 +29,13 @@ from rtl.interfaces import (
     TxJob,
     TxPiece,
     TxSlice,
+    is_operation,
     row,
     tx_row,
 )
 from rtl.primitives import SkidBuffer, SmallRam, StreamFifo, number_of, round_robin
 from rtl.segmenter import SEGMENT_BITS
+from rtl.socket_operations import OperationTurns, SocketOperations
 from rtl.token_buckets import TokenBuckets, sent_frame
 from rtl.tx_queues import StoredPiece, TxQueues, job_index_bits, piece_index_bits, row_index_bits, stored_job
 
@@ -52,10 +55,12 @@ Progress = data.StructLayout({"started": 1, "left": LENGTH_BITS, "offset": LENGT
 
 def decision(config: NicConfig) -> data.StructLayout:
     """A frame that is to be sent. `pays`: it has payload; `template`: the job's inline rows go with it. `first_piece`
-    and `first_row` say where the job's pieces and rows begin."""
+    and `first_row` say where the job's pieces and rows begin. `operation`, of a device with a control port: it is no
+    frame, but a socket operation."""
     return data.StructLayout({
         "slice": TxSlice, "pays": 1, "template": 1,
         "first_piece": piece_index_bits(config), "first_row": row_index_bits(config),
+        **({"operation": 1} if config.flows else {}),
     })
 
 
@@ -87,6 +92,9 @@ class FrameScheduler(wiring.Component):
     A decision every 4 cycles; 3 cycles from `arrived` to the decision if nothing else is to be done and there are no
     weights, else up to 8.
 
+    A socket operation is decided in its channel's turn as a frame is, unless there is no place for it: then its channel
+    is passed over and held until there is, see `OperationTurns`.
+
     Parameters
     ----------
     config : NicConfig
@@ -101,6 +109,10 @@ class FrameScheduler(wiring.Component):
     arrived, arrived_channel, read_job, job_at, job_data : see `TxQueues`.
     arriving_job : the job that arrives, beside `arrived`.
     begun, dropped : strobes, the bytes of frames that have begun to leave, or never will.
+    operation_taken, operation_left : strobes, of a device with a control port: a socket operation that was decided is
+        taken, and there is a place for one again.
+    clearing : of a device with a control port, 1 cycle late: something is queued on a channel that has stopped, or a
+        socket operation is decided and not taken.
     decision : stream of decisions.
     active : see `rtl.interfaces`.
     """
@@ -109,6 +121,7 @@ class FrameScheduler(wiring.Component):
         self.config = config
         self.channel_bits = exact_log2(config.channels)
         super().__init__({
+            **({"operation_taken": In(1), "operation_left": In(1), "clearing": Out(1)} if config.flows else {}),
             "write": In(Strobe(RegisterWrite)),
             "running": In(config.channels), "held": In(config.channels),
             "limited": In(config.channels), "sent": Out(Strobe(sent_frame(config))),
@@ -153,8 +166,13 @@ class FrameScheduler(wiring.Component):
         with m.If(weights.write_en):
             m.d.sync += weighted.eq(Mux(written.data == 0, weighted & ~write_bit, weighted | write_bit))
         ready, may_go = Signal(channels), Signal(channels)
+        held = self.held
+        if self.config.flows:
+            m.submodules.turns = turns = OperationTurns(channels=channels)
+            # who has the turn was not held by its rate when it came to wait, and others wait for it now
+            held = (held & ~turns.turn) | turns.waiting
         # what waits on a channel that has stopped is not held back
-        m.d.comb += [ready.eq(pending & ~(self.held & self.running)), may_go.eq(ready & ~Mux(by_weight, spent, 0))]
+        m.d.comb += [ready.eq(pending & ~(held & self.running)), may_go.eq(ready & ~Mux(by_weight, spent, 0))]
 
         # The channel whose frame is measured, and the one that is next, unless the present one goes on alone.
         current, current_bit, current_valid = Signal(self.channel_bits), Signal(channels), Signal()
@@ -178,8 +196,15 @@ class FrameScheduler(wiring.Component):
         header_bytes = Signal(range(MAX_INLINE_BYTES + 1))  # with the tag
         less_limit, less_left = Signal(Credit), Signal(Credit)
         moves, decides, nothing_else = Signal(), Signal(), Signal()
+        is_idle = ~pending.any() & ~grants.any()
+        if self.config.flows:
+            # a cycle later, since much depends on it
+            idle_next, idle_now = Signal(), Signal()
+            m.d.comb += idle_next.eq(~(pending | self.arrived | grants | first).any())
+            m.d.sync += idle_now.eq(idle_next)
+            is_idle = idle_now
         m.d.comb += [
-            nothing_else.eq(~pending.any() & ~grants.any()),
+            nothing_else.eq(is_idle),
             rounds.eq(~current_valid & ready.any() & ~may_go.any() & ~grants.any() & ~next_valid),
             weights.read_addr.eq(current), credits.read_addr.eq(current),
             counts.read_addr.eq(self.arrived_channel), tails.read_addr.eq(current), heads.read_addr.eq(current),
@@ -217,8 +242,22 @@ class FrameScheduler(wiring.Component):
 
         # What the frame costs. A channel that owes more than a round's credit is passed over.
         passes_over, credit_after, is_spent = Signal(), Signal(Credit), Signal()
+        skipped = by_weight & runs & ~has_credit
+        if self.config.flows:
+            # So is one whose socket operation has to wait. Both are looked up in the cycle before.
+            skipped, no_place, untaken, clears = Signal(), Signal(), Signal(2), Signal()
+            m.d.comb += [
+                clears.eq((pending & ~self.running).any() | (untaken != 0)),
+                made.operation.eq(is_operation(job.status)),
+                turns.asks.eq(current_bit), turns.held_back.eq(Mux(passed & no_place, current_bit, 0)),
+                turns.decided.eq(Mux(decides, current_bit, 0)), turns.taken.eq(decides & made.operation & runs),
+                turns.left.eq(self.operation_left),
+            ]
+            m.d.sync += [
+                untaken.eq(untaken + (decides & made.operation) - self.operation_taken), self.clearing.eq(clears),
+            ]
         m.d.comb += [
-            passes_over.eq(by_weight & runs & ~has_credit),
+            passes_over.eq(skipped),
             credit_after.eq(Mux(passes_over, credit, Mux(longer, less_limit, less_left) - header_bytes)),
             is_spent.eq(credit_after[-1]),
             credits.write_addr.eq(current), credits.write_data.eq(credit_after),
@@ -251,6 +290,8 @@ class FrameScheduler(wiring.Component):
             m.d.sync += [
                 spent.eq(Mux(is_spent, spent | current_bit, spent & ~current_bit)), due.eq(due & ~current_bit),
             ]
+
+        goes_on = ~empties & ~no_place if self.config.flows else ~empties
 
         def turn_to_next():
             m.d.sync += [current.eq(next_channel), current_bit.eq(next_bit), current_valid.eq(1)]
@@ -303,6 +344,12 @@ class FrameScheduler(wiring.Component):
                     header_bytes.eq(job.inline_bytes + Mux(job.tagged, VLAN_TAG_BYTES, 0)),
                     less_limit.eq(credit - limit), less_left.eq(credit - left[:SEGMENT_BITS]),
                 ]
+                if self.config.flows:
+                    # one that lacks credit is spent, and must not have the turn
+                    lacks_credit, waits = by_weight & credit[-1], is_operation(job.status) & turns.refused
+                    m.d.sync += [
+                        skipped.eq(runs & (lacks_credit | waits)), no_place.eq(runs & waits & ~lacks_credit),
+                    ]
                 m.next = "DECIDE"
             with m.State("DECIDE"):
                 m.d.comb += [
@@ -312,7 +359,7 @@ class FrameScheduler(wiring.Component):
                 with m.If(passed):
                     with m.If(next_valid):
                         turn_to_next()
-                    with m.Elif(~empties & ~(by_weight & is_spent) & ~is_limited):
+                    with m.Elif(goes_on & ~(by_weight & is_spent) & ~is_limited):
                         m.next = "LOOK"
                     with m.Else():
                         m.d.sync += current_valid.eq(0)
@@ -320,7 +367,9 @@ class FrameScheduler(wiring.Component):
 
         m.d.comb += self.active.eq(
             moves | choosing | rounds | self.write.valid | (by_weight ^ weighted.any()) | self.arrived.any()
-            | changes | counting | (in_reach ^ may_decide) | decisions.active)
+            | changes | counting | (in_reach ^ may_decide) | decisions.active
+            | (turns.active | self.operation_taken | (idle_next ^ idle_now) | (clears ^ self.clearing)
+               if self.config.flows else 0))
         return m
 
 
@@ -549,7 +598,7 @@ class TransmitScheduler(wiring.Component):
 
     Enters: jobs, their pieces and inline rows. Leaves: for each frame a slice, the read commands for its payload, and
     before a job's first frame the rows of its template; the submission slots of each job, when nothing of it is stored
-    any more.
+    any more. Of a socket operation, which a device with a control port has, leaves an OP message, and nothing else.
 
     Parameters
     ----------
@@ -564,6 +613,9 @@ class TransmitScheduler(wiring.Component):
     freed : strobe.
     payload_cmd, slice, inline : what leaves.
     begun, dropped : strobes, from the transmit back; see `FrameScheduler`.
+    operation, count_control_ops : of a device with a control port: OPs, beats of messages; count strobe.
+    clearing : of a device with a control port: something is queued on a channel that has stopped, or a socket operation
+        that was decided still has its slots.
     now, next_deadline, deadline_valid : see `TokenBuckets`.
     active : see `rtl.interfaces`.
     """
@@ -579,6 +631,8 @@ class TransmitScheduler(wiring.Component):
             "begun": In(Strobe(CountAmount)), "dropped": In(Strobe(CountAmount)),
             "now": In(TIME_BITS), "next_deadline": Out(TIME_BITS), "deadline_valid": Out(1),
             "active": Out(1),
+            **({"operation": Out(stream.Signature(message_beat(config))), "clearing": Out(1),
+                "count_control_ops": Out(Strobe(CountAmount))} if config.flows else {}),
         })
 
     def elaborate(self, platform):
@@ -604,24 +658,37 @@ class TransmitScheduler(wiring.Component):
             frames.running.eq(self.running), frames.arrived.eq(queues.arrived),
             frames.arrived_channel.eq(queues.arrived_channel), frames.arriving_job.eq(self.job.payload),
         ]
+        decided = frames.decision
+        is_frame, blocks = decided.valid, [buckets, queues, frames, walker, slices]
+        if self.config.flows:
+            m.submodules.operations = operations = SocketOperations(self.config)
+            blocks.append(operations)
+            is_frame = self._take_operations(m, frames, operations)
         for block, what in ((frames, "job"), (walker, "piece"), (slices, "row")):
+            read, at = getattr(block, f"read_{what}"), getattr(block, f"{what}_at")
+            if self.config.flows and what != "job":
+                other = getattr(operations, f"read_{what}")
+                read, at = read | other, Mux(decided.payload.operation, getattr(operations, f"{what}_at"), at)
+                m.d.comb += getattr(operations, f"{what}_data").eq(getattr(queues, f"{what}_data"))
             m.d.comb += [
-                getattr(queues, f"read_{what}").eq(getattr(block, f"read_{what}")),
-                getattr(queues, f"{what}_at").eq(getattr(block, f"{what}_at")),
+                getattr(queues, f"read_{what}").eq(read),
+                getattr(queues, f"{what}_at").eq(at),
                 getattr(block, f"{what}_data").eq(getattr(queues, f"{what}_data")),
             ]
 
         # Each decision goes to both, and leaves when both are done with it; with a job's last one its storage is free.
-        decided = frames.decision
         dones = []
         for block in (walker, slices):
             done = Signal()
             dones.append(done | block.i.ready)
-            m.d.comb += [block.i.payload.eq(decided.payload), block.i.valid.eq(decided.valid & ~done)]
-            with m.If(decided.valid):
+            m.d.comb += [block.i.payload.eq(decided.payload), block.i.valid.eq(is_frame & ~done)]
+            with m.If(is_frame):
                 m.d.sync += done.eq(~decided.ready & (done | block.i.ready))
         freed, slice_ = self.freed, decided.payload.slice
-        m.d.comb += decided.ready.eq(dones[0] & dones[1])
+        taken = dones[0] & dones[1]
+        if self.config.flows:
+            taken |= frames.operation_taken  # of which neither sees anything
+        m.d.comb += decided.ready.eq(taken)
         m.d.sync += freed.valid.eq(decided.valid & decided.ready & slice_.last)
         with m.If(decided.valid & decided.ready):
             m.d.sync += [freed.payload.channel.eq(slice_.job.channel), freed.payload.slots.eq(slice_.job.slots)]
@@ -629,6 +696,22 @@ class TransmitScheduler(wiring.Component):
         connect(m, walker.cmd, flipped(self.payload_cmd))
         connect(m, slices.slice, flipped(self.slice))
         connect(m, slices.inline, flipped(self.inline))
-        m.d.comb += self.active.eq(
-            Cat(block.active for block in (buckets, queues, frames, walker, slices)).any() | self.freed.valid)
+        m.d.comb += self.active.eq(Cat(block.active for block in blocks).any() | self.freed.valid)
         return m
+
+    def _take_operations(self, m, frames, operations):
+        """Let socket operations go to who makes messages of them. One that is discarded goes no further. Returns: what
+        is decided is a frame."""
+        decided, slice_ = frames.decision, frames.decision.payload.slice
+        comes = decided.valid & decided.payload.operation
+        m.d.comb += [
+            operations.i.valid.eq(comes & ~slice_.discarded),
+            frames.operation_taken.eq(comes & (operations.i.ready | slice_.discarded)),
+            operations.i.payload.job.eq(slice_.job),
+            operations.i.payload.first_piece.eq(decided.payload.first_piece),
+            operations.i.payload.first_row.eq(decided.payload.first_row),
+            operations.now.eq(self.now), frames.operation_left.eq(operations.left), self.clearing.eq(frames.clearing),
+        ]
+        connect(m, operations.o, flipped(self.operation))
+        connect(m, operations.count_control_ops, flipped(self.count_control_ops))
+        return decided.valid & ~decided.payload.operation

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from nic_model.contract import DOORBELL_BASE, NicConfig
 from nic_model.contract.config import BURST_BYTES
 from rtl.probes import probes_document, probes_width
-from rtl.simulation import FLAGS, INPUTS, OUTPUTS, port_widths, vector_fields
+from rtl.simulation import flag_names, inputs, outputs, port_widths, vector_fields
 from rtl.systemverilog import Packed, Place
 
 WORD_BITS = 32
@@ -54,7 +54,7 @@ def output_fields(config: NicConfig) -> list[Field]:
     """What leaves the device, in the struct's order."""
     widths, streams = port_widths(config), vector_fields(config)
     wanted = [(name, name, widths[name], 0) for name in PLAIN_OUTPUTS]
-    for stream in OUTPUTS:
+    for stream in outputs(config):
         wanted += [(stream, field, width, offset) for field, (offset, width) in streams[stream].items()]
     return _placed(wanted)
 
@@ -63,7 +63,7 @@ def input_fields(config: NicConfig) -> list[Field]:
     """What enters it. The lowest bit of a stream's vector is its valid."""
     widths, streams = port_widths(config), vector_fields(config)
     wanted = [(name, name, widths.get(name, 1), 0) for name in (*PLAIN_INPUTS, WAKE, ASKED)]
-    for stream in INPUTS:
+    for stream in inputs(config):
         wanted.append((stream, "valid", 1, 0))
         wanted += [(stream, field, width, offset + 1) for field, (offset, width) in streams[stream].items()]
     return _placed(wanted)
@@ -86,23 +86,24 @@ def words(fields: list[Field]) -> int:
 
 def packed(config: NicConfig) -> Packed:
     """The same two vectors in place of the ports of `SimulationTop` with probes, which stand behind the outputs."""
-    outputs, inputs = output_fields(config), input_fields(config)
-    end, width = WORD_BITS * words(outputs), probes_width(probes_document(config))
+    leaving, entering, flags = output_fields(config), input_fields(config), flag_names(config)
+    end, width = WORD_BITS * words(leaving), probes_width(probes_document(config))
 
     def place(field: Field, guard: tuple[str, int] | None = None) -> Place:
         return Place(field.port, field.offset, field.width, WORD_BITS * field.word, WORD_BITS * field.words, guard)
 
     probes = Place("probes", 0, width, end, -(-width // WORD_BITS) * WORD_BITS)
     return Packed(
-        [place(field) for field in inputs if field.port != WAKE], WORD_BITS * words(inputs),
-        [*(place(field, ("flags", OUTPUTS.index(field.port)) if field.port in OUTPUTS else None) for field in outputs),
+        [place(field) for field in entering if field.port != WAKE], WORD_BITS * words(entering),
+        [*(place(field, ("flags", flags.index(f"{field.port}_valid")) if field.port in outputs(config) else None)
+           for field in leaving),
          probes], end + probes.span)
 
 
 def wrapper(config: NicConfig) -> str:
     """SystemVerilog of module `memnic_wrapper`, which has an instance `top` of `simulation_top`, with probes."""
-    outputs, inputs = output_fields(config), input_fields(config)
-    out_bits, in_bits = WORD_BITS * words(outputs), WORD_BITS * words(inputs)
+    leaving, entering = output_fields(config), input_fields(config)
+    out_bits, in_bits = WORD_BITS * words(leaving), WORD_BITS * words(entering)
     probe_bits = probes_width(probes_document(config))
     lines = [
         f"module memnic_wrapper(input bit clk, output bit {WAKE});",
@@ -114,21 +115,21 @@ def wrapper(config: NicConfig) -> str:
         f"  wire [{probe_bits - 1}:0] probes;",
         f"  wire [{out_bits - 1}:0] shown;",
     ]
-    for port in dict.fromkeys(field.port for field in outputs):
-        width = sum(field.width for field in outputs if field.port == port)
+    for port in dict.fromkeys(field.port for field in leaving):
+        width = sum(field.width for field in leaving if field.port == port)
         lines.append(f"  wire [{width - 1}:0] {port};")
-    for field in outputs:
+    for field in leaving:
         pad = field.words * WORD_BITS - field.width
         value = f"{field.port}[{field.offset} +: {field.width}]"
         lines.append(f"  assign shown[{field.word * WORD_BITS} +: {field.words * WORD_BITS}] = "
                      + (f"{{{pad}'b0, {value}}};" if pad else f"{value};"))
-    shown = dict.fromkeys(field.port for field in outputs)
+    shown = dict.fromkeys(field.port for field in leaving)
     connections = [".clk(clk)", *(f".{port}({port})" for port in (*shown, "probes"))]
-    for port in dict.fromkeys(field.port for field in inputs if field.port != WAKE):
-        parts = sorted((field for field in inputs if field.port == port), key=lambda field: -field.offset)
+    for port in dict.fromkeys(field.port for field in entering if field.port != WAKE):
+        parts = sorted((field for field in entering if field.port == port), key=lambda field: -field.offset)
         joined = ", ".join(f"held[{field.word * WORD_BITS} +: {field.width}]" for field in parts)
         connections.append(f".{port}({{{joined}}})")
-    wake, asked = (next(field.word for field in inputs if field.port == name) for name in (WAKE, ASKED))
+    wake, asked = (next(field.word for field in entering if field.port == name) for name in (WAKE, ASKED))
     lines += [
         "  simulation_top top(" + ",\n    ".join(connections) + ");",
         f"  assign {WAKE} = held[{wake * WORD_BITS}];",
@@ -164,11 +165,12 @@ def pins_header(config: NicConfig) -> str:
         f"constexpr uint64_t CLOCK_HZ = {config.clock_hz};",
         f"constexpr unsigned VECTORS = {config.vectors}, BURST_BYTES = {BURST_BYTES};",
         f"constexpr uint32_t DOORBELL_BASE = {DOORBELL_BASE:#x};",
+        f"#define MEMNIC_CONTROL_PORT {int(bool(config.flows))}",
         "// Bits of Outputs::flags: valid of streams that leave, ready of streams that enter, marks.",
     ]
-    lines += [f"constexpr uint32_t {name.upper()} = 1u << {bit};" for bit, name in enumerate(FLAGS)]
+    lines += [f"constexpr uint32_t {name.upper()} = 1u << {bit};" for bit, name in enumerate(flag_names(config))]
     lines.append("// Bits of Inputs::ready.")
-    lines += [f"constexpr uint32_t {name.upper()}_TAKEN = 1u << {bit};" for bit, name in enumerate(OUTPUTS)]
+    lines += [f"constexpr uint32_t {name.upper()}_TAKEN = 1u << {bit};" for bit, name in enumerate(outputs(config))]
     lines += ["", "#pragma pack(push, 4)",
               *_struct("Outputs", output_fields(config)), "", *_struct("Inputs", input_fields(config)),
               "#pragma pack(pop)", "",

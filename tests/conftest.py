@@ -12,7 +12,8 @@ import pytest
 from cosim import builds
 from nic_model.contract import CONFIGS
 
-FIRST = ("device/test_engines.py", "rtl/test_receive.py", "rtl/test_fetch.py", "cosim/test_timed_model.py",
+FIRST = ("device/test_engines.py", "rtl/test_receive.py", "rtl/test_fetch.py", "device/test_offloaded.py",
+         "cosim/test_timed_model.py",
          "cosim/test_commands.py", "rtl/test_transmit_back.py", "rtl/test_parser.py", "rtl/test_pause.py",
          "tap/test_kernel_as_client.py", "tap/test_command.py", "rtl/test_coalescer.py")
 """Files that take longest, below this folder; begun first, so that at the end no core waits for another. While one

@@ -3,6 +3,8 @@
 What is measured is RTL under Amaranth's simulator, cycle by cycle: the receive path's front, the control port's receive
 side, the key table and the DMA write engine; round them a MAC that sends shortest segments of one flow, a decider that
 places each segment's payload in the cycle after the message has come, and a bus that answers a write in 100 cycles.
+Then the send side (`cosim.benches.control_send`), and the whole device both ways at once
+(`cosim.benches.control_whole`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cosim.benches import control_send
+from cosim.benches import control_send, control_whole
 from cosim.benches.control_rig import (
     BUS_LATENCY_CYCLES,
     CHANNEL,
@@ -23,24 +25,20 @@ from cosim.benches.control_rig import (
     GENERATION,
     KEY,
     LINE_CYCLES,
-    LOCAL,
     MAX_CYCLES,
-    OWN_MAC,
-    PORTS,
-    REMOTE,
+    PAYLOAD_BYTES,
+    segment,
     set_up,
     simulate,
     steady_cycles,
 )
 from cosim.benches.rows import FAILED, Row, row
-from nic_model.checksum import ones_sum
 from nic_model.contract import KeyRight, register
 from nic_model.contract.control import ControlType, DoneStatus, OrderFlag, pack_message, unpack_message
 
 if TYPE_CHECKING:
     from cosim.benches import BenchOptions
 
-PAYLOAD_BYTES = 6
 KEY_BASE, KEY_BYTES = 0x10_0000, 0x1_0000
 
 
@@ -67,24 +65,7 @@ def measure(options: BenchOptions) -> list[Row]:
             continue
         value = outcome.cycles if unit == "cycles" else FRAMES - outcome.placed
         rows.append(row(figure, value, unit, "<=", bar, f"{outcome.placed} of {FRAMES} placed"))
-    return rows + control_send.measure(options)
-
-
-def _segment(number: int) -> bytes:
-    """A frame of the flow with its number as payload."""
-    payload = number.to_bytes(PAYLOAD_BYTES, "big")
-    tcp = bytearray(b"".join(port.to_bytes(2, "big") for port in PORTS) + (PAYLOAD_BYTES * number).to_bytes(4, "big")
-                    + bytes(4) + bytes((5 << 4, 0x10, 0xFF, 0xFF)) + bytes(4) + payload)
-    pseudo = REMOTE + LOCAL + bytes((0, 6)) + len(tcp).to_bytes(2, "big")
-    tcp[16:18] = _checksum(pseudo + bytes(tcp))
-    ip = bytearray(bytes((0x45, 0)) + (20 + len(tcp)).to_bytes(2, "big") + bytes((0, 0, 0x40, 0, 64, 6, 0, 0))
-                   + REMOTE + LOCAL)
-    ip[10:12] = _checksum(bytes(ip))
-    return OWN_MAC + bytes(6) + b"\x08\x00" + bytes(ip) + bytes(tcp)
-
-
-def _checksum(content: bytes) -> bytes:
-    return (~ones_sum(content) & 0xFFFF).to_bytes(2, "big")
+    return [*rows, *control_send.measure(options), *control_whole.measure(options)]
 
 
 def run(frame_cycles: float, frames: int) -> Outcome:
@@ -160,7 +141,7 @@ class _Bench:
 
     def _beats(self) -> Iterator[Any]:
         """For each cycle a function of the cycle's number: the beat then, or None."""
-        frames = iter([_segment(n) for n in range(self._frames)])
+        frames = iter([segment(n) for n in range(self._frames)])
         frame, number, at = next(frames), 0, 0
 
         def beat(cycle: int) -> dict[str, int] | None:

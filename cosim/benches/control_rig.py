@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from cosim.control_port import with_control_port
+from nic_model.checksum import ones_sum
 from nic_model.contract import CONFIGS, KeyRight, key_register, make_key, register
 from nic_model.contract.control import ControlEnable
 from nic_model.contract.registers import KEY_COMMIT
@@ -21,6 +22,8 @@ LINE_CYCLES = (FRAME_BYTES + WIRE_OVERHEAD_BYTES) / CONFIG.mac_bytes
 
 FRAMES = 200
 WARM_UP_FRAMES = 40
+PAYLOAD_BYTES = 6
+"""Of a segment in such a frame."""
 BUS_LATENCY_CYCLES = 100
 MAX_CYCLES = 20_000
 
@@ -76,3 +79,20 @@ def steady_cycles(times: Sequence[int]) -> float:
     if len(steady) < 2:
         raise RuntimeError(f"only {len(times)} of {FRAMES} segments came")
     return (steady[-1] - steady[0]) / (len(steady) - 1)
+
+
+def segment(number: int) -> bytes:
+    """A frame of the flow with its number as payload."""
+    payload = number.to_bytes(PAYLOAD_BYTES, "big")
+    tcp = bytearray(b"".join(port.to_bytes(2, "big") for port in PORTS) + (PAYLOAD_BYTES * number).to_bytes(4, "big")
+                    + bytes(4) + bytes((5 << 4, 0x10, 0xFF, 0xFF)) + bytes(4) + payload)
+    pseudo = REMOTE + LOCAL + bytes((0, 6)) + len(tcp).to_bytes(2, "big")
+    tcp[16:18] = _checksum(pseudo + bytes(tcp))
+    ip = bytearray(bytes((0x45, 0)) + (20 + len(tcp)).to_bytes(2, "big") + bytes((0, 0, 0x40, 0, 64, 6, 0, 0))
+                   + REMOTE + LOCAL)
+    ip[10:12] = _checksum(bytes(ip))
+    return OWN_MAC + bytes(6) + b"\x08\x00" + bytes(ip) + bytes(tcp)
+
+
+def _checksum(content: bytes) -> bytes:
+    return (~ones_sum(content) & 0xFFFF).to_bytes(2, "big")

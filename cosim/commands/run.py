@@ -175,11 +175,6 @@ def _check_control_port(systems: list[System], engine: str, device: str, machine
         return
     if is_device_file(device):
         raise InputError(f"system {name} needs a control port, which device files do not have: name a device instead")
-    if engine != "model" and not CONFIGS[device].flows:
-        raise InputError(f"system {name} needs a control port, which the RTL of device {device} does not have: use "
-                         "--engine model")
-    if engine != "model":
-        raise InputError(f"system {name} cannot run on the {engine} engine yet: use --engine model")
     if machine.device_processor is None:
         raise InputError(f"system {name} does TCP on a device processor, and machine {machine.name} has no table "
                          "`device_processor`")

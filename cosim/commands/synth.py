@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cosim.area import make_table
+from cosim.control_port import with_control_port
 from cosim.errors import InputError
 from cosim.synthesis import PART_NAME, TARGET_HZ, Area, Timing, blocks, place_and_route, synthesize
 from nic_model.contract import CONFIGS
@@ -26,6 +27,8 @@ def synth(
     device: Annotated[str, typer.Argument(help=f"one of {', '.join(CONFIGS)}")] = "tiny",
     block: Annotated[list[str] | None, typer.Option(help="a block, again for more; `all` for each of them; default: "
                                                          "the whole device")] = None,
+    control_port: Annotated[bool, typer.Option(
+        "--control-port", help="with what TCP on the device needs; the port's own blocks have it anyway")] = False,
     route: Annotated[bool, typer.Option(help="place and route too, for Fmax; takes minutes")] = True,
     seed: Annotated[int, typer.Option(help="of placement")] = 1,
     path: Annotated[bool, typer.Option("--path", help="print the critical path")] = False,
@@ -53,12 +56,13 @@ def synth(
         except OSError as error:
             raise InputError(f"cannot write to {keep}: {error.strerror}") from error
     console = Console(highlight=False)
-    shown = _table(device)
+    config = with_control_port(CONFIGS[device]) if control_port else CONFIGS[device]
+    shown = _table(f"{device} with a control port" if control_port else device)
     with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory(prefix="memnic-synth-") as place:
         folder = Path(place)
         for name in names:
             with console.status(f"{name}: synthesis ...") if console.is_terminal else nullcontext():
-                area = synthesize(CONFIGS[device], name, folder)
+                area = synthesize(config, name, folder)
             timing = None
             if route:
                 with console.status(f"{name}: place and route ...") if console.is_terminal else nullcontext():

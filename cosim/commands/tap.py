@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cosim.engines.base import Interrupted
 from cosim.errors import InputError
-from cosim.machine import load_application, load_machine
+from cosim.machine import Machine, load_application, load_machine
 from cosim.options import (
     DECIMAL,
     BottleneckOption,
@@ -28,7 +28,7 @@ from cosim.options import (
     parse_impairments,
     parse_quantity,
 )
-from cosim.systems import SYSTEMS
+from cosim.systems import SYSTEMS, System, select_systems
 from cosim.tap.bench import PEER_ADDRESSES, PEER_MAC, SERVER_ADDRESSES, TapResult, TapSpec
 from cosim.tap.engines import ENGINES, prepare, run
 from cosim.tap.namespace import Namespace, check_rights
@@ -56,7 +56,11 @@ def tap(
     replay: Annotated[Path | None, typer.Option(
         help="a capture (pcap or pcapng) plays the clients, without namespace and TAP: its connections to --port, or "
              "to the port of most; then the command ends")] = None,
-    api: Annotated[str, typer.Option(help=f"what the server uses: {' or '.join(APIS)}")] = "memnet",
+    api: Annotated[str | None, typer.Option(
+        help=f"what the server uses: {' or '.join(APIS)}; without --systems memnet")] = None,
+    systems: Annotated[str | None, typer.Option(
+        help="the system that serves, instead of --api: a name as `memnic systems` shows it, or a TOML file, with TCP "
+             f"on the host or on the device; default: {' or '.join(APIS.values())}, by --api")] = None,
     profile: Annotated[str, typer.Option(help=f"of the simulated TCP: {', '.join(PROFILES)}")] = "linux",
     engine: Annotated[str, typer.Option(help=f"what the device runs on: {', '.join(ENGINES)}")] = "compiled",
     device: Annotated[str, typer.Option(help=f"size of the device: {', '.join(CONFIGS)}")] = "default",
@@ -79,7 +83,7 @@ def tap(
     namespace of its own. Needs root. Ctrl-C ends it, and removes the namespace."""
     for option, value, choices in (("--api", api, APIS), ("--engine", engine, ENGINES),
                                    ("--profile", profile, PROFILES), ("--device", device, CONFIGS)):
-        if value not in choices:
+        if value is not None and value not in choices:
             raise InputError(f"{option} must be one of {', '.join(choices)}, not {value!r}")
     if not 0 < port < 1 << 16:
         raise InputError(f"--port must be 1 to 65535, not {port}")
@@ -95,6 +99,7 @@ def tap(
     if replay is not None:
         read_recording(replay, port)
     chosen_machine = load_machine(machine)
+    system = _system(systems, api, chosen_machine)
     if replay is None:
         check_rights()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -102,7 +107,7 @@ def tap(
     spec = TapSpec(
         namespace=namespace_name, root=str(root.absolute()), port=port, paths=paths, requests=requests,
         replay=None if replay is None else str(replay.absolute()),
-        system=SYSTEMS[APIS[api]], machine=chosen_machine, application=load_application(application), profile=profile,
+        system=system, machine=chosen_machine, application=load_application(application), profile=profile,
         device=device, seed=seed, capture_path=None if capture is None else str(capture.absolute()),
         link_bit_rate=(chosen_machine.link_bit_rate if link_rate is None
                        else parse_quantity("--link-rate", link_rate, DECIMAL)),
@@ -134,6 +139,28 @@ def tap(
     else:
         print_result(Console(width=None if sys.stdout.isatty() else 120, highlight=False), result)
     return int(any(file.problem for file in result.fetched))
+
+
+def _system(names: str | None, api: str | None, machine: Machine) -> System:
+    """The one that serves. Raises InputError for one that cannot."""
+    if names is None:
+        return SYSTEMS[APIS[api or "memnet"]]
+    if api is not None:
+        raise InputError("--api and --systems exclude each other: a system has its own")
+    chosen = select_systems(names)
+    if len(chosen) > 1:
+        raise InputError(f"--systems must be one system here, not {', '.join(system.name for system in chosen)}")
+    (system,) = chosen
+    if system.dedicated is not None or system.node is not None:
+        raise InputError(f"--systems {system.name}: its TCP is on dedicated processors or on nodes; here it must be on "
+                         "the host or on the device")
+    placed = system.placed_on(machine)
+    if (placed.processors, placed.interrupts_on, placed.processes_on) != (machine.processors, None, None):
+        raise InputError(f"--systems {system.name}: it uses some of the machine's processors, and all are used here")
+    if system.is_on_device and machine.device_processor is None:
+        raise InputError(f"--systems {system.name}: it does TCP on a device processor, and machine {machine.name} has "
+                         "no table `device_processor`")
+    return system
 
 
 def _how(name: str, port: int) -> str:

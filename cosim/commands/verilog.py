@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cosim.control_port import with_control_port
 from cosim.errors import InputError
 from nic_model.contract import CONFIGS, NicConfig
 
@@ -24,6 +25,8 @@ def verilog(
         "--mac-clock", help="the MAC's streams on a clock of their own, mac_clk, behind asynchronous FIFOs")] = False,
     mac_clock_hz: Annotated[int | None, typer.Option(
         help="its frequency, for --constraints; default: the device's")] = None,
+    control_port: Annotated[bool, typer.Option(
+        "--control-port", help="with the control port that TCP on the device needs")] = False,
     constraints: Annotated[Path | None, typer.Option(
         help="folder for timing constraints of both clocks: memnic.xdc, memnic.sdc, memnic.lpf")] = None,
 ) -> None:
@@ -36,15 +39,16 @@ def verilog(
         raise InputError(f"--mac-clock-hz must be positive, not {mac_clock_hz}")
     from rtl.verilog import nic_verilog  # Amaranth takes half a second to load
 
+    config = with_control_port(CONFIGS[device]) if control_port else CONFIGS[device]
     if constraints is not None:
-        _write_constraints(constraints, CONFIGS[device], mac_clock_hz or CONFIGS[device].clock_hz)
+        _write_constraints(constraints, config, mac_clock_hz or config.clock_hz)
     if out is None:
-        sys.stdout.write(nic_verilog(CONFIGS[device], mac_clock=mac_clock))
+        sys.stdout.write(nic_verilog(config, mac_clock=mac_clock))
         return
     try:
         with out.open("a", encoding="utf-8"):
             pass  # whoever cannot write it shall not wait first
-        out.write_text(nic_verilog(CONFIGS[device], mac_clock=mac_clock), encoding="utf-8")
+        out.write_text(nic_verilog(config, mac_clock=mac_clock), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from error
 

@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import msgspec
 
+from cosim.control_port import with_control_port
 from cosim.impairments import BothWays, PathCounts
 from cosim.machine import Application, Machine
 from cosim.shares import Interval, Share
 from cosim.systems import System
 from cosim.workload import Request
 from host_driver.runtime import TaskFailed
+from nic_model.contract import CONFIGS, NicConfig
 
 
 class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,6 +64,12 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Of the cocotb engine; None: the simulator's own, see `cosim.engines.cocotb_engine.TARGETS`."""
     port_log_path: str | None = None
     """Where all messages of the control port are kept, if TCP is done on the device."""
+
+    @property
+    def config(self) -> NicConfig:
+        """The named device; with a control port, if TCP is done on it. Raises KeyError for a device file."""
+        config = CONFIGS[self.device]
+        return with_control_port(config) if self.system.is_on_device else config
 
 
 class DeviceCounts(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,15 +5,17 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Protocol
 
+from cosim.device_processor import ControlStreams
 from cosim.engines.base import DeviceCounts, Progress, RunSpec, SystemResult
 from cosim.engines.bus import Bus, BusTiming, Judge
+from cosim.errors import InputError
 from cosim.experiment import Experiment
 from cosim.mac import Mac
 from cosim.machine import Fault, Machine
 from cosim.memory import HostMemory
 from host_driver.port import Port
 from host_driver.runtime import Kernel
-from nic_model.contract import CONFIGS, NicConfig
+from nic_model.contract import NicConfig
 
 
 class CountingPort(Port, Protocol):
@@ -76,6 +78,15 @@ class Bench(Protocol):
         """What came of it until it was interrupted; None if nothing."""
 
 
+def control_streams(port: CountingPort) -> ControlStreams:
+    """The streams of the device's control port. Raises InputError for a Port that does not drive them."""
+    streams: ControlStreams | None = getattr(port, "control", None)
+    if streams is None:
+        raise InputError("TCP on the device needs transactors for its control port, which cocotbext-axi has not: leave "
+                         "--transactors out")
+    return streams
+
+
 def bus_timing(machine: Machine, config: NicConfig, seed: int = 0) -> BusTiming:
     """A machine's bus in cycles of the device's clock, rounded up."""
     bus = machine.bus
@@ -112,7 +123,7 @@ class ExperimentBench:
 
     def __init__(self, spec: RunSpec, on_progress: Progress) -> None:
         self._experiment = Experiment(spec, on_progress)
-        self.config = CONFIGS[spec.device]
+        self.config = spec.config
         self.kernel = self._experiment.kernel
         self.memory = self._experiment.memory
         self.mac = self._experiment.wire
@@ -131,6 +142,8 @@ class ExperimentBench:
         self._experiment.attach(port, lambda: DeviceCounts(
             dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts),
             port.take_bus)
+        if self.config.flows:
+            self._experiment.attach_firmware(control_streams(port), self.config.port_facts)
 
     def finished(self) -> bool:
         """Whether the load has been served."""

@@ -19,7 +19,7 @@ from cosim import builds, simulators
 from cosim.engines.base import Interrupted, Progress, RunError, RunSpec, SystemResult, Wave
 from cosim.engines.bench import ExperimentBench
 from cosim.errors import InputError, ToolError
-from nic_model.contract import CONFIGS, NicConfig
+from nic_model.contract import NicConfig
 
 TARGETS: dict[tuple[str, str], builds.Target] = {
     ("verilator", "compiled"): builds.COCOTB,
@@ -69,7 +69,7 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
     """Implements `cosim.engines.base.Engine`, with the spec's simulator and transactors."""
     bench = BenchSpec("cosim.engines.cocotb_engine:make_experiment", msgspec.to_builtins(spec), spec.jump)
     try:
-        value = run_bench(CONFIGS[spec.device], bench, simulator=spec.simulator, transactors=spec.transactors,
+        value = run_bench(spec.config, bench, simulator=spec.simulator, transactors=spec.transactors,
                           wave=spec.wave, on_progress=on_progress)
     except Interrupted as stop:
         raise Interrupted(msgspec.convert(stop.partial, SystemResult | None)) from None
@@ -79,7 +79,7 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
 def prepare(spec: RunSpec, say: Callable[[str], None]) -> None:
     """Build what a run will need. Raises ToolError when it cannot be built, InputError for what is not there."""
     _, target = select(spec.simulator, spec.transactors)
-    builds.build(CONFIGS[spec.device], target if spec.wave is None else builds.with_waves(target), say)
+    builds.build(spec.config, target if spec.wave is None else builds.with_waves(target), say)
 
 
 def make_experiment(arguments: Any, folder: Path) -> ExperimentBench:

@@ -23,7 +23,7 @@ from cosim.engines.lean.transactors import ALWAYS_READY, RESET_EDGES, LeanTransa
 from cosim.engines.library import Library
 from cosim.engines.transactor_port import TransactorPort
 from nic_model.contract import NicConfig
-from rtl.simulation import INPUTS
+from rtl.simulation import inputs
 
 LISTEN_CYCLES = 20_000
 """So often Python gets a turn whatever happens, so that an interrupt from the keyboard is heard."""
@@ -191,7 +191,8 @@ async def lean_transactors(dut: Any, bench: Bench, jump: bool, interrupted: list
 
 async def _reset(dut: Any, pins: CocotbPins, config: NicConfig) -> None:
     """Start the clock and reset the device. Ends in the cycle before edge 0, as a tick expects it."""
-    for name, value in (*((name, 0) for name in (*INPUTS, "jump_to", "jump")), ("ready", ALWAYS_READY), ("rst", 1)):
+    idle = [(name, 0) for name in (*inputs(config), "jump_to", "jump")]
+    for name, value in (*idle, ("ready", ALWAYS_READY), ("rst", 1)):
         pins.writer(name)(value)
     Clock(dut.clk, clock_period_ps(config), unit="ps", impl="gpi").start()
     for _ in range(RESET_EDGES):

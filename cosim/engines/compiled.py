@@ -18,7 +18,7 @@ from cosim.engines.bench import Bench, ExperimentBench
 from cosim.engines.library import Library, Stop
 from cosim.engines.transactor_port import TransactorPort
 from host_driver.runtime import TaskFailed
-from nic_model.contract import CONFIGS, NicConfig
+from nic_model.contract import NicConfig
 
 BUDGET_CYCLES = 50_000
 """Edges in one call at most, so that an interrupt from the keyboard is heard within a fraction of a second."""
@@ -119,7 +119,7 @@ def _target(wave: Wave | None) -> builds.Target:
 
 def prepare(spec: RunSpec, say: Callable[[str], None]) -> None:
     """Build what a run will need. Raises ToolError when it cannot be built."""
-    builds.build(CONFIGS[spec.device], _target(spec.wave), say)
+    builds.build(spec.config, _target(spec.wave), say)
 
 
 def run(spec: RunSpec, on_progress: Progress) -> SystemResult:

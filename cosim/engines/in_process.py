@@ -5,7 +5,6 @@ Over `nic_model.device`, which takes no time; or, when the device is a device fi
 
 from __future__ import annotations
 
-from cosim.control_port import with_control_port
 from cosim.engines.base import DeviceCounts, Interrupted, Progress, RunError, RunSpec, SystemResult, failed_task
 from cosim.engines.bench import bus_timing
 from cosim.engines.model import ModelPort
@@ -14,7 +13,6 @@ from cosim.errors import InputError
 from cosim.experiment import Experiment
 from cosim.timing.device_file import is_device_file, load_device
 from host_driver.runtime import TaskFailed
-from nic_model.contract import CONFIGS
 
 
 def _port(spec: RunSpec, experiment: Experiment) -> ModelPort | TimedPort:
@@ -22,10 +20,7 @@ def _port(spec: RunSpec, experiment: Experiment) -> ModelPort | TimedPort:
         model = load_device(spec.device)
         return TimedPort(model, experiment.kernel, experiment.memory, experiment.wire,
                          bus_timing(spec.machine, model.config, spec.seed))
-    config = CONFIGS[spec.device]
-    if spec.system.is_on_device:
-        config = with_control_port(config)
-    return ModelPort(config, experiment.kernel, experiment.memory, experiment.wire,
+    return ModelPort(spec.config, experiment.kernel, experiment.memory, experiment.wire,
                      read_latency_ps=spec.machine.bus.mmio_read_ns * 1000)
 
 

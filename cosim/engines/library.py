@@ -37,6 +37,7 @@ class Stop(IntFlag):
     BROKEN = 64
     BUDGET = 128
     FATAL = 256
+    MESSAGE = 512
 
 
 class PortEventKind(IntEnum):
@@ -130,6 +131,11 @@ class Library:
         ):
             function = getattr(library, f"memnic_{name}")
             function.argtypes, function.restype = arguments, None
+        if hasattr(library, "memnic_order"):  # of a device with a control port
+            library.memnic_order.argtypes, library.memnic_order.restype = (i64, i32, text, u32), None
+            library.memnic_told.argtypes, library.memnic_told.restype = (), u32
+            library.memnic_hear.argtypes, library.memnic_hear.restype = (pointer,), pointer
+            library.memnic_heard.argtypes, library.memnic_heard.restype = (u32,), None
         library.memnic_take.argtypes, library.memnic_take.restype = (pointer,) * 4, pointer
         library.memnic_traced.restype = i64
         library.memnic_status.restype = ctypes.POINTER(Status)
@@ -188,6 +194,24 @@ class Library:
         return Taken(frames, list(_READ_VALUE.iter_unpack(values or b"")),
                      [(time, bool(write), address) for time, address, write in _BURST.iter_unpack(bursts or b"")],
                      list(_RISE.iter_unpack(rises or b"")))
+
+    def order(self, now_ps: int, message: bytes, *, is_emit: bool) -> None:
+        """A message down the control port: to its emit stream, or to release."""
+        self.raw.memnic_order(now_ps, is_emit, message, len(message))
+
+    def hear(self) -> list[bytes]:
+        """The messages that have come up since the last time."""
+        lengths = (ctypes.c_uint32 * self.raw.memnic_told())()
+        at = self.raw.memnic_hear(lengths)
+        data, messages, begin = ctypes.string_at(at, sum(lengths)), [], 0
+        for length in lengths:
+            messages.append(data[begin:begin + length])
+            begin += length
+        return messages
+
+    def heard(self, messages: int) -> None:
+        """The decider has taken so many of those that were heard: others may come."""
+        self.raw.memnic_heard(messages)
 
     def trace(self, *, on: bool) -> None:
         """Keep what crosses the device's ports from now on, or no longer; for benches that count cycles."""

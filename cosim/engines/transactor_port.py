@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -45,6 +46,12 @@ class Transactors(Protocol):
 
     def take(self) -> Taken: ...
 
+    def order(self, now_ps: int, message: bytes, *, is_emit: bool) -> None: ...
+
+    def hear(self) -> list[bytes]: ...
+
+    def heard(self, messages: int) -> None: ...
+
     def report(self) -> str: ...
 
 
@@ -67,6 +74,8 @@ class TransactorPort(HostPort):
         self._reads: dict[int, Future[int]] = {}
         self._tickets = 0
         self._frames: list[tuple[int, bytes, bool]] = []
+        self.control = TransactorStreams(library, kernel)
+        """The streams of the device's control port, if it has one."""
         self.bursts: list[tuple[int, bool, int]] = []
         """(time, is_write, address) of bursts that reached memory, after `watch`."""
         self.rises: list[tuple[int, int]] = []
@@ -168,6 +177,8 @@ class TransactorPort(HostPort):
                 self._mac.transmitted(taken.frames)
             self.bursts += taken.bursts
             self.rises += taken.rises
+        if stop & Stop.MESSAGE:
+            self.control.hear()
         # All that the host does before the next edge.
         kernel.run_until(status.next_ps - 1)
 
@@ -193,3 +204,33 @@ class TransactorPort(HostPort):
         self.kernel.now = max(self.kernel.now, time_ps)
         assert self._bus.judge is not None
         return self._bus.judge(address, is_write)
+
+
+class TransactorStreams:
+    """The control port's streams over transactors: implements `cosim.device_processor.ControlStreams`."""
+
+    def __init__(self, library: Transactors, kernel: Kernel) -> None:
+        self.on_up: Callable[[], None] = lambda: None
+        self._library = library
+        self._kernel = kernel
+        self._messages: deque[bytes] = deque()
+
+    def hear(self) -> None:
+        """Messages have come up."""
+        self._messages.extend(self._library.hear())
+        self.on_up()
+
+    def take(self) -> bytes | None:
+        """The next message up, or None."""
+        if not self._messages:
+            return None
+        self._library.heard(1)
+        return self._messages.popleft()
+
+    def release(self, message: bytes) -> None:
+        """An order of the release stream; it enters from the next edge on."""
+        self._library.order(self._kernel.now, message, is_emit=False)
+
+    def emit(self, message: bytes) -> None:
+        """An order of the emit stream, likewise."""
+        self._library.order(self._kernel.now, message, is_emit=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,32 +13,29 @@ from types import TracebackType
 
 import msgspec
 
+from cosim.control_port import with_control_port
 from cosim.engines.bench import CountingPort, bus_timing
 from cosim.engines.bus import Bus
+from cosim.engines.model import ModelPort
 from cosim.file_server import BODY_RECEIVE_BYTES, SEND_BYTES, FileServer, ServerCounts, Thread
-from cosim.host import offloads
 from cosim.impairments import BothWays, PathCounts
 from cosim.machine import Application, Machine
 from cosim.memory import PAGE_BYTES, HostMemory
-from cosim.notification import driver_notification
 from cosim.pcapng import PcapngWriter
 from cosim.processor import Processors
 from cosim.systems import System
-from cosim.tap.fetch import FetchClient, Fetched
+from cosim.tap.fetch import FetchClient, Fetched, FetchSockets, MemNetSockets
+from cosim.tap.host import RINGS_BYTES, HostSettings, TapHost, TcpOnDevice, TcpOnHost, open_host
 from cosim.tap.namespace import open_tap
 from cosim.tap.real_time import RealTime
 from cosim.tap.replay import Played, Replayer, Server, read_recording
 from cosim.tap.threads import MemNetMemory, memnet_thread, socket_thread
 from cosim.wire import Wire
-from host_driver.host_tcp import HostTcp
-from host_driver.interface import NetworkInterface
 from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import ChannelSettings, MemNet, pool_bytes
-from host_driver.multiprocessor import Multiprocessor
-from host_driver.nic import Nic
 from host_driver.runtime import Kernel
-from host_driver.tcp import PROFILES, Listener
-from nic_model.contract import CONFIGS
+from host_driver.tcp import PROFILES
+from nic_model.contract import CONFIGS, NicConfig
 
 SERVER_MAC = bytes([0x02, 0, 0, 0, 0, 1])
 PEER_MAC = bytes([0x02, 0, 0, 0, 0, 2])
@@ -87,6 +83,12 @@ class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
     impairments: BothWays | None = None
     capture_path: str | None = None
 
+    @property
+    def config(self) -> NicConfig:
+        """The device, with a control port if the system needs one."""
+        config = CONFIGS[self.device]
+        return with_control_port(config) if self.system.is_on_device else config
+
 
 class TapStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run is."""
@@ -122,14 +124,16 @@ class TapResult(msgspec.Struct, frozen=True, kw_only=True):
     left_over: dict[str, int]
     """What a server at rest has none of: frames, sends and buffers that somebody still holds."""
     interface: dict[str, int]
-    """What the driver dropped or failed."""
+    """What the driver, or the firmware on the device, dropped or failed."""
+    control: dict[str, int]
+    """Counters of the device's control port, where the engine shows them."""
 
 
 class TapBench:
     """Implements `cosim.engines.bench.Bench`."""
 
     def __init__(self, spec: TapSpec, on_status: Callable[[TapStatus], None]) -> None:
-        self.config = CONFIGS[spec.device]
+        self.config = spec.config
         self.kernel = Kernel()
         self.memory = HostMemory(_memory_bytes(spec))
         self.bus = Bus(bus_timing(spec.machine, self.config, spec.seed))
@@ -139,12 +143,14 @@ class TapBench:
         self._on_status = on_status
         self._processors = Processors(self.kernel, spec.machine, spec.application)
         self._real_time = RealTime(self.kernel, self._look)
+        self._on_device: TcpOnDevice | None = None
         self._tap = -1
         self._started_s = self._told_s = time.monotonic()
-        self._interface: NetworkInterface | None = None
+        self._host: TapHost | None = None
         self._server: FileServer | None = None
-        self._listener: Listener | None = None
         self._memory: MemNetMemory | None = None
+        self._keys = 0
+        """Memory keys in use before the first client came."""
         self._client: FetchClient | None = None
         self._replayer = None if spec.replay is None else Replayer(
             self.kernel, read_recording(Path(spec.replay), spec.port), PEER_MAC,
@@ -170,7 +176,17 @@ class TapBench:
         else:
             link = self.mac.attach(PEER_MAC, lambda frame: send(frame))
             send = self._real_time.add(self._tap, link.transmit)
-        self.kernel.spawn(self._main(port), "tap")
+        spec = self._spec
+        settings = HostSettings(
+            system=spec.system, machine=spec.machine, profile=PROFILES[spec.profile], mac=SERVER_MAC, seed=spec.seed,
+            # The clients of a capture have any address: then all are on the link.
+            addresses=SERVER_ADDRESSES if self._replayer is None else [address.ip for address in SERVER_ADDRESSES])
+        if spec.system.is_on_device:
+            self._on_device = TcpOnDevice(port, self.config.port_facts, settings, self._processors)
+            if isinstance(port, ModelPort):
+                # Its clock ticks as a timer of this kernel, the RTL's by itself.
+                self._real_time.activity = self._on_device.device.activity
+        self.kernel.spawn(self._main(port, settings), "tap")
 
     def finished(self) -> bool:
         """Whether all that was asked for is done."""
@@ -186,50 +202,39 @@ class TapBench:
 
     def partial(self, port: CountingPort) -> TapResult | None:
         """The same of a run that is interrupted; None before the host is up."""
-        return self._result() if self._interface is not None else None
+        return self._result() if self._host is not None else None
 
     # ------------------------------------------------------------------------------------------ the simulated host
 
-    async def _main(self, port: CountingPort) -> None:
-        spec, processors = self._spec, self._processors
-        nic = await Nic.probe(port)
-        # The clients of a capture have any address: then all are on the link.
-        addresses = SERVER_ADDRESSES if self._replayer is None else [address.ip for address in SERVER_ADDRESSES]
-        self._interface = interface = await NetworkInterface.open(
-            nic, mac=SERVER_MAC, ip=addresses, profile=PROFILES[spec.profile],
-            rng=random.Random(f"server of {spec.seed}"), interrupt_account=processors.interrupt_context("interrupts"),
-            softirq_account=processors.softirq_context("softirq"),
-            offloads=offloads(spec.system),
-            notification=driver_notification(spec.system, spec.machine, spec.system.placed_on(spec.machine),
-                                             processors.trigger_states),
-            background_account=processors.process_context("ksoftirqd"),
-            multiprocessor=Multiprocessor.of(spec.machine.processors))
+    async def _main(self, port: CountingPort, settings: HostSettings) -> None:
+        self._host = host = await open_host(port, settings, self._processors, self._on_device)
         if self._replayer is not None:
-            await self._serve(interface)
-            await self._replay(interface, self._replayer)
+            await self._serve(host)
+            await self._replay(host, self._replayer)
             return
         self._real_time.start()
-        if spec.paths:
-            await self._fetch(interface)
+        if self._spec.paths:
+            await self._fetch(host)
             # What was closed last comes to rest.
             await self.kernel.sleep(SETTLE_PS)
             self._done = True
         else:
-            await self._serve(interface)
+            await self._serve(host)
 
-    async def _serve(self, interface: NetworkInterface) -> None:
+    async def _serve(self, host: TapHost) -> None:
         """Listen, and let the first thread wait for a client."""
         spec, processors = self._spec, self._processors
         first = processors.process_context(f"{spec.application.name}, main thread")
         if spec.system.api == "sockets":
+            assert isinstance(host, TcpOnHost)
+            interface = host.interface
             listening = KernelSockets(interface, first).listen(spec.port, BACKLOG)
-            self._listener = listening.listener
         else:
-            memnet = MemNet(HostTcp(interface), first, channels=CHANNELS)
+            memnet = MemNet(host.provider, first, channels=CHANNELS)
             await memnet.start()
             socket = memnet.listen(spec.port, BACKLOG)
-            self._listener = socket.listening.listener
             self._memory = memory = await MemNetMemory.register(memnet, MAX_CONNECTIONS, MEMNET_SENDS)
+        self._keys = host.keys_in_use
 
         def thread(number: int) -> Thread:
             account = first.thread(f"{spec.application.name}, thread {number}")
@@ -241,16 +246,22 @@ class TapBench:
         self._server.start()
         self._tell()
 
-    async def _replay(self, interface: NetworkInterface, replayer: Replayer) -> None:
+    async def _replay(self, host: TapHost, replayer: Replayer) -> None:
         for ip in replayer.clients:
-            interface.stack.add_neighbour(ip, PEER_MAC)
+            host.stack.add_neighbour(ip, PEER_MAC)
         await replayer.run()
         await self.kernel.sleep(SETTLE_PS)
         self._done = True
 
-    async def _fetch(self, interface: NetworkInterface) -> None:
+    async def _fetch(self, host: TapHost) -> None:
         account = self._processors.process_context("client")
-        self._client = FetchClient(KernelSockets(interface, account), self.kernel, Path(self._spec.root), self._changed)
+        sockets: FetchSockets
+        if isinstance(host, TcpOnHost):
+            sockets = KernelSockets(host.interface, account)
+        else:
+            sockets = await MemNetSockets.open(MemNet(host.provider, account))
+        self._keys = host.keys_in_use
+        self._client = FetchClient(sockets, self.kernel, Path(self._spec.root), self._changed)
         for address in PEER_ADDRESSES:
             await self._client.fetch(str(address.ip), self._spec.port, self._spec.paths)
 
@@ -278,10 +289,11 @@ class TapBench:
             simulated_ps=self.kernel.now))
 
     def _result(self) -> TapResult:
-        interface, wire = self._interface, self.mac
-        assert interface is not None
-        memory = self._memory
-        left_over = dict(interface.left_over)
+        host, wire = self._host, self.mac
+        assert host is not None
+        stack, memory = host.stack, self._memory
+        listener = stack.listener(self._spec.port)
+        left_over = {**host.left_over(), "keys": host.keys_in_use - self._keys}
         if memory is not None:
             waiting = self._server.counts.open_connections if self._server is not None else 0
             left_over["memnet_sends"] = memory.sends.count - len(memory.sends)
@@ -296,16 +308,15 @@ class TapBench:
             unsent_frames=self._real_time.unsent_frames,
             outbound=wire.outbound.counts if wire.outbound else None,
             inbound=wire.inbound.counts if wire.inbound else None,
-            stack=msgspec.to_builtins(interface.stack.counters),
-            connections=dict(Counter(connection.state.name for connection in interface.stack.connections)),
-            half_open=self._listener.half_open if self._listener is not None else 0,
-            waiting_to_be_accepted=int(self._listener is not None and self._listener.acceptable),
-            left_over=left_over,
-            interface={"send_errors": interface.send_errors, "receive_errors": interface.receive_errors,
-                       "backlog_drops": interface.backlog_drops})
+            stack=msgspec.to_builtins(stack.counters),
+            connections=dict(Counter(connection.state.name for connection in stack.connections)),
+            half_open=listener.half_open if listener is not None else 0,
+            waiting_to_be_accepted=int(listener is not None and listener.acceptable),
+            left_over=left_over, interface=host.dropped(), control=host.control_counters())
 
 
 def _memory_bytes(spec: TapSpec) -> int:
     """Host memory that a run needs for what the device reads and writes."""
     memnet = MAX_CONNECTIONS * BODY_RECEIVE_BYTES + MEMNET_SENDS * SEND_BYTES + pool_bytes(CHANNELS)
-    return DRIVER_BYTES + (memnet if spec.system.api == "memnet" else 0) + 2 * PAGE_BYTES
+    rings = RINGS_BYTES if spec.system.is_on_device else 0
+    return DRIVER_BYTES + (memnet if spec.system.api == "memnet" else 0) + rings + 2 * PAGE_BYTES

@@ -15,7 +15,6 @@ from cosim.engines.base import Interrupted, RunError, failed_task
 from cosim.engines.model import ModelPort
 from cosim.tap.bench import TapBench, TapResult, TapSpec, TapStatus
 from host_driver.runtime import TaskFailed
-from nic_model.contract import CONFIGS
 
 ENGINES = ("compiled", "model", "cocotb")
 
@@ -25,7 +24,7 @@ OnStatus = Callable[[TapStatus], None]
 def prepare(engine: str, spec: TapSpec, say: Callable[[str], None]) -> None:
     """Build what a run will need. Raises ToolError when it cannot be built."""
     if engine != "model":
-        builds.build(CONFIGS[spec.device], builds.LIBRARY if engine == "compiled" else builds.COCOTB, say)
+        builds.build(spec.config, builds.LIBRARY if engine == "compiled" else builds.COCOTB, say)
 
 
 def run(engine: str, spec: TapSpec, on_status: OnStatus) -> TapResult:
@@ -66,7 +65,7 @@ def _run_under_cocotb(spec: TapSpec, on_status: OnStatus) -> TapResult:
         on_status(TapStatus(requests=requests, simulated_ps=simulated_ps))
 
     try:
-        value = cocotb_engine.run_bench(CONFIGS[spec.device], bench, on_progress=on_progress)
+        value = cocotb_engine.run_bench(spec.config, bench, on_progress=on_progress)
     except Interrupted as stop:
         raise Interrupted(msgspec.convert(stop.partial, TapResult | None)) from None
     return msgspec.convert(value, TapResult)

@@ -4,16 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 import msgspec
 
 from cosim import http
 from host_driver.errors import NetworkError
-from host_driver.kernel_sockets import KernelSockets, Socket
+from host_driver.memnet import MemNet, MemNetSocket, MemoryRegion
 from host_driver.runtime import Kernel
 
 RECEIVE_BYTES = 1 << 16
+REQUEST_BYTES = 1 << 12
+"""Longest request, of one that is sent from registered memory."""
+
+
+class FetchSocket(Protocol):
+    """A connection, as the client uses it: `host_driver.kernel_sockets.Socket`."""
+
+    async def read(self, max_bytes: int) -> bytes:
+        """The next bytes; none at the end."""
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes."""
+
+    async def close(self) -> None:
+        """Close it."""
+
+
+class FetchSockets(Protocol):
+    """Where connections come from: `host_driver.kernel_sockets.KernelSockets`."""
+
+    async def connect(self, ip: str, port: int) -> FetchSocket:
+        """Connect and wait until it is done. Raises NetworkError."""
+
+
+class MemNetSockets:
+    """Implements `FetchSockets` over MemNet: one connection at a time uses its registered memory. Made by `open`."""
+
+    def __init__(self, memnet: MemNet, received: MemoryRegion, request: MemoryRegion) -> None:
+        self._memnet = memnet
+        self._received = received
+        self._request = request
+
+    @classmethod
+    async def open(cls, memnet: MemNet) -> MemNetSockets:
+        """Make the channels, and register the memory."""
+        await memnet.start()
+        return cls(memnet, await memnet.register_mem(RECEIVE_BYTES), await memnet.register_mem(REQUEST_BYTES))
+
+    async def connect(self, ip: str, port: int) -> FetchSocket:
+        socket = self._memnet.socket()
+        try:
+            await self._memnet.connect(socket, ip, port)
+        except NetworkError:
+            await self._memnet.close(socket)
+            raise
+        return _MemNetFetchSocket(self._memnet, socket, self._received, self._request)
+
+
+class _MemNetFetchSocket:
+    """Implements `FetchSocket`."""
+
+    def __init__(self, memnet: MemNet, socket: MemNetSocket, received: MemoryRegion, request: MemoryRegion) -> None:
+        self._memnet = memnet
+        self._socket = socket
+        self._received = received
+        self._request = request
+
+    async def read(self, max_bytes: int) -> bytes:
+        length = await self._memnet.sync_recv(self._socket, self._received, 0, min(max_bytes, RECEIVE_BYTES))
+        return bytes(self._received.view[:length])
+
+    async def write(self, data: bytes) -> None:
+        for start in range(0, len(data), REQUEST_BYTES):
+            part = data[start : start + REQUEST_BYTES]
+            self._request.view[: len(part)] = part
+            await self._memnet.sync_send(self._socket, self._request, 0, len(part))
+
+    async def close(self) -> None:
+        await self._memnet.close(self._socket)
 
 
 class Fetched(msgspec.Struct, kw_only=True):
@@ -33,7 +103,7 @@ class Fetched(msgspec.Struct, kw_only=True):
 class FetchClient:
     """One process of the simulated host, with a connection for each file. Attribute: `fetched`."""
 
-    def __init__(self, sockets: KernelSockets, kernel: Kernel, root: Path, changed: Callable[[], None]) -> None:
+    def __init__(self, sockets: FetchSockets, kernel: Kernel, root: Path, changed: Callable[[], None]) -> None:
         self.fetched: list[Fetched] = []
         self._sockets = sockets
         self._kernel = kernel
@@ -55,7 +125,7 @@ class FetchClient:
             self.fetched.append(file)
             self._changed()
 
-    async def _get(self, socket: Socket, file: Fetched) -> None:
+    async def _get(self, socket: FetchSocket, file: Fetched) -> None:
         """One request; compares the body as it comes. Raises NetworkError or HttpError."""
         await socket.write(f"GET /{quote(file.path)} HTTP/1.1\r\nHost: {file.address}\r\nUser-Agent: memnic\r\n"
                            "Connection: close\r\n\r\n".encode())

@@ -56,13 +56,15 @@ class RealTime:
     """Binds a kernel's clock to real time. `add` files before `start`.
 
     Parameters: `kernel`; `looked`, called with each tick; `clock`, which tells real time. Attributes: `behind_ps`, what
-    simulated time has fallen behind so far; `unsent_frames`, that an interface which is down did not take.
+    simulated time has fallen behind so far; `unsent_frames`, that an interface which is down did not take; `activity`,
+    of a simulation in which something is always due: a number that changes when it is more than a clock's ticking.
     """
 
     def __init__(self, kernel: Kernel, looked: Callable[[], None] | None = None,
                  clock: RealClock | None = None) -> None:
         self.behind_ps = 0
         self.unsent_frames = 0
+        self.activity: Callable[[], int] | None = None
         self._kernel = kernel
         self._looked = looked
         self._clock = clock or RealClock()
@@ -71,6 +73,7 @@ class RealTime:
         self._simulated_ps = 0
         self._moved_ps = 0
         """When something moved last."""
+        self._activity = 0
         self._stopped = False
 
     def add(self, file: int, arrived: Callable[[bytes], None]) -> Callable[[bytes], None]:
@@ -103,6 +106,7 @@ class RealTime:
         if self._stopped:
             return
         self._read()
+        self._note_activity()
         if self._looked is not None:
             self._looked()
         ahead_ps = self._ahead_ps()
@@ -119,10 +123,15 @@ class RealTime:
         longest_ps = LONGEST_WAIT_PS if due is None else min(due - kernel.now, LONGEST_WAIT_PS)
         self._clock.wait(self._files, (ahead_ps + longest_ps) // _PS_PER_NS)
         passed_ps = min(max(-self._ahead_ps(), 1), longest_ps)
-        if due is not None and kernel.now + passed_ps >= due:
+        if self.activity is None and due is not None and kernel.now + passed_ps >= due:
             # The host acts, and the device after it.
             self._moved_ps = due
         kernel.call_at(kernel.now + passed_ps, self._tick)
+
+    def _note_activity(self) -> None:
+        if self.activity is not None and (activity := self.activity()) != self._activity:
+            self._activity = activity
+            self._moved_ps = self._kernel.now
 
     def _ahead_ps(self) -> int:
         """Simulated time less real time."""

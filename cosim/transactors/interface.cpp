@@ -54,6 +54,26 @@ void memnic_deliver(int64_t count, const int64_t* frames, const uint8_t* bytes) 
   }
 }
 
+#if MEMNIC_CONTROL_PORT
+// An order of the decider, whole messages of it: to the emit stream, or to release.
+void memnic_order(int64_t now_ps, int emit, const uint8_t* data, uint32_t length) {
+  MessagesDown& stream = emit ? transactors->control.emit : transactors->control.release;
+  stream.give(edge_at(now_ps) + 1, data, length);
+}
+
+// How many messages have come up that were not handed over, and their lengths.
+uint32_t memnic_told() { return static_cast<uint32_t>(transactors->control.lengths.size()); }
+
+// Hand them over: their lengths, and their bytes, one behind the other, which stay until the next call.
+const uint8_t* memnic_hear(uint32_t* lengths) {
+  std::copy(transactors->control.lengths.begin(), transactors->control.lengths.end(), lengths);
+  return transactors->control.hand_over();
+}
+
+// The decider has room for so many more.
+void memnic_heard(uint32_t messages) { transactors->control.taken(messages); }
+#endif
+
 // Before the device goes on: what the host waits for.
 void memnic_expect(int64_t limit_ps, uint64_t lines, int error) {
   transactors->set_limit(limit_ps);

@@ -5,6 +5,7 @@
 // in the cycle behind it. Times are those of edges. The host acts at a time when all edges up to it have run; what
 // it does takes effect at the first edge after.
 #pragma once
+#include "control.h"
 #include "host_bus.h"
 #include "mac.h"
 #include "registers.h"
@@ -27,6 +28,7 @@ enum Stop : uint32_t {
   STOP_STUCK = 32,     // something is under way, but has not moved for too long
   STOP_BROKEN = 64,    // the device broke a rule: see `error`
   STOP_BUDGET = 128,   // so many edges have run in this call
+  STOP_MESSAGE = 512,  // a message of the control port is there
   STOP_FATAL = 256,    // the simulator itself cannot go on, for example because its wave cannot be written
 };
 
@@ -68,6 +70,7 @@ class Transactors {
   HostBus host;
   Mac mac;
   Registers registers;
+  Control control;
   Trace trace;
   std::vector<ReadValue> values;
   std::vector<Rise> rises;  // while the host bus is watched
@@ -134,6 +137,7 @@ class Transactors {
     registers.report(said);
     host.report(said);
     mac.report(said);
+    control.report(said);
     std::string text;
     for (const std::string& part : said) text += (text.empty() ? "" : "; ") + part;
     return text;
@@ -185,6 +189,8 @@ class Transactors {
     host.drive(edge, out, in);
     moved |= mac.sink(edge, out, in);
     moved |= mac.source(edge, out, in);
+    moved |= control.step(edge, out, in);
+    if (control.has_told()) stop |= STOP_MESSAGE;
     while (!registers.answered.empty() && registers.answered.front().due <= edge) {
       values.push_back({registers.answered.front().ticket, registers.answered.front().value});
       registers.answered.pop_front();
@@ -223,7 +229,7 @@ class Transactors {
 
   // The device does nothing by itself: how far may time go? Returns a reason to stop here, or jumps.
   uint32_t wait(Edge edge, const Outputs& out, Inputs& in) {
-    Edge next = std::min({registers.next(), host.next(), mac.next(!(in.ready & M_AXIS_TX_TAKEN))});
+    Edge next = std::min({registers.next(), host.next(), mac.next(!(in.ready & M_AXIS_TX_TAKEN)), control.next()});
     if (out.flags & DEADLINE_VALID) next = std::min(next, static_cast<Edge>(out.next_deadline));
     if (next >= NEVER && limit_edge_ >= NEVER) return STOP_DEAD;
     next = std::min(next, stuck_at());
@@ -237,8 +243,8 @@ class Transactors {
     return 0;
   }
 
-  static bool offers(const Inputs& in) {
-    return in.s_axil_aw.valid | in.s_axil_w.valid | in.s_axil_ar.valid | in.s_axi_aw.valid | in.s_axi_w.valid |
+  bool offers(const Inputs& in) const {
+    return control.offers(in) | in.s_axil_aw.valid | in.s_axil_w.valid | in.s_axil_ar.valid | in.s_axi_aw.valid | in.s_axi_w.valid |
            in.m_axi_r.valid | in.m_axi_b.valid | in.s_axis_rx.valid;
   }
 
@@ -249,6 +255,11 @@ class Transactors {
         moves(in.m_axi_b.valid, M_AXI_B_READY)) {
       return true;
     }
+#if MEMNIC_CONTROL_PORT
+    if (moves(in.s_axis_release.valid, S_AXIS_RELEASE_READY) || moves(in.s_axis_emit.valid, S_AXIS_EMIT_READY)) {
+      return true;
+    }
+#endif
     return registers.busy() &&  // otherwise it offers nothing
            (moves(in.s_axil_aw.valid, S_AXIL_AW_READY) || moves(in.s_axil_w.valid, S_AXIL_W_READY) ||
             moves(in.s_axil_ar.valid, S_AXIL_AR_READY) || moves(in.s_axi_aw.valid, S_AXI_AW_READY) ||

@@ -29,7 +29,14 @@ from nic_model.contract.control import (
     UpFlag,
     unpack_message,
 )
-from nic_model.contract.protocols import TCP_HEADER_BYTES
+from nic_model.contract.protocols import (
+    ETHERNET_HEADER_BYTES,
+    IPV4_TOTAL_LENGTH_OFFSET,
+    IPV6_HEADER_BYTES,
+    IPV6_PAYLOAD_LENGTH_OFFSET,
+    TCP_HEADER_BYTES,
+    VLAN_TAG_BYTES,
+)
 from nic_model.packets import NO_OPTIONS, PacketError, TcpHeader, TcpOptions
 
 _SEND_BUFFER_BYTES = 1 << 40
@@ -42,8 +49,8 @@ class FirmwareCounters:
 
     malformed: int = 0
     """Segments whose options cannot be read."""
-    not_tcp_dropped: int = 0
-    """Frames that are no TCP, too long to be seen whole, and with wrong checksums."""
+    not_seen_whole: int = 0
+    """Frames that are no TCP, too long to be seen whole, and no ICMP errors: dropped."""
     failed_orders: int = 0
     """Orders that the device refused or failed at."""
     late_segments: int = 0
@@ -63,16 +70,19 @@ class Firmware:
         self._clock = PortClock(facts.clock_hz)
         self._account = account or NullAccount()
         self._orders = Orders(facts.emit_credits)
-        # The device's timestamps are the firmware's own: both count the same clock. Windows are promised to the byte,
-        # so that what is left of a receive that completes only when full can be said: hence up to 64 KB.
-        own = replace(profile, timestamp_tick_ps=self._clock.timestamp_tick_ps, send_buffer_bytes=_SEND_BUFFER_BYTES,
-                      window_scale=None if profile.window_scale is None else 0)
+        # The device's timestamps are the firmware's own: both count the same clock.
+        own = replace(profile, timestamp_tick_ps=self._clock.timestamp_tick_ps, send_buffer_bytes=_SEND_BUFFER_BYTES)
         self.stack = OffloadStack(orders=self._orders, numbers=FlowNumbers(facts.flows, shards), shards=shards,
                                   mac=mac, ip=ip, profile=own, mtu=mtu, account=self._account,
                                   rng=random.Random(f"firmware {seed}"), gateways=gateways)
         self.completer = Completer(self._orders)
         self.sockets = OffloadSockets(self.stack, self._orders, self.completer, facts.listeners, shards)
         self.counters = FirmwareCounters()
+
+    @property
+    def left_over(self) -> dict[str, int]:
+        """What a firmware has none of when no connection is open, by name."""
+        return {"flows": self.stack.flows_held, **self.sockets.left_over, **self._orders.left_over}
 
     def on_message(self, message: bytes) -> list[bytes]:
         """The orders that a message up makes it give, in order, of both streams. Raises ValueError for what is no
@@ -139,10 +149,15 @@ class Firmware:
         frame = fields["frame"].to_bytes(128, "little")
         if fields["reason"] in (UnknownReason.SYN, UnknownReason.NO_FLOW):
             self._on_unknown_segment(fields, frame, now)
-        elif fields["reason"] == UnknownReason.NOT_TCP and fields["frame_bytes"] <= len(frame):
+        elif fields["reason"] == UnknownReason.CHECKSUM:
+            self.stack.counters.bad_checksum += 1
+        elif fields["frame_bytes"] <= len(frame):
             self.stack.receive(frame[: fields["frame_bytes"]], now)
-        else:
-            self.counters.not_tcp_dropped += 1
+        elif fields["info"] & RxInfo.CHECKSUM_BAD:
+            self.stack.counters.bad_checksum += 1
+        elif not fields["info"] & (RxInfo.IPV4 | RxInfo.IPV6) or not self.stack.receive_beginning(
+                _cut_packet(frame, fields["info"]), now):
+            self.counters.not_seen_whole += 1
 
     def _on_unknown_segment(self, fields: Mapping[str, int], frame: bytes, now: int) -> None:
         end = fields["payload_offset"]
@@ -170,6 +185,18 @@ class Firmware:
         if flow is not None:
             # A PLACE: its bytes may have been acknowledged.
             self.sockets.failed(flow.connection, status)
+
+
+def _cut_packet(beginning: bytes, info: int) -> bytes:
+    """The beginning of a frame with a long IP packet as a frame of its own: the packet's length is what is there."""
+    frame = bytearray(beginning)
+    at = ETHERNET_HEADER_BYTES + (VLAN_TAG_BYTES if info & RxInfo.VLAN else 0)
+    if info & RxInfo.IPV6:
+        offset, length = at + IPV6_PAYLOAD_LENGTH_OFFSET, len(frame) - at - IPV6_HEADER_BYTES
+    else:
+        offset, length = at + IPV4_TOTAL_LENGTH_OFFSET, len(frame) - at
+    frame[offset : offset + 2] = length.to_bytes(2, "big")
+    return bytes(frame)
 
 
 def _merged_bytes(fields: Mapping[str, int]) -> int:

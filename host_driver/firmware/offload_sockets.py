@@ -72,6 +72,7 @@ class _Listening:
 
     number: int
     listener: Listener
+    ring_bytes: int
     free_rings: deque[Ring]
     entries: list[int]
     """Of the device's listener table."""
@@ -116,7 +117,6 @@ class OffloadSockets:
         self._listening: dict[int, _Listening] = {}
         self._by_port: dict[int, _Listening] = {}
         self._rings: dict[Connection, tuple[_Listening, Ring]] = {}
-        self._taken_ring: tuple[_Listening, Ring] | None = None
         self._free_listeners = list(range(listeners))
         self._to_pump: dict[_Socket, None] = {}
         self._failures: list[tuple[Connection, SocketStatus]] = []
@@ -132,6 +132,11 @@ class OffloadSockets:
         """Sockets that the application has, listening ones too."""
         return len(self._sockets) + len(self._listening)
 
+    @property
+    def left_over(self) -> dict[str, int]:
+        """Sockets of connections, and eager rings that one has."""
+        return {"sockets": len(self._sockets), "rings": len(self._rings)}
+
     # What the stack asks (`offload_stack.Owner`) ---------------------------------------------------------------------
 
     def has_ring(self, port: int) -> bool:
@@ -139,19 +144,17 @@ class OffloadSockets:
         listening = self._by_port.get(port)
         return listening is not None and bool(listening.free_rings)
 
-    def take_ring(self, port: int) -> Ring:
-        """The ring of a connection that a peer opens."""
+    def ring_bytes(self, port: int) -> int:
+        """Size of the rings of a port."""
         listening = self._by_port.get(port)
-        if listening is None or not listening.free_rings:
-            return NO_RING
-        ring = listening.free_rings.popleft()
-        self._taken_ring = (listening, ring)
-        return ring
+        return 0 if listening is None else listening.ring_bytes
 
-    def opened(self, connection: Connection) -> None:
-        """A connection was made; it has the ring that was taken last, if one was."""
-        if self._taken_ring is not None:
-            self._rings[connection], self._taken_ring = self._taken_ring, None
+    def take_ring(self, connection: Connection) -> Ring:
+        """The ring of a connection that a peer opened."""
+        listening = self._by_port[connection.local.port]
+        ring = listening.free_rings.popleft()
+        self._rings[connection] = (listening, ring)
+        return ring
 
     def failed(self, connection: Connection, status: DoneStatus) -> None:
         """The device refused an order of a connection: it is aborted, when the message under way is done with."""
@@ -239,7 +242,7 @@ class OffloadSockets:
         rings = deque(Ring(fields["key"], fields["offset"] + at, ring_bytes)
                       for at in range(0, fields["length"] - ring_bytes + 1, ring_bytes))
         entries = [heapq.heappop(self._free_listeners) for _ in versions]
-        listening = _Listening(number, listener, rings, entries)
+        listening = _Listening(number, listener, ring_bytes, rings, entries)
         self._listening[number] = self._by_port[port] = listening
         listener.on_event = lambda _listener: self._match(listening)
         answers: list[DoneStatus] = []

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from host_driver.account import Account
 from host_driver.firmware.flows import Flow, FlowNumbers
 from host_driver.firmware.orders import Orders
-from host_driver.firmware.placing import PlacingBuffer, Ring
+from host_driver.firmware.placing import NO_RING, PlacingBuffer, Ring
 from host_driver.firmware.references import HeldPayload
 from host_driver.firmware.shards import shard_of_key
 from host_driver.tcp.buffers import Chunk
-from host_driver.tcp.connection import Connection
+from host_driver.tcp.connection import MAX_WINDOW_SHIFT, Connection
 from host_driver.tcp.frames import OutFrame, OutSegment
 from host_driver.tcp.links import IpAddress, Link, OwnAddress
+from host_driver.tcp.listener import Listener
 from host_driver.tcp.profile import Profile
 from host_driver.tcp.stack import Stack
 from host_driver.tcp.states import ACK, ECN_MASK, FIN, PSH, RST, SYN, TIME_WAIT, URG, Endpoint, State
@@ -42,6 +44,7 @@ LARGEST_EMIT_BYTES = 1 << 16
 
 HOP_LIMIT = 64
 _WORD_BYTES = 4
+_WINDOW_BITS = 16
 _PIECES_IN_FIRST_UNIT = 2
 
 assert LARGEST_EMIT_BYTES <= MAX_SEGMENTED_BYTES
@@ -56,11 +59,11 @@ class Owner(Protocol):
     def has_ring(self, port: int) -> bool:
         """Whether a connection that a peer opens to a port finds an eager ring."""
 
-    def take_ring(self, port: int) -> Ring:
-        """That ring; of 0 bytes if there is none."""
+    def ring_bytes(self, port: int) -> int:
+        """How large such a ring is; 0 if nobody listens."""
 
-    def opened(self, connection: Connection) -> None:
-        """A connection was made, which has the ring that was taken last."""
+    def take_ring(self, connection: Connection) -> Ring:
+        """One of a connection that a peer opened, until the connection is gone. There must be one."""
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -76,8 +79,8 @@ class OffloadStack(Stack):
     """A stack whose connections have `PlacingBuffer`s, and whose output is `orders`.
 
     Attributes: `owner`, to be set; `channel`, which owns the memory that connections use; `too_long`, frames that are
-    no TCP and longer than the header that a RAW can have: not sent; `no_ring`, SYNs dropped since no eager ring was
-    left.
+    no TCP and longer than the header that a RAW can have: not sent; `no_ring`, SYNs, and last acknowledgements of
+    handshakes, dropped since no eager ring was left.
     """
 
     def __init__(self, *, orders: Orders, numbers: FlowNumbers, shards: int, mac: bytes,
@@ -96,6 +99,8 @@ class OffloadStack(Stack):
         self._by_number: dict[int, Flow] = {}
         self._leaving: dict[Connection, None] = {}  # an ordered set
         self._opening_ring: Ring | None = None
+        self._profiles: dict[int, Profile] = {}
+        """By the size of the eager ring."""
 
     def open(self, remote_ip: IpAddress, remote_port: int, now: int, local_port: int | None, ring: Ring) -> Connection:
         """Open a connection with this eager ring. Raises as `connect`."""
@@ -126,6 +131,11 @@ class OffloadStack(Stack):
         """A connection's flow, as long as its entry is there."""
         return self._flows.get(connection)
 
+    @property
+    def flows_held(self) -> int:
+        """Flows from their FLOW_ADD to the DONE of their FLOW_DEL."""
+        return len(self._flows)
+
     def local_address(self, version: int) -> bytes:
         """Its own address of a version of IP."""
         return next(local.packed for local in self._locals.values() if local.ip.version == version)
@@ -140,8 +150,7 @@ class OffloadStack(Stack):
             return
         self.account.charge("ip", "receive")
         port = tcp.destination_port
-        if tcp.flags & (SYN | ACK | RST) == SYN and self.is_listening(port) and not self.owner.has_ring(port):
-            self.no_ring += 1
+        if tcp.flags & (SYN | ACK | RST) == SYN and self.is_listening(port) and self._lacks_ring(port):
             return
         self._receive_tcp(local, source, tcp, payload, now, ecn & ECN_MASK, merged_bytes)  # type: ignore[arg-type]
 
@@ -153,6 +162,25 @@ class OffloadStack(Stack):
         self.receive_segment(link.source, link.destination, tcp, payload, now, ecn, merged_bytes)
         if connection.state is TIME_WAIT:
             self._leaving[connection] = None
+
+    def _must_wait(self, connection: Connection, tcp: TcpHeader) -> bool:
+        """Whether a handshake may not end yet: a connection has its eager ring from there on, and not before, so that
+        a flood of SYNs takes none."""
+        if super()._must_wait(connection, tcp):
+            return True
+        is_end = connection.is_passive and tcp.flags & (SYN | RST | ACK) == ACK
+        return is_end and self._lacks_ring(connection.local.port)
+
+    def _receive_cookie(self, listener: Listener, link: Link, tcp: TcpHeader, payload: memoryview, now: int, ecn: int,
+                        merged_bytes: int) -> None:
+        if not self._lacks_ring(listener.port):
+            super()._receive_cookie(listener, link, tcp, payload, now, ecn, merged_bytes)
+
+    def _lacks_ring(self, port: int) -> bool:
+        if self.owner.has_ring(port):
+            return False
+        self.no_ring += 1
+        return True
 
     # Segments out ----------------------------------------------------------------------------------------------------
 
@@ -237,7 +265,10 @@ class OffloadStack(Stack):
     # Flows -----------------------------------------------------------------------------------------------------------
 
     def on_established(self, connection: Connection) -> None:
-        """A connection that a peer opened: it gets its flow, and its listener is told."""
+        """A connection that a peer opened: it gets its eager ring and its flow, and its listener is told."""
+        buffer = connection.receiver.buffer
+        assert isinstance(buffer, PlacingBuffer)
+        buffer.set_ring(self.owner.take_ring(connection))
         self._flow_for(connection)
         super().on_established(connection)
 
@@ -312,14 +343,29 @@ class OffloadStack(Stack):
     def _new_connection(self, remote: Endpoint, port: int, link: Link, now: int, iss: int | None = None) -> Connection:
         """A connection whose bytes go to host memory."""
         connection = super()._new_connection(remote, port, link, now, iss)
-        ring = self.owner.take_ring(port) if self._opening_ring is None else self._opening_ring
+        ring = self._opening_ring or NO_RING
 
         def place(part: HeldPayload, key: int, offset: int) -> None:
             self._orders.place(self._flow_for(connection), part, key, offset)
 
-        connection.receiver.buffer = PlacingBuffer(ring, place)
-        self.owner.opened(connection)
+        connection.receiver.buffer = PlacingBuffer(ring, place, self._ring_bytes(port))
         return connection
+
+    def _ring_bytes(self, port: int) -> int:
+        """Of the connection that begins."""
+        return self.owner.ring_bytes(port) if self._opening_ring is None else self._opening_ring.length_bytes
+
+    def _profile_of(self, port: int) -> Profile:
+        """Windows are scaled no more than the ring needs: what is left of a receive that completes only when full can
+        be said to the byte up to 64 KB, and nearly so beyond."""
+        ring_bytes = self._ring_bytes(port)
+        profile = self._profiles.get(ring_bytes)
+        if profile is None:
+            scale = min(max((ring_bytes - 1).bit_length() - _WINDOW_BITS, 0), MAX_WINDOW_SHIFT)
+            profile = self._profiles[ring_bytes] = replace(
+                self.profile, receive_buffer_bytes=max(ring_bytes, 1),
+                window_scale=None if self.profile.window_scale is None else scale)
+        return profile
 
 
 def _parts(payload: list[Chunk], mss: int) -> Iterator[list[Chunk]]:

@@ -24,12 +24,19 @@ class Orders:
 
     def __init__(self, emit_credits: int) -> None:
         self.credits = emit_credits
+        self._all_credits = emit_credits
         self._given: list[bytes] = []
         self._without_credit: deque[bytes] = deque()
         self._answers: dict[int, Answered] = {}
         self._next_tag = 1
         self._handle: int | None = None
         self._places: list[tuple[Flow | None, dict[str, int]]] = []
+
+    @property
+    def left_over(self) -> dict[str, int]:
+        """What was ordered and is not over: orders without a credit, answers that are due, credits."""
+        return {"orders": len(self._without_credit), "answers": len(self._answers),
+                "credits": self._all_credits - self.credits}
 
     def take(self) -> list[bytes]:
         """All orders that may be given now."""

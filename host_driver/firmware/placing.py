@@ -67,8 +67,9 @@ class PlacingBuffer(ReceiveBuffer):
     __slots__ = ("_base", "_consumed", "_delivered", "_is_discarding", "_late_ends", "_place", "_posted", "_ring",
                  "_ring_high", "_started", "_unread", "fixed")
 
-    def __init__(self, ring: Ring, place: Place) -> None:
-        super().__init__(0, ring.length_bytes)
+    def __init__(self, ring: Ring, place: Place, ring_bytes: int) -> None:
+        """`ring_bytes`: size of the ring, which may come later (`set_ring`)."""
+        super().__init__(0, ring_bytes)
         self._ring = ring
         self._place = place
         self._started = False
@@ -82,6 +83,10 @@ class PlacingBuffer(ReceiveBuffer):
         self._unread: deque[tuple[int, int]] = deque()  # of the ring, delivered and not read by the host
         self._consumed = 0
         self._is_discarding = False
+
+    def set_ring(self, ring: Ring) -> None:
+        """Have the ring that was spoken of, before the first byte comes."""
+        self._ring = ring
 
     # What the sockets call -------------------------------------------------------------------------------------------
 

@@ -59,13 +59,28 @@ class Icmp:
         message = IcmpMessage.parse(frame.payload, addresses)
         if message.type in ((Icmpv6Type.ECHO_REQUEST,) if local.ipv6 else (IcmpType.ECHO,)):
             self._answer_echo(message, ip.source, local, now)
-        elif message.type in (_ERRORS6 if local.ipv6 else _ERRORS):
-            quoted = quoted_segment(message.body, ipv6=local.ipv6)
-            if quoted is not None and quoted.source == local.packed:
-                self.errors += 1
-                self._on_error(message, quoted, now, ipv6=local.ipv6)
+        elif self._is_error(message, local):
+            self._take_error(message, local, now)
         elif frame.ipv6 is not None and frame.ipv6.hop_limit == ND_HOP_LIMIT:
             self._discover(message, ip.source, ip.destination, local, now)
+
+    def receive_beginning(self, frame: Frame, local: LocalAddress, now: int) -> bool:
+        """The same of a message of which only the beginning is there, its checksum not verified: whether it was an
+        error, which needs no more. Raises PacketError for a bad one."""
+        message = IcmpMessage.parse_beginning(frame.payload)
+        if not self._is_error(message, local):
+            return False
+        self._take_error(message, local, now)
+        return True
+
+    def _is_error(self, message: IcmpMessage, local: LocalAddress) -> bool:
+        return message.type in (_ERRORS6 if local.ipv6 else _ERRORS)
+
+    def _take_error(self, message: IcmpMessage, local: LocalAddress, now: int) -> None:
+        quoted = quoted_segment(message.body, ipv6=local.ipv6)
+        if quoted is not None and quoted.source == local.packed:
+            self.errors += 1
+            self._on_error(message, quoted, now, ipv6=local.ipv6)
 
     def _answer_echo(self, message: IcmpMessage, source: bytes, local: LocalAddress, now: int) -> None:
         # RFC 1122 §3.2.2.6: "Data received in an ICMP Echo Request MUST be entirely included in the resulting Echo

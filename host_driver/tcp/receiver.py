@@ -192,7 +192,10 @@ class Receiver:
         self.ack_at = NEVER
         self.ack_due = False
         self._bytes_since_ack = 0
-        return min(self._edge - self.rcv_nxt >> self.shift, MAX_UNSCALED_WINDOW)
+        window = self._edge - self.rcv_nxt
+        if 0 < window < 1 << self.shift and self.buffer.waits_beyond(self.rcv_nxt):
+            return 1  # or the peer would never send what the receive lacks; what it sends beyond is cut off
+        return min(window >> self.shift, MAX_UNSCALED_WINDOW)
 
     def _window_edge(self) -> int:
         """Right edge of the window that may be advertised now."""

@@ -105,6 +105,10 @@ class StackCounters:
     """RSTs that answer segments of no connection."""
 
 
+def _is_icmp(frame: Frame, local: LocalAddress) -> bool:
+    return frame.protocol == (IpProtocol.ICMPV6 if local.ipv6 else IpProtocol.ICMP)
+
+
 _Key = tuple[bytes, int, int]  # remote address, remote port, local port
 
 
@@ -186,6 +190,10 @@ class Stack:
     def is_listening(self, port: int) -> bool:
         """Whether something listens on `port`."""
         return port in self._listeners
+
+    def listener(self, port: int) -> Listener | None:
+        """Who listens on `port`."""
+        return self._listeners.get(port)
 
     def connect(self, remote_ip: IpAddress | str, remote_port: int, now: int,
                 local_port: int | None = None) -> Connection:
@@ -403,12 +411,29 @@ class Stack:
         self.account.charge("ip", "receive")
         if frame.is_fragment:
             counters.malformed += 1
-        elif frame.protocol != (IpProtocol.ICMPV6 if local.ipv6 else IpProtocol.ICMP):
+        elif not _is_icmp(frame, local):
             counters.not_for_us += 1
         elif not frame.l3_checksum_ok():
             counters.bad_checksum += 1
         else:
             self.icmp.receive(frame, local, now)
+
+    def receive_beginning(self, frame: Buffer, now: int) -> bool:
+        """Take in a frame that is not TCP's and of which only the beginning is there, the lengths in its headers cut to
+        that, and no checksum verified here; whether it was of use, as an ICMP error is."""
+        self._now = now
+        try:
+            parsed = parse_frame(frame)
+            ip = parsed.ipv4 or parsed.ipv6
+            local = self._locals.get(ip.destination) if ip is not None else None
+            if (local is None or parsed.ethernet.destination != self.mac or parsed.is_fragment
+                    or not _is_icmp(parsed, local)):
+                return False
+            self.account.charge("ip", "receive")
+            return self.icmp.receive_beginning(parsed, local, now)
+        except PacketError:
+            self.counters.malformed += 1
+            return False
 
     def _on_unreachable(self, neighbour: Neighbour) -> None:
         """A neighbour did not answer."""
@@ -510,7 +535,7 @@ class Stack:
         local = link.local
         mss = syn.options.mss or (DEFAULT_MSS_IPV6 if local.ipv6 else DEFAULT_MSS_IPV4)
         peer = Peer(link.destination, link.source, syn.source_port, syn.destination_port, syn.sequence)
-        profile, asked = self.profile, syn.options
+        profile, asked = self._profile_of(listener.port), syn.options
         window = min(profile.receive_buffer_bytes, MAX_UNSCALED_WINDOW)
         cookie = self._cookies.make(peer, mss, now)
         options = TcpOptions(mss=local.mss)
@@ -602,10 +627,14 @@ class Stack:
             iss = self._initial_sequence_number(link.source, remote, port, now)
         connection = Connection(
             local=Endpoint(link.local.ip, port), remote=remote, iss=iss, advertised_mss=link.local.mss,
-            path_mss=link.path_mss(now), max_segment_bytes=self._max_segment_bytes, profile=self.profile, output=self,
-            link=link)
+            path_mss=link.path_mss(now), max_segment_bytes=self._max_segment_bytes, profile=self._profile_of(port),
+            output=self, link=link)
         self._connections[remote.ip.packed, remote.port, port] = connection
         return connection
+
+    def _profile_of(self, port: int) -> Profile:
+        """The constants of a connection that begins, to or from an own port."""
+        return self.profile
 
     def _initial_sequence_number(self, own: bytes, remote: Endpoint, port: int, now: int) -> int:
         # RFC 6528 §3: "ISN = M + F(localip, localport, remoteip, remoteport, secretkey) where M is the 4 microsecond

@@ -149,7 +149,7 @@ class CompletionKind(IntEnum):
     RECEIVE_MORE = 3
     """A further buffer of the same receive."""
     SOCKET = 4
-    """A socket operation: the entry is a SOCKET_COMPLETION."""
+    """A socket operation: the entry is a SOCKET_COMPLETION. As an event it is a receive."""
 
 
 class Status(IntEnum):
@@ -259,6 +259,8 @@ class ChannelError(IntEnum):
     """A ring entry could not be read."""
     COMPLETION_BUS_ERROR = 5
     """A completion could not be written."""
+    RESERVED = 6
+    """The channel is the control port's: where FEATURES has SOCKETS, the two highest are not the host's."""
 
 
 class RxFilter(IntFlag):

@@ -130,6 +130,12 @@ class NicConfig:
         return self.rx_buffer_bytes // 4
 
     @property
+    def port_queues(self) -> tuple[int, ...]:
+        """Channels that are not the host's, since the control port's orders have their transmit queues: those without
+        payload, and the others. None of a device without such a port."""
+        return (self.channels - 2, self.channels - 1) if self.flows else ()
+
+    @property
     def port_facts(self) -> PortFacts:
         """What its decider is told."""
         return PortFacts(clock_hz=self.clock_hz, flows=self.flows, listeners=self.listeners,
@@ -145,7 +151,12 @@ class NicConfig:
     @property
     def counters(self) -> tuple[Counter, ...]:
         """What this device counts, in the order of the counters' addresses."""
-        return COUNTERS + CONTROL_COUNTERS if self.flows else COUNTERS
+        return counters_of(self.features)
+
+
+def counters_of(features: Feature) -> tuple[Counter, ...]:
+    """What a device with these features counts, in the order of the counters' addresses."""
+    return COUNTERS + CONTROL_COUNTERS if Feature.SOCKETS in features else COUNTERS
 
 
 CONTROL_SIZES = ("flows", "listeners", "control_cells", "control_handles", "control_slots", "emit_credits")

@@ -460,8 +460,9 @@ RULES: tuple[str, ...] = (
     " modulo its size, and receives with WAIT_ALL. A receive completes short only if nothing out of order lies in it.",
     "The DONE of a PLACE comes after its bus response; that of an EMIT when its bytes have been read. An EMIT or RAW"
     " that is refused sends nothing of the frame that fails, nor of those behind it. COMPLETE waits for the flow's"
-    " earlier PLACEs. A bus error on a PLACE that was acknowledged, or on a retransmission's read, is for the decider"
-    " to abort the connection.",
+    " earlier PLACEs and does not look at the generation; its DONE says OK when the entry has its place in the ring of"
+    " a channel that runs, and will be written there, and does not wait for that write. A bus error on a PLACE that was"
+    " acknowledged, or on a retransmission's read, is for the decider to abort the connection.",
     "A send is completed when it is acknowledged and no EMIT that reads it is under way. Deregistration of a key waits"
     " for the EMITs and PLACEs that passed its check.",
     "The decider has no other input, and no clock but `time` and TICK, which comes whenever bit 17 of `now` changes"

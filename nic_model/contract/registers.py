@@ -131,7 +131,7 @@ _ALL = [
         ("VERSION", 0x004, _RO, VERSION, "", "contract version, major.minor as two halves"),
         ("FEATURES", 0x008, _RO, "features", "", "Feature bits"),
         ("CLOCK_HZ", 0x00C, _RO, "clock_hz", "Hz", "frequency of `now`"),
-        ("CHANNELS", 0x010, _RO, "channels", "", "channels"),
+        ("CHANNELS", 0x010, _RO, "channels", "", "channels; with SOCKETS, the two highest are not the host's"),
         ("VECTORS", 0x014, _RO, "vectors", "", "interrupt vectors for channels; the error vector has this number"),
         ("KEYS", 0x018, _RO, "keys", "", "entries of the memory key table"),
         ("MAC_BYTES", 0x01C, _RO, "mac_bytes", "bytes", "width of the MAC stream"),

@@ -47,7 +47,8 @@ RING_LOG2 = 8
 TX, RX, CQ = BASE, BASE + 0x8000, BASE + 0x9000
 DATA, DATA_BYTES = BASE + 0x10_0000, 3 << 20
 KEY = make_key(1, 77)
-CHANNEL = 2
+CHANNEL = 1
+"""The two highest of the four are the control port's own."""
 OWN_MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 OWN_IP, PEER_IP = "10.0.0.1", "10.0.0.2"
 OWN_IPV6, PEER_IPV6 = "fd00::1", "fd00::2"

@@ -102,6 +102,8 @@ class Judge:
         self._answers_due: dict[tuple[int, int], int] = {}
         self.completions = 0
         self.fences = 0
+        self.slack = 0
+        """Bytes by which a window may say more than there is, since it counts larger units."""
         self.orders: dict[ControlType, int] = {}
 
     @property
@@ -226,7 +228,7 @@ class Judge:
             acknowledged = (fields["acknowledgement"] - flow.receive_base) % _MODULUS
             edge = acknowledged + (fields["window"] << flow.receive_scale)
             # Beyond the stream's end only the FIN was acknowledged, and promises mean nothing.
-            assert edge <= socket.promised() + 1, (
+            assert edge <= socket.promised() + 1 + self.slack, (
                 f"rule 6: a window up to {edge}, and memory up to {socket.promised()}")
 
     def _handle(self, kind: ControlType, fields: dict[str, int]) -> None:

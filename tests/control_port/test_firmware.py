@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import random
 from functools import partial
 
@@ -15,7 +16,24 @@ from nic_model.contract.config import PortFacts
 from nic_model.contract.control import ControlType, listener_bucket
 from nic_model.contract.sockets import SOCKET_PARAMETERS, SocketFlag, SocketStatus
 from nic_model.control_log import Decider, PortLog, replay
-from tests.control_port.bench import DATA, OWN_IP, OWN_MAC, Bench, Listening, Peer, Socket, Wire
+from tests.control_port.bench import (
+    DATA,
+    OWN_IP,
+    OWN_IPV6,
+    OWN_MAC,
+    PEER_IP,
+    PEER_MAC,
+    Bench,
+    Listening,
+    Peer,
+    Socket,
+    Wire,
+)
+
+logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
+from scapy.layers.inet import ICMP, IP, TCP  # noqa: E402
+from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6  # noqa: E402
+from scapy.layers.l2 import Ether  # noqa: E402
 
 
 def firmware(profile: Profile = LINUX) -> object:
@@ -169,6 +187,175 @@ def test_four_gaps_and_more_are_placed_as_they_come() -> None:
         b.run(lambda: socket.receives == 0)
     assert bytes(socket.received) == data
     finish(b, socket, listening)
+
+
+@pytest.mark.parametrize("profile", [LINUX, LINUX24], ids=lambda p: p.name)
+def test_a_ring_of_more_than_64_kb_is_promised_if_windows_are_scaled(profile: Profile) -> None:
+    b = bench(profile, ring_bytes=1 << 18)
+    data = random.Random(7).randbytes(400_000)
+    socket, peer, listening = accept_one(b, data)
+    largest = 0
+    for _ in range(500):
+        b.tick()
+        largest = max(largest, peer.connection.sender.snd_wnd)
+    if profile.window_scale is None:
+        assert largest == 0xFFFF
+    else:
+        assert 1 << 17 < largest <= 1 << 18
+    # Each end keeps back what is less than a segment.
+    assert (1 << 18) - 2 * 1460 <= peer.connection.acked_bytes <= 1 << 18
+    while len(socket.received) < len(data):
+        socket.receive(90_000)
+        b.run(lambda: socket.receives == 0)
+    assert bytes(socket.received) == data
+    finish(b, socket, listening)
+
+
+@pytest.mark.parametrize("beyond", [1, 2, 3, 4, 5, 7])
+def test_the_rest_of_a_full_receive_that_no_scaled_window_can_say(beyond: int) -> None:
+    b = bench(ring_bytes=1 << 18)
+    data = random.Random(8).randbytes(300_000)
+    socket, peer, listening = accept_one(b, data)
+    b.settle(500)
+    assert peer.connection.acked_bytes >= (1 << 18) - 1460, "the ring is as good as full"
+    socket.receive((1 << 18) + beyond, wait_all=True)
+    b.judge.slack = 3  # a window counts units of four bytes
+    windows: list[int] = []
+    to_wire = b._send
+
+    def watch(to_device: bool, frame: bytes) -> None:
+        if not to_device and socket.receives:
+            windows.append(int(IP(frame[14:])[TCP].window))
+        to_wire(to_device, frame)
+
+    b._send = watch  # type: ignore[method-assign]
+    b.run(lambda: socket.receives == 0)
+    assert windows
+    assert 0 not in windows, "a peer that sends nothing into a closed window would never send the rest"
+    assert bytes(socket.received) == data[: (1 << 18) + beyond]
+    while len(socket.received) < len(data):
+        socket.receive(90_000)
+        b.run(lambda: socket.receives == 0)
+    assert bytes(socket.received) == data
+    finish(b, socket, listening)
+
+
+def of(b: Bench) -> Firmware:
+    assert isinstance(b.decider, Firmware)
+    return b.decider
+
+
+def syn(b: Bench, port: int) -> bytes:
+    """A SYN from an address that nobody has."""
+    frame = (Ether(src=PEER_MAC, dst=OWN_MAC) / IP(src="10.0.0.77", dst=OWN_IP)
+             / TCP(sport=port, dport=80, flags="S", seq=port, options=[("MSS", 1460)]))
+    return bytes(frame)
+
+
+def test_a_flood_of_syns_takes_no_rings_and_others_come_by_cookies() -> None:
+    b = bench()
+    sockets: list[Socket] = []
+    listening = Listening(b, sockets.append, rings=2)
+    for port in range(200):
+        b.device.receive(syn(b, 1024 + port), now_cycles=b.step * 15_625)
+        b.tick()
+    firmware = of(b)
+    (listener,) = (firmware.stack.listener(80),)
+    assert listener is not None
+    assert listener.half_open == 32, "as many as the backlog"
+    assert firmware.stack.counters.cookies_sent == 200 - 32
+    assert firmware.left_over["rings"] == 0
+    peer = Peer(b, b"by cookie")
+    b.run(lambda: len(sockets) == 1)
+    assert firmware.stack.counters.cookies_accepted == 1
+    assert firmware.left_over["rings"] == 1
+    sockets[0].receive(100)
+    b.run(lambda: bool(sockets[0].received))
+    assert bytes(sockets[0].received) == b"by cookie"
+    sockets[0].close()
+    b.run(lambda: sockets[0].closed and peer.is_over)
+    listening.close()
+    b.settle()
+    b.check_end()
+    assert {name: count for name, count in firmware.left_over.items() if count} == {}
+
+
+@pytest.mark.parametrize("flood", [0, 40], ids=["", "by cookie"])
+def test_a_handshake_that_finds_no_ring_ends_when_one_is_free(flood: int) -> None:
+    b = bench()
+    sockets: list[Socket] = []
+    listening = Listening(b, sockets.append, rings=1)
+    for port in range(flood):
+        b.device.receive(syn(b, 1024 + port), now_cycles=b.step * 15_625)
+        b.tick()
+    # Both SYNs find the ring free; one handshake ends first, and the other waits.
+    peers = [Peer(b, b"one"), Peer(b, b"two")]
+    b.run(lambda: len(sockets) == 1)
+    b.settle(100)
+    assert len(sockets) == 1
+    assert of(b).stack.no_ring > 0
+    sockets[0].receive(100)
+    b.run(lambda: bool(sockets[0].received))
+    sockets[0].close()
+    b.run(lambda: len(sockets) == 2, 60_000)
+    sockets[1].receive(100)
+    b.run(lambda: bool(sockets[1].received))
+    assert {bytes(socket.received) for socket in sockets} == {b"one", b"two"}
+    assert of(b).stack.counters.cookies_accepted == (2 if flood else 0)
+    sockets[1].close()
+    b.run(lambda: all(socket.closed for socket in sockets) and all(peer.is_over for peer in peers), 60_000)
+    listening.close()
+    b.settle()
+    b.check_end()
+
+
+@pytest.mark.parametrize("quote_bytes", [28, 548, 1232], ids=["least", "576 bytes in all", "1280 bytes in all"])
+@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+def test_a_path_with_a_small_mtu_is_learned_from_errors_of_any_length(quote_bytes: int, ipv6: bool) -> None:
+    b = bench(ipv6=ipv6)
+    socket, peer, listening = accept_one(b, closes=False)
+    b.settle(20)
+    mtu, too_large = 1400, 0
+    to_wire = b._send
+
+    def router(to_device: bool, frame: bytes) -> None:
+        nonlocal too_large
+        if to_device or len(frame) - 14 <= mtu:
+            to_wire(to_device, frame)
+            return
+        too_large += 1
+        quoted = frame[14 : 14 + quote_bytes + (20 if ipv6 else 0)]
+        error = (IPv6(src="fd00::9", dst=OWN_IPV6) / ICMPv6PacketTooBig(mtu=mtu) if ipv6
+                 else IP(src="10.0.0.9", dst=OWN_IP) / ICMP(type=3, code=4, nexthopmtu=mtu))
+        to_wire(True, bytes(Ether(src=PEER_MAC, dst=OWN_MAC) / error / quoted))
+
+    b._send = router  # type: ignore[method-assign]
+    data = random.Random(9).randbytes(100_000)
+    socket.send(data)
+    b.run(lambda: socket.sent_bytes == len(data), 2000)
+    assert bytes(peer.received) == data
+    assert 0 < too_large <= 10, "those of the first window"
+    assert of(b).stack.icmp.errors == too_large
+    peer.connection.close(b.step * 100_000_000)
+    finish(b, socket, listening)
+
+
+def test_a_ping_that_is_not_seen_whole_is_dropped_and_a_short_one_answered() -> None:
+    b = bench()
+    peer = Peer(b, b"")
+    b.run(lambda: peer.connection.state is State.CLOSED)  # so that the peer is known
+    seen: list[bytes] = []
+    for length in (56, 1000):
+        ping = Ether(src=PEER_MAC, dst=OWN_MAC) / IP(src=PEER_IP, dst=OWN_IP) / ICMP(id=7) / bytes(length)
+        b.device.receive(bytes(ping), now_cycles=b.step * 15_625)
+        b._decide()
+        seen += b.device.sent
+        b.device.sent.clear()
+    (answer,) = seen
+    assert Ether(answer)[ICMP].type == 0
+    assert bytes(Ether(answer)[ICMP].payload)[:56] == bytes(56)
+    assert of(b).counters.not_seen_whole == 1
+    b.check_end()
 
 
 def test_a_reset_fails_all_jobs() -> None:

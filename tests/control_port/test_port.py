@@ -310,10 +310,13 @@ def test_passing_a_frame_on() -> None:
     bench = with_flow()
     bench.memory[RX - BASE : RX - BASE + 16] = RECEIVE_SLOT.pack(key=KEY, offset=0x400, length=2048, buffer_id=7)
     bench.device.write_doorbell(1, 4, (1).to_bytes(4, "little"))
+    bench.device.advance(1000)
     bench.segment(b"to the host")
     _, fields, _ = bench.take()
+    bench.device.advance(2000)
     bench.release(ControlType.PASS, handle=fields["handle"], channel=1)
     entry = bench.completion()
+    assert entry["timestamp"] == 1000
     assert (entry["kind"], entry["tag"], entry["status"]) == (CompletionKind.RECEIVE, 7, Status.OK)
     assert bench.data(0x400, entry["length"]).endswith(b"to the host")
     assert bench.device.counters["rx_frames"] == 1

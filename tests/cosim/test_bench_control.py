@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cosim.benches import BenchOptions, control, control_rig
+from cosim.benches import BenchOptions, control, control_rig, control_whole
 
 
 def test_segments_without_a_gap_are_placed() -> None:
@@ -14,7 +14,8 @@ def test_segments_without_a_gap_are_placed() -> None:
 
 
 def test_what_is_lost_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control.control_send, "measure", lambda options: [])
+    for part in (control.control_send, control_whole):
+        monkeypatch.setattr(part, "measure", lambda options: [])
     monkeypatch.setattr(control, "run", lambda frame_cycles, frames: control.Outcome(frames - 3, 12.5))
     rows = control.measure(BenchOptions(log=None, say=lambda what: None))
     assert [(row.value, row.unit, row.reached) for row in rows] == [(3, "frames", False), (12.5, "cycles", False)]

@@ -11,8 +11,8 @@ import pytest
 from cosim import cli
 from cosim.benches.crossover import with_device_clock
 from cosim.device_processor import FirmwareAccount
-from cosim.engines import in_process
-from cosim.engines.base import RunSpec, SystemResult
+from cosim.engines import cocotb_engine, compiled, in_process
+from cosim.engines.base import Engine, RunSpec, SystemResult
 from cosim.errors import MachineError, SystemFileError
 from cosim.experiment import SERVER_IP, SERVER_MAC
 from cosim.impairments import BothWays, Impairments
@@ -213,3 +213,31 @@ def test_device_processors_that_cannot_be(old: str, new: str, said: str, tmp_pat
     path.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(MachineError, match=re.escape(said)):
         load_machine(str(path))
+
+
+# ---------------------------------------------------------------------------------------- on the RTL
+
+
+def host_operations(result: SystemResult) -> dict[str, float]:
+    """What the host did for each request that does not depend on time."""
+    return {item: figure.count for category in ("memnet", "copy") for item, figure in
+            result.items.get(category, {}).items()}
+
+
+@pytest.mark.parametrize(("engine", "requests"), [(compiled.run, 40), (cocotb_engine.run, 6)])
+def test_the_rtl_serves_the_same(engine: Engine, requests: int) -> None:
+    spec = RunSpec(system=SYSTEMS["nic-tcp"], machine=MACHINE, application=load_application("apache"),
+                   requests=synthetic(requests).requests, clients=4, link_bit_rate=10**9, device="tiny")
+    found, model = (run(spec, lambda done, simulated_ps: None) for run in (engine, in_process.run))
+    assert found.body_bytes == model.body_bytes == requests * 16384
+    assert host_operations(found) == host_operations(model)
+    assert found.dma_read_bytes == pytest.approx(model.dma_read_bytes, rel=0.2)
+    assert found.frames_sent == pytest.approx(model.frames_sent, rel=0.2)
+
+
+def test_the_rtl_over_a_bad_wire() -> None:
+    way = Impairments(loss=0.02, reorder=0.02, duplicate=0.01, delay_ps=100_000_000)
+    spec = RunSpec(system=SYSTEMS["nic-tcp"], machine=MACHINE, application=load_application("apache"),
+                   requests=synthetic(24).requests, clients=CLIENTS, link_bit_rate=10**9, device="tiny",
+                   impairments=BothWays(outbound=way, inbound=way, seed=5))
+    assert compiled.run(spec, lambda done, simulated_ps: None).body_bytes == 24 * 16384

@@ -101,6 +101,29 @@ def test_at_rest_it_sleeps_until_the_next_deadline_and_no_longer(net: Net) -> No
     assert len(net.clock.waits) < 20
 
 
+def test_the_ticks_of_a_clock_do_not_keep_it_awake_and_what_follows_one_does(net: Net) -> None:
+    moved = 0
+
+    def tick() -> None:
+        net.kernel.call_at(net.kernel.now + MS, tick)
+
+    def act() -> None:
+        nonlocal moved
+        moved += 1
+
+    net.real_time.activity = lambda: moved
+    tick()
+    net.run_for(5 * MS)
+    before = len(net.clock.waits)
+    net.run_for(100 * MS)
+    assert len(net.clock.waits) - before <= 102, "a wait for each tick, and no slices of 100 us"
+    net.kernel.call_at(net.kernel.now + 1, act)
+    net.run_for(MS // 10)
+    before = len(net.clock.waits)
+    net.run_for(MS)
+    assert len(net.clock.waits) - before <= 1, "slices, in which time goes on"
+
+
 def test_a_frame_ends_the_sleep_and_finds_both_clocks_at_one_place(net: Net) -> None:
     net.clock.arrivals.append((33_000_000, net.outside, b"knock"))
     net.run_for(100 * MS)

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
+from cosim.control_port import with_control_port
 from cosim.engines import compiled
 from cosim.engines.base import Wave
 from cosim.engines.bench import CountingPort
@@ -53,7 +54,7 @@ WIDE_ICARUS = NicConfig(name="wide-test", mac_bytes=64, channels=4, vectors=2, k
                         tx_buffer_bytes=16384, rx_buffer_bytes=16384)
 """The widest bus in a device that is otherwise small."""
 
-DEVICES = {"tiny": CONFIGS["tiny"], WIDE_ICARUS.name: WIDE_ICARUS}
+DEVICES = {"tiny": CONFIGS["tiny"], WIDE_ICARUS.name: WIDE_ICARUS, "offloading": with_control_port(CONFIGS["tiny"])}
 
 
 class CaseFailed(AssertionError):

@@ -17,6 +17,7 @@ from nic_model.contract import (
     Status,
     channel_register,
 )
+from nic_model.contract.sockets import SOCKET_COMPLETION
 from rtl.completion import BATCH_BYTES, Completion
 from rtl.dma_write import DmaWrite
 from rtl.interfaces import AxiWriteMaster
@@ -27,8 +28,8 @@ CHANNELS = 4
 LOG2 = (4, 5, 6, 8)
 
 
-def config_of(width: int) -> NicConfig:
-    return NicConfig(name="test", mac_bytes=width // 2, channels=CHANNELS, vectors=4, keys=64)
+def config_of(width: int, flows: int = 0) -> NicConfig:
+    return NicConfig(name="test", mac_bytes=width // 2, channels=CHANNELS, vectors=4, keys=64, flows=flows)
 
 
 def base_of(channel: int) -> int:
@@ -116,6 +117,12 @@ def random_rx(rng: random.Random) -> dict:
             "more": 0, "further": 0, "last": 1}
 
 
+def random_socket(rng: random.Random) -> dict:
+    return {"channel": random_channel(rng), **{
+        name: rng.randrange(1 << SOCKET_COMPLETION.fields[name].width)
+        for name in ("status", "tag", "length", "result", "remote_port", "local_port", "socket")}}
+
+
 def random_receives(rng: random.Random, count: int) -> list[dict]:
     """Tokens of so many receives or a few more, some of which have further buffers."""
     tokens: list[dict] = []
@@ -129,6 +136,9 @@ def random_receives(rng: random.Random, count: int) -> list[dict]:
 
 def expected_entry(token: dict, position: int, log2: int) -> dict:
     """What the contract says stands in the ring for this token."""
+    if "result" in token:
+        return {name: value for name, value in token.items() if name != "channel"} | {
+            "kind": int(CompletionKind.SOCKET), "phase": 1 - (position >> log2 & 1)}
     receive = "buffer_id" in token
     kind = CompletionKind.SEND
     if receive:
@@ -141,9 +151,11 @@ def expected_entry(token: dict, position: int, log2: int) -> dict:
             "phase": 1 - (position >> log2 & 1)}
 
 
-def complete(width: int, tx: list[dict], rx: list[dict], *, stall: float = 0.0, seed: int = 0) -> list[int]:
-    """All tokens of sends and receives, and what comes of them; returns the entries of each channel."""
-    bench = Bench(shared(Completion, config_of(width)), seed=seed)
+def complete(width: int, tx: list[dict], rx: list[dict], sockets: list[dict] | None = None, *, stall: float = 0.0,
+             seed: int = 0) -> list[int]:
+    """All tokens of sends, receives and, on a device with a control port, socket operations, and what comes of them;
+    returns the entries of each channel."""
+    bench = Bench(shared(Completion, config_of(width, 0 if sockets is None else 16)), seed=seed)
     dut = bench.dut
     engine = Engine(bench, width, stall=stall)
     retired: list[dict] = []
@@ -179,8 +191,11 @@ def complete(width: int, tx: list[dict], rx: list[dict], *, stall: float = 0.0, 
     async def feed_rx(ctx):
         await feed_tokens(ctx, dut.rx, rx)
 
+    async def feed_sockets(ctx):
+        await feed_tokens(ctx, dut.socket, sockets)
+
     async def wait(ctx):
-        while strobes != {"tx_retired": len(tx), "rx_retired": len(rx)}:
+        while strobes != {"tx_retired": len(tx), "rx_retired": len(rx)} or len(retired) < entries:
             await ctx.tick()
         await idle(ctx, 10)
         assert ctx.get(dut.active) == 0
@@ -190,27 +205,34 @@ def complete(width: int, tx: list[dict], rx: list[dict], *, stall: float = 0.0, 
     bench.add(feed)
     bench.add(feed_tx)
     bench.add(feed_rx)
+    taken: list[dict] = []
+    if sockets is not None:
+        bench.add(feed_sockets)
+        bench.strobes(dut.socket_taken, taken)
     bench.add(wait)
+    written_tx = [t for t in tx if (t["complete"] or t["status"]) and not t["discarded"]]
+    entries = len(written_tx) + len(rx) + len(sockets or ())
     bench.run()
 
-    written_tx = [t for t in tx if (t["complete"] or t["status"]) and not t["discarded"]]
-    assert len(engine.entries) == len(written_tx) + len(rx) == len(retired) == len(index)
+    assert len(engine.entries) == entries == len(retired) == len(index)
+    assert taken == [{"written": 1}] * len(sockets or ())
     receives = iter(rx)
     queues = {CompletionKind.SEND: iter(written_tx), CompletionKind.RECEIVE: receives,
-              CompletionKind.RECEIVE_MORE: receives}
+              CompletionKind.RECEIVE_MORE: receives, CompletionKind.SOCKET: iter(sockets or ())}
     positions = [0] * CHANNELS
     more = 0
     for (address, entry), event, report in zip(engine.entries, retired, index, strict=True):
-        fields = COMPLETION.unpack(entry)
+        is_socket = entry[0] == CompletionKind.SOCKET
+        fields = (SOCKET_COMPLETION if is_socket else COMPLETION).unpack(entry)
         token = next(queues[CompletionKind(fields["kind"])])
         assert (fields["kind"] == CompletionKind.RECEIVE_MORE) == (more > 0), "a receive is in one piece"
-        more = max(more - 1, 0) + fields["more"]
+        more = max(more - 1, 0) + fields.get("more", 0)
         channel = token["channel"]
         position, log2 = positions[channel], LOG2[channel]
         positions[channel] += 1
         assert address == base_of(channel) + COMPLETION_BYTES * (position % (1 << log2))
         assert fields == expected_entry(token, position, log2)
-        assert event == {"channel": channel, "receive": "buffer_id" in token, "index": position + 1}
+        assert event == {"channel": channel, "receive": is_socket or "buffer_id" in token, "index": position + 1}
         assert report == {"channel": channel, "index": position + 1}
     assert len(counts["count_completions"]) == len(engine.entries)
     assert len(counts["count_tx_sends"]) == sum(t["status"] == Status.OK and not t["discarded"] for t in tx)
@@ -226,6 +248,69 @@ def test_entries_in_order_on_their_places(width: int, stall: float, seed: int) -
     positions = complete(width, [random_tx(rng) for _ in range(300)], random_receives(rng, 150), stall=stall, seed=seed)
     assert positions[3] > 1 << LOG2[3] - 1
     assert positions[0] > 2 << LOG2[0], "the ring has to wrap twice"
+
+
+@pytest.mark.parametrize(("width", "stall", "seed"), [(16, 0.5, 11), (32, 0.0, 12)])
+def test_completions_of_socket_operations_among_the_others(width: int, stall: float, seed: int) -> None:
+    rng = random.Random(seed)
+    sockets = [random_socket(rng) for _ in range(60)]
+    positions = complete(width, [random_tx(rng) for _ in range(60)], random_receives(rng, 60), sockets, stall=stall,
+                         seed=seed)
+    assert positions[0] > 1 << LOG2[0], "the ring has to wrap"
+
+
+def test_a_drain_lets_socket_operations_end() -> None:
+    """Those that were under way at the request: what comes later does not hold it up. What comes while the channel
+    does not run is not written, and said to be so."""
+    rng = random.Random(13)
+    bench = Bench(shared(Completion, config_of(16, 16)), seed=13)
+    dut = bench.dut
+    engine = Engine(bench, 16, stall=0.0)
+    retired: list = []
+    taken: list[dict] = []
+    bench.sink(dut.retired, retired)
+    bench.strobes(dut.socket_taken, taken)
+
+    async def is_done(ctx) -> int:
+        await idle(ctx, 10)
+        return ctx.get(dut.drain_done)
+
+    async def talk(ctx):
+        await set_up(ctx, bench)
+        ctx.set(dut.drain_request, 1)
+        assert await is_done(ctx)
+        ctx.set(dut.drain_request, 0)
+        assert not await is_done(ctx)
+        engine.hold = True
+        for _ in range(3):
+            await bench.send(ctx, dut.socket, random_socket(rng) | {"channel": 1})
+        await idle(ctx, 20)
+        ctx.set(dut.running, 0b1101)
+        await idle(ctx, 4)
+        ctx.set(dut.drain_request, 1)
+        assert not await is_done(ctx)
+        await bench.send(ctx, dut.socket, random_socket(rng) | {"channel": 1})
+        await bench.send(ctx, dut.socket, random_socket(rng) | {"channel": 2})
+        assert not await is_done(ctx)
+        engine.hold = False
+        while len(retired) < 3:
+            await ctx.tick()
+        engine.hold = True
+        for _ in range(5):
+            await bench.send(ctx, dut.socket, random_socket(rng) | {"channel": 0})
+        assert await is_done(ctx)
+        assert await is_done(ctx)
+        engine.hold = False
+        while len(retired) < 9:
+            await ctx.tick()
+        assert await is_done(ctx)
+        ctx.set(dut.drain_request, 0)
+        assert not await is_done(ctx)
+
+    bench.add(talk)
+    bench.run()
+    assert [done["written"] for done in taken] == [1, 1, 1, 0, *([1] * 6)]
+    assert [event["channel"] for event in retired] == [1, 1, 1, 2, *([0] * 5)]
 
 
 def test_throughput_and_writes_in_flight() -> None:

@@ -22,9 +22,10 @@ class Device:
         self.dut = ControlCells(config)
         self.bench = Bench(self.dut, seed=seed)
         self.kept = {}  # handle -> bytes
-        self.rows = []
-        self.expected = []
+        self.rows, self.passed = [], []
+        self.expected, self.expected_passed = [], []
         self.bench.sink(self.dut.o, self.rows, stall=stall)
+        self.bench.sink(self.dut.passed, self.passed, stall=stall)
 
     @property
     def cells_held(self):
@@ -53,17 +54,22 @@ class Device:
         self.kept[handle] = frame
         return handle
 
-    async def order(self, ctx, handle, begin=0, length=0, *, at=0, frees=False):
-        """Give `length` bytes from byte `begin` on."""
+    async def order(self, ctx, handle, begin=0, length=0, *, at=0, frees=False, passes=False):
+        """Give `length` bytes from byte `begin` on; or pass on all of it."""
         frame = self.kept[handle]
+        if passes:
+            length = len(frame)
         first, end = begin // self.width, -(-(begin + length) // self.width) if length else begin // self.width
         rows, start = end - first, begin % self.width
         tail = (begin + length) % self.width or self.width
         await self.bench.send(ctx, self.dut.order, {
             "handle": handle, "begin": first, "rows": rows, "start": start,
             "first_count": min(length, self.width - start), "last_count": tail, "at": at, "frees": int(frees),
-            "cells": -(-len(frame) // CELL_BYTES)})
-        for n in range(rows):
+            "passes": int(passes), "cells": -(-len(frame) // CELL_BYTES)})
+        if passes:
+            self.expected_passed += [(frame[at:at + self.width], int(at + self.width >= length))
+                                     for at in range(0, length, self.width)]
+        for n in range(0 if passes else rows):
             low = begin if n == 0 else (first + n) * self.width
             high = min((first + n + 1) * self.width, begin + length)
             self.expected.append((frame[low:high], low % self.width, int(n == rows - 1), at))
@@ -80,6 +86,9 @@ class Device:
             piece = row["data"].to_bytes(self.width, "little")[row["start"]:row["start"] + row["count"]]
             got.append((piece, row["start"], row["last"], row["at"]))
         assert got == self.expected
+        got = [(row["data"].to_bytes(self.width, "little"), row["last"]) for row in self.passed]
+        assert [(piece[:len(wanted)], last) for (piece, last), (wanted, _) in zip(
+            got, self.expected_passed, strict=True)] == self.expected_passed
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -124,7 +133,7 @@ def test_random_frames_and_orders(config, seed, stall):
             handle = rng.choice(list(device.kept))
             size = len(device.kept[handle])
             if rng.random() < 0.3:
-                await device.order(ctx, handle, frees=True)
+                await device.order(ctx, handle, frees=True, passes=rng.random() < 0.5)
                 continue
             begin = rng.randrange(size)
             length = rng.randint(1, size - begin)
@@ -134,6 +143,7 @@ def test_random_frames_and_orders(config, seed, stall):
 
     device.run(frames, orders, max_cycles=30_000)
     assert min(counts.values()) > 2, f"seed {seed}: {counts}"
+    assert device.passed, f"seed {seed}"
 
 
 def test_every_cell_is_used_and_comes_back():

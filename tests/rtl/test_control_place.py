@@ -6,13 +6,14 @@ from collections import deque
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
+from amaranth.lib.stream import Signature as StreamSignature
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from nic_model.contract import NicConfig, Status
 from nic_model.contract.control import CELL_BYTES, ControlType, DoneStatus
 from rtl.control_cells import ControlCells, cell_row
 from rtl.control_place import ControlPlace
-from rtl.interfaces import Strobe
+from rtl.interfaces import Strobe, row
 from tests.rtl.harness import Bench, idle, plain
 
 CONFIGS = {bits: NicConfig(name=f"{bits} bits", mac_bytes=bits // 8, flows=16, control_cells=40) for bits in (64, 512)}
@@ -31,6 +32,7 @@ class Placing(wiring.Component):
             "held": Out(range(config.control_cells + 1)), "active": Out(1),
             **{name: member for name, member in self.place.signature.members.items()
                if name not in ("cell_order", "cell", "active")},
+            "passed_row": Out(StreamSignature(row(config))),
         })
 
     def elaborate(self, platform):
@@ -40,9 +42,11 @@ class Placing(wiring.Component):
         connect(m, flipped(self.row), cells.row)
         connect(m, place.cell_order, cells.order)
         connect(m, cells.o, place.cell)
+        connect(m, cells.passed, flipped(self.passed_row))
         for name in ("order", "key_answer", "write_done"):
             connect(m, flipped(getattr(self, name)), getattr(place, name))
-        for name in ("key_request", "write_cmd", "write_row", "done", "over", "count_placed", "count_drops"):
+        for name in ("key_request", "write_cmd", "write_row", "done", "over", "count_placed", "count_drops",
+                     "count_passes"):
             connect(m, getattr(place, name), flipped(getattr(self, name)))
         m.d.comb += [
             self.handle.eq(cells.handle), self.missed.eq(cells.missed), self.held.eq(cells.held),
@@ -64,10 +68,12 @@ class Host:
         self.over: list[int] = []
         """Flows of PLACEs that have found their end."""
         self.expected_over: list[int] = []
-        self.counted = {"placed": [], "drops": []}
+        self.passed_rows, self.expected_passed = [], b""
+        self.counted = {"placed": [], "drops": [], "passes": []}
         self._answers, self._write_dones = deque(), deque()
         for stream, taken in ((self.dut.key_request, self.requests), (self.dut.write_cmd, self.commands),
-                              (self.dut.write_row, self.rows), (self.dut.done, self.dones), (self.dut.over, self.over)):
+                              (self.dut.write_row, self.rows), (self.dut.done, self.dones), (self.dut.over, self.over),
+                              (self.dut.passed_row, self.passed_rows)):
             self.bench.sink(stream, taken, stall=stall)
         for name, seen in self.counted.items():
             self.bench.strobes(getattr(self.dut, f"count_{name}"), seen)
@@ -122,18 +128,22 @@ class Host:
         return handle
 
     async def order(self, ctx, handle, frame, *, begin=0, length=0, offset=0, key=GOOD_KEY, ends=False, asked=True,
-                    status=DoneStatus.OK):
+                    status=DoneStatus.OK, passes=False):
         """A judged order, and what must come of it."""
         self.tag += 1
-        done = {"order": ControlType.PLACE if length else ControlType.DROP, "flow": 5, "generation": 6,
-                "tag": self.tag, "asked": int(asked), "status": status, "length": length}
+        kind = ControlType.PASS if passes else ControlType.PLACE if length else ControlType.DROP
+        done = {"order": kind, "flow": 5, "generation": 6,
+                "tag": self.tag, "asked": int(asked), "status": status,
+                "length": len(frame) if passes else length}
         await self.bench.send(ctx, self.dut.order, {
-            "done": done, "handle": handle, "begin": begin, "ends": int(ends), "frame_bytes": len(frame), "channel": 3,
-            "key": key, "offset": offset})
+            "done": done, "handle": handle, "begin": begin, "passes": int(passes), "ends": int(ends),
+            "frame_bytes": len(frame), "channel": 3, "key": key, "offset": offset})
         if status == DoneStatus.OK and length and key != GOOD_KEY:
             status = DoneStatus.KEY
         elif status == DoneStatus.OK and length and offset >= BROKEN_BUS:
             status = DoneStatus.BUS
+        if passes:
+            self.expected_passed += frame.ljust(-(-len(frame) // self.width) * self.width, b"\0")
         wrote = length if status == DoneStatus.OK else 0
         self.expected_memory[offset:offset + wrote] = frame[begin:begin + wrote]
         if length:
@@ -147,6 +157,7 @@ class Host:
         assert self.memory == self.expected_memory
         assert self.dones == self.expected_dones
         assert self.over == self.expected_over
+        assert b"".join(row["data"].to_bytes(self.width, "little") for row in self.passed_rows) == self.expected_passed
         assert self.dones
         assert self.bench.idle_cycles > 0
 
@@ -177,8 +188,15 @@ def test_each_kind_of_end(bits):
             await idle(ctx, 60)
             assert ctx.get(host.dut.held) == 0
 
+        # One that is passed on is not written.
+        handle = await host.frame(ctx, frame)
+        await host.order(ctx, handle, frame, passes=True, ends=True)
+        await idle(ctx, 120)
+        assert ctx.get(host.dut.held) == 0
+
     host.run(main)
-    assert host.ended == 3
+    assert host.ended == 4
+    assert len(host.counted["passes"]) == 1
     assert sum(strobe["amount"] for strobe in host.counted["placed"]) == 1 + 646 + 2 + 20
     assert len(host.counted["drops"]) == 1
 
@@ -193,7 +211,7 @@ def test_random_orders(bits, stall):
     async def main(ctx):
         nonlocal offset
         held = {}
-        for _ in range(60):
+        for _ in range(110):
             if len(held) < 4 and rng.random() < 0.4:
                 frame = rng.randbytes(rng.choice((60, CELL_BYTES, 600)))
                 held[await host.frame(ctx, frame)] = frame
@@ -202,12 +220,16 @@ def test_random_orders(bits, stall):
                 continue
             handle = rng.choice(list(held))
             frame = held[handle]
+            if rng.random() < 0.1:
+                await host.order(ctx, handle, frame, passes=True, ends=True, asked=rng.random() < 0.5)
+                del held[handle]
+                continue
             begin = rng.randrange(len(frame))
             length = rng.choice((0, rng.randint(1, min(200, len(frame) - begin))))
             ends = not length or rng.random() < 0.4
             await host.order(ctx, handle, frame, begin=begin, length=length, ends=ends, asked=rng.random() < 0.5,
                              offset=BROKEN_BUS + 9 if rng.random() < 0.1 else offset + rng.randrange(30),
-                             key=BAD_KEY if rng.random() < 0.1 else GOOD_KEY)
+                             key=BAD_KEY if rng.random() < 0.2 else GOOD_KEY)
             offset += 230
             if ends:
                 del held[handle]

@@ -37,7 +37,8 @@ CONFIG = NicConfig(name="test", flows=16, channels=4, vectors=4, keys=64, contro
                    listeners=16, emit_credits=8)
 PORT_STREAMS = {"release": "release", "emit": "emit", "up": "up", "emit_key_request": "key_request",
                 "emit_key_answer": "key_answer"}
-RECEIVE_STREAMS = ("key_request", "key_answer", "write_cmd", "write_row", "write_done", "complete")
+RECEIVE_STREAMS = ("key_request", "key_answer", "write_cmd", "write_row", "write_done", "socket",
+                   "socket_taken")
 
 
 class Path(wiring.Component):

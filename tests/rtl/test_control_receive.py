@@ -10,7 +10,7 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from nic_model.contract import NicConfig, RxFilter, Status, register
+from nic_model.contract import NicConfig, RxFilter, RxInfo, Status, register
 from nic_model.contract.control import (
     ControlEnable,
     ControlType,
@@ -33,7 +33,7 @@ MEMORY_BYTES = 1 << 14
 GUARD = 0xA5
 GOOD_KEY, BAD_KEY, BROKEN_BUS = 0x111, 0x222, 0x3F00
 CHANNEL = 3
-COUNTERS = ("segments", "unknown", "bytes", "placed", "drops", "stale", "refused")
+COUNTERS = ("segments", "unknown", "bytes", "placed", "drops", "passes", "stale", "refused")
 
 
 class Path(wiring.Component):
@@ -81,6 +81,12 @@ class Datapath:
 
     def __init__(self):
         self.memory = bytearray([GUARD]) * MEMORY_BYTES
+        self.passed = []
+
+    def give_frame(self, channel, frame, parsed, arrived_cycles):
+        checksum = parsed.raw_sum if RxInfo.RAW_SUM in parsed.info else 0
+        self.passed.append((frame, {"channel": channel, "length": len(frame), "info": parsed.info,
+                                    "checksum": checksum, "time": arrived_cycles}))
 
     def memory_write(self, address, content):
         if address >= BROKEN_BUS:
@@ -102,10 +108,12 @@ class Pair:
         self.beats, self.requests, self.commands, self.rows, self.entries = [], [], [], [], []
         self.over: list[int] = []
         """Flows of PLACEs that have found their end."""
+        self.passed, self.passed_rows = [], []
         self.up, self.expected, self.handles = [], [], {}
         self._answers, self._write_dones = deque(), deque()
         for stream, taken in ((dut.up, self.beats), (dut.key_request, self.requests), (dut.write_cmd, self.commands),
-                              (dut.write_row, self.rows), (dut.entry, self.entries), (dut.place_over, self.over)):
+                              (dut.write_row, self.rows), (dut.entry, self.entries), (dut.place_over, self.over),
+                              (dut.passed, self.passed), (dut.passed_row, self.passed_rows)):
             bench.sink(stream, taken, stall=stall if stream is dut.up else 0.0)
         for stream, queue in ((dut.key_answer, self._answers), (dut.write_done, self._write_dones)):
             bench.feed(stream, queue)
@@ -150,11 +158,12 @@ class Pair:
 
     async def frame(self, ctx, frame):
         """A frame, as the MAC gives it. Returns whether the port takes it."""
+        self.datapath.now_cycles += 1
         for at in range(0, len(frame), self.width):
             piece, last = frame[at:at + self.width], at + self.width >= len(frame)
             await self.bench.strobe(ctx, self.dut.row, {
                 "data": int.from_bytes(piece, "little"), "count": len(piece), "first": int(at == 0), "last": int(last),
-                "time": 7})
+                "time": self.datapath.now_cycles})
             await ctx.tick()
         return self.model.admit(frame, parse_received(frame))
 
@@ -196,6 +205,17 @@ class Pair:
         self.bench.run(**limits)
         assert self.up
         assert self.memory == self.datapath.memory
+        content, frames = b"", []
+        for row in self.passed_rows:
+            content += row["data"].to_bytes(self.width, "little")
+            if row["last"]:
+                frames.append(content)
+                content = b""
+        assert not content
+        assert [(frame[:told["length"]], told) for frame, told in zip(frames, self.passed, strict=True)
+                ] == self.datapath.passed
+        assert [-(-told["length"] // self.width) for told in self.passed] == [
+            len(frame) // self.width for frame in frames]
         for name, seen in self._seen.items():
             assert sum(strobe["amount"] for strobe in seen) == self.model.counters[f"control_{name}"], name
         assert self.bench.idle_cycles > 0
@@ -273,6 +293,9 @@ BAD_ORDERS = {
     "a flow that is not there": ("PLACE", {"flow": 7}, DoneStatus.STALE),
     "a flow beyond the table": ("PLACE", {"flow": 16 + 3}, DoneStatus.STALE),
     "another flow": ("PLACE", {"flow": 4}, DoneStatus.BAD),
+    "to pass another handle": ("PASS", {"handle": 39, "channel": 1}, DoneStatus.BAD),
+    "to pass to a channel that is not there": ("PASS", {"channel": 16}, DoneStatus.BAD),
+    "to pass to a channel beyond all": ("PASS", {"channel": 64 + 1}, DoneStatus.BAD),
     "no byte": ("PLACE", {"length": 0}, DoneStatus.BAD),
     "a byte too many": ("PLACE", {"length": 21}, DoneStatus.BAD),
     "a byte too far": ("PLACE", {"skip": 1}, DoneStatus.BAD),
@@ -314,6 +337,8 @@ def test_orders_that_break_a_rule():
             fields = {"flow": 3, "generation": 9}
             if kind == ControlType.PLACE:
                 fields |= {"handle": segment["handle"], "length": 20, "key": GOOD_KEY, "offset": 0x100}
+            elif kind == ControlType.PASS:
+                fields |= {"handle": segment["handle"]}
             elif kind in (ControlType.FLOW_ADD, ControlType.FLOW_SET):
                 fields |= flow_fields(FLOW4)
             await pair.give(ctx, kind, **{**fields, **changed})
@@ -347,6 +372,35 @@ def test_listeners_hear_of_what_has_no_flow():
     pair.run(main)
 
 
+def test_frames_are_passed_on():
+    """Whatever they are, with what the parser said of them; their handles end, of a flow that is gone too."""
+    pair = Pair()
+    frames = [tcp(FLOW4, data(20)), tcp(FLOW6, data(700)), bytes(ether()) + data(301), tcp(FLOW4)]
+
+    async def main(ctx):
+        await pair.start(ctx, ControlEnable.FLOWS | ControlEnable.REST)
+        await pair.give(ctx, ControlType.FLOW_ADD, flow=3, generation=9, **flow_fields(FLOW4))
+        await pair.settle(ctx)
+        handles = []
+        for frame in frames:
+            await pair.frame(ctx, frame)
+            ((_, fields, _),) = await pair.settle(ctx)
+            handles.append(fields["handle"])
+        await pair.give(ctx, ControlType.FLOW_DEL, flow=3, generation=9)
+        await pair.settle(ctx)
+        for n, handle in enumerate(handles):
+            await pair.give(ctx, ControlType.PASS, handle=handle, channel=n, tag=n, flags=OrderFlag.DONE)
+        dones = await pair.settle(ctx)
+        assert [(done["tag"], done["status"], done["length"]) for _, done, _ in dones] == [
+            (n, DoneStatus.OK, 0) for n in range(len(frames))]
+        await pair.give(ctx, ControlType.PASS, handle=handles[2], channel=1)
+        ((_, done, _),) = await pair.settle(ctx)
+        assert done["status"] == DoneStatus.BAD
+
+    pair.run(main)
+    assert len(pair.passed) == len(frames)
+
+
 @pytest.mark.parametrize(("seed", "stall"), [(2, 0.5)])
 def test_random_frames_and_orders(seed, stall):
     rng = random.Random(seed)
@@ -362,7 +416,7 @@ def test_random_frames_and_orders(seed, stall):
         for _ in range(14):
             number = rng.randrange(8)
             for _ in range(rng.randrange(1, 5)):
-                what = rng.choice(("frame", "frame", "frame", "place", "place", "drop", "add", "delete"))
+                what = rng.choice(("frame", "frame", "frame", "place", "place", "drop", "pass", "add", "delete"))
                 if what == "frame":
                     await pair.frame(ctx, tcp(rng.choice(flows), rng.randbytes(rng.choice((0, 1, 6, 300)))))
                 elif what == "add":
@@ -374,6 +428,13 @@ def test_random_frames_and_orders(seed, stall):
                 elif what == "drop" and held:
                     await pair.give(ctx, ControlType.DROP, handle=held.pop(rng.randrange(len(held)))[0],
                                     flags=rng.choice((0, OrderFlag.DONE)))
+                elif what == "pass" and held:
+                    channel = rng.choice((0, 1, 5, 15, 16))
+                    at = rng.randrange(len(held))
+                    await pair.give(ctx, ControlType.PASS, handle=held[at][0], channel=channel,
+                                    flags=rng.choice((0, OrderFlag.DONE)))
+                    if channel < CONFIG.channels:
+                        del held[at]
                 elif what == "place" and held:
                     at = rng.randrange(len(held))
                     handle, flow, generation, size = held[at]
@@ -399,3 +460,4 @@ def test_random_frames_and_orders(seed, stall):
 
     pair.run(main, max_cycles=40_000)
     assert {(ControlType.SEGMENT, None), (ControlType.DONE, DoneStatus.OK)} <= kinds, f"seed {seed}"
+    assert pair.passed, f"seed {seed}"

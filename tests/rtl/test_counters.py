@@ -5,10 +5,11 @@ import random
 import pytest
 
 from nic_model.contract import CONFIGS, COUNTERS, COUNTERS_BASE, register
-from rtl.counters import EVENT_AMOUNT_BITS, LOW_BITS, ROUND_CYCLES, Counters
+from rtl.counters import EVENT_AMOUNT_BITS, LOW_BITS, Counters, round_cycles
 from rtl.interfaces import CountAmount
 from tests.rtl.harness import Bench, idle, until
 
+ROUND = round_cycles(CONFIGS["tiny"])
 MOST = {c.name: (1 << (CountAmount["amount"].width if c.unit == "bytes" else EVENT_AMOUNT_BITS)) - 1 for c in COUNTERS}
 
 
@@ -75,10 +76,10 @@ def test_snapshots_are_of_one_instant(seed):
             instants = [cycle for cycle in range(begin, end + 1) if host.history[cycle] == values]
             assert len(instants) == 1
             assert instants[0] > before
-            assert end - begin <= 2 * ROUND_CYCLES + 8
+            assert end - begin <= 2 * ROUND + 8
             before = instants[0]
         host.counting = False
-        await idle(ctx, 2 * ROUND_CYCLES + 4)
+        await idle(ctx, 2 * ROUND + 4)
         values, _, _ = await host.snapshot(ctx)
         assert values == host.sums
         assert min(values.values()) > 0
@@ -100,7 +101,7 @@ def test_nothing_overflows_at_the_largest_amounts():
             else:
                 await ctx.tick()
         host.counting = False
-        await idle(ctx, 3 * ROUND_CYCLES)
+        await idle(ctx, 3 * ROUND)
         values, _, _ = await host.snapshot(ctx)
         assert values == host.sums
         assert values["tx_bytes"] > 1 << LOW_BITS  # so there was a carry between the two steps of the addition

@@ -92,12 +92,16 @@ class Host:
     flows : of the control port, which is a second source of jobs; 0: there is none.
     """
 
+    FRONT = TransmitFetch
+    """The block, or one that has its members."""
+    DEVICE_CHANNELS = CHANNELS
+
     def __init__(self, rings, *, host_bytes=16, seed=0, stall=0.0, latency=(10, 30), flows=0):
         self.config = NicConfig(
-            name="test", mac_bytes=8, host_bytes=host_bytes, channels=CHANNELS, vectors=4, flows=flows)
+            name="test", mac_bytes=8, host_bytes=host_bytes, channels=self.DEVICE_CHANNELS, vectors=4, flows=flows)
         self.width, self.stall, self.latency = host_bytes, stall, latency
         self.rings = {ring.channel: ring for ring in rings}
-        self.front = shared(TransmitFetch, self.config)
+        self.front = shared(self.FRONT, self.config)
         self.bench = Bench(self.front, seed=seed)
         self.rng = random.Random(seed + 1)
         self.keys = KeyTable(self.config.keys)

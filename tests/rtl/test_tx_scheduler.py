@@ -49,6 +49,11 @@ class Job:
     def slots(self) -> int:
         return slots_needed(len(self.inline), len(self.pieces))
 
+    @property
+    def is_good(self) -> bool:
+        """Whether its rows and pieces are stored."""
+        return self.status == Status.OK
+
     def fields(self) -> dict:
         return {
             "channel": self.channel, "tag": self.tag, "status": int(self.status), "ring_index": self.tag * 3 % 65536,
@@ -149,7 +154,7 @@ class Host:
             await ctx.tick()
         width, dut = self.config.host_bytes, self.dut
         job.tag = sum(len(jobs) for jobs in self.jobs.values())
-        good = job.status == Status.OK
+        good = job.is_good
         rows = [int.from_bytes(job.inline[at:at + width].ljust(width, b"\xee"), "little")
                 for at in range(0, len(job.inline), width)] if good else []
         pieces = list(job.pieces) if good else []

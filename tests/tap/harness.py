@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
+from cosim import builds
+from cosim.control_port import with_control_port
 from cosim.tap.bench import TapResult
 from cosim.tap.namespace import INTERFACE, Namespace, why_not
+from nic_model.contract import CONFIGS
 
 T = TypeVar("T")
 
@@ -29,8 +32,15 @@ needs_tap = pytest.mark.skipif(REASON is not None, reason=f"no TAP here: {REASON
 
 SERVER = {4: "10.0.0.1", 6: "fd00::1"}
 PORT = 8080
-START_S = 200.0
-"""Long enough for a device to be built."""
+START_S = 60.0
+"""For a server whose device is built."""
+
+SERVERS = {"nic-tso": ("--engine", "compiled", "--device", "tiny"),
+           "nic-tcp": ("--systems", "nic-tcp", "--engine", "compiled", "--device", "tiny"),
+           "nic-tcp-model": ("--systems", "nic-tcp", "--engine", "model", "--device", "tiny")}
+"""TCP on the host, and on the device over its RTL and without: options of the command."""
+
+EACH_SERVER = [pytest.param(name, marks=[pytest.mark.long] if name == "nic-tcp-model" else []) for name in SERVERS]
 
 MEMNIC = [sys.executable, "-c", "from cosim.cli import main; main()"]
 _numbers = count()
@@ -43,6 +53,7 @@ class Tap:
     """
 
     def __init__(self, root: Path, *options: str, captured: bool = False) -> None:
+        self._options = options
         name = f"memnic-test-{next(_numbers)}-{time.monotonic_ns() % 10**9}"
         self.namespace = Namespace(name)
         self._folder = Path(tempfile.mkdtemp(prefix="memnic-tap-"))
@@ -53,6 +64,10 @@ class Tap:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Tap:
+        if "compiled" in self._options:
+            config = CONFIGS[self._option("--device", "default")]
+            builds.build(with_control_port(config) if self._option("--systems", "") == "nic-tcp" else config,
+                         builds.LIBRARY)
         self._log = (self._folder / "log").open("w+")
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         until = time.monotonic() + START_S
@@ -62,12 +77,16 @@ class Tap:
             time.sleep(0.05)
         return self
 
+    def _option(self, name: str, default: str) -> str:
+        """Value of an option of the command."""
+        return self._options[self._options.index(name) + 1] if name in self._options else default
+
     def said(self) -> str:
         """What it printed for people so far."""
         return (self._folder / "log").read_text()
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self.is_running:
             self._process.send_signal(signal.SIGTERM)
             self._process.communicate()
         self._log.close()
@@ -78,6 +97,11 @@ class Tap:
         assert self._process is not None
         self._process.communicate(timeout=timeout_s)
         return self._process.returncode
+
+    @property
+    def is_running(self) -> bool:
+        """Whether nobody has ended it."""
+        return self._process is not None and self._process.poll() is None
 
     def cpu_s(self) -> float:
         """Processor time that it took so far."""
@@ -139,6 +163,10 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+FAILURES = ("send_errors", "receive_errors", "failed_orders")
+"""Of the driver, and of the firmware: what never happens."""
+
+
 def assert_at_rest(result: TapResult) -> None:
     """Nothing leaked: no connection but those that wait for their time, no frame, send or buffer.
 
@@ -148,8 +176,10 @@ def assert_at_rest(result: TapResult) -> None:
     assert result.server.open_connections == 0
     assert (result.half_open, result.waiting_to_be_accepted) == (0, 0)
     assert not any(result.left_over.values()), result.left_over
-    assert (result.interface["send_errors"], result.interface["receive_errors"]) == (0, 0)
+    assert not any(result.interface.get(name, 0) for name in FAILURES), result.interface
     assert result.unsent_frames == 0
+    control = result.control
+    assert (control.get("control_stale", 0), control.get("control_refused", 0)) == (0, 0), control
 
 
 def error_notes(capture: Path, more: str = "") -> list[str]:

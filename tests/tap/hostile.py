@@ -17,6 +17,7 @@ from scapy.packet import Raw  # noqa: E402
 
 SERVER_MAC, KERNEL_MAC, SPOOFED_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:02"
 SPOOFED_IP = "10.0.0.77"
+RESETS_AT_ONCE = 100
 
 
 class SynFlood:
@@ -39,8 +40,11 @@ class SynFlood:
 
     def __exit__(self, *_: object) -> None:
         # Whoever still waits for the third part of a handshake is told that there will be none.
-        for port in self._ports:
+        # Twice and not too fast: a device with TCP on it drops frames for which it has no room.
+        for port in 2 * self._ports:
             self._send(port, "R", 1)
+            if port % RESETS_AT_ONCE == 0:
+                time.sleep(0.05)
         time.sleep(0.5)
         self._stopped.set()
         self._listener.join()

@@ -22,6 +22,11 @@ from tests.tap.harness import MEMNIC, Tap, assert_at_rest, needs_tap, url
     (("--api", "smoke"), "--api must be one of memnet, sockets, not 'smoke'"),
     (("--engine", "steam"), "--engine must be one of compiled, model, cocotb, not 'steam'"),
     (("--device", "huge"), "--device must be one of "),
+    (("--api", "memnet", "--systems", "nic-tcp"), "--api and --systems exclude each other"),
+    (("--systems", "smp,nic-tcp"), "--systems must be one system here, not smp, nic-tcp"),
+    (("--systems", "ded1"), "--systems ded1: its TCP is on dedicated processors or on nodes; here it must be on the "
+     "host or on the device"),
+    (("--systems", "uniproc"), "--systems uniproc: it uses some of the machine's processors"),
     (("--profile", "bsd"), "--profile must be one of "),
     (("--port", "70000"), "--port must be 1 to 65535, not 70000"),
     (("--root", "/nowhere"), "--root: no folder /nowhere"),
@@ -36,6 +41,15 @@ def test_bad_options_are_one_line_and_exit_2(options: tuple[str, ...], said: str
     printed = capsys.readouterr().err
     assert printed.startswith(f"memnic: {said}")
     assert printed.count("\n") == 1
+
+
+def test_tcp_on_a_device_without_a_processor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = (Path("cosim") / "machines" / "p2-300-smp2.toml").read_text(encoding="utf-8")
+    machine = tmp_path / "mine.toml"
+    machine.write_text(text[: text.index("[device_processor]")], encoding="utf-8")
+    assert cli.run(["tap", "--systems", "nic-tcp", "--engine", "model", "--machine", str(machine)]) == 2
+    assert capsys.readouterr().err == ("memnic: --systems nic-tcp: it does TCP on a device processor, and machine "
+                                       "p2-300-smp2 has no table `device_processor`\n")
 
 
 def test_without_root_it_says_so_and_exits_2(capsys: pytest.CaptureFixture[str],
@@ -57,8 +71,9 @@ def test_root_without_its_rights_is_told_what_failed_and_exits_2() -> None:
 
 
 @needs_tap
-def test_it_ends_by_itself_after_so_many_requests(root: Path) -> None:
-    with Tap(root, "--engine", "model", "--requests", "2") as tap:
+@pytest.mark.parametrize("system", ["nic-tso", "nic-tcp"])
+def test_it_ends_by_itself_after_so_many_requests(root: Path, system: str) -> None:
+    with Tap(root, "--engine", "model", "--systems", system, "--requests", "2") as tap:
         tap.curl(url("byte"))
         tap.curl(url("byte"))
         assert tap.wait_s(10) == 0
@@ -85,8 +100,9 @@ def test_the_status_has_simulated_and_real_rates() -> None:
 
 
 @needs_tap
-def test_idle_it_costs_next_to_nothing(root: Path) -> None:
-    with Tap(root, "--engine", "model") as tap:
+@pytest.mark.parametrize("system", ["nic-tso", "nic-tcp"])
+def test_idle_it_costs_next_to_nothing(root: Path, system: str) -> None:
+    with Tap(root, "--engine", "model", "--systems", system) as tap:
         tap.curl(url("byte"))
         time.sleep(0.2)
         before, began = tap.cpu_s(), time.monotonic()
@@ -96,8 +112,9 @@ def test_idle_it_costs_next_to_nothing(root: Path) -> None:
 
 
 @needs_tap
-def test_under_cocotb_a_simulator_process_serves_and_ctrl_c_ends_it_with_a_result(root: Path) -> None:
-    with Tap(root, "--engine", "cocotb", "--device", "tiny") as tap:
+@pytest.mark.parametrize("system", ["nic-tso", pytest.param("nic-tcp", marks=pytest.mark.long)])
+def test_under_cocotb_a_simulator_process_serves_and_ctrl_c_ends_it_with_a_result(root: Path, system: str) -> None:
+    with Tap(root, "--engine", "cocotb", "--device", "tiny", "--systems", system) as tap:
         assert tap.curl(url("segment")) == (root / "segment").read_bytes()
         assert tap.curl(url("16K", 6)) == (root / "16K").read_bytes()
         time.sleep(0.5)

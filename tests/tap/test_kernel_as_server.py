@@ -12,27 +12,30 @@ import pytest
 
 from cosim.tap.bench import TapResult
 from tests.tap.conftest import SIZES
-from tests.tap.harness import MEMNIC, assert_at_rest, error_notes, needs_tap
+from tests.tap.harness import MEMNIC, SERVERS, assert_at_rest, error_notes, needs_tap
 
 pytestmark = needs_tap
 
 
-@pytest.mark.parametrize("server", ["nginx", "http.server"])
-def test_every_file_of_a_real_server_arrives_whole(root: Path, tmp_path: Path, server: str) -> None:
+@pytest.mark.parametrize(("server", "options"), [
+    ("nginx", SERVERS["nic-tso"]), ("http.server", ("--engine", "model")), ("nginx", SERVERS["nic-tcp"])],
+    ids=["nginx", "http.server", "nginx-nic-tcp"])
+def test_every_file_of_a_real_server_arrives_whole(root: Path, tmp_path: Path, server: str,
+                                                   options: tuple[str, ...]) -> None:
     sizes = dict(SIZES)
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     if server == "nginx" and shutil.which("nginx", path=path) is None:
         pytest.skip("nginx is not installed")
+    if options != SERVERS["nic-tso"]:
+        # The slower servers and clients with the smaller files.
+        del sizes["20M"]
+        root = shutil.copytree(root, tmp_path / "root", ignore=shutil.ignore_patterns("20M"))
     if server != "nginx":
         # A PATH with ip and without nginx.
         (tmp_path / "bin").mkdir()
-        # The slower server with the smaller files.
-        del sizes["20M"]
-        root = shutil.copytree(root, tmp_path / "root", ignore=shutil.ignore_patterns("20M"))
         (tmp_path / "bin" / "ip").symlink_to(str(shutil.which("ip", path=path)))
         path = str(tmp_path / "bin")
     capture = tmp_path / "wire.pcapng"
-    options = ("--engine", "compiled", "--device", "tiny") if server == "nginx" else ("--engine", "model")
     done = subprocess.run([*MEMNIC, "tap", "--client", "--root", str(root), "--json", "--capture", str(capture),
                            *options],
                           capture_output=True, text=True, timeout=250, env={**os.environ, "PATH": path})

@@ -10,19 +10,23 @@ import pytest
 
 from cosim.benches import BenchOptions
 from cosim.benches.tap import measure
-from tests.tap.harness import Tap, assert_at_rest, error_notes, needs_tap, read_all, url
+from tests.tap.harness import SERVERS, Tap, assert_at_rest, error_notes, needs_tap, read_all, url
 from tests.tap.hostile import Garbage
 
 pytestmark = [needs_tap, pytest.mark.long]
 
 CONNECTIONS = 1000
 WITHIN_S = 180
+REST_S = 6
+"""Ends that were lost in the crowd come again when the kernel's timers say so, which have seen a slow peer."""
 
 
-@pytest.mark.parametrize("api", ["memnet", "sockets"])
-def test_a_thousand_connections_at_a_time_are_all_served(root: Path, api: str) -> None:
+@pytest.mark.parametrize("options", [
+    ("--engine", "compiled", "--api", "memnet"), ("--engine", "compiled", "--api", "sockets"),
+    SERVERS["nic-tcp"]], ids=["memnet", "sockets", "nic-tcp"])
+def test_a_thousand_connections_at_a_time_are_all_served(root: Path, options: tuple[str, ...]) -> None:
     expected = (root / "16K").read_bytes()
-    with Tap(root, "--engine", "compiled", "--api", api) as tap:
+    with Tap(root, *options) as tap:
         began = time.monotonic()
         connections = [tap.connect(4 + 2 * (number % 2)) for number in range(CONNECTIONS)]
         for connection in connections:
@@ -32,18 +36,20 @@ def test_a_thousand_connections_at_a_time_are_all_served(root: Path, api: str) -
             connection.close()
         took_s = time.monotonic() - began
         print(f"{CONNECTIONS} connections in {took_s:.1f} s")
-        time.sleep(1)
+        time.sleep(REST_S)
         result = tap.finish()
     assert result.server.connections == CONNECTIONS
     assert_at_rest(result)
     assert took_s < WITHIN_S
 
 
-def test_a_minute_of_garbage_costs_the_others_nothing_but_its_share(root: Path) -> None:
+@pytest.mark.parametrize("options", [
+    ("--engine", "compiled"), SERVERS["nic-tcp"]], ids=["nic-tso", "nic-tcp"])
+def test_a_minute_of_garbage_costs_the_others_nothing_but_its_share(root: Path, options: tuple[str, ...]) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     expected = (root / "1M").read_bytes()
-    with Tap(root, "--engine", "compiled", captured=True) as tap:
+    with Tap(root, *options, captured=True) as tap:
         def transfers(duration_s: float) -> float:
             """Transfers a second."""
             done, began = 0, time.monotonic()

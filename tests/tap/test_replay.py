@@ -87,14 +87,15 @@ def replay(tmp_path: Path, capsys: pytest.CaptureFixture[str], *recordings: Reco
     return found
 
 
-@pytest.mark.parametrize("profile", ["linux", "linux24", "rfc"])
+@pytest.mark.parametrize(("system", "profile"), [
+    ("nic-tso", "linux"), ("nic-tso", "linux24"), ("nic-tso", "rfc"), ("nic-tcp", "linux")])
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_fetch_is_played_with_its_numbers_mapped(tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int,
-                                                   profile: str) -> None:
+                                                   system: str, profile: str) -> None:
     ends = ("192.168.7.9", "192.168.7.1") if version == 4 else ("2001:db8::9", "2001:db8::1")
     recording = Recording(*ends)
     short_fetch(recording)
-    result = replay(tmp_path, capsys, recording, options=("--profile", profile))
+    result = replay(tmp_path, capsys, recording, options=("--systems", system, "--profile", profile))
     (played,) = result["played"]
     assert played["packets"] == sum(packet[TCP].dport == 80 for packet in recording.packets)
     assert (played["end"], played["missing"], played["resent"]) == ("closed", 0, 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cosim.engines.bus import BusTiming
+from cosim.engines.lean.control import LeanControl
 from cosim.engines.lean.host_bus import OFFERS, HostBus
 from cosim.engines.lean.mac import LeanMac
 from cosim.engines.lean.pins import NEVER, READY_SHIFT, VALID, Edges, Inputs, Pins
@@ -28,8 +29,8 @@ _TX = VALID["m_axis_tx"]
 ALWAYS_READY = (1 << len(OUTPUTS)) - 1 & ~_TX
 
 # IntFlag's operators are slow.
-_INTERRUPT, _READ, _FRAMES, _LIMIT, _DEAD, _STUCK, _BROKEN = (int(getattr(Stop, name)) for name in (
-    "INTERRUPT", "READ", "FRAMES", "LIMIT", "DEAD", "STUCK", "BROKEN"))
+_INTERRUPT, _READ, _FRAMES, _LIMIT, _DEAD, _STUCK, _BROKEN, _MESSAGE = (int(getattr(Stop, name)) for name in (
+    "INTERRUPT", "READ", "FRAMES", "LIMIT", "DEAD", "STUCK", "BROKEN", "MESSAGE"))
 
 
 class LeanTransactors:
@@ -61,6 +62,7 @@ class LeanTransactors:
         self._irq, self._error_irq = 0, False
         self._still_cycles = 0
         self._never_stuck_before = 0
+        self._control = LeanControl(config, self._edges, pins) if config.flows else None
         self._values: list[tuple[int, int]] = []
         self._rises: list[tuple[int, int]] = []
 
@@ -115,9 +117,29 @@ class LeanTransactors:
         self.count()
         return taken
 
+    def order(self, now_ps: int, message: bytes, *, is_emit: bool) -> None:
+        """See `Library.order`."""
+        self._port.order(now_ps, message, is_emit=is_emit)
+
+    def hear(self) -> list[bytes]:
+        """See `Library.hear`."""
+        told, self._port.told = self._port.told, []
+        return told
+
+    def heard(self, messages: int) -> None:
+        """See `Library.heard`."""
+        self._port.heard(messages)
+
+    @property
+    def _port(self) -> LeanControl:
+        assert self._control is not None, "this device has no control port"
+        return self._control
+
     def report(self) -> str:
         """See `Library.report`."""
         said = [self._host.error, *self._registers.report(), *self._host.report(), *self._mac.report()]
+        if self._control is not None:
+            said += self._control.report()
         return "; ".join(filter(None, said))
 
     # ------------------------------------------------------------------------------------------ an edge
@@ -150,6 +172,15 @@ class LeanTransactors:
         moved |= mac.sink(edge, flags)
         moved |= mac.source(edge, flags)
         self._ready = ALWAYS_READY | _TX if mac.ready else ALWAYS_READY
+        control, port_offers, port_next = self._control, False, NEVER
+        if control is not None:
+            port_offered = control.offers
+            moved |= control.step(edge, flags)
+            port_offers, port_next = port_offered or control.offers, control.next()
+            if control.ready:
+                self._ready |= control.taken_bit
+            if control.told:
+                stop |= _MESSAGE
         if self._ready != ready:
             self._set_ready(self._ready)
         while registers.answered and registers.answered[0][0] <= edge:
@@ -161,10 +192,11 @@ class LeanTransactors:
         if host.error:
             stop |= _BROKEN
 
-        if flags & _QUIET and not offered and not inputs.valid and not registers.busy and self._ready == ready:
+        if (flags & _QUIET and not offered and not inputs.valid and not registers.busy and self._ready == ready
+                and not port_offers):
             self._still_cycles = 0
             if not stop:
-                stop = self._wait(edge, flags)
+                stop = self._wait(edge, flags, port_next)
         else:
             self._still_cycles = 0 if moved or mac.drains(edge) else self._still_cycles + 1
             if edge >= self._limit_edge:
@@ -197,9 +229,9 @@ class LeanTransactors:
         since = min(self._host.waits_since(), self._mac.held_since())
         return NEVER if since >= NEVER else since + self._stuck_cycles + 1
 
-    def _wait(self, edge: int, flags: int) -> int:
+    def _wait(self, edge: int, flags: int, port_next: int) -> int:
         """The device does nothing by itself: how far may time go? Returns a reason to stop here, or jumps."""
-        following = min(self._registers.next(), self._host.next(), self._mac.next())
+        following = min(self._registers.next(), self._host.next(), self._mac.next(), port_next)
         if flags & _DEADLINE:
             following = min(following, self._read_deadline())
         if following >= NEVER and self._limit_edge >= NEVER:
