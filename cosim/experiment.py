@@ -72,6 +72,7 @@ class _Books(NamedTuple):
     host: _ProcessorBooks
     nodes: list[_ProcessorBooks]
     device: DeviceCounts
+    bus_taken_ps: int
     frames_from_device: int
     frames_to_device: int
     device_processors: list[ProcessorCounts]
@@ -120,8 +121,12 @@ class Experiment:
             with Path(self.spec.port_log_path or "").open("w", encoding="ascii") as file:
                 self._port_log.write(file)
 
-    def attach(self, port: Port, device_counts: Callable[[], DeviceCounts]) -> None:
-        """Begin, over a device that is out of reset; `device_counts` is asked whenever the books are looked at."""
+    def attach(self, port: Port, device_counts: Callable[[], DeviceCounts],
+               take_bus: Callable[[int], None] | None = None) -> None:
+        """Begin, over a device that is out of reset; `device_counts` is asked whenever the books are looked at, and
+        `take_bus` told for how long a poll has the device's bus."""
+        if take_bus is not None:
+            self._at_the_device.on_bus_taken = take_bus
         self._device_counts = device_counts
         spec = self.spec
         neighbours = [client_addresses(number) for number in range(spec.clients)]
@@ -134,6 +139,11 @@ class Experiment:
             self.host = ServerHost(spec, port, self.processors, mac=SERVER_MAC, ip=SERVER_IP, server_port=SERVER_PORT,
                                    neighbours=neighbours)
         self.kernel.spawn(self._main(), "experiment")
+
+    @property
+    def _at_the_device(self) -> Processors:
+        """The processors of the machine that has the device."""
+        return self.node_processors[0] if self.node_processors else self.processors
 
     def attach_firmware(self, streams: ControlStreams, facts: PortFacts) -> None:
         """Let the machine's device processors do TCP behind a control port; after `attach`.
@@ -192,6 +202,7 @@ class Experiment:
             interrupts=(rest.device.interrupts - start.device.interrupts) / requests,
             dma_read_bytes=(rest.device.dma_read_bytes - start.device.dma_read_bytes) / requests,
             dma_write_bytes=(rest.device.dma_write_bytes - start.device.dma_write_bytes) / requests,
+            bus_polls=(end.bus_taken_ps - start.bus_taken_ps) / duration_ps,
             frames_sent=(rest.frames_from_device - start.frames_from_device) / requests,
             frames_received=(rest.frames_to_device - start.frames_to_device) / requests,
             latency_p50_ps=percentile(ordered_ps, 50),
@@ -302,6 +313,7 @@ class Experiment:
         self._books.append(_Books(
             time_ps=self.kernel.now, host=_booked(self.processors),
             nodes=[_booked(processors) for processors in self.node_processors], device=self._device_counts(),
+            bus_taken_ps=self._at_the_device.bus_taken_ps,
             frames_from_device=self.wire.frames_from_device, frames_to_device=self.wire.frames_to_device,
             device_processors=[] if device is None else [replace(counts) for counts in device.counts],
             device_booked_ps=Counter() if device is None else device.account.booked_ps.copy(),

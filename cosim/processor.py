@@ -15,7 +15,7 @@ All times are integer picoseconds. What is charged is booked by (category, item)
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 
 from cosim.machine import PS_PER_SECOND, Application, Machine, prices_ps
@@ -170,7 +170,8 @@ class Processors:
     """The processors of a machine.
 
     Parameters: `kernel`, the clock; `machine` and `application`, which set number, prices, quantum and routing.
-    Attributes: `booked_ps` and `counts` by (category, item); `busy_ps` by processor and category.
+    Attributes: `booked_ps` and `counts` by (category, item); `busy_ps` by processor and category; `bus_taken_ps`, time
+    that polls had the bus; `on_bus_taken`, called with that of each, for who else uses it.
     """
 
     def __init__(self, kernel: Kernel, machine: Machine, application: Application) -> None:
@@ -186,6 +187,8 @@ class Processors:
         self.prices = prices_ps(machine, application)
         self.booked_ps: Counter[Item] = Counter()
         self.counts: Counter[Item] = Counter()
+        self.bus_taken_ps = 0
+        self.on_bus_taken: Callable[[int], None] = lambda duration_ps: None
 
     def steering(self, processors: Iterable[int] | None = None) -> Steering[_Processor]:
         """Interrupts go to these processors, as the machine routes them; None: to all, and all such are one.
@@ -420,10 +423,14 @@ class Processors:
         self.counts[_THREAD_SWITCH] += switches
 
     def _take_bus(self, poller: _Processor, polls: int) -> None:
-        """Polls have the bus: processors that use it at this moment wait for so long."""
+        """Polls have the bus: processors that use it at this moment wait for so long, and so does the device's DMA."""
         wait_ps = polls * self.prices[_BUS_WAIT]
+        if not wait_ps:
+            return
+        self.bus_taken_ps += wait_ps
+        self.on_bus_taken(wait_ps)
         for processor in self._processors:
-            if processor is poller or processor.running is None or not wait_ps:
+            if processor is poller or processor.running is None:
                 continue
             self._book(processor)
             job = processor.running

@@ -152,6 +152,8 @@ def comparison(console: Console, results: Sequence[SystemResult]) -> Table:
     row("interrupts a request", [result.interrupts for result in results], ",.2f")
     row("DMA bytes read a request", [result.dma_read_bytes for result in results], ",.0f")
     row("DMA bytes written a request", [result.dma_write_bytes for result in results], ",.0f")
+    if any(result.bus_polls for result in results):
+        row("bus taken by polls, %", [100 * result.bus_polls for result in results], ",.2f")
     row("frames sent a request", [result.frames_sent for result in results], ",.2f")
     row("frames received a request", [result.frames_received for result in results], ",.2f")
     row("latency p50, us", [result.latency_p50_ps / PS_PER_US for result in results], ",.0f")

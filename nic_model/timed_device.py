@@ -284,6 +284,13 @@ class TimedDevice:
         self.now = max(self.now, edge)
         self.doing.now_cycles = self.now
 
+    def take_bus(self, edge: int, fractions: int) -> None:
+        """From an edge on something else has the host bus for a time, in `rules.FRACTION_BITS` of a cycle."""
+        self.enter(edge)
+        numbers, start = self.machine.numbers, edge << rules.FRACTION_BITS
+        for name in ("bus_up", "bus_down"):
+            numbers[name][0] = max(start, int(numbers[name][0])) + fractions
+
     def _at(self, edge: int, act: Callable[..., None], *arguments: Any) -> None:
         self._order += 1
         heapq.heappush(self._events, (edge, self._order, act, arguments))

@@ -148,6 +148,8 @@ class SystemResult(msgspec.Struct, frozen=True, kw_only=True):
     interrupts: float
     dma_read_bytes: float
     dma_write_bytes: float
+    bus_polls: float = 0.0
+    """Share of `duration_ps` that polls had the device's bus, so that DMA waited."""
     frames_sent: float
     """By the device, a request."""
     frames_received: float

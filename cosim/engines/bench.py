@@ -33,6 +33,9 @@ class CountingPort(Port, Protocol):
     def interrupts(self) -> int:
         """Times that an interrupt line rose."""
 
+    def take_bus(self, duration_ps: int) -> None:
+        """A processor has the bus for so long: DMA waits."""
+
 
 class Bench(Protocol):
     """What runs round a simulated device; a context manager whose end closes its files."""
@@ -137,7 +140,8 @@ class ExperimentBench:
     def start(self, port: CountingPort) -> None:
         """Attach the experiment to the device."""
         self._experiment.attach(port, lambda: DeviceCounts(
-            dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts))
+            dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts),
+            port.take_bus)
         if self.config.flows:
             self._experiment.attach_firmware(control_streams(port), self.config.port_facts)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cosim.engines.splitmix import SplitMix
+from cosim.mac import PS_PER_S
 
 FRACTION_BITS = 20
 
@@ -49,6 +50,11 @@ class BusTiming:
     def fractions_per_byte(self) -> int:
         """Time of a byte in 1 / 2^20 of a cycle."""
         return round((1 << FRACTION_BITS) / self.bytes_per_cycle)
+
+
+def fractions_of(duration_ps: int, clock_hz: int) -> int:
+    """A time in 1 / 2^20 of a cycle."""
+    return (duration_ps * clock_hz << FRACTION_BITS) // PS_PER_S
 
 
 Judge = Callable[[int, bool], bool]
@@ -93,6 +99,13 @@ class Bus:
         """Edge at which a write whose last beat left at `edge` stands in host memory."""
         self._up = max(edge << FRACTION_BITS, self._up) + self._moved(length)
         return self._up >> FRACTION_BITS
+
+    def take(self, edge: int, fractions: int) -> None:
+        """From `edge` on, or as soon as it is free, something else has it for a time in 1 / 2^20 of a cycle, both
+        directions of it."""
+        start = edge << FRACTION_BITS
+        self._up = max(start, self._up) + fractions
+        self._down = max(start, self._down) + fractions
 
     @property
     def _overhead(self) -> int:

@@ -42,6 +42,9 @@ class HostPort:
         """Simulated time in picoseconds."""
         return self.kernel.now
 
+    def take_bus(self, duration_ps: int) -> None:
+        """A processor has the bus for so long: DMA waits. Here it takes no time that could be waited for."""
+
     def _is_high(self, vector: int) -> bool:
         """Whether a vector's line is high, as the host sees it."""
         raise NotImplementedError

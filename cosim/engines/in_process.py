@@ -31,7 +31,8 @@ def run(spec: RunSpec, on_progress: Progress) -> SystemResult:
     with Experiment(spec, on_progress) as experiment:
         port = _port(spec, experiment)
         experiment.attach(port, lambda: DeviceCounts(
-            dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts))
+            dma_read_bytes=port.dma_read_bytes, dma_write_bytes=port.dma_write_bytes, interrupts=port.interrupts),
+            port.take_bus)
         if spec.system.is_on_device:
             if not isinstance(port, ModelPort):
                 raise InputError(f"system {spec.system.name} needs a control port, which device files do not have: "

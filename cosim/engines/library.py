@@ -124,6 +124,7 @@ class Library:
         pointer, text = ctypes.c_void_p, ctypes.c_char_p
         for name, arguments in (
             ("open", (pointer, pointer, u64, u64, pointer, pointer, i64)), ("close", ()), ("set_bus", (pointer,)),
+            ("take_bus", (i64, i64)),
             ("watch", (JUDGE, i32)), ("write", (i64, u32, text, u32)), ("read", (i64, u32, i64)),
             ("deliver", (i64, text, text)), ("expect", (i64, u64, i32)), ("jump", (i32, i32)),
             ("report", (text, i64)), ("trace", (i32,)), ("take_trace", (pointer,)),
@@ -142,6 +143,8 @@ class Library:
         library.memnic_probe_names.restype = text
         self.write, self.read = library.memnic_write, library.memnic_read
         """`write(now_ps, address, data, length)`, `read(now_ps, address, ticket)`: a register access begins."""
+        self.take_bus = library.memnic_take_bus
+        """`take_bus(now_ps, fractions)`: from the next edge on, DMA waits for so many 1 / 2^20 of a cycle."""
         self.expect = library.memnic_expect
         """`expect(limit_ps, lines, error)`: what the host waits for, before the device goes on."""
         self.jump = library.memnic_jump

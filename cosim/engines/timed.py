@@ -6,7 +6,7 @@ file, frames the MAC: the same as round the RTL.
 
 from __future__ import annotations
 
-from cosim.engines.bus import BusTiming
+from cosim.engines.bus import BusTiming, fractions_of
 from cosim.engines.host_port import check_block
 from cosim.engines.model import WithoutRtl
 from cosim.mac import PS_PER_S, Mac, TransmitFifo
@@ -130,6 +130,17 @@ class TimedPort(WithoutRtl):
                 self.device.write_doorbell(channel, offset, data)
             else:
                 self.device.write_register(address, int.from_bytes(data, "little"))
+            self._schedule()
+
+        self.kernel.call_at(max(self.kernel.now, self._time_of(edge)), act)
+
+    def take_bus(self, duration_ps: int) -> None:
+        """DMA waits for so long, from the next edge on."""
+        edge = self._edge_at(self.kernel.now) + 1
+        fractions = fractions_of(duration_ps, self._clock_hz)
+
+        def act() -> None:
+            self.device.take_bus(edge, fractions)
             self._schedule()
 
         self.kernel.call_at(max(self.kernel.now, self._time_of(edge)), act)

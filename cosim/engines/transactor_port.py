@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cosim.engines.base import RunError
-from cosim.engines.bus import Bus, BusTiming
+from cosim.engines.bus import Bus, BusTiming, fractions_of
 from cosim.engines.host_port import BLOCK_BYTES, HostPort, check_block
 from cosim.engines.library import Status, Stop, Taken
 from cosim.engines.stall import with_register_names
@@ -31,6 +31,8 @@ class Transactors(Protocol):
              stuck_cycles: int) -> None: ...
 
     def set_bus(self, bus: BusTiming) -> None: ...
+
+    def take_bus(self, now_ps: int, fractions: int, /) -> None: ...
 
     def watch(self, judge: Callable[[int, int, bool], bool] | None, *, watched: bool) -> None: ...
 
@@ -103,6 +105,10 @@ class TransactorPort(HostPort):
         """Write 64 bytes to a doorbell page as one burst. Raises ValueError for another size or place."""
         check_block(address, data)
         self._write(self.kernel.now, address, bytes(data), BLOCK_BYTES)
+
+    def take_bus(self, duration_ps: int) -> None:
+        """DMA waits for so long, from the next edge on."""
+        self.library.take_bus(self.kernel.now, fractions_of(duration_ps, self._config.clock_hz))
 
     # ------------------------------------------------------------------------------------------ what crossed
 

@@ -148,6 +148,8 @@ class Case:
     """Of the bytes that are sent."""
     moderation: Moderation | None = None
     """None: nobody listens to interrupts."""
+    polls: tuple[tuple[int, int], ...] = ()
+    """(cycle, cycles for which a processor has the bus then, and DMA waits)."""
 
     @property
     def frames(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -89,6 +90,9 @@ class CaseBench:
         self._task = self.kernel.spawn(
             drive(self.config, self.case, port, self.kernel, self.memory,
                   lambda frame, bad, time_ps: self.deliver(frame, bad, time_ps)), "case")
+        for cycle, cycles in self.case.polls:
+            self.kernel.call_at(start_ps(self.config) + cycle * PS_PER_S // self.config.clock_hz,
+                                partial(port.take_bus, cycles * PS_PER_S // self.config.clock_hz))
 
     def finished(self) -> bool:
         """Whether the case has come to its end."""

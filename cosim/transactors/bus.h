@@ -59,6 +59,13 @@ class Bus {
     return up_ >> FRACTION_BITS;
   }
 
+  // From `edge` on, or as soon as it is free, something else has it for a time in fractions of a cycle, both directions.
+  void take(Edge edge, int64_t fractions) {
+    const int64_t start = edge << FRACTION_BITS;
+    up_ = std::max(start, up_) + fractions;
+    down_ = std::max(start, down_) + fractions;
+  }
+
   SplitMix random;
 
  private:

@@ -41,6 +41,11 @@ void memnic_write(int64_t now_ps, uint32_t address, const void* data, uint32_t l
 
 void memnic_read(int64_t now_ps, uint32_t address, int64_t ticket) { transactors->read(now_ps, address, ticket); }
 
+// A poll of the host has the bus for a time in fractions of a cycle, from the first edge after `now_ps` on.
+void memnic_take_bus(int64_t now_ps, int64_t fractions) {
+  transactors->host.bus.take(edge_at(now_ps) + 1, fractions);
+}
+
 // Frames for the device: of each its time, length and bad flag; their bytes one behind the other. Times do not fall.
 void memnic_deliver(int64_t count, const int64_t* frames, const uint8_t* bytes) {
   for (int64_t index = 0; index < count; ++index, frames += 3) {

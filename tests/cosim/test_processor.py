@@ -223,6 +223,22 @@ def test_a_poll_takes_the_bus_from_who_copies_and_not_from_who_computes() -> Non
     assert bench.processors.busy_ps[0] == {"copy": 10 * US, "poll": 2 * US}
 
 
+def test_a_poll_takes_the_devices_bus_as_long_as_that_of_other_processors() -> None:
+    bench = Bench(prices={("poll", "bus_wait"): 3})
+    taken: list[tuple[float, int]] = []
+    bench.processors.on_bus_taken = lambda duration_ps: taken.append((bench.kernel.now / US, duration_ps))
+    softirq = bench.processors.softirq_context("softirq")
+    bench.work(softirq, 5, 2, item=("poll", "batch"))
+    bench.work(softirq, 20, 1, item=("softirq", "packet"))
+    bench.run()
+    assert taken == [(5, 2 * 3 * US)]
+    assert bench.processors.bus_taken_ps == 6 * US
+    free = Bench(prices={("poll", "bus_wait"): 0})
+    free.processors.on_bus_taken = lambda duration_ps: pytest.fail("the bus is the device's own")
+    free.work(free.processors.softirq_context("softirq"), 5, 2, item=("poll", "batch"))
+    free.run()
+
+
 def test_two_who_poll_wait_for_each_other() -> None:
     bench = Bench(processors=2)
     for index in range(2):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from cosim import builds
-from cosim.engines.bus import Bus, BusTiming
+from cosim.engines.bus import Bus, BusTiming, fractions_of
 from cosim.engines.lean.mac import LeanMac
 from cosim.engines.lean.pins import READY_SHIFT, STREAM, VALID, Edges, Inputs
 from cosim.engines.library import bus_settings, mac_settings
@@ -41,11 +41,15 @@ void random_below(uint64_t seed, int64_t count, const uint64_t* bounds, uint64_t
   for (int64_t index = 0; index < count; ++index) numbers[index] = random.below(bounds[index]);
 }
 
-// Of each burst: edge, length, whether a write; then when it is due.
+// Of each burst: edge, length, and 0 for a read, 1 for a write; then when it is due. 2: somebody else has the bus, for
+// so many fractions of a cycle.
 void bus(const BusSettings* settings, int64_t count, const int64_t* bursts, int64_t* due) {
   Bus bus(*settings);
   for (; count--; bursts += 3) {
-    *due++ = bursts[2] ? bus.write_arrives(bursts[0], bursts[1]) : bus.read_due(bursts[0], bursts[1]);
+    if (bursts[2] == 2) bus.take(bursts[0], bursts[1]);
+    *due++ = bursts[2] == 2   ? bursts[0]
+             : bursts[2] == 1 ? bus.write_arrives(bursts[0], bursts[1])
+                              : bus.read_due(bursts[0], bursts[1]);
   }
 }
 
@@ -134,6 +138,16 @@ SHARED = BusTiming(read_latency_cycles=80, write_latency_cycles=30, mmio_read_cy
                    bytes_per_cycle=0.73)
 
 
+TAKE = 2
+
+
+def _due(bus: Bus, edge: int, length: int, kind: int) -> int:
+    if kind == TAKE:
+        bus.take(edge, length)
+        return edge
+    return bus.write_arrives(edge, length) if kind else bus.read_due(edge, length)
+
+
 @pytest.mark.parametrize("timing", [
     SHARED,
     replace(SHARED, bytes_per_cycle=19.7, duplex=True),
@@ -147,12 +161,15 @@ def test_bus(compiled: ctypes.CDLL, timing: BusTiming, seed: int) -> None:
     bursts = []
     for _ in range(500):
         edge += rng.choice([0, 1, 2, 30, 300])
-        bursts.append((edge, rng.randrange(1, 257), rng.randrange(2)))
+        if rng.randrange(8):
+            bursts.append((edge, rng.randrange(1, 257), rng.randrange(2)))
+        else:
+            bursts.append((edge, fractions_of(rng.randrange(1_000_000), CONFIG.clock_hz), TAKE))
     got = numbers([0] * len(bursts))
     compiled.bus(ctypes.byref(bus_settings(timing)), ctypes.c_int64(len(bursts)),
                  numbers([value for burst in bursts for value in burst]), got)
     bus = Bus(timing)
-    expected = [bus.write_arrives(at, length) if write else bus.read_due(at, length) for at, length, write in bursts]
+    expected = [_due(bus, *burst) for burst in bursts]
     assert list(got) == expected, f"seed {seed}"
     assert all(due >= at for due, (at, _, _) in zip(got, bursts, strict=True))
 

@@ -79,6 +79,10 @@ class LeanTransactors:
         """See `Library.set_bus`."""
         self._host.bus.timing = bus
 
+    def take_bus(self, now_ps: int, fractions: int) -> None:
+        """See `Library.take_bus`."""
+        self._host.bus.take(self._edges.at(now_ps) + 1, fractions)
+
     def watch(self, judge: Callable[[int, int, bool], bool] | None, *, watched: bool) -> None:
         """See `Library.watch`."""
         self._host.judge, self._host.watched = judge, watched
