@@ -622,7 +622,7 @@ class PieceTranslator(wiring.Component):
     nothing. A whole descriptor's pieces and the verdict are there before any of them need be taken. What is `unasked`
     keeps its place among the pieces, but the key table does not see it, and what it names stands for an address.
 
-    Latency is the key table's and 1 cycle; one piece a cycle.
+    Latency is the key table's and 1 cycle, or with operations 2; one piece a cycle.
 
     Parameters
     ----------
@@ -659,19 +659,29 @@ class PieceTranslator(wiring.Component):
         m.submodules.pieces = pieces = StreamFifo(shape=BusPiece, depth=self.STORED_PIECES, bypass=True)
         wiring.connect(m, pieces.o, wiring.flipped(self.piece))
 
-        asked, request = self.i.payload, self.key_request.payload
-        asks, may_ask = self.i.valid & questions.i.ready, self.key_request.ready
+        entering = self.i
         if self.has_sockets:
-            asks &= ~self.unasked
-            may_ask |= self.unasked
+            # whether it is asked decides what the parser waits for: that does not reach back to it in the same cycle
+            m.submodules.entry = entry = SkidBuffer(shape=data.StructLayout({"piece": NamedPiece, "unasked": 1}))
+            entering, unasked = entry.o, entry.o.payload.unasked
             m.d.comb += [
-                questions.i.payload.unasked.eq(self.unasked),
+                entry.i.valid.eq(self.i.valid), entry.i.payload.piece.eq(self.i.payload),
+                entry.i.payload.unasked.eq(self.unasked), self.i.ready.eq(entry.i.ready),
+            ]
+        asked, request = entering.payload, self.key_request.payload
+        asks, may_ask = entering.valid & questions.i.ready, self.key_request.ready
+        if self.has_sockets:
+            asked = asked.piece
+            asks &= ~unasked
+            may_ask |= unasked
+            m.d.comb += [
+                questions.i.payload.unasked.eq(unasked),
                 questions.i.payload.word.eq(Cat(asked.offset, asked.key)),
             ]
         m.d.comb += [
             self.key_request.valid.eq(asks),
-            questions.i.valid.eq(self.i.valid & may_ask),
-            self.i.ready.eq(may_ask & questions.i.ready),
+            questions.i.valid.eq(entering.valid & may_ask),
+            entering.ready.eq(may_ask & questions.i.ready),
             request.channel.eq(asked.channel), request.key.eq(asked.key), request.offset.eq(asked.offset),
             request.length.eq(asked.length), request.write.eq(0),
             questions.i.payload.length.eq(asked.length), questions.i.payload.last.eq(asked.last),
@@ -712,7 +722,7 @@ class PieceTranslator(wiring.Component):
                 m.d.sync += [self.verdict.valid.eq(1), self.verdict.payload.status.eq(so_far)]
         active = questions.active | pieces.active | answered | (self.verdict.valid & self.verdict.ready)
         if self.has_sockets:
-            active |= stage.active
+            active |= stage.active | entry.active
         m.d.comb += self.active.eq(active)
         return m
 
