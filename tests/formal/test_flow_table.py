@@ -175,13 +175,15 @@ def finds_what_is_there(claims: Claims, block: FlowTable) -> None:
 def keeps_order(claims: Claims, block: FlowTable, *, is_add: bool) -> None:
     """One order: at its `done` the table is in order, and has the flows that it had but for the one that was added or
     deleted. During a CHECK or DELETE anything is looked up, in every second cycle at most: what is found then was there
-    before, and no answer that comes after a DELETE is done has found the flow. An ADD is alone."""
+    before, and no answer that comes after a DELETE is done has found the flow. During an ADD one key is looked up,
+    whenever: what is found was there before, or is the flow that is added."""
     m = claims.m
     content = _begins(claims, block)
     claims.stream(block.order, given=True)
     claims.given(block.answer.ready & block.done.ready)
     if is_add:
-        claims.given(~block.lookup.valid)
+        looked_up = claims.inside(block.lookup.valid, 0, 2, "looked_up")
+        claims.given(looked_up == 0, block.lookup.valid)
     claims.given(~claims.past(block.lookup.valid, "looked_up"), block.lookup.valid)
     claims.given(block.order.valid == ~claims.started, ~claims.started)
     order, over, taken = block.order.payload, Signal(name="over"), Signal(name="taken")
@@ -230,7 +232,7 @@ def keeps_order(claims: Claims, block: FlowTable, *, is_add: bool) -> None:
     answers = claims.part("answers").i
     found = answers.valid & answers.payload.found
     claims.holds(answers.payload.flow != kept.flow, (over | ends) & found & deletes & (status == FlowStatus.OK))
-    claims.holds(was_valid.bit_select(answers.payload.flow, 1), found)
+    claims.holds(was_valid.bit_select(answers.payload.flow, 1) | (adds & (answers.payload.flow == kept.flow)), found)
     if is_add:
         claims.reached(ends & good & (was_valid == 7))
         claims.reached(ends & (status == FlowStatus.FULL))
