@@ -298,8 +298,8 @@ def messages_leave_whole(claims: Claims, block: MessageArbiter) -> None:
 
 PROOFS = [
     Proof("a deletion is answered when all of the flow is over", release, answers_a_deletion_last, depth=22, cover=24,
-          arrays=True, long=True),
-    Proof("an order without its flow's entry is stale", orders, is_stale_without_its_flow, depth=15, cover=14),
+          long=True),
+    Proof("an order without its flow's entry is stale", orders, is_stale_without_its_flow, depth=14, cover=13),
     Proof("messages leave whole, and as they were taken", arbiter, messages_leave_whole, depth=8,
           cover=4),
 ]

@@ -15,6 +15,7 @@ from rtl.emit import NO_FRAME, REFUSED_STALE
 from rtl.emit_dones import EmitDones
 from rtl.emit_gate import EmitGate
 from rtl.interfaces import contract_view
+from rtl.mac_tx import MacTx
 from rtl.place_counts import FlowCounter, PlaceCounts
 from tests.formal.claims import Claims
 from tests.formal.narrowed import Fault, SmallConfig, broken, check_refuted, fault_cases, narrowed
@@ -109,6 +110,66 @@ def answered_once(claims: Claims, block: EmitDones) -> None:
         claims.holds(said.status == answer, tells & (reported.status == status))
     claims.reached(tells & (reported.status == Status.OK) & kept.bulk & (owed > 1))
     claims.reached(tells & (reported.status == REFUSED_STALE) & ~reported.complete)
+
+
+# ------------------------------------------------------------------------------------------------------------- reports
+
+MAC_CONFIG = SmallConfig(name="proof", mac_bytes=8, host_bytes=16, channels=4)
+ENDS = 2
+"""Sends that are over and not reported."""
+
+
+def mac_tx(block: type = MacTx) -> Any:
+    return narrowed(lambda: block(MAC_CONFIG), {"rtl.mac_tx.ENDS": ENDS})
+
+
+def reported_last(claims: Claims, block: MacTx) -> None:
+    """A send is reported once, with its record, in turn, and when the last beat of its last frame has been taken by the
+    MAC; or, if it ends without a frame, when all frames before are gone. So its payload has been read: a frame's rows
+    come here. Its environment: rows of whole frames, a record before the row that ends its send, and no more sends
+    than it has places for."""
+    m = claims.m
+    claims.stream(block.row, given=True)
+    claims.stream(block.mac)
+    claims.stream(block.done)
+    row, done = block.row.payload, block.done.payload
+    takes, beats = Signal(), Signal()
+    m.d.comb += [takes.eq(block.row.valid & block.row.ready), beats.eq(block.mac.valid & block.mac.ready)]
+    inside = Signal(name="inside_frame")
+    with m.If(takes & ~row.mark):
+        m.d.sync += inside.eq(~row.last)
+    claims.given(~inside | ~row.mark)
+    claims.given(Cat(row.keep == (1 << count) - 1 for count in range(1, MAC_CONFIG.host_bytes + 1)).any())
+    claims.given(row.last | row.keep.all())
+
+    # Frames that were taken and have not gone, and whether the latest ends a send.
+    frame_taken, frame_gone, ends_send = Signal(), Signal(), Signal()
+    m.d.comb += [frame_taken.eq(takes & row.last & ~row.mark), frame_gone.eq(beats & block.mac.payload.last)]
+    with m.If(frame_taken):
+        m.d.sync += ends_send.eq(row.end)
+    frames = claims.inside(frame_taken, frame_gone, COUNT_BITS, "frames")
+    marks = takes & row.mark
+    claims.holds(frames == 0, marks)
+    reports = block.done.valid & block.done.ready
+    over = claims.inside((frame_gone & ends_send) | marks, reports, COUNT_BITS, "over")
+    claims.holds(over != 0, block.done.valid)
+    claims.answered_within((over != 0) & block.done.ready, block.done.valid, 4)
+
+    # Records.
+    recorded = block.record.valid
+    ahead_of_rows = claims.inside(recorded, (frame_taken & row.end) | marks, COUNT_BITS, "records_before_rows")
+    claims.given(ahead_of_rows != 0, block.row.valid & ((row.last & row.end) | row.mark))
+    waiting = claims.inside(recorded, reports, COUNT_BITS, "records")
+    claims.given(waiting < ENDS, recorded)
+    watch, seen, kept = claims.any(name="watch"), Signal(), Signal.like(block.record.payload, name="kept_record")
+    ahead = Signal(COUNT_BITS)
+    with m.If(recorded & watch & ~seen):
+        m.d.sync += [seen.eq(1), kept.eq(block.record.payload), ahead.eq(waiting + 1 - reports)]
+    with m.Elif(reports & (ahead != 0)):
+        m.d.sync += ahead.eq(ahead - 1)
+    names = ("channel", "tag", "status", "ring_index", "complete", "length")
+    claims.holds(Cat(done[name] == kept[name] for name in names).all(), block.done.valid & (ahead == 1))
+    claims.reached(reports & (ahead == 1) & (kept.tag == 7) & claims.past(reports, "reported"))
 
 
 # -------------------------------------------------------------------------------------------------------- place counts
@@ -272,9 +333,10 @@ def in_turn(claims: Claims, block: EmitGate) -> None:
 
 
 PROOFS = [
-    Proof("an order to send is answered once, when it is over", dones, answered_once, depth=14, cover=14),
+    Proof("an order to send is answered once, when it is over", dones, answered_once, depth=12, cover=12),
     Proof("PLACEs are counted right", counts, counts_are_right, depth=16, cover=16),
     Proof("orders to send leave in turn, behind their fences", gate, in_turn, depth=18, cover=28, long=True),
+    Proof("a send is reported when its last frame has gone", mac_tx, reported_last, depth=10, cover=8),
 ]
 
 
@@ -285,7 +347,7 @@ def test_emit(proof: Proof, tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------- they can fail
 
-ANSWERED, COUNTED, IN_TURN = PROOFS
+ANSWERED, COUNTED, IN_TURN, REPORTED = PROOFS
 FAULTS = [
     Fault("the record of the other queue", ANSWERED, lambda: dones(broken(
         EmitDones, "Mux(bulk, records[1].o.payload", "Mux(~bulk, records[1].o.payload"))),
@@ -297,6 +359,10 @@ FAULTS = [
         FlowCounter, "flow.eq(table.read_addr)", "flow.eq(self.look.payload)"))),
     Fault("counts that are not cleared", COUNTED, lambda: counts(broken(
         FlowCounter, "Mux(clears, 0, value + 1)", "value + 1"))),
+    Fault("a report of a frame that has not gone", REPORTED, lambda: mac_tx(broken(
+        MacTx, "ended.eq((frame_ends & present.end) | marks)", "ended.eq((row_enters & row.last & row.end) | marks)"))),
+    Fault("a mark before its frame", REPORTED, lambda: mac_tx(broken(
+        MacTx, "Mux(row.mark, ~self.mac.valid, free)", "free"))),
     Fault("a fence that is open", IN_TURN, lambda: gate(broken(EmitGate, "count.done == count.given", "1"))),
     Fault("two orders in one place", IN_TURN, lambda: gate(broken(
         EmitGate, "unused.eq(unused + 1)", "unused.eq(unused)"))),
