@@ -54,8 +54,7 @@ def log(tmp_path: Path) -> tuple[str, int]:
 @pytest.mark.parametrize("engine", ["model", "compiled"])
 def test_every_system_serves_the_same_requests_side_by_side(engine: str, workload: str, tmp_path: Path,
                                                            capsys: pytest.CaptureFixture[str]) -> None:
-    names = [name for name in SYSTEMS if engine == "model" or not SYSTEMS[name].is_on_device]
-    arguments, body_bytes = [], REQUESTS * SYNTHETIC_FILE_BYTES
+    names, arguments, body_bytes = list(SYSTEMS), [], REQUESTS * SYNTHETIC_FILE_BYTES
     if workload == "log":
         path, body_bytes = log(tmp_path)
         arguments = ["--log", path, "--max-size", "64K"]
