@@ -49,8 +49,12 @@ class SocketLock:
             while connection.backlog:
                 self._carry_out_one(account)
                 await interface.push(account)
-        finally:
+        except GeneratorExit:  # of a run that is over, in which nothing follows
+            raise
+        except BaseException:
             self.drop(account)
+            raise
+        self.drop(account)
 
     def drop(self, account: Account) -> None:
         """Unlock at once, as the lock of a process that is killed: what it has left to do follows by itself."""
@@ -88,7 +92,7 @@ class Held:
         self._holds = False
         if error is None or isinstance(error, Exception):
             await self._lock.release(self._account)
-        else:
+        elif not isinstance(error, GeneratorExit):  # of a run that is over, in which nothing follows
             self._lock.drop(self._account)
 
     async def sleep(self, until: Callable[[], bool],

@@ -130,7 +130,7 @@ def run(
         raise InputError(f"--simulator and --transactors need the cocotb engine, not {engine_name}")
     check_engine(engine_name, simulator or DEFAULT_SIMULATOR, transactors)
     chosen_systems = select_systems(systems)
-    _check_control_port(chosen_systems, engine_name, device, chosen_machine)
+    _check_control_port(chosen_systems, transactors, device, chosen_machine)
     wanted_wave = None
     if wave or wave_from or wave_length or wave_format:
         wanted_wave = _wave(engine_name, wave_from, wave_length, wave_format or "vcd", jump=jump)
@@ -168,13 +168,16 @@ def run(
     return code
 
 
-def _check_control_port(systems: list[System], engine: str, device: str, machine: Machine) -> None:
+def _check_control_port(systems: list[System], transactors: str | None, device: str, machine: Machine) -> None:
     """Systems with TCP on the device need a control port, and a processor for the firmware."""
     name = next((system.name for system in systems if system.is_on_device), None)
     if name is None:
         return
     if is_device_file(device):
         raise InputError(f"system {name} needs a control port, which device files do not have: name a device instead")
+    if transactors == "cocotbext-axi":
+        raise InputError(f"system {name} needs transactors for its control port, which cocotbext-axi has not: leave "
+                         "--transactors out")
     if machine.device_processor is None:
         raise InputError(f"system {name} does TCP on a device processor, and machine {machine.name} has no table "
                          "`device_processor`")

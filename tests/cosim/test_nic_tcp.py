@@ -152,8 +152,8 @@ def test_an_async_send_of_64_kb_costs_the_host_what_one_of_1_kb_does() -> None:
 # ---------------------------------------------------------------------------------------- what cannot be
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--engine", "compiled"], "system nic-tcp needs a control port, which the RTL of device default does not have: "
-                               "use --engine model"),
+    (["--engine", "cocotb", "--transactors", "cocotbext-axi"],
+     "system nic-tcp needs transactors for its control port, which cocotbext-axi has not: leave --transactors out"),
     (["--engine", "model", "--device", "cosim/timing/devices/default.toml"],
      "system nic-tcp needs a control port, which device files do not have: name a device instead"),
 ])

@@ -26,6 +26,7 @@ def test_completions_beside_sends_and_receives(seed: int) -> None:
     assert on_rtl(spec) == on_model(spec)
 
 
+@pytest.mark.long
 def test_completions_under_cocotb() -> None:
     spec = msgspec.structs.replace(SPEC, arguments={"seed": 9, "segments": 8, "others": 4})
     assert on_rtl(spec, engine="cocotb") == on_model(spec)
