@@ -224,7 +224,8 @@ def host_operations(result: SystemResult) -> dict[str, float]:
             result.items.get(category, {}).items()}
 
 
-@pytest.mark.parametrize(("engine", "requests"), [(compiled.run, 40), (cocotb_engine.run, 6)])
+@pytest.mark.parametrize(("engine", "requests"), [
+    (compiled.run, 40), pytest.param(cocotb_engine.run, 6, marks=pytest.mark.long)])
 def test_the_rtl_serves_the_same(engine: Engine, requests: int) -> None:
     spec = RunSpec(system=SYSTEMS["nic-tcp"], machine=MACHINE, application=load_application("apache"),
                    requests=synthetic(requests).requests, clients=4, link_bit_rate=10**9, device="tiny")

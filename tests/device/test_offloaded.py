@@ -23,7 +23,8 @@ def test_a_connection(seed: int) -> None:
     assert on_rtl(spec) == on_model(spec)
 
 
-@pytest.mark.parametrize("engine", ["cocotb", pytest.param("icarus", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["cocotb", "icarus"])
 def test_a_connection_under_cocotb(engine: str) -> None:
     spec = msgspec.structs.replace(SPEC, arguments={"seed": 9, "segments": 12, "sends": 4})
     assert on_rtl(spec, engine=engine) == on_model(spec)
