@@ -57,7 +57,7 @@ class ControlReceive(wiring.Component):
     release, up : beats of messages.
     key_request, key_answer : client of the key table.
     write_cmd, write_row, write_done : client of the DMA write engine.
-    entry, keeps_key, emit_idle : see `rtl.control_release.ControlRelease`.
+    entry, keeps_key : see `rtl.control_release.ControlRelease`.
     socket, socket_taken : see `o` and `taken` of `rtl.control_complete.ControlComplete`.
     place_over : see `over` of `rtl.control_place.ControlPlace`.
     drain_request, drain_done : PLACEs that passed the key table's check before are over.
@@ -83,7 +83,7 @@ class ControlReceive(wiring.Component):
             "key_request": Out(stream.Signature(KeyRequest)), "key_answer": In(stream.Signature(KeyAnswer)),
             "write_cmd": Out(stream.Signature(WriteCommand)), "write_row": Out(stream.Signature(row(config))),
             "write_done": In(stream.Signature(WriteDone)),
-            "entry": Out(stream.Signature(FlowWrite)), "keeps_key": Out(1), "emit_idle": In(1),
+            "entry": Out(stream.Signature(FlowWrite)), "keeps_key": Out(1),
             "socket": Out(stream.Signature(SocketDone)), "socket_taken": In(Strobe(SocketTaken)),
             "place_over": Out(stream.Signature(FLOW_BITS)),
             "drain_request": In(1), "drain_done": Out(1),
@@ -155,7 +155,7 @@ class ControlReceive(wiring.Component):
         m.d.comb += [
             self.taken.eq(admission.taken), admission.ended.eq(place.ended),
             release.place_idle.eq(place.idle & complete.idle),
-            release.emit_idle.eq(self.emit_idle), release.to_tell.eq(admission.to_tell),
+            release.to_tell.eq(admission.to_tell),
             release.told.eq(admission.told), self.keeps_key.eq(release.keeps_key),
             admission.now.eq(self.now), dones.now.eq(self.now),
             self.active.eq(Cat(block.active for block in blocks.values()).any()),

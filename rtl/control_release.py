@@ -57,16 +57,16 @@ class ControlRelease(wiring.Component):
     Enters: `i`, messages. Leaves: orders about handles to `place`, each with what became of it by then; orders to the
     tables of flows and listeners, and what a flow's frames look like to `entry`; COMPLETE as it came, when no order
     before it is at `place`; `done`, what came of those that are no orders about handles; for each PASS that is OK what
-    the receive buffer has to know, to `passed`, beside its order. Nothing here waits for the emit stream but a
-    FLOW_DEL.
+    the receive buffer has to know, to `passed`, beside its order. Nothing here waits for the emit stream: an order to
+    send may wait for a PLACE that stands behind a FLOW_DEL.
 
     An order about a handle takes 8 cycles, of which the next message comes in 4. A handle that is not held, or held
     for another flow, is BAD; so are a part that does not lie in the payload, and a PASS to a channel that is not there,
     which ends nothing. A handle ends with its order: what names it later is BAD, until another frame has it. A second
     PASS waits until what is told of the one before was taken.
 
-    FLOW_DEL waits until no order about a handle and no EMIT is under way; its DONE, until every message of a frame that
-    was found for the flow has left.
+    FLOW_DEL waits until no order about a handle is under way; its DONE, until every message of a frame that was found
+    for the flow has left.
 
     Parameters
     ----------
@@ -78,7 +78,6 @@ class ControlRelease(wiring.Component):
     i : beats of messages.
     held : strobe, a handle and what it stands for, before its message.
     place, place_idle : orders about handles; none is under way, nor its DONE.
-    emit_idle : no EMIT is under way, nor its DONE.
     to_tell, told : frames that were taken and whose message has not left; strobe, one leaves.
     flow_order, flow_done, listen_order, listen_done : clients of the tables.
     entry : stream of `rtl.flow_entries.FlowWrite`. `keeps_key`: it is a FLOW_SET's, whose addresses, ports and channel
@@ -92,7 +91,7 @@ class ControlRelease(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(message_beat(config))),
             "held": In(Strobe(held_frame(config))),
-            "place": Out(stream.Signature(place_order(config))), "place_idle": In(1), "emit_idle": In(1),
+            "place": Out(stream.Signature(place_order(config))), "place_idle": In(1),
             "to_tell": In(range(config.control_slots + 4)), "told": In(1),
             "flow_order": Out(stream.Signature(flow_order(config.flows))), "flow_done": In(stream.Signature(FlowDone)),
             "listen_order": Out(stream.Signature(listen_order(config.listeners))),
@@ -267,7 +266,7 @@ class ControlRelease(wiring.Component):
                     with m.If(~unit.payload.last):
                         m.next = "SKIP"
             with m.State("DRAIN"):
-                with m.If(self.place_idle & ~judged_valid & self.emit_idle):
+                with m.If(self.place_idle & ~judged_valid):
                     m.d.comb += moves.eq(1)
                     m.next = "TABLE"
             with m.State("TABLE"):

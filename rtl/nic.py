@@ -249,8 +249,7 @@ class Nic(wiring.Component):
         connect(m, receive.control_up, control.receive_up)
         connect(m, receive.control_entry, control.entry)
         connect(m, receive.control_place_over, control.place_over)
-        # an order may wait for a PLACE that stands behind a FLOW_DEL: so release waits for no order to send
-        m.d.comb += [control.keeps_key.eq(receive.control_keeps_key), receive.control_emit_idle.eq(1)]
+        m.d.comb += control.keeps_key.eq(receive.control_keeps_key)
         connect(m, receive.control_socket, completion.socket)
         connect(m, completion.socket_taken, receive.control_socket_taken)
         link(receive.control_key_request, keys.request_2)

@@ -51,7 +51,7 @@ def _control_members(config):
         "control_write_cmd": Out(stream.Signature(WriteCommand)),
         "control_write_row": Out(stream.Signature(row(config))),
         "control_write_done": In(stream.Signature(WriteDone)),
-        "control_entry": Out(stream.Signature(FlowWrite)), "control_keeps_key": Out(1), "control_emit_idle": In(1),
+        "control_entry": Out(stream.Signature(FlowWrite)), "control_keeps_key": Out(1),
         "control_socket": Out(stream.Signature(SocketDone)), "control_socket_taken": In(Strobe(SocketTaken)),
         "control_place_over": Out(stream.Signature(FLOW_BITS)),
         **{f"count_control_{name}": Out(Strobe(CountAmount)) for names in COUNTED.values() for name in names},
@@ -232,7 +232,7 @@ class Receive(wiring.Component):
         m.d.sync += taken.eq(control.taken)  # the buffer counts in the cycle behind a frame's last row
         m.d.comb += [
             control.drain_request.eq(self.drain_request),
-            control.now.eq(self.now), control.emit_idle.eq(self.control_emit_idle),
+            control.now.eq(self.now),
             self.control_keeps_key.eq(control.keeps_key),
             filtered.valid.eq(buffer.count_filtered.valid & ~taken),
             filtered.payload.amount.eq(buffer.count_filtered.payload.amount),

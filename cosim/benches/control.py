@@ -238,7 +238,7 @@ def _rig() -> Any:
             connect(m, dma.done_place, control.write_done)
             connect(m, dma.axi, flipped(self.axi))
             connect(m, control.count_control_placed, flipped(self.count_control_placed))
-            m.d.comb += [control.emit_idle.eq(1), control.place_over.ready.eq(1)]
+            m.d.comb += control.place_over.ready.eq(1)
             return m
 
     return Rig()

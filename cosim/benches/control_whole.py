@@ -69,7 +69,7 @@ def measure(options: BenchOptions) -> list[Row]:
 def run(frames: int = FRAMES) -> Outcome:
     """So many segments each way. Raises TaskFailed if the device refuses what it is told, RunError if it stands still.
     """
-    library = builds.build(CONFIG, builds.COUNTING) / "obj" / builds.LIBRARY_NAME
+    library = builds.build(CONFIG, builds.LIBRARY) / "obj" / builds.LIBRARY_NAME
     return cycles.run(CONFIG, library, cycles.BUSES["in order"], lambda rig: _load(rig, frames))
 
 

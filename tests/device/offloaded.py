@@ -8,6 +8,8 @@ import hashlib
 import logging
 import random
 from collections import Counter, deque
+from collections.abc import AsyncIterator
+from itertools import count
 from typing import Any
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
@@ -89,6 +91,16 @@ class Decider:
         while self._waiting and self._credits:
             self._credits -= 1
             self._streams.emit(self._waiting.popleft())
+
+    async def segments(self) -> AsyncIterator[dict[str, int]]:
+        """Each SEGMENT from the first on, as they come, without end."""
+        for at in count():
+            while at == len(self.told):
+                self.came.clear()
+                await self.came.wait()
+            kind, fields = self.told[at]
+            if kind is ControlType.SEGMENT:
+                yield fields
 
     async def answer(self, tag: int) -> dict[str, int]:
         """The DONE of an order."""
@@ -215,16 +227,8 @@ async def _peer(rig: Rig, rng: random.Random, segments: int) -> bytes:
 async def _place(decider: Decider, rng: random.Random, key: int, segments: int) -> list[Any]:
     """Answer each SEGMENT with one PLACE or two, and an acknowledgement behind them now and then."""
     seen: list[Any] = []
-    at = 0
     last = []
-    while len(seen) < segments:
-        while at == len(decider.told):
-            decider.came.clear()
-            await decider.came.wait()
-        kind, fields = decider.told[at]
-        at += 1
-        if kind is not ControlType.SEGMENT:
-            continue
+    async for fields in decider.segments():
         offset, length = fields["sequence"] - FIRST & 0xFFFF_FFFF, fields["length"]
         seen.append((offset, length, fields["tcp_flags"], fields["frame_bytes"], fields["payload_offset"]))
         cut = rng.randrange(1, length) if length > 1 and rng.random() < 0.4 else 0
@@ -236,6 +240,8 @@ async def _place(decider: Decider, rng: random.Random, key: int, segments: int) 
         if rng.random() < 0.3:
             decider.order(ControlType.EMIT, **FLOW, flags=OrderFlag.FENCE, tcp_flags=TcpFlags.ACK,
                           acknowledgement=offset + length, sequence=OWN_FIRST - 1)
+        if len(seen) == segments:
+            break
     for tag in last:
         assert (await decider.answer(tag))["status"] == DoneStatus.OK
     return sorted(seen)

@@ -111,16 +111,9 @@ async def complete(rig: Rig, arguments: dict[str, Any]) -> Any:
                              length=rng.getrandbits(32), result=rng.getrandbits(128), socket=rng.getrandbits(16),
                              remote_port=rng.getrandbits(16), local_port=rng.getrandbits(16), **fields)
 
-    segments = at = job = 0
+    segments = job = 0
     tags = []
-    while segments < arguments["segments"]:
-        while at == len(decider.told):
-            decider.came.clear()
-            await decider.came.wait()
-        kind, fields = decider.told[at]
-        at += 1
-        if kind is not ControlType.SEGMENT:
-            continue
+    async for fields in decider.segments():
         segments += 1
         offset = fields["sequence"] - FIRST & 0xFFFF_FFFF
         decider.order(ControlType.PLACE, **FLOW, handle=fields["handle"], key=users[OWNER].key.value,
@@ -131,6 +124,8 @@ async def complete(rig: Rig, arguments: dict[str, Any]) -> Any:
             tags.append(order(job, rng.choice((OWNER, OWNER, MIXED)), **FLOW, flags=rng.choice((0, OrderFlag.DONE))))
         job += 1
         tags.append(order(job, rng.choice((MIXED, 2, 77)), flow=NO_FLOW))
+        if segments == arguments["segments"]:
+            break
     last = order(0xFFFF, OWNER, flow=NO_FLOW, flags=OrderFlag.DONE)
     assert (await decider.answer(last))["status"] == DoneStatus.OK
     await others

@@ -59,10 +59,11 @@ def handles_end_once(claims: Claims, block: ControlRelease) -> None:
 
 
 def release_waits_for_no_emit(claims: Claims, block: ControlRelease) -> None:
-    """Whoever carries out what was judged takes it, and the flow table answers: then a beat of any order but FLOW_DEL
-    enters within 20 cycles, although EMITs are under way all the time."""
+    """Whoever carries out what was judged takes it, and the flow table answers: then a beat of any order but FLOW_DEL,
+    which waits for PLACEs, enters within 20 cycles. Nothing is asked of the send side: the block does not hear of it.
+    """
     m = claims.m
-    claims.given(~block.emit_idle & ~block.held.valid)
+    claims.given(~block.held.valid)
     claims.stream(block.i, given=True)
     for sink in (block.place, block.passed, block.done, block.entry, block.complete):
         claims.given(sink.ready)

@@ -57,7 +57,6 @@ def answers_a_deletion_last(claims: Claims, block: ControlRelease) -> None:
     claims.stream(block.i, given=True)
     header = MessageHeader(block.i.payload.data[:MessageHeader.size])
     claims.given(~block.held.valid | (block.held.payload.handle < CONFIG.control_cells))
-    claims.given(block.emit_idle)
     flow = claims.constant(1, "flow")
     kinds = (ControlType.PLACE, ControlType.FLOW_DEL, ControlType.FLOW_ADD)
     is_first = Signal(init=1)
@@ -329,7 +328,7 @@ FAULTS = [
     Fault("no wait for messages", ANSWERED, lambda: release(broken(
         ControlRelease, "with m.If(left == 0):", "with m.If(1):"))),
     Fault("no wait for PLACEs", ANSWERED, lambda: release(broken(
-        ControlRelease, "self.place_idle & ~judged_valid & self.emit_idle", "self.emit_idle"))),
+        ControlRelease, "self.place_idle & ~judged_valid)", "1)"))),
     Fault("an entry that is not looked at", STALE, lambda: orders(decoder=broken(
         EmitDecoder, "stale.eq((~found.entry.valid | (", "stale.eq((("))),
     Fault("a stale order's pieces", STALE, lambda: orders(decoder=broken(

@@ -80,7 +80,6 @@ class Twins(Host):
 
     async def _control_bus(self, ctx):
         width, rows = self.config.host_bytes, []
-        ctx.set(self.dut.control_emit_idle, 1)
         while True:
             await ctx.tick()
             while self._control_requests:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Fragment, Module, ResetInserter, Signal, Value
+from amaranth.lib.wiring import In, connect, flipped
 from amaranth.sim import Simulator
 
 PERIOD_SECONDS = 6.4e-9
@@ -88,6 +89,18 @@ class _Simulation:
                 with contextlib.nullcontext() if background else ctx.critical():
                     await run(ctx)
         return testbench
+
+
+def lead_out(m, outer, block, names, *, prefix=""):
+    """Make members of a block inside `outer` ports of `outer`: those of the same names, behind `prefix`."""
+    for name in names:
+        member, ours, theirs = block.signature.members[name], getattr(outer, prefix + name), getattr(block, name)
+        if member.is_port:
+            m.d.comb += theirs.eq(ours) if member.flow == In else ours.eq(theirs)
+        elif member.flow == In:
+            connect(m, flipped(ours), theirs)
+        else:
+            connect(m, theirs, flipped(ours))
 
 
 class Bench:

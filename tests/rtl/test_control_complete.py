@@ -7,7 +7,7 @@ from collections import deque
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib.wiring import Out, connect, flipped
 
 from nic_model.contract import (
     COMPLETION,
@@ -36,7 +36,7 @@ from nic_model.contract.sockets import SOCKET_COMPLETION
 from nic_model.device import Device
 from rtl.completion import Completion
 from rtl.control_complete import PARKED
-from tests.rtl.harness import Bench, idle, shared
+from tests.rtl.harness import Bench, idle, lead_out, shared
 from tests.rtl.rx_frames import OWN_BYTES, data
 from tests.rtl.test_completion import random_rx, random_tx
 from tests.rtl.test_control_receive import Path as ControlPath
@@ -81,13 +81,8 @@ class Path(wiring.Component):
             connect(m, flipped(self.write), block.write)
         connect(m, control.socket, completion.socket)
         connect(m, completion.socket_taken, control.socket_taken)
-        for prefix, block, members in (("", control, self.of_control), ("cq_", completion, self.of_completion)):
-            for name, member in members.items():
-                ours, theirs = getattr(self, prefix + name), getattr(block, name)
-                if member.is_signature:
-                    connect(m, *((flipped(ours), theirs) if member.flow == In else (theirs, flipped(ours))))
-                else:
-                    m.d.comb += theirs.eq(ours) if member.flow == In else ours.eq(theirs)
+        lead_out(m, self, control, self.of_control)
+        lead_out(m, self, completion, self.of_completion, prefix="cq_")
         m.d.comb += self.active.eq(control.active | completion.active)
         return m
 
@@ -142,7 +137,6 @@ class Pair:
         return True
 
     async def _keys(self, ctx):
-        ctx.set(self.dut.emit_idle, 1)
         asked = 0
         while True:
             await ctx.tick()

@@ -75,8 +75,7 @@ class Path(wiring.Component):
         connect(m, receive.up, port.receive_up)
         connect(m, receive.entry, port.entry)
         connect(m, receive.place_over, port.place_over)
-        # an order may wait for a PLACE that stands behind a FLOW_DEL: so release waits for no order to send
-        m.d.comb += [port.keeps_key.eq(receive.keeps_key), receive.emit_idle.eq(1)]
+        m.d.comb += port.keeps_key.eq(receive.keeps_key)
         connect(m, port.checked, issue.i)
         for name in ("verdict", "piece", "row"):
             connect(m, getattr(port, name), getattr(issue, name))

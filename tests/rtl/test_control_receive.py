@@ -25,7 +25,7 @@ from rtl.control_receive import ControlReceive
 from rtl.interfaces import Strobe
 from rtl.mac_rx import rx_row
 from rtl.parser import Parser
-from tests.rtl.harness import Bench
+from tests.rtl.harness import Bench, lead_out
 from tests.rtl.rx_frames import IP, OWN_BYTES, TCP, IPv6, data, ether
 
 CONFIG = NicConfig(name="test", flows=16, control_cells=40, control_slots=32, listeners=16)
@@ -56,12 +56,7 @@ class Path(wiring.Component):
         connect(m, parser.flow, control.flow)
         for block in (parser, control):
             connect(m, flipped(self.write), block.write)
-        for name, member in self._members.items():
-            ours, theirs = getattr(self, name), getattr(control, name)
-            if member.is_signature:
-                connect(m, *((flipped(ours), theirs) if member.flow == In else (theirs, flipped(ours))))
-            else:
-                m.d.comb += theirs.eq(ours) if member.flow == In else ours.eq(theirs)
+        lead_out(m, self, control, self._members)
         m.d.comb += self.active.eq(parser.active | control.active)
         return m
 
@@ -125,7 +120,6 @@ class Pair:
 
     async def _bus(self, ctx):
         asked = written = first_row = 0
-        ctx.set(self.dut.emit_idle, 1)
         while True:
             await ctx.tick()
             for request in self.requests[asked:]:

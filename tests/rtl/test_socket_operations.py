@@ -34,7 +34,7 @@ from rtl.interfaces import SOCKET_OPERATION, Strobe
 from rtl.socket_operations import OperationTurns
 from rtl.tx_scheduler import TransmitScheduler
 from tests.rtl import test_fetch, test_tx_scheduler
-from tests.rtl.harness import Bench, idle, plain, until
+from tests.rtl.harness import Bench, idle, lead_out, plain, until
 from tests.rtl.test_fetch import CHANNELS, Ring, make_descriptor, push, random_descriptor, share_doorbells
 from tests.rtl.test_tx_scheduler import Job
 
@@ -71,15 +71,8 @@ class Front(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.fetch, m.submodules.scheduler = fetch, scheduler = self.fetch, self.scheduler
-        for block, names in ((fetch, FROM_FETCH), (scheduler, FROM_SCHEDULER)):
-            for name in names:
-                ours, theirs, member = getattr(self, name), getattr(block, name), self.signature.members[name]
-                if member.is_port:
-                    m.d.comb += theirs.eq(ours) if member.flow == In else ours.eq(theirs)
-                elif member.flow == In:
-                    connect(m, flipped(ours), theirs)
-                else:
-                    connect(m, theirs, flipped(ours))
+        lead_out(m, self, fetch, FROM_FETCH)
+        lead_out(m, self, scheduler, FROM_SCHEDULER)
         for name in ("job", "stored_row", "stored_piece"):
             connect(m, getattr(fetch, name), getattr(scheduler, name))
             m.d.comb += [getattr(self, name).payload.eq(getattr(fetch, name).payload),
