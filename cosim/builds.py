@@ -128,8 +128,8 @@ def _build_library(config: NicConfig, work: Path, target: Target) -> None:
     _verilate(work, target, [TRANSACTORS / "engine.cpp", TRANSACTORS / "interface.cpp"], prefix="Vwrapper",
               options=[*(WHOLE if fast else SPLIT), "-CFLAGS", _library_flags(work, direct=fast), "-LDFLAGS", "-shared",
                        "-o", LIBRARY_NAME])
-    # A device with a control port runs beside firmware in Python, which takes most of the time: a profile of traffic past
-    # the port makes its runs no shorter, and its build three times as long.
+    # A device with a control port runs beside firmware in Python, which takes most of the time: a profile of traffic
+    # past the port makes its runs no shorter, and its build three times as long.
     if not fast or not target.trained or config.flows:
         _compile(work, "Vwrapper", "-O1")
         return
