@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from cosim.control_port import with_control_port
+from cosim.control_port import device_config
 from cosim.device_processor import DeviceProcessors, FirmwareAccount
 from cosim.engines.base import RunError, failed_task
 from cosim.engines.bench import CountingPort, bus_timing, control_streams
@@ -176,7 +176,7 @@ class World:
         if device not in CONFIGS:
             raise InputError(f"no device {device!r}: choose from {', '.join(CONFIGS)}")
         self.kernel = Kernel()
-        self.config = with_control_port(CONFIGS[device]) if on_device else CONFIGS[device]
+        self.config = device_config(device, control_port=on_device)
         self.memory = HostMemory(memory_bytes)
         self._capture = None if capture is None else PcapngWriter(capture, "server")
         self.wire = Wire(self.kernel, bit_rate=link_bit_rate, capture=self._capture, impairments=impairments)

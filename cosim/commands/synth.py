@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cosim.area import make_table
-from cosim.control_port import with_control_port
+from cosim.control_port import device_config
 from cosim.errors import InputError
 from cosim.synthesis import PART_NAME, TARGET_HZ, Area, Timing, blocks, place_and_route, synthesize
 from nic_model.contract import CONFIGS
@@ -56,7 +56,7 @@ def synth(
         except OSError as error:
             raise InputError(f"cannot write to {keep}: {error.strerror}") from error
     console = Console(highlight=False)
-    config = with_control_port(CONFIGS[device]) if control_port else CONFIGS[device]
+    config = device_config(device, control_port=control_port)
     shown = _table(f"{device} with a control port" if control_port else device)
     with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory(prefix="memnic-synth-") as place:
         folder = Path(place)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cosim.control_port import with_control_port
+from cosim.control_port import device_config
 from cosim.errors import InputError
 from nic_model.contract import CONFIGS, NicConfig
 
@@ -39,7 +39,7 @@ def verilog(
         raise InputError(f"--mac-clock-hz must be positive, not {mac_clock_hz}")
     from rtl.verilog import nic_verilog  # Amaranth takes half a second to load
 
-    config = with_control_port(CONFIGS[device]) if control_port else CONFIGS[device]
+    config = device_config(device, control_port=control_port)
     if constraints is not None:
         _write_constraints(constraints, config, mac_clock_hz or config.clock_hz)
     if out is None:

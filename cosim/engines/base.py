@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from cosim.control_port import with_control_port
+from cosim.control_port import device_config
 from cosim.impairments import BothWays, PathCounts
 from cosim.machine import Application, Machine
 from cosim.shares import Interval, Share
 from cosim.systems import System
 from cosim.workload import Request
 from host_driver.runtime import TaskFailed
-from nic_model.contract import CONFIGS, NicConfig
+from nic_model.contract import NicConfig
 
 
 class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,8 +68,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     @property
     def config(self) -> NicConfig:
         """The named device; with a control port, if TCP is done on it. Raises KeyError for a device file."""
-        config = CONFIGS[self.device]
-        return with_control_port(config) if self.system.is_on_device else config
+        return device_config(self.device, control_port=self.system.is_on_device)
 
 
 class DeviceCounts(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import msgspec
 
-from cosim.control_port import with_control_port
+from cosim.control_port import device_config
 from cosim.engines.bench import CountingPort, bus_timing
 from cosim.engines.bus import Bus
 from cosim.engines.model import ModelPort
@@ -35,7 +35,7 @@ from host_driver.kernel_sockets import KernelSockets
 from host_driver.memnet import ChannelSettings, MemNet, pool_bytes
 from host_driver.runtime import Kernel
 from host_driver.tcp import PROFILES
-from nic_model.contract import CONFIGS, NicConfig
+from nic_model.contract import NicConfig
 
 SERVER_MAC = bytes([0x02, 0, 0, 0, 0, 1])
 PEER_MAC = bytes([0x02, 0, 0, 0, 0, 2])
@@ -86,8 +86,7 @@ class TapSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def config(self) -> NicConfig:
         """The device, with a control port if the system needs one."""
-        config = CONFIGS[self.device]
-        return with_control_port(config) if self.system.is_on_device else config
+        return device_config(self.device, control_port=self.system.is_on_device)
 
 
 class TapStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cosim.capture_reader import read_frames
-from cosim.control_port import with_control_port
+from cosim.control_port import device_config
 from cosim.engines.base import DeviceCounts, SystemResult
 from cosim.engines.model import ModelPort
 from cosim.experiment import SERVER_MAC, Experiment
@@ -17,7 +17,6 @@ from cosim.machine import load_application, load_machine
 from cosim.notification import with_notification
 from cosim.systems import SYSTEMS
 from cosim.workload import synthetic
-from nic_model.contract import CONFIGS
 from nic_model.contract.protocols import TcpFlags
 from nic_model.packets import parse_frame
 from tests.cosim.test_experiment import nothing, spec
@@ -66,7 +65,7 @@ def at_full_load(name: str, notification: str, path: Path, loss: float = 0.0) ->
                application=busy, capture_path=str(path), clients=16, seed=3,
                impairments=BothWays(outbound=lossy, inbound=lossy, seed=3) if loss else None)
     with Experiment(run, nothing) as experiment:
-        config = with_control_port(CONFIGS["tiny"]) if on_device else CONFIGS["tiny"]
+        config = device_config("tiny", control_port=on_device)
         port = ModelPort(config, experiment.kernel, experiment.memory, experiment.wire)
         experiment.attach(port, lambda: DeviceCounts(dma_read_bytes=0, dma_write_bytes=0, interrupts=port.interrupts))
         if on_device:

@@ -19,10 +19,9 @@ import msgspec
 import pytest
 
 from cosim import builds
-from cosim.control_port import with_control_port
+from cosim.control_port import device_config
 from cosim.tap.bench import TapResult
 from cosim.tap.namespace import INTERFACE, Namespace, why_not
-from nic_model.contract import CONFIGS
 
 T = TypeVar("T")
 
@@ -65,9 +64,8 @@ class Tap:
 
     def __enter__(self) -> Tap:
         if "compiled" in self._options:
-            config = CONFIGS[self._option("--device", "default")]
-            builds.build(with_control_port(config) if self._option("--systems", "") == "nic-tcp" else config,
-                         builds.LIBRARY)
+            is_on_device = self._option("--systems", "") == "nic-tcp"
+            builds.build(device_config(self._option("--device", "default"), control_port=is_on_device), builds.LIBRARY)
         self._log = (self._folder / "log").open("w+")
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         until = time.monotonic() + START_S
